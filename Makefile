@@ -1,0 +1,39 @@
+# Two commands on a fresh machine with Python and git: `make demo` and `make test`.
+# All that is installed goes into .venv; uv is brought there if the machine has none.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(shell command -v uv 2>/dev/null || echo $(BIN)/uv)
+READY := $(VENV)/.ready
+
+.PHONY: demo test test-quick lint lock clean
+
+demo: $(READY)
+	$(BIN)/midsight demo
+
+test: lint
+	$(BIN)/python -m pytest
+
+test-quick: $(READY)
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/pyright
+
+$(READY): pyproject.toml requirements.lock
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	command -v $(UV) >/dev/null || $(BIN)/python -m pip install --quiet uv
+	$(UV) pip install --quiet --python $(BIN)/python --requirement requirements.lock
+	$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
+	touch $(READY)
+
+lock:
+	$(UV) pip compile --quiet --universal --python-version 3.11 --extra demo --group dev \
+		--no-header --no-emit-index-url --no-annotate pyproject.toml --output-file requirements.lock
+
+clean:
+	rm -rf $(VENV) demo-run

@@ -1,0 +1,228 @@
+"""The command line: thin, one command per room."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from midsight import __version__
+from midsight.errors import MidsightError
+
+if TYPE_CHECKING:
+    from midsight.extraction.run import Progress
+
+DONE, SOME_FAILED, WRONG_CALL, STOPPED = 0, 1, 2, 3
+
+app = typer.Typer(
+    name="midsight",
+    help="Record what a vision-language model computes on its way to an answer.",
+    epilog="Exit codes: 0 all done, 1 finished with failed samples, 2 wrong call, 3 stopped early but resumable.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Out = Annotated[Path, typer.Option("--out", help="The run folder; an unfinished run goes on.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+
+
+def print_version(wanted: bool) -> None:
+    """Prints the version and ends."""
+    if wanted:
+        typer.echo(f"midsight {__version__}")
+        raise typer.Exit(DONE)
+
+
+@app.callback()
+def options_of_all_commands(
+    version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Holds the options before the command."""
+
+
+@contextmanager
+def reported_errors(*, debug: bool) -> Iterator[None]:
+    """Turns errors into one sentence and an exit code; `debug` adds the traceback."""
+    errors = Console(stderr=True, soft_wrap=True, highlight=False)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        errors.print("Stopped. What was finished is stored; the same command goes on from there.")
+        raise typer.Exit(STOPPED) from None
+    except MidsightError as error:
+        if debug:
+            traceback.print_exc()
+        errors.print(f"Error: {error}", markup=False)
+        raise typer.Exit(STOPPED if error.resumable else WRONG_CALL) from None
+
+
+@contextmanager
+def progress_display(console: Console) -> Iterator[Any]:
+    """A live line: samples done and failed, samples per second, time left."""
+    from rich.filesize import decimal
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    bars = Bars(
+        TextColumn("extracting"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("samples, {task.fields[failed]} failed, {task.fields[speed]}"),
+        TimeRemainingColumn(),
+        console=console,
+    )
+    with bars:
+        task = bars.add_task("extracting", total=None, failed=0, speed="")
+
+        def show(progress: Progress) -> None:
+            finished = progress.samples - progress.remaining
+            if progress.done + progress.failed == 0 or bars.tasks[task].total is None:
+                console.print(
+                    f"{progress.samples} samples on {progress.images} images, {progress.already} done before; "
+                    f"the vectors take up to {decimal(progress.estimated_bytes)} before compression."
+                )
+                bars.reset(task, total=progress.samples, completed=finished, failed=progress.failed, speed="")
+            speed = bars.tasks[task].speed
+            bars.update(
+                task,
+                completed=finished,
+                failed=progress.failed,
+                speed=f"{speed:.1f} per second" if speed else "",
+            )
+
+        yield show
+
+
+@app.command()
+def extract(
+    data: Annotated[Path, typer.Argument(help="JSONL or CSV file of image-question pairs.")],
+    model: Annotated[str, typer.Option("--model", help="Folder of the model.")],
+    out: Out,
+    images: Annotated[Path | None, typer.Option(help="Folder that image paths start from [the file's].")] = None,
+    image_column: Annotated[str, typer.Option(help="Column of image paths.")] = "image",
+    question_column: Annotated[str, typer.Option(help="Column of questions.")] = "question",
+    answer_column: Annotated[str | None, typer.Option(help="Column of right answers [answer or answers].")] = None,
+    id_column: Annotated[str | None, typer.Option(help="Column of unique ids [id].")] = None,
+    prompt: Annotated[str, typer.Option(help="The user's text around the question.")] = "{question}",
+    system: Annotated[str | None, typer.Option(help="Text of a system turn.")] = None,
+    layers: Annotated[str, typer.Option(help="default, all, or decoder layers like 0,8,16.")] = "default",
+    residual: Annotated[bool, typer.Option("--residual", help="Also the last layer before the final norm.")] = False,
+    positions: Annotated[
+        str, typer.Option(help="Any of vision_token, query_token, image_mean.")
+    ] = "vision_token,query_token",
+    vision: Annotated[str, typer.Option(help="mean or none: pooling of the vision encoder.")] = "mean",
+    processor_pooled_pixels: Annotated[
+        bool, typer.Option("--processor-pooled-pixels", help="Also the averaged pixels of earlier scripts.")
+    ] = False,
+    pixels: Annotated[str | None, typer.Option(help="pil or transformers: who resizes [as published].")] = None,
+    answers: Annotated[bool, typer.Option(help="Whether to decode answers.")] = True,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 200,
+    batch_size: Annotated[int, typer.Option(help="Samples in one call of the model.")] = 8,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, mps, cuda or cuda:N.")] = "auto",
+    lora: Annotated[str, typer.Option(help="unmerged or off: the LoRA that images need.")] = "unmerged",
+    limit: Annotated[int | None, typer.Option(help="Only the first rows.")] = None,
+    store_dtype: Annotated[str, typer.Option(help="float32 or float16.")] = "float32",
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed samples again.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Extract a dataset into a run folder; the same command resumes it."""
+    arguments = {name: value for name, value in locals().items() if name not in LOADING_OPTIONS | {"debug"}}
+    with reported_errors(debug=debug):
+        run = run_with_progress(load_with_notes(model, dtype=dtype, device=device, lora=lora), **arguments)
+        report_failures(run)
+
+
+LOADING_OPTIONS = {"model", "dtype", "device", "lora"}
+
+
+def load_with_notes(model: str, **options: Any) -> Any:
+    """Loads a model and says what the user should know of it."""
+    from midsight.extraction.model import load
+
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    with console.status(f"Loading {model}"):
+        loaded = load(model, **options)
+    for sentence in (*loaded.loaded.notes, *loaded.loaded.mends):
+        console.print(sentence, markup=False)
+    return loaded
+
+
+def run_with_progress(model: Any, **arguments: Any) -> Any:
+    """The main job with a live display."""
+    from midsight.extraction.run import extract as extract_dataset
+
+    with progress_display(Console(stderr=True, soft_wrap=True, highlight=False)) as show:
+        return extract_dataset(model=model, on_progress=show, **arguments)
+
+
+def report_failures(run: Any) -> None:
+    """Says how the run ended; exits with 1 where samples failed."""
+    failures = run.failures()
+    typer.echo(f"{run.path}: {len(run)} samples stored, {len(failures)} failed.")
+    if failures:
+        typer.echo(f"{failures[0].sample_id}: {failures[0].reason}")
+        typer.echo(f"See all with: midsight show {run.path} --failures")
+        raise typer.Exit(SOME_FAILED)
+
+
+@app.command()
+def show(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    failures: Annotated[bool, typer.Option("--failures", help="List every failed sample.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Show what a run holds: counts, columns, shapes, norms, constant columns, failures."""
+    with reported_errors(debug=debug):
+        from midsight.reports.summary import summarise
+        from midsight.reports.terminal import render_summary
+        from midsight.store.reader import open_run
+
+        opened = open_run(run)
+        if failures:
+            for failure in opened.failures():
+                typer.echo(f"{failure.sample_id}\t{failure.reason}")
+            return
+        Console(highlight=False).print(render_summary(summarise(opened)))
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the model, the images and the run.")] = Path("demo-run"),
+    checkpoint_only: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Only write the demo checkpoint to DIR.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Run the main job offline on a small untrained model and 60 real image-question pairs."""
+    with reported_errors(debug=debug):
+        from midsight.testing.phi4_multimodal import write_phi4_multimodal
+
+        if checkpoint_only is not None:
+            typer.echo(f"Wrote an untrained Phi-4-multimodal to {write_phi4_multimodal(checkpoint_only)}.")
+            return
+        from midsight.demo.show import run_demo
+
+        run_demo(out, load_with_notes, run_with_progress, Console(highlight=False))
+
+
+def main() -> None:
+    """Entry point of the `midsight` command."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        app()
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(DONE)

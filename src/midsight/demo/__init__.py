@@ -1,0 +1,1 @@
+"""The demonstration that runs offline on what the package ships."""

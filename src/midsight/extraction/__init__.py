@@ -1,0 +1,1 @@
+"""From samples to records: preparing, prefill, decode, and the loop of a run."""

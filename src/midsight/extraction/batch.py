@@ -1,0 +1,167 @@
+"""One batch from prepared samples to records."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from midsight.extraction.decode import Answer, FirstToken, decode_until, describe_first_token
+from midsight.extraction.prefill import Continuation, Prefill, encode_distinct, pad_rows, prefill
+from midsight.extraction.prepare import PreparedSample, pooled_pixels, prepare
+from midsight.extraction.request import PaddingSide, Plan
+from midsight.models.adapter import EncodedImage, mean_over_patches
+from midsight.models.layout import Span
+from midsight.models.loading import LoadedModel
+from midsight.records import PROCESSOR_POOLED_PIXELS, VISION_ONLY, Record
+from midsight.samples.sample import Failure, Sample
+
+Outcome = Record | Failure
+
+
+def extract_samples(
+    model: LoadedModel, plan: Plan, samples: Sequence[Sample], *, padding_side: PaddingSide = "left"
+) -> list[Outcome]:
+    """One outcome for each sample, in their order; a sample that cannot be extracted is a Failure.
+
+    A batch that fails as a whole is halved until the sample at fault stands alone.
+    """
+    outcomes: dict[str, Outcome] = {}
+    ready: list[PreparedSample] = []
+    for item in prepare(model, plan, samples):
+        if isinstance(item, Failure):
+            outcomes[item.sample_id] = item
+        else:
+            ready.append(item)
+    for group in split_by_regime(ready, model.adapter.longrope_border(model.config)):
+        for outcome in isolate_failures(group, lambda part: extract_group(model, plan, part, padding_side)):
+            outcomes[outcome.sample_id] = outcome
+    return [outcomes[sample.sample_id] for sample in samples]
+
+
+def split_by_regime(prepared: Sequence[PreparedSample], border: int | None) -> list[list[PreparedSample]]:
+    """Prompts that use the short rotary factors, and those that use the long ones; never both in one call."""
+    if border is None:
+        groups = [list(prepared)]
+    else:
+        groups = [[p for p in prepared if (len(p.prompt.token_ids) > border) is is_long] for is_long in (False, True)]
+    return [group for group in groups if group]
+
+
+def isolate_failures(
+    group: Sequence[PreparedSample], extract: Callable[[Sequence[PreparedSample]], list[Outcome]]
+) -> list[Outcome]:
+    """Calls `extract`; where it raises, tries again with halves down to single samples."""
+    try:
+        return extract(group)
+    except Exception as error:  # whatever one sample does to the model, the others are extracted
+        if len(group) == 1:
+            sample = group[0].sample
+            reason = f"The model failed on this sample: {type(error).__name__}: {error}"
+            return [Failure(sample.sample_id, sample.input_index, reason)]
+    middle = len(group) // 2
+    return [*isolate_failures(group[:middle], extract), *isolate_failures(group[middle:], extract)]
+
+
+@torch.inference_mode()
+def extract_group(
+    model: LoadedModel, plan: Plan, group: Sequence[PreparedSample], padding_side: PaddingSide
+) -> list[Outcome]:
+    """Samples of one longrope regime: one prefill for all, then their answers."""
+    images = encode_distinct(model, [item.images for item in group])
+    layouts = [item.prompt.layout for item in group]
+    rows = pad_rows(
+        [item.prompt.token_ids for item in group], layouts, pad_id=model.pad_id, side=padding_side, device=model.device
+    )
+    filled = prefill(model, rows, images, plan.taps, answers=plan.answers)
+    vectors = collect_vectors(plan, group, images, filled)
+    if filled.continuation is None:
+        return [make_outcome(model, item, vectors[i]) for i, item in enumerate(group)]
+    first_tokens = describe_first_token(filled.continuation.logits)
+    answers = decode_answers(model, plan, group, images, filled.continuation)
+    return [make_outcome(model, item, vectors[i], answers[i], first_tokens[i]) for i, item in enumerate(group)]
+
+
+def decode_answers(
+    model: LoadedModel,
+    plan: Plan,
+    group: Sequence[PreparedSample],
+    images: Sequence[Sequence[EncodedImage]],
+    filled: Continuation,
+) -> list[Answer]:
+    """Greedy answers from a prefill.
+
+    A row that reaches the longrope border is prefilled again with all it has, so that every
+    position uses the long factors, and goes on from there.
+    """
+    border = model.adapter.longrope_border(model.config)
+    answers = [Answer() for _ in group]
+    decode_until(model, answers, filled, max_new_tokens=plan.max_new_tokens, border=border)
+    at_border = [i for i, answer in enumerate(answers) if answer.finish_reason is None]
+    if at_border:
+        token_ids = [(*group[i].prompt.token_ids, *answers[i].token_ids) for i in at_border]
+        layouts = [
+            replace(group[i].prompt.layout, prompt=Span(0, len(ids)))
+            for i, ids in zip(at_border, token_ids, strict=True)
+        ]
+        rows = pad_rows(token_ids, layouts, pad_id=model.pad_id, side="left", device=model.device)
+        refilled = prefill(model, rows, [images[i] for i in at_border], taps=(), answers=True)
+        open_answers = [answers[i] for i in at_border]
+        decode_until(model, open_answers, refilled.continuation, max_new_tokens=plan.max_new_tokens, border=None)
+    return answers
+
+
+def collect_vectors(
+    plan: Plan, group: Sequence[PreparedSample], images: Sequence[Sequence[EncodedImage]], filled: Prefill
+) -> list[dict[str, np.ndarray]]:
+    """Every sample's vectors by column name, in the order of the columns, each float32 [width]."""
+    columns: dict[str, np.ndarray] = {}
+    if plan.vision:
+        columns[VISION_ONLY] = torch.stack([mean_over_patches(row) for row in images]).cpu().numpy()
+    if plan.processor_pooled_pixels:
+        columns[PROCESSOR_POOLED_PIXELS] = torch.stack([pooled_pixels(item.images) for item in group]).numpy()
+    columns |= {str(tap): filled.states[tap].cpu().numpy() for tap in plan.taps}
+    return [{name: columns[name][i] for name in plan.vectors} for i in range(len(group))]
+
+
+def make_outcome(
+    model: LoadedModel,
+    item: PreparedSample,
+    vectors: dict[str, np.ndarray],
+    answer: Answer | None = None,
+    first_token: FirstToken | None = None,
+) -> Outcome:
+    """The sample's record; a Failure where a vector holds a value that is not finite."""
+    sample, layout = item.sample, item.prompt.layout
+    broken = [name for name, vector in vectors.items() if not np.isfinite(vector).all()]
+    if broken:
+        reason = f"{broken[0]} has values that are not finite in {model.dtype}; try --dtype float32 or bfloat16."
+        return Failure(sample.sample_id, sample.input_index, reason)
+    answered = {}
+    if answer is not None and first_token is not None:
+        answered = {
+            "answer": model.tokenizer.decode(answer.token_ids, skip_special_tokens=True),
+            "answer_token_ids": tuple(answer.token_ids),
+            "answer_logprobs": tuple(answer.logprobs),
+            "finish_reason": answer.finish_reason,
+            "first_token_entropy": first_token.entropy,
+            "first_token_top_ids": first_token.top_ids,
+            "first_token_top_logprobs": first_token.top_logprobs,
+        }
+    return Record(
+        sample_id=sample.sample_id,
+        input_index=sample.input_index,
+        image_id=item.image_id,
+        image=sample.image,
+        question=sample.question,
+        reference_answers=sample.reference_answers,
+        extras=sample.extras,
+        prompt_tokens=len(layout.prompt),
+        image_tokens=layout.image_tokens,
+        vision_token_index=layout.vision_token,
+        query_token_index=layout.query_token,
+        vectors=vectors,
+        **answered,
+    )

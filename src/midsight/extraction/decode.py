@@ -1,0 +1,123 @@
+"""Greedy answers, decoded on from a prefill; each row stops for itself and then leaves the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from midsight.extraction.prefill import Continuation
+from midsight.models.adapter import submodule
+from midsight.models.loading import LoadedModel
+from midsight.records import FinishReason
+
+TOP_TOKENS = 10
+
+
+@dataclass
+class Answer:
+    """What one row has generated so far."""
+
+    token_ids: list[int] = field(default_factory=list)
+    """Generated tokens, the stop token included."""
+    logprobs: list[float] = field(default_factory=list)
+    """Log-softmax of the raw logits in float32, one per token."""
+    finish_reason: FinishReason | None = None
+    """None while the row is still open."""
+
+
+@dataclass(frozen=True)
+class FirstToken:
+    """The model's own confidence: how the first token's distribution looks."""
+
+    entropy: float
+    """In nats."""
+    top_ids: tuple[int, ...]
+    """The ten likeliest tokens, likeliest first."""
+    top_logprobs: tuple[float, ...]
+    """Their log-probabilities."""
+
+
+@dataclass
+class OpenRows:
+    """The rows of a batch that are still being answered, between two steps."""
+
+    answers: list[Answer]
+    """What each row has generated."""
+    state: Continuation
+    """Its tensors, one row an answer."""
+
+    def keep(self, kept: Sequence[int]) -> None:
+        """Drops all rows but those at the indices `kept`."""
+        if len(kept) == len(self.answers):
+            return
+        state = self.state
+        indices = torch.tensor(kept, device=state.logits.device, dtype=torch.int64)
+        if kept:
+            state.cache.batch_select_indices(indices)
+        self.answers = [self.answers[i] for i in kept]
+        self.state = Continuation(
+            state.logits[indices], state.cache, state.attention_mask[indices], [state.lengths[i] for i in kept]
+        )
+
+
+def describe_first_token(logits: Tensor) -> list[FirstToken]:
+    """Entropy and likeliest tokens of each row of logits, float32 [batch, vocabulary]."""
+    logprobs = logits.log_softmax(dim=-1)
+    entropies = torch.special.entr(logprobs.exp()).sum(dim=-1)
+    top = logprobs.topk(min(TOP_TOKENS, logprobs.shape[-1]), dim=-1)
+    rows = zip(entropies.tolist(), top.indices.tolist(), top.values.tolist(), strict=True)
+    return [FirstToken(entropy, tuple(ids), tuple(values)) for entropy, ids, values in rows]
+
+
+def decode_until(
+    model: LoadedModel, answers: Sequence[Answer], start: Continuation, *, max_new_tokens: int, border: int | None
+) -> None:
+    """Decodes greedily until every row has stopped, or would grow past `border` tokens.
+
+    Answers that met the border stay open (no finish reason), their last token not yet fed.
+    """
+    open_rows = OpenRows(list(answers), start)
+    while True:
+        take_tokens(open_rows, stop_ids=model.stop_ids, max_new_tokens=max_new_tokens)
+        open_rows.keep([i for i, length in enumerate(open_rows.state.lengths) if length != border])
+        if not open_rows.answers:
+            return
+        open_rows.state = feed_tokens(model, open_rows)
+
+
+def take_tokens(open_rows: OpenRows, *, stop_ids: Sequence[int], max_new_tokens: int) -> None:
+    """Appends each row's likeliest token to its answer; rows that end with it leave."""
+    logits = open_rows.state.logits
+    token_ids = logits.argmax(dim=-1, keepdim=True)
+    logprobs = logits.log_softmax(dim=-1).gather(1, token_ids)
+    for answer, token_id, logprob in zip(
+        open_rows.answers, token_ids[:, 0].tolist(), logprobs[:, 0].tolist(), strict=True
+    ):
+        answer.token_ids.append(token_id)
+        answer.logprobs.append(logprob)
+        if token_id in stop_ids:
+            answer.finish_reason = "stop"
+        elif len(answer.token_ids) == max_new_tokens:
+            answer.finish_reason = "length"
+    open_rows.keep([i for i, answer in enumerate(open_rows.answers) if answer.finish_reason is None])
+
+
+def feed_tokens(model: LoadedModel, open_rows: OpenRows) -> Continuation:
+    """One decode step: each row's last token through the decoder."""
+    state = open_rows.state
+    device = state.logits.device
+    one_more = state.attention_mask.new_ones((len(open_rows.answers), 1))
+    attention_mask = torch.cat([state.attention_mask, one_more], dim=1)
+    output: Any = submodule(model.hf_model, model.adapter.decoder)(
+        input_ids=torch.tensor([[answer.token_ids[-1]] for answer in open_rows.answers], device=device),
+        attention_mask=attention_mask,
+        position_ids=torch.tensor([[length] for length in state.lengths], device=device),
+        past_key_values=state.cache,
+        use_cache=True,
+    )
+    logits = submodule(model.hf_model, model.adapter.lm_head)(output.last_hidden_state[:, -1]).float()
+    return Continuation(logits, state.cache, attention_mask, [length + 1 for length in state.lengths])

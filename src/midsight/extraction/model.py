@@ -1,0 +1,61 @@
+"""The model as users hold it: loaded once, asked about samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from midsight.errors import SampleError
+from midsight.extraction.batch import extract_samples
+from midsight.extraction.request import Request, resolve
+from midsight.models.loading import LoadedModel, Lora, load_model, wrap_model
+from midsight.records import Record
+from midsight.samples.sample import Failure, ImageSource, Sample
+from midsight.samples.tables import make_samples
+
+DEFAULT_BATCH_SIZE = 8
+
+
+@dataclass(frozen=True)
+class Model:
+    """A loaded model that extracts records from image-question pairs."""
+
+    loaded: LoadedModel
+    """transformers' model, tokenizer and image processor, and what was found at load."""
+
+    def extract(self, image: ImageSource | str, question: str, **options: Any) -> Record:
+        """The record of one image (path, encoded bytes or PIL image) and question.
+
+        `options` are the fields of Request: layers, positions, residual, vision,
+        processor_pooled_pixels, pixels, answers, max_new_tokens, prompt, system.
+        Raises SampleError where the pair cannot be extracted.
+        """
+        outcome = self.extract_many([(image, question)], **options)[0]
+        if isinstance(outcome, Failure):
+            raise SampleError(outcome.reason)
+        return outcome
+
+    def extract_many(
+        self,
+        pairs: Iterable[Sample | tuple[ImageSource | str, str]],
+        *,
+        batch_size: int = DEFAULT_BATCH_SIZE,
+        **options: Any,
+    ) -> list[Record | Failure]:
+        """One outcome for each pair, in their order, kept in memory; `options` as for extract."""
+        plan = resolve(Request(**options), self.loaded)
+        samples = make_samples(pairs).samples
+        batches = [samples[i : i + batch_size] for i in range(0, len(samples), batch_size)]
+        return [outcome for batch in batches for outcome in extract_samples(self.loaded, plan, batch)]
+
+
+def load(source: str | Path, *, dtype: str = "auto", device: str = "auto", lora: Lora = "unmerged") -> Model:
+    """Loads a model folder; see load_model for the options. Raises MidsightError."""
+    return Model(load_model(source, dtype=dtype, device=device, lora=lora))
+
+
+def wrap(hf_model: Any, hf_processor: Any) -> Model:
+    """A transformers model of a known family that you loaded yourself, with its processor."""
+    return Model(wrap_model(hf_model, hf_processor))

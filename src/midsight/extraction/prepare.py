@@ -1,0 +1,86 @@
+"""From a sample to the model's inputs: images decoded and cut into crops, prompt tokenised."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from midsight.errors import SampleError
+from midsight.extraction.request import Plan
+from midsight.models.adapter import ImageInputs
+from midsight.models.loading import LoadedModel
+from midsight.models.prompts import PromptTokens, tokenise_prompt
+from midsight.samples.images import decode_image, image_id, joint_image_id
+from midsight.samples.sample import Failure, ImageSource, Sample
+
+
+@dataclass(frozen=True)
+class PreparedImage:
+    """One image, decoded and as the vision encoder takes it."""
+
+    image_id: str
+    """SHA-256 of its decoded pixels."""
+    inputs: ImageInputs
+    """For the vision encoder."""
+
+
+@dataclass(frozen=True)
+class PreparedSample:
+    """A sample ready for the model."""
+
+    sample: Sample
+    """As it came."""
+    image_id: str
+    """SHA-256 of the decoded pixels."""
+    images: tuple[ImageInputs, ...]
+    """In the order of the prompt; samples of one batch share the objects of a shared image."""
+    prompt: PromptTokens
+    """Without padding."""
+
+
+def prepare(model: LoadedModel, plan: Plan, samples: Sequence[Sample]) -> list[PreparedSample | Failure]:
+    """Each sample ready for the model, or why it cannot be; an image shared by samples is prepared once."""
+    prepared_images: dict[Path | int, PreparedImage] = {}
+
+    def prepare_image(source: ImageSource) -> PreparedImage:
+        key = source if isinstance(source, Path) else id(source)
+        if key not in prepared_images:
+            image = decode_image(source)
+            inputs = model.adapter.image_inputs(model.image_processor, image, plan.pixels)
+            prepared_images[key] = PreparedImage(image_id(image), inputs)
+        return prepared_images[key]
+
+    def prepare_sample(sample: Sample) -> PreparedSample | Failure:
+        try:
+            if not sample.images:
+                raise SampleError("The sample has no image; midsight extracts from image-question pairs.")
+            images = [prepare_image(source) for source in sample.images]
+            prompt = tokenise_prompt(
+                model.tokenizer, model.adapter, plan.template, sample.question, [i.inputs.tokens for i in images]
+            )
+        except SampleError as error:
+            return Failure(sample.sample_id, sample.input_index, str(error))
+        identity = joint_image_id([image.image_id for image in images])
+        return PreparedSample(sample, identity, tuple(image.inputs for image in images), prompt)
+
+    return [prepare_sample(sample) for sample in samples]
+
+
+def pooled_pixels(images: Sequence[ImageInputs]) -> Tensor:
+    """The processor's tensor [1, crops, 3, height, width], averaged over dim 1 until two dims are left.
+
+    This is what earlier scripts stored as `vision_only_representation`: float32 [width in pixels],
+    the brightness of pixel columns. Several images are averaged.
+    """
+
+    def average(image: ImageInputs) -> Tensor:
+        pixels = image.pixel_values.unsqueeze(0)
+        while pixels.dim() > 2:
+            pixels = pixels.mean(dim=1)
+        return pixels[0]
+
+    return torch.stack([average(image) for image in images]).mean(dim=0)

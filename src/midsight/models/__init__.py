@@ -1,0 +1,1 @@
+"""Model families: what each declares, and the plain functions that act on it."""

@@ -1,0 +1,104 @@
+"""What one sample leaves behind. The columns of a run are derived from these fields."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from midsight.errors import MidsightError
+from midsight.taps.tap import Position, Tap
+
+VISION_ONLY = "vision_only_representation"
+PROCESSOR_POOLED_PIXELS = "processor_pooled_pixels"
+
+FinishReason = Literal["stop", "length"]
+"""Why decoding ended: a stop token, or the limit on new tokens."""
+
+ANSWER = {"only_with_answers": True}
+"""Marks the fields that a run without answers does not have."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One extracted sample; `vectors` apart, each field is a column of the run."""
+
+    sample_id: str
+    """Unique in its dataset."""
+    input_index: int
+    """Row in the dataset, from 0."""
+    image_id: str
+    """SHA-256 of the decoded RGB pixels and their size; of several images, of their ids."""
+    image: str
+    """The reference to the images as the dataset gives it; several are a JSON list."""
+    question: str
+    """The user's text, without template."""
+    reference_answers: tuple[str, ...]
+    """Answers the dataset calls right."""
+    extras: Mapping[str, Any]
+    """Every other input column, each a column of the run under its own name."""
+    answer: str | None = field(default=None, metadata=ANSWER)
+    """Greedy decode, special tokens skipped."""
+    answer_token_ids: tuple[int, ...] | None = field(default=None, metadata=ANSWER)
+    """Generated token ids, the stop token included."""
+    answer_logprobs: tuple[float, ...] | None = field(default=None, metadata=ANSWER)
+    """Log-softmax of the raw logits in float32, one per generated token."""
+    finish_reason: FinishReason | None = field(default=None, metadata=ANSWER)
+    """Why decoding ended."""
+    first_token_entropy: float | None = field(default=None, metadata=ANSWER)
+    """Entropy of the first token's distribution, in nats."""
+    first_token_top_ids: tuple[int, ...] | None = field(default=None, metadata=ANSWER)
+    """Ids of the ten likeliest first tokens, likeliest first."""
+    first_token_top_logprobs: tuple[float, ...] | None = field(default=None, metadata=ANSWER)
+    """Their log-probabilities."""
+    prompt_tokens: int = 0
+    """Tokens of the prompt, image tokens included, padding not."""
+    image_tokens: int = 0
+    """Tokens of the prompt that stand for images."""
+    vision_token_index: int = 0
+    """Index in the prompt of the last image token, from 0."""
+    query_token_index: int = 0
+    """Index in the prompt of its last token, from 0."""
+    vectors: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """float32 [width] by column name; not a column itself, each entry is one."""
+
+    @property
+    def vision_only_representation(self) -> np.ndarray:
+        """Mean of the vision encoder's feature layer over all useful patches, float32 [vision width]."""
+        return self._vector(VISION_ONLY)
+
+    @property
+    def processor_pooled_pixels(self) -> np.ndarray:
+        """The processor's pixels averaged over crops, channels and rows, float32 [crop size]."""
+        return self._vector(PROCESSOR_POOLED_PIXELS)
+
+    @property
+    def vision_token_representation(self) -> dict[int, np.ndarray]:
+        """Hidden state at the last image token by decoder layer, each float32 [hidden size]."""
+        return self._by_layer("vision_token")
+
+    @property
+    def query_token_representation(self) -> dict[int, np.ndarray]:
+        """Hidden state at the last prompt token by decoder layer, each float32 [hidden size]."""
+        return self._by_layer("query_token")
+
+    @property
+    def image_mean_representation(self) -> dict[int, np.ndarray]:
+        """Mean hidden state of all image tokens by decoder layer, each float32 [hidden size]."""
+        return self._by_layer("image_mean")
+
+    def _vector(self, name: str) -> np.ndarray:
+        if name not in self.vectors:
+            raise MidsightError(f"{name} was not extracted; this record holds {', '.join(self.vectors)}.")
+        return self.vectors[name]
+
+    def _by_layer(self, position: Position) -> dict[int, np.ndarray]:
+        taps = [Tap.parse(name) for name in self.vectors if ".layer_" in name]
+        wanted = [tap for tap in taps if tap.position == position and tap.stage == "layer"]
+        if not wanted:
+            raise MidsightError(
+                f"{position}_representation was not extracted; this record holds {', '.join(self.vectors)}."
+            )
+        return {tap.layer: self.vectors[str(tap)] for tap in wanted}

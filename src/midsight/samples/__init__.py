@@ -1,0 +1,1 @@
+"""Datasets in: samples, the tables they come from, and their images."""

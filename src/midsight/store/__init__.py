@@ -1,0 +1,1 @@
+"""The run folder: its columns, its writer and its reader."""

@@ -1,0 +1,1 @@
+"""Taps: addresses of hidden states, and the hooks that take them."""

@@ -1,0 +1,117 @@
+"""Where a vector is taken: one address with one spelling, parsed and printed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from midsight.errors import MidsightError
+
+Position = Literal["vision_token", "query_token", "image_mean"]
+"""Which tokens of the prompt: the last image token, the last prompt token, the mean of all image tokens."""
+
+Stage = Literal["layer", "residual"]
+"""`layer`: transformers' hidden_states[k + 1] (the last one after the final norm). `residual`: the
+last layer's output before the final norm."""
+
+POSITIONS: tuple[Position, ...] = get_args(Position)
+DEFAULT_POSITIONS: tuple[Position, ...] = ("vision_token", "query_token")
+
+_SPELLING = re.compile(r"(?P<position>[a-z_]+)_representation\.layer_(?P<layer>0|[1-9][0-9]*)(?P<residual>_residual)?")
+
+
+@dataclass(frozen=True)
+class Tap:
+    """A decoder hidden state at one position of the prompt, after one layer.
+
+    Its spelling is the column name: `query_token_representation.layer_16`,
+    `vision_token_representation.layer_31_residual`.
+    """
+
+    position: Position
+    """Which tokens of the prompt."""
+    layer: int
+    """Decoder layer whose output is taken, from 0."""
+    stage: Stage = "layer"
+    """Which of the layer's quantities is taken."""
+
+    def __post_init__(self) -> None:
+        if self.position not in POSITIONS:
+            raise MidsightError(f"The position {self.position!r} is unknown; choose from {', '.join(POSITIONS)}.")
+        if self.stage not in get_args(Stage):
+            raise MidsightError(f"The stage {self.stage!r} is unknown; choose from {', '.join(get_args(Stage))}.")
+        if self.layer < 0:
+            raise MidsightError(f"The layer {self.layer} of a tap is negative; resolve it with choose_layers first.")
+
+    def __str__(self) -> str:
+        suffix = "_residual" if self.stage == "residual" else ""
+        return f"{self.position}_representation.layer_{self.layer}{suffix}"
+
+    @classmethod
+    def parse(cls, text: str) -> Tap:
+        """The tap that prints as `text`; raises MidsightError when none does."""
+        match = _SPELLING.fullmatch(text)
+        position = next((p for p in POSITIONS if match is not None and p == match["position"]), None)
+        if match is None or position is None:
+            raise MidsightError(
+                f"{text!r} names no tap; write POSITION_representation.layer_K with POSITION one of "
+                f"{', '.join(POSITIONS)}, and _residual behind it for the state before the final norm."
+            )
+        stage: Stage = "residual" if match["residual"] else "layer"
+        return cls(position, int(match["layer"]), stage)
+
+
+def choose_layers(choice: str | Iterable[int], n_layers: int) -> tuple[int, ...]:
+    """The decoder layers that `choice` names, ascending, each once.
+
+    `default` is first, quarters and last: sorted({0, n//4, n//2, 3*n//4, n-1}); `all` is every
+    layer; anything else is a list of integers (`"0,8,-1"` or `[0, 8, -1]`), negative ones counting
+    from the end. Raises MidsightError for a layer the model does not have.
+    """
+    if n_layers < 1:
+        raise MidsightError(f"A model with {n_layers} decoder layers has nothing to choose from.")
+    if choice == "default":
+        return tuple(sorted({0, n_layers // 4, n_layers // 2, 3 * n_layers // 4, n_layers - 1}))
+    if choice == "all":
+        return tuple(range(n_layers))
+    chosen: set[int] = set()
+    for item in choice.split(",") if isinstance(choice, str) else choice:
+        try:
+            index = int(item)
+        except ValueError:
+            raise MidsightError(
+                f"The layer {item!r} is no number; give default, all, or numbers like 0,8,16."
+            ) from None
+        if not -n_layers <= index < n_layers:
+            raise MidsightError(f"The model has no layer {index}; its layers are 0 to {n_layers - 1}.")
+        chosen.add(index % n_layers)
+    if not chosen:
+        raise MidsightError("No layer was chosen; give default, all, or numbers like 0,8,16.")
+    return tuple(sorted(chosen))
+
+
+def choose_positions(choice: str | Sequence[str]) -> tuple[Position, ...]:
+    """The positions that `choice` names (`"vision_token,query_token"` or a list), in the fixed order."""
+    names = [name.strip() for name in choice.split(",")] if isinstance(choice, str) else list(choice)
+    unknown = [name for name in names if name not in POSITIONS]
+    if unknown or not names:
+        given = ", ".join(map(repr, unknown)) or "an empty list"
+        raise MidsightError(f"--positions got {given}; choose from {', '.join(POSITIONS)}.")
+    return tuple(position for position in POSITIONS if position in names)
+
+
+def choose_taps(
+    positions: Sequence[Position], layers: Sequence[int], n_layers: int, *, residual: bool = False
+) -> tuple[Tap, ...]:
+    """The taps at every position and layer, positions outermost.
+
+    With `residual` and the last layer among `layers`, its state before the final norm is taken too.
+    """
+    taps: list[Tap] = []
+    for position in positions:
+        taps.extend(Tap(position, layer) for layer in layers)
+        if residual and n_layers - 1 in layers:
+            taps.append(Tap(position, n_layers - 1, "residual"))
+    return tuple(taps)

@@ -1,0 +1,1 @@
+"""Tiny checkpoints and checks, public: people who add or port a model use them."""
