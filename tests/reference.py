@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -60,6 +61,30 @@ def pil_resizing() -> Iterator[None]:
         yield
 
 
+@dataclass(frozen=True)
+class Forward:
+    """What one full forward leaves."""
+
+    hidden_states: np.ndarray
+    """float32 [layers + 1, tokens, hidden size]; the last entry is after the final norm."""
+    last_residual: np.ndarray
+    """float32 [tokens, hidden size]: what enters the final norm."""
+    vision_mean: np.ndarray
+    """float64 [vision width]: the tower's hidden_states[-2], meaned over all useful patches of real crops."""
+
+
+def mean_over_real_patches(feature: torch.Tensor, inputs: Any) -> np.ndarray:
+    """Padding crops come with a mask of ones, so real ones are counted from the image size."""
+    masks = inputs["image_attention_mask"]
+    by_image = feature.unflatten(0, masks.shape[:2])
+    useful = []
+    for image, (height, width) in enumerate(inputs["image_sizes"].tolist()):
+        crops = 1 + (height // 448) * (width // 448)
+        mask = masks[image, :crops].bool().flatten(1)
+        useful.append(by_image[image, :crops][mask].numpy().astype(np.float64))
+    return np.concatenate(useful).mean(axis=0)
+
+
 class Reference:
     """One sample at a time through transformers."""
 
@@ -78,35 +103,22 @@ class Reference:
         return self.processor(text=text, images=images, return_tensors="pt")
 
     @torch.inference_mode()
-    def states(self, inputs: Any) -> np.ndarray:
-        """hidden_states of the full forward, float32 [layers + 1, tokens, hidden size]."""
-        output = self.states_model(**inputs, output_hidden_states=True)
-        return torch.stack(output.hidden_states)[:, 0].numpy()
-
-    @torch.inference_mode()
-    def last_residual(self, inputs: Any) -> np.ndarray:
-        """What enters the final norm, float32 [tokens, hidden size]."""
-        seen: list[torch.Tensor] = []
-        hook = self.states_model.model.norm.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    def forward(self, inputs: Any) -> Forward:
+        """The full forward of one prompt with output_hidden_states."""
+        seen: dict[str, Any] = {}
+        model = self.states_model.model
+        tower = model.embed_tokens_extend.image_embed.img_processor
+        hooks = [
+            model.norm.register_forward_pre_hook(lambda _, args: seen.update(residual=args[0][0].numpy())),
+            tower.register_forward_hook(lambda _, __, output: seen.update(feature=output.hidden_states[-2])),
+        ]
         try:
-            self.states_model(**inputs, output_hidden_states=True)
+            output = self.states_model(**inputs, output_hidden_states=True)
         finally:
-            hook.remove()
-        return seen[0][0].numpy()
-
-    @torch.inference_mode()
-    def vision_mean(self, inputs: Any) -> np.ndarray:
-        """Mean over all useful patches of the tower's own hidden_states[-2], float32 [vision width]."""
-        tower = self.states_model.model.embed_tokens_extend.image_embed.img_processor
-        useful: list[np.ndarray] = []
-        sizes = inputs["image_sizes"].tolist()
-        for image, (height, width) in enumerate(sizes):
-            crops = 1 + (height // 448) * (width // 448)
-            pixel_values = inputs["image_pixel_values"][image, :crops]
-            mask = inputs["image_attention_mask"][image, :crops].bool()
-            output = tower(pixel_values, patch_attention_mask=mask, output_hidden_states=True)
-            useful.append(output.hidden_states[-2][mask.flatten(1)].numpy().astype(np.float64))
-        return np.concatenate(useful).mean(axis=0)
+            for hook in hooks:
+                hook.remove()
+        hidden_states = torch.stack(output.hidden_states)[:, 0].numpy()
+        return Forward(hidden_states, seen["residual"], mean_over_real_patches(seen["feature"], inputs))
 
     @torch.inference_mode()
     def answer(self, inputs: Any, max_new_tokens: int, **kwargs: Any) -> list[int]:

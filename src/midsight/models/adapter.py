@@ -101,6 +101,12 @@ class Adapter:
     [crops, patches, vision width]; nothing behind the feature layer is computed."""
     useful_patches: Callable[[ImageInputs], Tensor]
     """Image -> bool [crops, patches]: the patches whose content reaches the decoder."""
+    shares_image_prefix: bool
+    """Whether states up to the last image token are the same for every question on the same images."""
+    forward_inputs: Callable[[Sequence[ImageInputs]], dict[str, Tensor]]
+    """Images of one prompt -> what transformers' own full forward takes beside input_ids; for proofs."""
+    tower_feature: Callable[[Any], Tensor]
+    """Output of the tower's own forward in that full forward -> the feature layer."""
     image_embeddings: Callable[[nn.Module, Tensor, ImageInputs], Tensor]
     """Model, features [crops, patches, vision width] of one image, image -> [image tokens, hidden size],
     in the order of the prompt's image tokens."""

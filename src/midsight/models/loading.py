@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import psutil
 import torch
@@ -94,12 +94,14 @@ def load_model(
     where it fits in memory. device: auto, cpu, mps, cuda or cuda:N. lora: `unmerged` applies the
     LoRA that image input needs, `off` leaves it out. Raises MidsightError.
     """
+    if lora not in get_args(Lora):
+        raise MidsightError(f"--lora {lora!r} is unknown; give {' or '.join(get_args(Lora))}.")
     folder = Path(source)
-    config = read_config(folder)
-    adapter = find_adapter(config.architectures or [], str(source))
     target = choose_device(device)
-    torch_dtype, notes = choose_dtype(dtype, target, config, folder)
     with quiet_transformers():
+        config = read_config(folder)
+        adapter = find_adapter(config.architectures or [], str(source))
+        torch_dtype, notes = choose_dtype(dtype, target, config, folder)
         hf_model = load_weights(folder, adapter, torch_dtype)
         if adapter.lora_folder and lora != "off":
             add_lora(hf_model, folder / adapter.lora_folder, adapter)
@@ -185,7 +187,7 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def load_weights(folder: Path, adapter: Adapter, dtype: torch.dtype) -> Any:
-    """The model with every tensor of the folder in place; raises MidsightError where one is missing, extra or misshapen."""
+    """The model with the folder's tensors in place; raises MidsightError where one is missing, extra or misshapen."""
     architecture = getattr(transformers, adapter.architecture)
     hf_model, report = architecture.from_pretrained(
         folder,

@@ -7,6 +7,7 @@ microsoft/Phi-4-multimodal-instruct; of the modules: transformers' modeling_phi4
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -141,6 +142,23 @@ def image_embeddings(model: nn.Module, features: Tensor, image: ImageInputs) -> 
     return embed.img_projection_down(nn.functional.gelu(embed.img_projection_up(sequence)))
 
 
+def forward_inputs(images: Sequence[ImageInputs]) -> dict[str, Tensor]:
+    """The image inputs of Phi4MultimodalForCausalLM.forward, padded to the image with the most crops."""
+    most = max(len(image.pixel_values) for image in images)
+
+    def pad(crops: Tensor, value: float) -> Tensor:
+        return torch.cat([crops, crops.new_full((most - len(crops), *crops.shape[1:]), value)])
+
+    crop_px = images[0].pixel_values.shape[-1]
+    return {
+        "image_pixel_values": torch.stack([pad(image.pixel_values, 0.0) for image in images]),
+        "image_attention_mask": torch.stack([pad(image.patch_mask.float(), 1.0) for image in images]),
+        "image_sizes": torch.tensor(
+            [[rows * crop_px, columns * crop_px] for rows, columns in (i.grid for i in images)]
+        ),
+    }
+
+
 def make_tower_bidirectional(model: nn.Module) -> tuple[str, ...]:
     """Undoes transformers' `is_causal = True` on the vision tower's attention.
 
@@ -183,5 +201,8 @@ ADAPTER = Adapter(
     image_inputs=image_inputs,
     encode_crops=encode_crops,
     useful_patches=useful_patches,
+    shares_image_prefix=True,
+    forward_inputs=forward_inputs,
+    tower_feature=lambda output: output.hidden_states[-2],
     image_embeddings=image_embeddings,
 )

@@ -1,0 +1,153 @@
+"""The parity test fails for every kind of wrong number: each damage is done on purpose."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from midsight import load
+from midsight.extraction import batch, decode, prefill
+from midsight.extraction.batch import extract_samples
+from midsight.extraction.request import resolve
+from midsight.models.layout import TokenLayout
+from midsight.taps import capture
+from midsight.testing.checks import largest_error
+from parity import EVERYTHING, assert_parity, expect, samples_of
+from pictures import CASES, picture
+
+DAMAGED_CASES = [CASES[0], CASES[1], CASES[3]]
+
+
+@pytest.fixture(scope="module")
+def expected(reference):
+    return {case.name: expect(reference, [case.image], case.question) for case in DAMAGED_CASES}
+
+
+@pytest.fixture
+def compare(expected):
+    """Extracts all cases in one batch and asserts parity for those named (all by default)."""
+
+    def run(model, cases=DAMAGED_CASES, **changes):
+        plan = dataclasses.replace(resolve(EVERYTHING, model.loaded), **changes)
+        records = extract_samples(model.loaded, plan, samples_of(DAMAGED_CASES))
+        by_name = {record.sample_id: record for record in records}
+        for case in cases:
+            assert_parity(by_name[case.name], expected[case.name])
+
+    return run
+
+
+def test_undamaged_it_passes(compare, model):
+    compare(model)
+
+
+def test_lora_off(compare, checkpoint):
+    with pytest.raises(AssertionError, match="is off by"):
+        compare(load(checkpoint, device="cpu", lora="off"))
+
+
+@pytest.mark.parametrize("shift", [-1, 1])
+def test_layer_off_by_one(compare, model, monkeypatch, shift):
+    original = capture.tapped_module
+
+    def shifted(hf_model, adapter, tap):
+        return original(hf_model, adapter, dataclasses.replace(tap, layer=min(max(tap.layer + shift, 0), 7)))
+
+    monkeypatch.setattr(capture, "tapped_module", shifted)
+    with pytest.raises(AssertionError, match="is off by"):
+        compare(model)
+
+
+@pytest.mark.parametrize("position", ["vision_token", "query_token"])
+@pytest.mark.parametrize("shift", [-1, 1])
+def test_position_off_by_one(compare, model, monkeypatch, position, shift):
+    original = getattr(TokenLayout, position).fget
+    # one past the last prompt token only exists on right-padded rows; one past the last image token always does
+    if (position, shift) == ("query_token", 1):
+        pytest.skip("left-padded rows end with the query token")
+    monkeypatch.setattr(TokenLayout, position, property(lambda self: original(self) + shift))
+    with pytest.raises(AssertionError, match=f"{position}_representation.* is off by"):
+        compare(model)
+
+
+def test_attention_mask_dropped(compare, model, monkeypatch):
+    original = prefill.pad_rows
+
+    def without_mask(*args, **kwargs):
+        rows = original(*args, **kwargs)
+        return dataclasses.replace(rows, attention_mask=torch.ones_like(rows.attention_mask))
+
+    monkeypatch.setattr(batch, "pad_rows", without_mask)
+    with pytest.raises(AssertionError, match="is off by"):
+        compare(model)
+
+
+def test_decode_positions_counted_over_padding(compare, model, monkeypatch):
+    """Rotary attention sees differences of positions only, so a prompt that is shifted as a whole keeps its numbers."""
+    original = decode.feed_tokens
+
+    def shifted(loaded, open_rows):
+        state = open_rows.state
+        padded = [state.attention_mask.shape[1]] * len(state.lengths)
+        stepped = original(loaded, decode.OpenRows(open_rows.answers, dataclasses.replace(state, lengths=padded)))
+        return dataclasses.replace(stepped, lengths=[length + 1 for length in state.lengths])
+
+    monkeypatch.setattr(decode, "feed_tokens", shifted)
+    with pytest.raises(AssertionError):
+        compare(model)
+
+
+def test_images_exchanged_between_samples(model, monkeypatch):
+    pairs = [(picture((64, 64), seed), "What is it?") for seed in (1, 2)]
+    right = model.extract_many(pairs, answers=False)
+    original = batch.encode_distinct
+    monkeypatch.setattr(batch, "encode_distinct", lambda *args: original(*args)[::-1])
+    exchanged = model.extract_many(pairs, answers=False)
+    assert largest_error(right[0], exchanged[0]) > 0.01
+    assert largest_error(right[0], exchanged[1]) < 1e-5
+
+
+def test_padding_patches_counted(compare, model, monkeypatch):
+    """640 x 480 leaves part of its crops empty; those patches do not belong to the mean."""
+    everything = dataclasses.replace(
+        model.loaded.adapter, useful_patches=lambda image: torch.ones_like(image.patch_mask.flatten(1))
+    )
+    counted = dataclasses.replace(model, loaded=dataclasses.replace(model.loaded, adapter=everything))
+    with pytest.raises(AssertionError, match="vision_only_representation is off by"):
+        compare(counted)
+
+
+class TestVisionMend:
+    """transformers' tower turns causal for images that fill their crops. When these fail, that is mended upstream."""
+
+    @pytest.fixture
+    def unmended(self, checkpoint):
+        model = load(checkpoint, device="cpu")
+        for layer in model.loaded.hf_model.model.embed_tokens_extend.image_embed.img_processor.encoder.layers:
+            layer.self_attn.is_causal = True
+        return model
+
+    def test_without_it_images_that_fill_their_crops_are_wrong(self, expected, unmended):
+        plan = resolve(EVERYTHING, unmended.loaded)
+        (record,) = extract_samples(unmended.loaded, plan, samples_of([CASES[1]]))
+        with pytest.raises(AssertionError, match="is off by"):
+            assert_parity(record, expected[CASES[1].name])
+
+    def test_a_mixed_batch_hides_it(self, compare, unmended):
+        compare(unmended)
+
+    def test_transformers_marks_the_tower_causal(self, checkpoint):
+        from reference import load_reference_model
+
+        tower = load_reference_model(checkpoint, mended=False).model.embed_tokens_extend.image_embed.img_processor
+        assert all(layer.self_attn.is_causal for layer in tower.encoder.layers)
+
+    def test_the_mended_tower_equals_eager_attention(self, checkpoint, reference):
+        from parity import rgb
+        from reference import Reference, relative_error
+
+        eager = Reference(checkpoint, mended=False, attn_implementation="eager")
+        inputs = reference.inputs([rgb(CASES[1].image)], CASES[1].question)
+        ours, theirs = reference.forward(inputs), eager.forward(inputs)
+        assert relative_error(ours.vision_mean, theirs.vision_mean) < 1e-5
+        assert relative_error(ours.hidden_states[-1], theirs.hidden_states[-1]) < 1e-5

@@ -1,0 +1,91 @@
+"""The longrope border: the regime follows a sample's own length, and an answer may cross it."""
+
+import pytest
+import torch
+
+from midsight import load
+from midsight.extraction.batch import extract_samples
+from midsight.extraction.request import Request, resolve
+from midsight.samples.sample import Sample
+from midsight.taps.tap import POSITIONS
+from midsight.testing.phi4_multimodal import write_phi4_multimodal
+from parity import assert_parity, expect, rgb
+from pictures import CASES
+from reference import Reference, relative_error
+
+BORDER = 560
+REQUEST = Request(layers="all", residual=True, positions=POSITIONS, max_new_tokens=8)
+IMAGE = CASES[0].image
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """The demo checkpoint with its border just above a short prompt on a small image."""
+    return write_phi4_multimodal(tmp_path_factory.mktemp("border"), original_max_position_embeddings=BORDER)
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint):
+    return load(checkpoint, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def reference(checkpoint):
+    return Reference(checkpoint)
+
+
+def prompts_of_lengths(model, reference, lengths):
+    """Samples whose prompts have exactly these numbers of tokens."""
+    shortest = expect(reference, [IMAGE], "a", new_tokens=1).prompt_tokens
+    assert min(lengths) >= shortest
+    return [Sample(str(i), i, (IMAGE,), "a" + " a" * (length - shortest)) for i, length in enumerate(lengths)]
+
+
+@pytest.fixture(scope="module")
+def crossing(model, reference):
+    """Prompts far below, just below, at and above the border, with what transformers gives for each.
+
+    It decodes without cache, since its generate fails at the crossing with one.
+    """
+    samples = prompts_of_lengths(model, reference, [551, BORDER - 2, BORDER, BORDER + 1, BORDER + 40])
+    expected = [
+        expect(reference, [IMAGE], sample.question, new_tokens=REQUEST.max_new_tokens, use_cache=False)
+        for sample in samples
+    ]
+    return samples, expected
+
+
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+def test_answers_cross_the_border_in_a_batch_with_others_that_do_not(model, crossing, padding_side):
+    samples, expected = crossing
+    records = extract_samples(model.loaded, resolve(REQUEST, model.loaded), samples, padding_side=padding_side)
+    for record, wanted in zip(records, expected, strict=True):
+        assert_parity(record, wanted)
+    lengths = [(e.prompt_tokens, e.prompt_tokens + len(e.answer_token_ids)) for e in expected]
+    assert sum(before <= BORDER < after for before, after in lengths) >= 2
+    assert any(after <= BORDER for _, after in lengths)
+
+
+def test_logprobs_after_the_crossing_are_those_of_a_forward_with_long_factors(model, reference, crossing):
+    sample = crossing[0][1]
+    record = extract_samples(model.loaded, resolve(REQUEST, model.loaded), [sample])[0]
+    assert record.prompt_tokens + len(record.answer_token_ids) > BORDER + 2
+    inputs = reference.inputs([rgb(IMAGE)], sample.question)
+    for generated, token_id in enumerate(record.answer_token_ids):
+        answered = torch.tensor([record.answer_token_ids[:generated]], dtype=torch.int64)
+        ids = torch.cat([inputs["input_ids"], answered], dim=1)
+        extended = {**inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        with torch.inference_mode():
+            logits = reference.generating_model(**extended, use_cache=False, logits_to_keep=1).logits[0, -1]
+        logprob = logits.float().log_softmax(-1)[token_id].item()
+        assert record.answer_logprobs[generated] == pytest.approx(logprob, abs=2e-5)
+
+
+def test_the_regimes_differ(model, reference, checkpoint, tmp_path):
+    """Otherwise none of these tests could fail."""
+    long = reference.forward(reference.inputs([rgb(IMAGE)], "a" + " a" * 120)).hidden_states
+    wide = Reference(write_phi4_multimodal(tmp_path / "wide"))
+    short = wide.forward(wide.inputs([rgb(IMAGE)], "a" + " a" * 120)).hidden_states
+    assert long.shape == short.shape
+    assert long.shape[1] > BORDER
+    assert relative_error(long[4][-1], short[4][-1]) > 0.05

@@ -1,0 +1,248 @@
+"""A dataset into a run folder: one code path, resume, refused options, bad input."""
+
+import csv
+import json
+import zlib
+
+import numpy as np
+import pytest
+
+import midsight
+from midsight.extraction.run import group_by_image
+from midsight.records import VISION_ONLY
+from midsight.samples.sample import Sample
+from midsight.testing.phi4_multimodal import write_phi4_multimodal
+from pictures import encoded, picture, with_alpha
+
+QUESTIONS = ["What is this?", "Is there a red circle in the image?", "How many?", "Which colour is the largest one?"]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    """Six images with two questions each, the questions of an image far apart; JSONL and CSV of the same rows."""
+    folder = tmp_path_factory.mktemp("dataset")
+    (folder / "images").mkdir()
+    for i in range(6):
+        (folder / "images" / f"{i}.png").write_bytes(encoded(picture((40 + 30 * i, 64), i)))
+    rows = [
+        {"id": f"q{n}", "image": f"images/{n % 6}.png", "question": QUESTIONS[n % 4], "answer": "yes", "level": n}
+        for n in range(12)
+    ]
+    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with (folder / "data.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    return folder
+
+
+def vectors(run):
+    return {name: run.matrix(name) for name in run.vector_columns}
+
+
+def assert_same_vectors(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        errors = np.linalg.norm(a[name] - b[name], axis=1) / np.linalg.norm(b[name], axis=1)
+        assert errors.max() <= 1e-5, name
+
+
+def test_file_list_and_single_sample_take_one_path(dataset, model, tmp_path):
+    """JSONL, CSV, a list and single calls: bit for bit where the batches are the same."""
+    options = {"layers": "all", "positions": "vision_token,query_token,image_mean", "max_new_tokens": 6}
+    from_jsonl = midsight.extract(dataset / "data.jsonl", model=model, out=tmp_path / "a", **options)
+    from_csv = midsight.extract(dataset / "data.csv", model=model, out=tmp_path / "b", **options)
+    single = midsight.extract(dataset / "data.jsonl", model=model, out=tmp_path / "c", batch_size=1, **options)
+    table = from_jsonl.table()
+    assert table["input_index"].to_pylist() == list(range(12))
+    assert table["sample_id"].to_pylist() == [f"q{n}" for n in range(12)]
+    assert table["level"].to_pylist() == list(range(12))
+    assert table["reference_answers"].to_pylist() == [["yes"]] * 12
+    for name in from_jsonl.vector_columns:
+        assert np.array_equal(from_jsonl.matrix(name), from_csv.matrix(name))
+    assert_same_vectors(vectors(single), vectors(from_jsonl))
+    assert single.table()["answer_token_ids"] == table["answer_token_ids"]
+    for n in (0, 7):
+        record = model.extract(dataset / "images" / f"{n % 6}.png", QUESTIONS[n % 4], **options)
+        assert record.answer == table["answer"][n].as_py()
+        for name in single.vector_columns:
+            assert np.array_equal(record.vectors[name], single.matrix(name)[n]), name
+        assert np.array_equal(record.vision_only_representation, single.matrix(VISION_ONLY)[n])
+        assert np.array_equal(
+            record.query_token_representation[4], single.matrix("query_token_representation", layer=4)[n]
+        )
+
+
+def test_the_answer_columns_fit_together(dataset, model, tmp_path):
+    run = midsight.extract(dataset / "data.jsonl", model=model, out=tmp_path / "run", max_new_tokens=8)
+    tokenizer = model.loaded.tokenizer
+    for row in run.table().to_pylist():
+        ids = row["answer_token_ids"]
+        assert row["answer"] == tokenizer.decode(ids, skip_special_tokens=True)
+        assert len(ids) == len(row["answer_logprobs"])
+        assert row["finish_reason"] == ("stop" if ids[-1] in (199999, 200020) else "length")
+        assert row["first_token_top_ids"][0] == ids[0]
+        assert row["first_token_top_logprobs"][0] == pytest.approx(row["answer_logprobs"][0], abs=1e-6)
+        assert row["first_token_top_logprobs"] == sorted(row["first_token_top_logprobs"], reverse=True)
+        assert len(row["first_token_top_ids"]) == 10
+        assert 0 < row["first_token_entropy"] < np.log(200064)
+        assert row["query_token_index"] == row["prompt_tokens"] - 1
+        assert row["image_tokens"] == row["vision_token_index"]  # behind <|user|>, from index 1
+
+
+def test_no_answers_leaves_the_answer_columns_out(dataset, model, tmp_path):
+    run = midsight.extract(dataset / "data.jsonl", model=model, out=tmp_path / "run", answers=False, limit=2)
+    assert not [name for name in run.columns if name.startswith(("answer", "finish", "first_token"))]
+
+
+def test_limit_can_grow_and_nothing_is_done_twice(dataset, model, tmp_path):
+    seen = []
+    first = midsight.extract(dataset / "data.jsonl", model=model, out=tmp_path / "run", limit=5, max_new_tokens=2)
+    assert len(first) == 5
+    run = midsight.extract(
+        dataset / "data.jsonl", model=model, out=tmp_path / "run", max_new_tokens=2, on_progress=seen.append
+    )
+    assert (seen[0].samples, seen[0].already, seen[0].done) == (12, 5, 0)
+    assert (seen[-1].done, seen[-1].remaining) == (7, 0)
+    assert sorted(run.sample_ids()) == sorted(f"q{n}" for n in range(12))
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("layers", "0,1"),
+        ("positions", "query_token"),
+        ("residual", True),
+        ("vision", "none"),
+        ("processor_pooled_pixels", True),
+        ("pixels", "transformers"),
+        ("prompt", "{question} Answer yes or no."),
+        ("system", "Be brief."),
+        ("answers", False),
+        ("max_new_tokens", 3),
+        ("store_dtype", "float16"),
+    ],
+)
+def test_other_options_are_refused_by_name(dataset, model, tmp_path, option, value):
+    midsight.extract(dataset / "data.jsonl", model=model, out=tmp_path / "run", max_new_tokens=2, limit=1)
+    options = {"max_new_tokens": 2, option: value}
+    with pytest.raises(midsight.RunError, match=f"--{option.replace('_', '-')}\\b"):
+        midsight.extract(dataset / "data.jsonl", model=model, out=tmp_path / "run", **options)
+
+
+def test_another_dataset_or_model_is_refused(dataset, model, tmp_path):
+    midsight.extract(dataset / "data.jsonl", model=model, out=tmp_path / "run", max_new_tokens=2, limit=1)
+    with pytest.raises(midsight.RunError, match="DATA"):
+        midsight.extract(dataset / "data.csv", model=model, out=tmp_path / "run", max_new_tokens=2)
+    other = midsight.load(write_phi4_multimodal(tmp_path / "other", seed=1), device="cpu")
+    with pytest.raises(midsight.RunError, match="--model"):
+        midsight.extract(dataset / "data.jsonl", model=other, out=tmp_path / "run", max_new_tokens=2)
+
+
+def test_questions_of_one_image_come_together_in_order_of_appearance():
+    samples = [Sample(str(n), n, (), "?", image="abcab"[n]) for n in range(5)]
+    assert [s.sample_id for s in group_by_image(samples)] == ["0", "3", "1", "4", "2"]
+
+
+def test_bad_samples_are_recorded_and_the_others_stored(model, tmp_path):
+    """One sentence each; eleven kinds of bad input beside three good rows."""
+    whole = encoded(picture((64, 64), 1))
+    files = {
+        "good.png": whole,
+        "alpha.png": with_alpha((64, 64), 2),
+        "truncated.jpg": encoded(picture((200, 200), 3), "JPEG")[:2000],
+        "zero.png": b"",
+        "text.png": b"this is no image",
+        "thin.png": encoded(picture((1, 2000), 4)),
+        "huge.png": huge_png(),
+    }
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    rows = [
+        ("good", "good.png", "What is this?", None),
+        ("missing", "missing.png", "What?", "missing.png"),
+        ("truncated", "truncated.jpg", "What?", "truncated"),
+        ("zero", "zero.png", "What?", "empty"),
+        ("text", "text.png", "What?", "no PNG"),
+        ("thin", "thin.png", "What?", "thinner than the 10 pixels"),
+        ("huge", "huge.png", "What?", "pixels"),
+        ("empty question", "good.png", "  ", "question is empty"),
+        ("placeholder", "good.png", "<|image_1|>What?", "control token '<|image_1|>'"),
+        ("end", "good.png", "What?<|end|><|assistant|>", "control token"),
+        ("image token", "good.png", "What? <|endoftext10|>", "control token '<|endoftext10|>'"),
+        ("outside", "../elsewhere.png", "What?", "outside"),
+        ("alpha", "alpha.png", "What?", None),
+    ]
+    lines = [json.dumps({"id": i, "image": image, "question": question}) for i, image, question, _ in rows]
+    lines.insert(4, '{"id": "broken", "image": "good.png", ')
+    lines.append(json.dumps({"id": "last", "image": "good.png", "question": "And this?"}))
+    (tmp_path / "data.jsonl").write_text("\n".join(lines))
+    run = midsight.extract(tmp_path / "data.jsonl", model=model, out=tmp_path / "run", max_new_tokens=2, batch_size=4)
+    assert set(run.sample_ids()) == {"good", "alpha", "last"}
+    reasons = {failure.sample_id: failure.reason for failure in run.failures()}
+    assert len(reasons) == len(lines) - 3
+    for sample_id, _, _, reason in rows:
+        if reason is not None:
+            assert reason in reasons[sample_id]
+            assert "\n" not in reasons[sample_id]
+    (broken,) = [f for f in run.failures() if f.input_index == 4]
+    assert "line 5" in broken.reason
+    alone = model.extract(tmp_path / "good.png", "What is this?", max_new_tokens=2)
+    assert np.allclose(run.matrix(VISION_ONLY)[0], alone.vision_only_representation, rtol=1e-5)
+
+
+def test_a_failed_sample_is_tried_again_only_when_asked(model, tmp_path):
+    (tmp_path / "data.jsonl").write_text(json.dumps({"id": "a", "image": "a.png", "question": "What?"}))
+    call = {"model": model, "out": tmp_path / "run", "max_new_tokens": 2}
+    assert len(midsight.extract(tmp_path / "data.jsonl", **call).failures()) == 1
+    (tmp_path / "a.png").write_bytes(encoded(picture((64, 64), 1)))
+    assert len(midsight.extract(tmp_path / "data.jsonl", **call)) == 0
+    run = midsight.extract(tmp_path / "data.jsonl", retry_failed=True, **call)
+    assert (run.sample_ids(), run.failures()) == (["a"], [])
+
+
+def test_a_sample_that_breaks_the_model_stands_alone(dataset, model, tmp_path, monkeypatch):
+    from midsight.extraction import batch
+
+    original = batch.encode_distinct
+
+    def break_on_one(loaded, images):
+        if any(image.tokens == bad_tokens for row in images for image in row):
+            raise RuntimeError("the kernel fell over")
+        return original(loaded, images)
+
+    bad_tokens = model.extract(dataset / "images" / "3.png", "?", answers=False).image_tokens
+    monkeypatch.setattr(batch, "encode_distinct", break_on_one)
+    run = midsight.extract(dataset / "data.jsonl", model=model, out=tmp_path / "run", max_new_tokens=2)
+    assert {f.sample_id for f in run.failures()} == {"q3", "q9"}
+    assert all("RuntimeError: the kernel fell over" in f.reason for f in run.failures())
+    assert len(run) == 10
+
+
+def test_values_that_are_not_finite_are_never_data(dataset, model, tmp_path, monkeypatch):
+    from midsight.extraction import batch
+
+    original = batch.collect_vectors
+
+    def poisoned(*args):
+        rows = original(*args)
+        rows[0]["query_token_representation.layer_4"][3] = np.nan
+        return rows
+
+    monkeypatch.setattr(batch, "collect_vectors", poisoned)
+    run = midsight.extract(dataset / "data.jsonl", model=model, out=tmp_path / "run", max_new_tokens=2, limit=2)
+    (failure,) = run.failures()
+    assert "query_token_representation.layer_4 has values that are not finite" in failure.reason
+
+
+def huge_png() -> bytes:
+    """A PNG of 40,000 x 40,000 grey pixels, all black."""
+    compressor = zlib.compressobj(9)
+    line = b"\0" * 40_001
+    data = b"".join(compressor.compress(line * 100) for _ in range(400)) + compressor.flush()
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
+
+    header = (40_000).to_bytes(4, "big") * 2 + bytes([8, 0, 0, 0, 0])
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")

@@ -1,0 +1,73 @@
+"""What transformers gives for a case, and the comparison that every parity test makes."""
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from midsight.extraction.request import Request
+from midsight.records import VISION_ONLY, Record
+from midsight.samples.sample import Sample
+from midsight.taps.tap import POSITIONS
+from pictures import Case
+from reference import IMAGE_TOKEN_ID, Reference, relative_error
+
+LIMIT = 1e-5
+NEW_TOKENS = 16
+EVERYTHING = Request(
+    layers="all", residual=True, positions=POSITIONS, processor_pooled_pixels=True, max_new_tokens=NEW_TOKENS
+)
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What transformers gives for one case."""
+
+    vectors: dict[str, np.ndarray]
+    answer_token_ids: tuple[int, ...]
+    prompt_tokens: int
+
+
+def rgb(image: bytes) -> Image.Image:
+    return ImageOps.exif_transpose(Image.open(io.BytesIO(image))).convert("RGB")
+
+
+def expect(
+    reference: Reference,
+    images: list[bytes],
+    question: str,
+    *,
+    new_tokens: int = NEW_TOKENS,
+    use_cache: bool = True,
+    **options,
+) -> Expected:
+    inputs = reference.inputs([rgb(image) for image in images], question, **options)
+    forward = reference.forward(inputs)
+    token_ids = inputs["input_ids"][0].numpy()
+    is_image = token_ids == IMAGE_TOKEN_ID
+    at = {
+        "vision_token": lambda states: states[np.flatnonzero(is_image)[-1]],
+        "query_token": lambda states: states[-1],
+        "image_mean": lambda states: states[is_image].mean(axis=0),
+    }
+    vectors = {VISION_ONLY: forward.vision_mean}
+    for position, read in at.items():
+        for layer, states in enumerate(forward.hidden_states[1:]):
+            vectors[f"{position}_representation.layer_{layer}"] = read(states)
+        last = len(forward.hidden_states) - 2
+        vectors[f"{position}_representation.layer_{last}_residual"] = read(forward.last_residual)
+    answer = reference.answer(inputs, new_tokens, use_cache=use_cache)
+    return Expected(vectors, tuple(answer), len(token_ids))
+
+
+def assert_parity(record: Record, expected: Expected) -> None:
+    assert isinstance(record, Record), record
+    assert record.prompt_tokens == expected.prompt_tokens
+    errors = {name: relative_error(record.vectors[name], vector) for name, vector in expected.vectors.items()}
+    assert max(errors.values()) <= LIMIT, f"{max(errors, key=errors.__getitem__)} is off by {max(errors.values()):.1e}"
+    assert record.answer_token_ids == expected.answer_token_ids
+
+
+def samples_of(cases: list[Case]) -> list[Sample]:
+    return [Sample(case.name, index, (case.image,), case.question) for index, case in enumerate(cases)]
