@@ -1,14 +1,18 @@
 """What transformers gives for a case, and the comparison that every parity test makes."""
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from midsight.extraction.request import Request
+from midsight import Model
+from midsight.extraction.batch import extract_samples
+from midsight.extraction.request import Plan, Request
 from midsight.records import VISION_ONLY, Record
-from midsight.samples.sample import Sample
+from midsight.samples.sample import Failure, Sample
 from midsight.taps.tap import POSITIONS
 from pictures import Case
 from reference import IMAGE_TOKEN_ID, Reference, relative_error
@@ -62,12 +66,25 @@ def expect(
 
 
 def assert_parity(record: Record, expected: Expected) -> None:
-    assert isinstance(record, Record), record
     assert record.prompt_tokens == expected.prompt_tokens
     errors = {name: relative_error(record.vectors[name], vector) for name, vector in expected.vectors.items()}
     assert max(errors.values()) <= LIMIT, f"{max(errors, key=errors.__getitem__)} is off by {max(errors.values()):.1e}"
     assert record.answer_token_ids == expected.answer_token_ids
 
 
-def samples_of(cases: list[Case]) -> list[Sample]:
+def extract_records(model: Model, plan: Plan, samples: Sequence[Sample], **options: Any) -> list[Record]:
+    """One record for each sample; a failure fails the test."""
+    outcomes = extract_samples(model.loaded, plan, samples, **options)
+    failures = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
+    assert failures == []
+    return [outcome for outcome in outcomes if isinstance(outcome, Record)]
+
+
+def answer_ids(record: Record) -> tuple[int, ...]:
+    """The answer's tokens; a record without answer fails the test."""
+    assert record.answer_token_ids is not None
+    return record.answer_token_ids
+
+
+def samples_of(cases: Sequence[Case]) -> list[Sample]:
     return [Sample(case.name, index, (case.image,), case.question) for index, case in enumerate(cases)]

@@ -136,16 +136,42 @@ def extract(
     limit: Annotated[int | None, typer.Option(help="Only the first rows.")] = None,
     store_dtype: Annotated[str, typer.Option(help="float32 or float16.")] = "float32",
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed samples again.")] = False,
+    commit_seconds: Annotated[float, typer.Option(help="Longest time between two commits.")] = 60.0,
     debug: Debug = False,
 ) -> None:
     """Extract a dataset into a run folder; the same command resumes it."""
-    arguments = {name: value for name, value in locals().items() if name not in LOADING_OPTIONS | {"debug"}}
     with reported_errors(debug=debug):
-        run = run_with_progress(load_with_notes(model, dtype=dtype, device=device, lora=lora), **arguments)
+        from midsight.extraction.run import open_dataset
+
+        dataset = open_dataset(
+            data,
+            images=images,
+            image_column=image_column,
+            question_column=question_column,
+            answer_column=answer_column,
+            id_column=id_column,
+        )
+        run = run_with_progress(
+            dataset,
+            model=load_with_notes(model, dtype=dtype, device=device, lora=lora),
+            out=out,
+            layers=layers,
+            positions=positions,
+            residual=residual,
+            vision=vision,
+            processor_pooled_pixels=processor_pooled_pixels,
+            pixels=pixels,
+            prompt=prompt,
+            system=system,
+            answers=answers,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            store_dtype=store_dtype,
+            limit=limit,
+            retry_failed=retry_failed,
+            commit_seconds=commit_seconds,
+        )
         report_failures(run)
-
-
-LOADING_OPTIONS = {"model", "dtype", "device", "lora"}
 
 
 def load_with_notes(model: str, **options: Any) -> Any:
@@ -160,12 +186,12 @@ def load_with_notes(model: str, **options: Any) -> Any:
     return loaded
 
 
-def run_with_progress(model: Any, **arguments: Any) -> Any:
+def run_with_progress(data: Any, **arguments: Any) -> Any:
     """The main job with a live display."""
     from midsight.extraction.run import extract as extract_dataset
 
     with progress_display(Console(stderr=True, soft_wrap=True, highlight=False)) as show:
-        return extract_dataset(model=model, on_progress=show, **arguments)
+        return extract_dataset(data, on_progress=show, **arguments)
 
 
 def report_failures(run: Any) -> None:

@@ -7,12 +7,11 @@ import torch
 
 from midsight import load
 from midsight.extraction import batch, decode, prefill
-from midsight.extraction.batch import extract_samples
 from midsight.extraction.request import resolve
 from midsight.models.layout import TokenLayout
 from midsight.taps import capture
 from midsight.testing.checks import largest_error
-from parity import EVERYTHING, assert_parity, expect, samples_of
+from parity import EVERYTHING, assert_parity, expect, extract_records, samples_of
 from pictures import CASES, picture
 
 DAMAGED_CASES = [CASES[0], CASES[1], CASES[3]]
@@ -29,7 +28,7 @@ def compare(expected):
 
     def run(model, cases=DAMAGED_CASES, **changes):
         plan = dataclasses.replace(resolve(EVERYTHING, model.loaded), **changes)
-        records = extract_samples(model.loaded, plan, samples_of(DAMAGED_CASES))
+        records = extract_records(model, plan, samples_of(DAMAGED_CASES))
         by_name = {record.sample_id: record for record in records}
         for case in cases:
             assert_parity(by_name[case.name], expected[case.name])
@@ -129,7 +128,7 @@ class TestVisionMend:
 
     def test_without_it_images_that_fill_their_crops_are_wrong(self, expected, unmended):
         plan = resolve(EVERYTHING, unmended.loaded)
-        (record,) = extract_samples(unmended.loaded, plan, samples_of([CASES[1]]))
+        (record,) = extract_records(unmended, plan, samples_of([CASES[1]]))
         with pytest.raises(AssertionError, match="is off by"):
             assert_parity(record, expected[CASES[1].name])
 

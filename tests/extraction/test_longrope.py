@@ -4,12 +4,11 @@ import pytest
 import torch
 
 from midsight import load
-from midsight.extraction.batch import extract_samples
 from midsight.extraction.request import Request, resolve
 from midsight.samples.sample import Sample
 from midsight.taps.tap import POSITIONS
 from midsight.testing.phi4_multimodal import write_phi4_multimodal
-from parity import assert_parity, expect, rgb
+from parity import answer_ids, assert_parity, expect, extract_records, rgb
 from pictures import CASES
 from reference import Reference, relative_error
 
@@ -58,7 +57,7 @@ def crossing(model, reference):
 @pytest.mark.parametrize("padding_side", ["left", "right"])
 def test_answers_cross_the_border_in_a_batch_with_others_that_do_not(model, crossing, padding_side):
     samples, expected = crossing
-    records = extract_samples(model.loaded, resolve(REQUEST, model.loaded), samples, padding_side=padding_side)
+    records = extract_records(model, resolve(REQUEST, model.loaded), samples, padding_side=padding_side)
     for record, wanted in zip(records, expected, strict=True):
         assert_parity(record, wanted)
     lengths = [(e.prompt_tokens, e.prompt_tokens + len(e.answer_token_ids)) for e in expected]
@@ -68,17 +67,19 @@ def test_answers_cross_the_border_in_a_batch_with_others_that_do_not(model, cros
 
 def test_logprobs_after_the_crossing_are_those_of_a_forward_with_long_factors(model, reference, crossing):
     sample = crossing[0][1]
-    record = extract_samples(model.loaded, resolve(REQUEST, model.loaded), [sample])[0]
-    assert record.prompt_tokens + len(record.answer_token_ids) > BORDER + 2
+    record = extract_records(model, resolve(REQUEST, model.loaded), [sample])[0]
+    assert record.prompt_tokens + len(answer_ids(record)) > BORDER + 2
     inputs = reference.inputs([rgb(IMAGE)], sample.question)
-    for generated, token_id in enumerate(record.answer_token_ids):
-        answered = torch.tensor([record.answer_token_ids[:generated]], dtype=torch.int64)
+    logprobs = record.answer_logprobs or ()
+    assert len(logprobs) == len(answer_ids(record))
+    for generated, token_id in enumerate(answer_ids(record)):
+        answered = torch.tensor([answer_ids(record)[:generated]], dtype=torch.int64)
         ids = torch.cat([inputs["input_ids"], answered], dim=1)
         extended = {**inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
         with torch.inference_mode():
             logits = reference.generating_model(**extended, use_cache=False, logits_to_keep=1).logits[0, -1]
         logprob = logits.float().log_softmax(-1)[token_id].item()
-        assert record.answer_logprobs[generated] == pytest.approx(logprob, abs=2e-5)
+        assert logprobs[generated] == pytest.approx(logprob, abs=2e-5)
 
 
 def test_the_regimes_differ(model, reference, checkpoint, tmp_path):

@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from midsight.extraction.batch import extract_samples
 from midsight.extraction.request import Request, resolve
 from midsight.models.adapter import submodule
-from parity import samples_of
+from parity import answer_ids, extract_records, samples_of
 from pictures import CASES
 
 SAMPLES = samples_of([CASES[0], CASES[8], CASES[7]])
@@ -34,7 +33,7 @@ def calls(model):
 
 def extract(model, **options):
     plan = resolve(Request(**options), model.loaded)
-    return extract_samples(model.loaded, plan, SAMPLES)
+    return extract_records(model, plan, SAMPLES)
 
 
 def test_one_prefill_then_single_tokens(model, calls):
@@ -43,13 +42,13 @@ def test_one_prefill_then_single_tokens(model, calls):
     longest = max(record.prompt_tokens for record in records)
     assert layer[0][:2] == (len(SAMPLES), longest)
     assert all(shape[1] == 1 for shape in layer[1:])
-    assert len(layer) == max(len(record.answer_token_ids) for record in records)
+    assert len(layer) == max(len(answer_ids(record)) for record in records)
 
 
 def test_rows_that_stopped_leave_the_batch(model, calls):
     layer = calls("model.layers.0")
     records = extract(model, max_new_tokens=24)
-    lengths = [len(record.answer_token_ids) for record in records]
+    lengths = [len(answer_ids(record)) for record in records]
     assert len(set(lengths)) > 1
     assert [shape[0] for shape in layer[1:]] == [sum(n > step for n in lengths) for step in range(1, max(lengths))]
 

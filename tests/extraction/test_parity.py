@@ -5,11 +5,10 @@ import random
 import numpy as np
 import pytest
 
-from midsight.extraction.batch import extract_samples
 from midsight.extraction.request import Request, resolve
 from midsight.samples.sample import Sample
 from midsight.taps.tap import POSITIONS
-from parity import EVERYTHING, NEW_TOKENS, Expected, assert_parity, expect, rgb, samples_of
+from parity import EVERYTHING, NEW_TOKENS, Expected, assert_parity, expect, extract_records, rgb, samples_of
 from pictures import CASES, Case
 
 
@@ -49,9 +48,7 @@ def check_in_batches(model, expectation, cases, batch_size, padding_side):
     by_name = {case.name: case for case in cases}
     for start in range(0, len(samples), batch_size):
         batch = samples[start : start + batch_size]
-        for sample, record in zip(
-            batch, extract_samples(model.loaded, plan, batch, padding_side=padding_side), strict=True
-        ):
+        for sample, record in zip(batch, extract_records(model, plan, batch, padding_side=padding_side), strict=True):
             assert record.sample_id == sample.sample_id
             assert_parity(record, expectation(by_name[sample.sample_id]))
 
@@ -77,7 +74,7 @@ def test_padded_lengths_around_multiples_of_32(model, reference, past_multiple, 
     questions = ["a" + " a" * (target - base), "a", "a a a a a a a"]
     plan = resolve(EVERYTHING, model.loaded)
     samples = [Sample(str(i), i, (image,), question) for i, question in enumerate(questions)]
-    records = extract_samples(model.loaded, plan, samples, padding_side=padding_side)
+    records = extract_records(model, plan, samples, padding_side=padding_side)
     assert records[0].prompt_tokens == target
     for record, question in zip(records, questions, strict=True):
         assert_parity(record, expect(reference, [image], question))
@@ -91,7 +88,7 @@ def test_several_images_in_one_prompt(model, reference):
     )
     plan = resolve(request, model.loaded)
     neighbour = Sample("other", 1, (CASES[2].image,), "How many?")
-    records = extract_samples(model.loaded, plan, [Sample("three", 0, tuple(images), "Which differs?"), neighbour])
+    records = extract_records(model, plan, [Sample("three", 0, tuple(images), "Which differs?"), neighbour])
     assert_parity(records[0], expected)
 
 
@@ -101,7 +98,7 @@ def test_transformers_pixels_equal_its_processor(model, reference):
         Request(layers="all", positions=POSITIONS, residual=True, pixels="transformers", max_new_tokens=NEW_TOKENS),
         model.loaded,
     )
-    record = extract_samples(model.loaded, plan, samples_of([case]))[0]
+    record = extract_records(model, plan, samples_of([case]))[0]
     assert_parity(record, expect(reference, [case.image], case.question, pixels="transformers"))
 
 
@@ -109,9 +106,9 @@ def test_transformers_pixels_equal_its_processor(model, reference):
 def test_pooled_pixels_are_exactly_those_of_the_original_procedure(model, reference, pixels):
     """The processor's tensor [1, crops, 3, 448, 448], averaged over dim 1 until two dims are left."""
     plan = resolve(Request(layers=[0], pixels=pixels, processor_pooled_pixels=True, answers=False), model.loaded)
-    samples = samples_of([CASES[0], CASES[3], CASES[4]])
-    for record, sample in zip(extract_samples(model.loaded, plan, samples), samples, strict=True):
-        pooled = reference.inputs([rgb(sample.images[0])], sample.question, pixels=pixels)["image_pixel_values"]
+    cases = [CASES[0], CASES[3], CASES[4]]
+    for record, case in zip(extract_records(model, plan, samples_of(cases)), cases, strict=True):
+        pooled = reference.inputs([rgb(case.image)], case.question, pixels=pixels)["image_pixel_values"]
         while pooled.dim() > 2:
             pooled = pooled.mean(dim=1)
         assert record.processor_pooled_pixels.shape == (448,)

@@ -1,11 +1,14 @@
 """Crops and resizing of Phi-4-multimodal against transformers' own image processor."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torchvision.transforms.v2 import functional as tvf
 from transformers import Phi4MultimodalImageProcessor
 
 from midsight.errors import SampleError
@@ -24,11 +27,7 @@ def transformers_geometry(width, height):
         resized["size"] = (size[1], size[0])
         return torch.zeros((3, size[0], size[1]), device="meta")
 
-    from unittest import mock
-
-    from transformers.models.phi4_multimodal import image_processing_phi4_multimodal as module
-
-    with mock.patch.object(module.tvF, "resize", resize), mock.patch.object(module.tvF, "pad", lambda i, *_, **__: i):
+    with mock.patch.object(tvf, "resize", resize), mock.patch.object(tvf, "pad", lambda image, *_, **__: image):
         _, mask = PROCESSOR.dynamic_preprocess(torch.zeros((3, height, width), device="meta"), 448, 14, 32, max_num=36)
     return (mask.shape[0] // 32, mask.shape[1] // 32), resized["size"]
 

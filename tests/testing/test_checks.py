@@ -41,9 +41,19 @@ def test_a_wrong_feature_layer_is_caught(checkpoint):
     assert "vision_token at every layer and the full forward" in found
 
 
-def test_wrong_patches_are_caught(checkpoint):
-    found = failing(checkpoint, useful_patches=lambda image: torch.ones_like(image.patch_mask.flatten(1)))
-    assert found == {"vision features and transformers' tower"}
+@pytest.mark.parametrize(
+    ("useful", "name"),
+    [
+        (lambda image: torch.ones_like(image.patch_mask), "useful patches that the decoder never sees"),
+        (lambda image: image.patch_mask & global_crop(image), "share of the patches it sees that are not useful"),
+    ],
+)
+def test_wrong_patches_are_caught(checkpoint, useful, name):
+    assert failing(checkpoint, useful_patches=lambda image: useful(image).flatten(1)) == {name}
+
+
+def global_crop(image):
+    return (torch.arange(len(image.patch_mask)) == 0)[:, None, None]
 
 
 def test_a_prefix_declared_unshareable_is_caught(checkpoint):

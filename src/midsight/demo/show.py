@@ -64,8 +64,8 @@ def run_demo(
     images = write_questions(questions)
     console.print(f"Wrote the model to {model} and questions on real images to {questions}.")
     run = extract(
+        questions,
         model=load(str(model)),
-        data=questions,
         images=images,
         out=out / "run",
         max_new_tokens=max_new_tokens,

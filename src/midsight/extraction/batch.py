@@ -8,8 +8,15 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from midsight.extraction.decode import Answer, FirstToken, decode_until, describe_first_token
-from midsight.extraction.prefill import Continuation, Prefill, encode_distinct, pad_rows, prefill
+from midsight.extraction.decode import (
+    Answer,
+    Continuation,
+    FirstToken,
+    continue_from,
+    decode_until,
+    describe_first_token,
+)
+from midsight.extraction.prefill import Prefill, encode_distinct, pad_rows, prefill
 from midsight.extraction.prepare import PreparedSample, pooled_pixels, prepare
 from midsight.extraction.request import PaddingSide, Plan
 from midsight.models.adapter import EncodedImage, mean_over_patches
@@ -75,12 +82,13 @@ def extract_group(
     rows = pad_rows(
         [item.prompt.token_ids for item in group], layouts, pad_id=model.pad_id, side=padding_side, device=model.device
     )
-    filled = prefill(model, rows, images, plan.taps, answers=plan.answers)
+    filled = prefill(model, rows, images, plan.taps, keep_cache=plan.answers)
     vectors = collect_vectors(plan, group, images, filled)
-    if filled.continuation is None:
+    if not plan.answers:
         return [make_outcome(model, item, vectors[i]) for i, item in enumerate(group)]
-    first_tokens = describe_first_token(filled.continuation.logits)
-    answers = decode_answers(model, plan, group, images, filled.continuation)
+    start = continue_from(model, filled)
+    first_tokens = describe_first_token(start.logits)
+    answers = decode_answers(model, plan, group, images, start)
     return [make_outcome(model, item, vectors[i], answers[i], first_tokens[i]) for i, item in enumerate(group)]
 
 
@@ -89,7 +97,7 @@ def decode_answers(
     plan: Plan,
     group: Sequence[PreparedSample],
     images: Sequence[Sequence[EncodedImage]],
-    filled: Continuation,
+    start: Continuation,
 ) -> list[Answer]:
     """Greedy answers from a prefill.
 
@@ -98,7 +106,7 @@ def decode_answers(
     """
     border = model.adapter.longrope_border(model.config)
     answers = [Answer() for _ in group]
-    decode_until(model, answers, filled, max_new_tokens=plan.max_new_tokens, border=border)
+    decode_until(model, answers, start, max_new_tokens=plan.max_new_tokens, border=border)
     at_border = [i for i, answer in enumerate(answers) if answer.finish_reason is None]
     if at_border:
         token_ids = [(*group[i].prompt.token_ids, *answers[i].token_ids) for i in at_border]
@@ -107,9 +115,9 @@ def decode_answers(
             for i, ids in zip(at_border, token_ids, strict=True)
         ]
         rows = pad_rows(token_ids, layouts, pad_id=model.pad_id, side="left", device=model.device)
-        refilled = prefill(model, rows, [images[i] for i in at_border], taps=(), answers=True)
-        open_answers = [answers[i] for i in at_border]
-        decode_until(model, open_answers, refilled.continuation, max_new_tokens=plan.max_new_tokens, border=None)
+        refilled = prefill(model, rows, [images[i] for i in at_border], taps=(), keep_cache=True)
+        crossed = continue_from(model, refilled)
+        decode_until(model, [answers[i] for i in at_border], crossed, max_new_tokens=plan.max_new_tokens, border=None)
     return answers
 
 

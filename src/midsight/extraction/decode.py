@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from midsight.extraction.prefill import Continuation
-from midsight.models.adapter import submodule
+from midsight.extraction.prefill import Prefill
+from midsight.models.adapter import KVCache, submodule
 from midsight.models.loading import LoadedModel
 from midsight.records import FinishReason
 
@@ -41,6 +41,20 @@ class FirstToken:
     """Their log-probabilities."""
 
 
+@dataclass(frozen=True)
+class Continuation:
+    """What the next tokens of a batch are computed from."""
+
+    logits: Tensor
+    """float32 [batch, vocabulary], after each row's last token."""
+    cache: KVCache
+    """Keys and values of every layer."""
+    attention_mask: Tensor
+    """int64 [batch, tokens in the cache], 0 on padding."""
+    lengths: list[int]
+    """Tokens of each row, padding not counted."""
+
+
 @dataclass
 class OpenRows:
     """The rows of a batch that are still being answered, between two steps."""
@@ -62,6 +76,15 @@ class OpenRows:
         self.state = Continuation(
             state.logits[indices], state.cache, state.attention_mask[indices], [state.lengths[i] for i in kept]
         )
+
+
+def continue_from(model: LoadedModel, filled: Prefill) -> Continuation:
+    """The first tokens' logits of a prefill that kept its cache; raises ValueError for one that did not."""
+    if filled.cache is None:
+        raise ValueError("This prefill kept no cache to decode on from; call prefill with keep_cache.")
+    logits = submodule(model.hf_model, model.adapter.lm_head)(filled.end_states).float()
+    lengths = [len(layout.prompt) for layout in filled.rows.layouts]
+    return Continuation(logits, filled.cache, filled.rows.attention_mask, lengths)
 
 
 def describe_first_token(logits: Tensor) -> list[FirstToken]:

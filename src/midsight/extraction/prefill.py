@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache
 
 from midsight.extraction.request import PaddingSide
-from midsight.models.adapter import EncodedImage, ImageInputs, encode_images, submodule
+from midsight.models.adapter import EncodedImage, ImageInputs, KVCache, encode_images, submodule
 from midsight.models.layout import TokenLayout
 from midsight.models.loading import LoadedModel
 from midsight.taps.capture import capture
@@ -33,27 +31,17 @@ class PaddedRows:
 
 
 @dataclass(frozen=True)
-class Continuation:
-    """What decoding needs to go on from."""
-
-    logits: Tensor
-    """float32 [batch, vocabulary], after each row's last token."""
-    cache: Cache
-    """Keys and values of every layer."""
-    attention_mask: Tensor
-    """int64 [batch, tokens in the cache], 0 on padding."""
-    lengths: list[int]
-    """Tokens of each row, padding not counted."""
-
-
-@dataclass(frozen=True)
 class Prefill:
     """A batch after its prompts went through."""
 
     states: dict[Tap, Tensor]
     """float32 [batch, hidden size] by tap."""
-    continuation: Continuation | None
-    """None where no answers were asked for."""
+    end_states: Tensor
+    """Model dtype [batch, hidden size]: each prompt's last token after the final norm."""
+    cache: KVCache | None
+    """Keys and values of every layer; None where no answers were asked for."""
+    rows: PaddedRows
+    """The prompts."""
 
 
 def pad_rows(
@@ -93,8 +81,7 @@ def embed(model: LoadedModel, rows: PaddedRows, images: Sequence[Sequence[Encode
 
     Model dtype [batch, tokens, hidden size].
     """
-    hf_model: Any = model.hf_model
-    embeddings = hf_model.get_input_embeddings()(rows.token_ids)
+    embeddings = model.hf_model.get_input_embeddings()(rows.token_ids)
     for row, layout in enumerate(rows.layouts):
         indices = torch.from_numpy(layout.image_indices()).to(embeddings.device)
         embeddings[row, indices] = torch.cat([image.embeddings for image in images[row]])
@@ -107,24 +94,21 @@ def prefill(
     images: Sequence[Sequence[EncodedImage]],
     taps: Sequence[Tap],
     *,
-    answers: bool,
+    keep_cache: bool,
 ) -> Prefill:
-    """Runs the decoder once over whole prompts and keeps the tapped states.
-
-    With `answers` it keeps the cache and computes the logits that decoding goes on from.
-    """
-    adapter = model.adapter
-    decoder = submodule(model.hf_model, adapter.decoder)
-    with capture(model.hf_model, adapter, taps, rows.layouts) as states:
+    """Runs the decoder once over whole prompts and keeps the tapped states and what decoding goes on from."""
+    decoder = submodule(model.hf_model, model.adapter.decoder)
+    with capture(model.hf_model, model.adapter, taps, rows.layouts) as states:
         output = decoder(
             inputs_embeds=embed(model, rows, images),
             attention_mask=rows.attention_mask,
             position_ids=rows.position_ids,
-            use_cache=answers,
+            use_cache=keep_cache,
         )
-    if not answers:
-        return Prefill(states, None)
-    at_end = output.last_hidden_state[range(len(rows.layouts)), [layout.query_token for layout in rows.layouts]]
-    logits = submodule(model.hf_model, adapter.lm_head)(at_end).float()
-    lengths = [len(layout.prompt) for layout in rows.layouts]
-    return Prefill(states, Continuation(logits, output.past_key_values, rows.attention_mask, lengths))
+    ends = [layout.query_token for layout in rows.layouts]
+    return Prefill(
+        states=states,
+        end_states=output.last_hidden_state[range(len(ends)), ends],
+        cache=output.past_key_values if keep_cache else None,
+        rows=rows,
+    )

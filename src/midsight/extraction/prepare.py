@@ -14,7 +14,7 @@ from midsight.extraction.request import Plan
 from midsight.models.adapter import ImageInputs
 from midsight.models.loading import LoadedModel
 from midsight.models.prompts import PromptTokens, tokenise_prompt
-from midsight.samples.images import decode_image, image_id
+from midsight.samples.images import decode_image, image_id, joint_image_id
 from midsight.samples.sample import Failure, ImageSource, Sample
 
 
@@ -51,7 +51,7 @@ def prepare(model: LoadedModel, plan: Plan, samples: Sequence[Sample]) -> list[P
         if key not in prepared_images:
             image = decode_image(source)
             inputs = model.adapter.image_inputs(model.image_processor, image, plan.pixels)
-            prepared_images[key] = PreparedImage(image_id([image]), inputs)
+            prepared_images[key] = PreparedImage(image_id(image), inputs)
         return prepared_images[key]
 
     def prepare_sample(sample: Sample) -> PreparedSample | Failure:
@@ -84,9 +84,3 @@ def pooled_pixels(images: Sequence[ImageInputs]) -> Tensor:
         return pixels[0]
 
     return torch.stack([average(image) for image in images]).mean(dim=0)
-
-
-def joint_image_id(ids):  # TEMPORARY until images.py settles
-    import hashlib
-
-    return ids[0] if len(ids) == 1 else hashlib.sha256("".join(ids).encode()).hexdigest()

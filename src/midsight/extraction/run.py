@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from midsight.errors import MidsightError
 from midsight.extraction.batch import extract_samples
@@ -58,57 +58,70 @@ class Progress:
         return self.samples - self.already - self.done - self.failed
 
 
-def extract(
+def open_dataset(
     data: str | Path | Iterable[Sample | tuple[ImageSource | str, str]],
     *,
-    model: Model | str | Path,
-    out: str | Path,
     images: str | Path | None = None,
     image_column: str = "image",
     question_column: str = "question",
     answer_column: str | None = None,
     id_column: str | None = None,
+) -> Dataset:
+    """A JSONL or CSV file, or image-question pairs, as a dataset.
+
+    images: folder that image paths start from and may not leave; the file's own by default.
+    answer_column: `answer` or `answers` by default; id_column: `id` by default.
+    Raises MidsightError.
+    """
+    if not isinstance(data, str | Path):
+        return make_samples(data)
+    return read_table(
+        Path(data),
+        images=Path(images) if images is not None else None,
+        image_column=image_column,
+        question_column=question_column,
+        answer_column=answer_column,
+        id_column=id_column,
+    )
+
+
+def extract(
+    data: Dataset | str | Path | Iterable[Sample | tuple[ImageSource | str, str]],
+    *,
+    model: Model | str | Path,
+    out: str | Path,
+    images: str | Path | None = None,
     batch_size: int = DEFAULT_BATCH_SIZE,
     store_dtype: StoreDtype = "float32",
     limit: int | None = None,
     retry_failed: bool = False,
+    commit_seconds: float = 60.0,
     on_progress: Callable[[Progress], None] = lambda _: None,
     **options: Any,
 ) -> Run:
     """Extracts a whole dataset into the run folder `out` and opens it.
 
-    data: a JSONL or CSV file, or image-question pairs. model: a loaded model or its folder. images:
-    folder that image paths start from; the file's own by default. `options` are the fields of
-    Request. Where `out` exists the run goes on from its last commit; other options than its own are
-    refused. Samples that cannot be extracted end in the run's failures.
+    data: a JSONL or CSV file, image-question pairs, or what open_dataset gives for files with other
+    column names. model: a loaded model or its folder. `options` are the fields of Request. Where
+    `out` exists the run goes on from its last commit; other options than its own are refused.
+    Samples that cannot be extracted end in the run's failures.
     Raises MidsightError for a call that cannot be carried out.
     """
     if batch_size < 1:
         raise MidsightError(f"--batch-size is {batch_size}; give 1 or more.")
-    if store_dtype not in {"float32", "float16"}:
-        raise MidsightError(f"--store-dtype {store_dtype!r} is unknown; give float32 or float16.")
+    if store_dtype not in get_args(StoreDtype):
+        raise MidsightError(f"--store-dtype {store_dtype!r} is unknown; give {' or '.join(get_args(StoreDtype))}.")
     if limit is not None and limit < 1:
         raise MidsightError(f"--limit is {limit}; give 1 or more.")
-    dataset = (
-        read_table(
-            Path(data),
-            images=Path(images) if images is not None else None,
-            image_column=image_column,
-            question_column=question_column,
-            answer_column=answer_column,
-            id_column=id_column,
-        )
-        if isinstance(data, str | Path)
-        else make_samples(data)
-    )
+    dataset = data if isinstance(data, Dataset) else open_dataset(data, images=images)
     if not isinstance(model, Model):
         model = load(model)
     request = Request(**options)
     plan = resolve(request, model.loaded)
     spec = describe_run(dataset, model.loaded, request, plan, store_dtype)
-    with RunWriter(Path(out), spec, retry_failed=retry_failed) as writer:
+    with RunWriter(Path(out), spec, retry_failed=retry_failed, commit_seconds=commit_seconds) as writer:
         fill(writer, dataset, model.loaded, plan, batch_size=batch_size, limit=limit, on_progress=on_progress)
-    return open_run(Path(out))
+    return open_run(out)
 
 
 def fill(

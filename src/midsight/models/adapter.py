@@ -9,6 +9,10 @@ from typing import Any, Literal, Protocol
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from transformers import Cache
+
+KVCache = Cache
+"""Keys and values of every decoder layer, as transformers keeps them."""
 
 Pixels = Literal["pil", "transformers"]
 """Which resizing makes the model's pixels: PIL's on 8-bit images, or transformers' own on tensors."""

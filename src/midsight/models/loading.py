@@ -32,8 +32,8 @@ SPARE_MEMORY = 0.8
 class LoadedModel:
     """A model in memory with everything that decides its numbers."""
 
-    hf_model: nn.Module
-    """transformers' model, in eval mode, mended."""
+    hf_model: Any
+    """transformers' model (an nn.Module with config and generation_config), in eval mode, mended."""
     tokenizer: Any
     """transformers' tokenizer."""
     image_processor: Any
@@ -75,8 +75,7 @@ class LoadedModel:
     @property
     def stop_ids(self) -> tuple[int, ...]:
         """Token ids that end an answer, from the folder's generation config."""
-        generation: Any = self.hf_model.generation_config
-        eos = generation.eos_token_id
+        eos = self.hf_model.generation_config.eos_token_id
         return tuple(sorted(eos if isinstance(eos, list) else [eos]))
 
     @property

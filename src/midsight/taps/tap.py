@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 from midsight.errors import MidsightError
 
@@ -53,14 +53,13 @@ class Tap:
     def parse(cls, text: str) -> Tap:
         """The tap that prints as `text`; raises MidsightError when none does."""
         match = _SPELLING.fullmatch(text)
-        position = next((p for p in POSITIONS if match is not None and p == match["position"]), None)
-        if match is None or position is None:
+        if match is None or match["position"] not in POSITIONS:
             raise MidsightError(
                 f"{text!r} names no tap; write POSITION_representation.layer_K with POSITION one of "
                 f"{', '.join(POSITIONS)}, and _residual behind it for the state before the final norm."
             )
         stage: Stage = "residual" if match["residual"] else "layer"
-        return cls(position, int(match["layer"]), stage)
+        return cls(cast("Position", match["position"]), int(match["layer"]), stage)
 
 
 def choose_layers(choice: str | Iterable[int], n_layers: int) -> tuple[int, ...]:

@@ -76,6 +76,7 @@ def check_adapter(
         Check("defects left to mend", len(loaded.adapter.mends(loaded.hf_model)), 0),
         *check_taps(plan, alone, prepared, forwards, limit),
         Check("vision features and transformers' tower", _vision_error(loaded, alone, prepared, forwards), limit),
+        *check_useful_patches(loaded, prepared),
         *check_batches(loaded, plan, samples, alone, limit),
         check_prefix(loaded, plan, samples, alone, limit),
         Check("answers that differ from generate", _different_answers(loaded, plan, alone, prepared), 0),
@@ -113,6 +114,31 @@ def check_taps(
         )
 
     return [Check(f"{position} at every layer and the full forward", worst(position), limit) for position in POSITIONS]
+
+
+def check_useful_patches(model: LoadedModel, prepared: Sequence[PreparedSample]) -> list[Check]:
+    """Which patches reach the decoder, found by gradients, against those declared useful.
+
+    Pooling may join a last odd row or column of the image with one of padding, so a few more may
+    reach the decoder than are useful.
+    """
+    unseen = seen = extra = 0
+    for image in (image for item in prepared for image in item.images):
+        useful = model.adapter.useful_patches(image)
+        width = model.adapter.vision_width(model.config)
+        generator = torch.Generator().manual_seed(0)
+        random = torch.randn((*useful.shape, width), generator=generator)
+        features = random.to(model.device, model.dtype).requires_grad_()
+        embeddings = model.adapter.image_embeddings(model.hf_model, features, image)
+        (gradient,) = torch.autograd.grad(embeddings.float().pow(2).sum(), features)
+        reaches = gradient.abs().sum(dim=-1).cpu() > 0
+        unseen += int((useful & ~reaches).sum())
+        seen += int(reaches.sum())
+        extra += int((reaches & ~useful).sum())
+    return [
+        Check("useful patches that the decoder never sees", unseen, 0),
+        Check("share of the patches it sees that are not useful", extra / seen, 1 / 16),
+    ]
 
 
 def check_batches(
@@ -153,12 +179,11 @@ def check_prefix(
 
 def check_lora(model: LoadedModel, plan: Plan, samples: Sequence[Sample], alone: Sequence[Record]) -> Check:
     """The query token's states with the LoRA on and off: they have to differ."""
-    hf_model: Any = model.hf_model
-    hf_model.disable_adapters()
+    model.hf_model.disable_adapters()
     try:
         without = [_record(outcome) for outcome in extract_samples(model, plan, samples)]
     finally:
-        hf_model.enable_adapters()
+        model.hf_model.enable_adapters()
     return Check("LoRA off and on", min(map(largest_error, without, alone)), 1e-3, must_differ=True)
 
 
@@ -236,13 +261,12 @@ def _vision_error(
 def _different_answers(
     model: LoadedModel, plan: Plan, records: Sequence[Record], prepared: Sequence[PreparedSample]
 ) -> int:
-    hf_model: Any = model.hf_model
     border = model.adapter.longrope_border(model.config)
     different = 0
     for record, item in zip(records, prepared, strict=True):
         prompt_tokens = len(item.prompt.token_ids)
         crosses = border is not None and prompt_tokens <= border < prompt_tokens + plan.max_new_tokens
-        generated = hf_model.generate(
+        generated = model.hf_model.generate(
             **_transformers_inputs(model, item),
             attention_mask=torch.ones((1, prompt_tokens), dtype=torch.int64, device=model.device),
             max_new_tokens=plan.max_new_tokens,

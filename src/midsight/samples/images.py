@@ -1,0 +1,184 @@
+"""Images in: bounded, safe decoding to RGB, the identity of pixels, and paths that stay in their folder.
+
+Pillow's readers are called directly, not through `Image.open`, whose own size check warns or raises
+by a process-wide setting: here the bounds are arguments, and nothing global is read or changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from midsight.errors import SampleError
+from midsight.samples.sample import ImageSource
+
+MAX_BYTES = 100_000_000
+"""Encoded size above which an image is refused."""
+MAX_PIXELS = 100_000_000
+"""Width times height above which an image is refused."""
+MAX_SIDE_PX = 65_535
+"""Width or height above which an image is refused, whatever its area: the most JPEG and GIF can hold."""
+
+_READERS: tuple[tuple[re.Pattern[bytes], type[ImageFile]], ...] = (
+    (re.compile(rb"\x89PNG\r\n\x1a\n"), PngImageFile),
+    (re.compile(rb"\xff\xd8\xff"), JpegImageFile),
+    (re.compile(rb"RIFF....WEBP", re.DOTALL), WebPImageFile),
+    (re.compile(rb"GIF8[79]a"), GifImageFile),
+    (re.compile(rb"BM"), BmpImageFile),
+    (re.compile(rb"II[*+]\0|MM\0[*+]"), TiffImageFile),
+)
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://|(data|file|https?):", re.IGNORECASE)
+
+
+def decode_image(source: ImageSource, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The image as plain RGB pixels (mode RGB, 8 bits a channel), upright by its EXIF orientation.
+
+    PNG, JPEG, WEBP, GIF, BMP and TIFF are read, by content and not by name; of several frames the
+    first. Transparency is dropped as Pillow's `convert("RGB")` drops it: the colours under it show.
+    16-bit grey keeps the high byte of each value, as Pillow does for 16-bit colour. An image given
+    decoded is left as it is and a copy returned.
+
+    Raises SampleError, naming the file and the reason, for what is no regular file, is larger than
+    `max_bytes` or `max_pixels` (judged by the header, before pixels are decoded), is damaged or
+    truncated, or has no 8-bit RGB form (32-bit integers, floats). Pillow's `LOAD_TRUNCATED_IMAGES`,
+    where a program has set it, still lets truncated images through. Pillow may warn about damaged
+    metadata; where warnings are errors, that is a SampleError.
+    """
+    name = "The image in memory" if isinstance(source, bytes | Image.Image) else f"The image {source}"
+    if isinstance(source, Image.Image):
+        return _to_rgb(source, name, max_pixels)
+    encoded = source if isinstance(source, bytes) else _read_file(source, name, max_bytes)
+    if not encoded:
+        raise SampleError(f"{name} is empty (0 bytes).")
+    if len(encoded) > max_bytes:
+        raise SampleError(f"{name} has more than {max_bytes:,} bytes; make it smaller.")
+    reader = next((reader for magic, reader in _READERS if magic.match(encoded)), None)
+    if reader is None:
+        raise SampleError(f"{name} holds no PNG, JPEG, WEBP, GIF, BMP or TIFF data; convert it to one of these.")
+    try:
+        opened = reader(io.BytesIO(encoded))
+    except Exception as error:  # Pillow's readers raise many types on damaged data, SyntaxError among them
+        raise _damaged(name, error) from error
+    with opened:
+        return _to_rgb(opened, name, max_pixels)
+
+
+def image_id(image: Image.Image) -> str:
+    """The identity of a decoded RGB image: SHA-256, in hex, of `{width}x{height}:` and the pixels."""
+    return hashlib.sha256(b"%dx%d:" % (image.width, image.height) + image.tobytes()).hexdigest()
+
+
+def joint_image_id(ids: Sequence[str]) -> str:
+    """The identity of a prompt's images from their ids: of one its own, of several the SHA-256 of all, joined."""
+    return ids[0] if len(ids) == 1 else hashlib.sha256("".join(ids).encode()).hexdigest()
+
+
+def image_root_path(reference: str, root: Path) -> Path:
+    """The file that a dataset's `reference` names, relative to `root` or absolute, symlinks resolved.
+
+    Whether it exists is left to `decode_image`. Raises SampleError for a URL, an empty reference, a
+    NUL character, and for any path outside `root`: a dataset must not choose other files to be read.
+    """
+    if not reference.strip():
+        raise SampleError(f"{reference!r} names no image; give a path.")
+    if _URL.match(reference):
+        raise SampleError(f"{_shortened(reference)!r} is a URL; download the image and give its path.")
+    try:
+        resolved_root = root.resolve()
+        resolved = (resolved_root / reference).resolve()
+    except (OSError, ValueError, RuntimeError) as error:  # NUL, not encodable, a loop of symlinks
+        raise SampleError(f"{_shortened(reference)!r} is no usable path: {error}.") from error
+    if not resolved.is_relative_to(resolved_root):
+        raise SampleError(
+            f"{_shortened(reference)!r} lies outside the image folder {root}; "
+            "name the folder that holds all images with --images."
+        )
+    return resolved
+
+
+def _read_file(path: Path, name: str, max_bytes: int) -> bytes:
+    """The file's bytes, at most one more than `max_bytes`; raises SampleError for what is no regular file."""
+    try:
+        kind = path.stat().st_mode
+        if stat.S_ISDIR(kind):
+            raise SampleError(f"{name} is a directory; give the path of a file.")
+        if not stat.S_ISREG(kind):  # opening a pipe would wait for a writer, a device may never end
+            raise SampleError(f"{name} is a pipe, socket or device; give the path of a file.")
+        with path.open("rb") as file:
+            return file.read(max_bytes + 1)
+    except FileNotFoundError:
+        raise SampleError(f"{name} does not exist.") from None
+    except (OSError, ValueError) as error:
+        raise SampleError(f"{name} cannot be read: {_one_line(error)}.") from error
+
+
+def _to_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
+    """A copy in RGB, upright, within bounds that are checked before the pixels are loaded."""
+    width, height = image.size
+    if not (0 < width <= MAX_SIDE_PX and 0 < height <= MAX_SIDE_PX):
+        raise SampleError(f"{name} is {width} x {height} pixels; each side must have 1 to {MAX_SIDE_PX:,}.")
+    if width * height > max_pixels:
+        raise SampleError(f"{name} is {width} x {height} pixels; at most {max_pixels:,} are decoded: make it smaller.")
+    if image.mode in ("I", "F"):
+        numbers = "32-bit integers" if image.mode == "I" else "floats"
+        raise SampleError(f"{name} stores {numbers}, whose black and white are not known; convert it to 8-bit RGB.")
+    try:
+        image.load()
+        turn = _UPRIGHT.get(_orientation(image))
+        upright = image.copy() if turn is None else image.transpose(turn)
+        # Only pixels go on: nothing later can turn the image once more, and Pillow warns when it
+        # converts a palette whose transparency it would have to keep.
+        upright.info = {}
+        if upright.mode.startswith("I;16"):
+            upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+        return upright if upright.mode == "RGB" else upright.convert("RGB")
+    except Exception as error:
+        raise _damaged(name, error) from error
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; 1 where there is none or it cannot be read."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Warning:  # an error only because the program made warnings errors: not ours to drop
+        raise
+    except Exception:  # garbage for EXIF data: the pixels are good, and nothing says that they are turned
+        return 1
+
+
+def _damaged(name: str, error: Exception) -> SampleError:
+    return SampleError(f"{name} cannot be decoded: {_one_line(error)}.")
+
+
+def _one_line(error: Exception) -> str:
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(reason.split()).rstrip(".") or type(error).__name__
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 100 else f"{text[:97]}..."

@@ -1,0 +1,255 @@
+"""A complete, small Phi-4-multimodal checkpoint with random weights, the same for the same seed."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Generator, Tensor
+from transformers import (
+    GenerationConfig,
+    Phi4MultimodalConfig,
+    Phi4MultimodalFeatureExtractor,
+    Phi4MultimodalForCausalLM,
+    Phi4MultimodalImageProcessor,
+    Phi4MultimodalProcessor,
+    PreTrainedTokenizerFast,
+)
+
+from midsight.models.loading import quiet_transformers
+
+ENDOFTEXT_ID = 199999
+"""`<|endoftext|>`: begins, pads, and ends as the second stop token."""
+IMAGE_ID = 200010
+"""`<|endoftext10|>`, which the processor repeats for an image."""
+AUDIO_ID = 200011
+"""`<|endoftext11|>`, the same for sound."""
+END_ID = 200020
+"""`<|end|>`, the stop token of every turn."""
+
+TOKENIZER = Path(__file__).with_name("assets") / "tokenizer.json"
+"""Written by scripts/train_tokenizer.py."""
+
+HIDDEN_SIZE = 32
+HEADS = 4
+KEY_VALUE_HEADS = 2
+MLP_SIZE = 64
+VISION_SIZE = 32
+VISION_MLP_SIZE = 64
+AUDIO_SIZE = 8
+LORA_RANK = 4
+
+PUBLISHED_LONG_FACTORS = (5.351743533, 32.03, 47.77)
+"""Numbers 15, 31 and 47 of the published 48: one for each third of the frequencies, none of them 1."""
+
+LORA_TARGETS = r"model\.layers\.\d+\.((self_attn\.(qkv_proj|o_proj))|(mlp\.(gate_up|down)_proj))"
+"""The decoder's linear layers, and none of the audio tower's, which carry the same names."""
+
+CHAT_TEMPLATE = """\
+{%- for message in messages -%}
+    {{- '<|' + message['role'] + '|>' + message['content'] -}}
+    {%- if message['role'] == 'system' and message['tools'] is defined and message['tools'] is not none -%}
+        {{- '<|tool|>' + message['tools'] + '<|/tool|>' -}}
+    {%- endif -%}
+    {{- '<|end|>' -}}
+{%- endfor -%}
+{{- '<|assistant|>' if add_generation_prompt else eos_token -}}
+"""
+
+END_ROW_SCALE = 3.0
+"""How much longer the row of `<|end|>` is than others in embedding and head, so that it wins now and then:
+answers of all lengths."""
+PLACEHOLDER_ROW_SCALE = 0.01
+"""The same for image and audio tokens, so that no answer contains one."""
+
+NORM_SPREAD = 0.2
+BIAS_STD = 0.1
+GAINS = (
+    ("self_attn.qkv_proj.weight", 1.6),
+    ("self_attn.o_proj.weight", 0.3),
+    ("mlp.gate_up_proj.weight", 1.5),
+    ("mlp.down_proj.weight", 1.4),
+    ("position_embedding.weight", 3.0),
+    ("img_projection_up.weight", 2.0),
+    ("img_projection_down.weight", 0.5),
+    ("lora_B.weight", 0.25),
+)
+"""Standard deviation of a weight times the root of its fan-in, by the end of its name; 1 where none fits.
+
+Found by trial: image, question, position, rotary factors and LoRA each change the middle layers by
+10 % and more, and still two batch shapes agree to 1e-6 in float32."""
+
+
+@quiet_transformers()
+def write_phi4_multimodal(
+    folder: str | Path,
+    *,
+    seed: int = 0,
+    layers: int = 8,
+    original_max_position_embeddings: int = 4096,
+    lora: bool = True,
+) -> Path:
+    """Writes a model folder in transformers' layout that `Phi4MultimodalForCausalLM` loads, and returns it.
+
+    Tokens, prompt, processors, crops and image tokens are those of microsoft/Phi-4-multimodal-instruct;
+    the vocabulary is small and the weights (13 MB, bfloat16) are random, drawn from `seed` alone.
+    Embedding rows of ids that no token has are zero. `layers` is the number of decoder layers,
+    `original_max_position_embeddings` the longest prompt with the short rotary factors. With `lora`
+    the folder has the LoRA for images in `vision-lora/`, in PEFT's layout. torch's global random
+    state is left alone.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    config = make_config(layers, original_max_position_embeddings)
+    generator = Generator().manual_seed(seed)
+    tokenizer = make_tokenizer()
+
+    weights = {name: draw(name, shape, generator) for name, shape in parameter_shapes(config).items()}
+    token_ids = sorted(tokenizer.get_vocab().values())
+    weights["model.embed_tokens.weight"] = draw_embedding(config.vocab_size, token_ids, generator)
+    save_weights(weights, folder / "model.safetensors")
+    if lora:
+        write_lora(layers, folder / "vision-lora", generator)
+
+    config.save_pretrained(folder)
+    GenerationConfig(
+        bos_token_id=ENDOFTEXT_ID, eos_token_id=[END_ID, ENDOFTEXT_ID], pad_token_id=ENDOFTEXT_ID, use_cache=True
+    ).save_pretrained(folder)
+    image_processor = Phi4MultimodalImageProcessor()
+    image_processor.save_pretrained(folder)
+    Phi4MultimodalProcessor(image_processor, Phi4MultimodalFeatureExtractor(), tokenizer).save_pretrained(folder)
+    return folder
+
+
+def make_config(layers: int, original_max_position_embeddings: int) -> Phi4MultimodalConfig:
+    """The published configuration with small widths and few layers."""
+    return Phi4MultimodalConfig(
+        architectures=["Phi4MultimodalForCausalLM"],
+        dtype="bfloat16",
+        vocab_size=200064,
+        hidden_size=HIDDEN_SIZE,
+        intermediate_size=MLP_SIZE,
+        num_hidden_layers=layers,
+        num_attention_heads=HEADS,
+        num_key_value_heads=KEY_VALUE_HEADS,
+        max_position_embeddings=131072,
+        original_max_position_embeddings=original_max_position_embeddings,
+        rope_parameters={
+            "rope_type": "longrope",
+            "rope_theta": 10000.0,
+            "partial_rotary_factor": 0.75,
+            "original_max_position_embeddings": original_max_position_embeddings,
+            "short_factor": [1.0] * len(PUBLISHED_LONG_FACTORS),
+            "long_factor": list(PUBLISHED_LONG_FACTORS),
+        },
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=True,
+        bos_token_id=ENDOFTEXT_ID,
+        eos_token_id=[END_ID, ENDOFTEXT_ID],
+        pad_token_id=ENDOFTEXT_ID,
+        sliding_window=262144,
+        vision_config={
+            "hidden_size": VISION_SIZE,
+            "intermediate_size": VISION_MLP_SIZE,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 2,
+        },
+        audio_config={
+            "hidden_size": AUDIO_SIZE,
+            "intermediate_size": AUDIO_SIZE,
+            "num_blocks": 1,
+            "num_attention_heads": 2,
+            "ext_pw_out_channel": AUDIO_SIZE,
+            "depthwise_separable_out_channel": AUDIO_SIZE,
+            "nemo_conv_channels": AUDIO_SIZE,
+            "bias_max_distance": 16,
+        },
+    )
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """The shipped byte-level tokenizer with Phi-4's special tokens at their published ids."""
+    return PreTrainedTokenizerFast(
+        tokenizer_file=str(TOKENIZER),
+        bos_token="<|endoftext|>",  # noqa: S106 - a token of text
+        eos_token="<|endoftext|>",  # noqa: S106
+        pad_token="<|endoftext|>",  # noqa: S106
+        unk_token="<|endoftext|>",  # noqa: S106
+        extra_special_tokens={"image_token": "<|endoftext10|>", "audio_token": "<|endoftext11|>"},
+        model_max_length=131072,
+        clean_up_tokenization_spaces=False,
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def parameter_shapes(config: Phi4MultimodalConfig) -> dict[str, tuple[int, ...]]:
+    """Shapes by sorted name of all that is stored but the token embedding, which is drawn by row (and is the head)."""
+    with torch.device("meta"):
+        state = Phi4MultimodalForCausalLM(config).state_dict()
+    drawn_otherwise = {"lm_head.weight", "model.embed_tokens.weight"}
+    return {name: tuple(tensor.shape) for name, tensor in sorted(state.items()) if name not in drawn_otherwise}
+
+
+def draw(name: str, shape: tuple[int, ...], generator: Generator) -> Tensor:
+    """One random tensor, scaled by what its name says it is; nothing is left at its neutral value."""
+    noise = torch.randn(shape, generator=generator)
+    *_, module, parameter = name.split(".")
+    if name == "model.norm.weight":
+        # Random signs: with a tied head, all-positive weights favour the token just read, and answers loop sooner.
+        signs = torch.where(torch.rand(shape, generator=generator) < 0.5, -1, 1)
+        return signs * (1 + NORM_SPREAD * noise)
+    if ("norm" in module and parameter == "weight") or parameter == "global_invstd":
+        return 1 + NORM_SPREAD * noise
+    if parameter.endswith("feature_extensor"):
+        return noise
+    if len(shape) == 1:
+        return BIAS_STD * noise
+    gain = next((gain for end, gain in GAINS if name.endswith(end)), 1.0)
+    return noise * (gain / math.sqrt(math.prod(shape[1:])))
+
+
+def draw_embedding(rows: int, token_ids: list[int], generator: Generator) -> Tensor:
+    """The token embedding [rows, hidden], which is the output head too; zero where no token has the id."""
+    embedding = torch.zeros(rows, HIDDEN_SIZE)
+    embedding[token_ids] = torch.randn(len(token_ids), HIDDEN_SIZE, generator=generator)
+    embedding[END_ID] *= END_ROW_SCALE
+    embedding[[IMAGE_ID, AUDIO_ID]] *= PLACEHOLDER_ROW_SCALE
+    return embedding
+
+
+def write_lora(layers: int, folder: Path, generator: Generator) -> None:
+    """The LoRA of the decoder's linear layers as PEFT stores one; alpha is twice the rank, as published."""
+    sizes = {
+        "mlp.down_proj": (MLP_SIZE, HIDDEN_SIZE),
+        "mlp.gate_up_proj": (HIDDEN_SIZE, 2 * MLP_SIZE),
+        "self_attn.o_proj": (HIDDEN_SIZE, HIDDEN_SIZE),
+        "self_attn.qkv_proj": (HIDDEN_SIZE, (HEADS + 2 * KEY_VALUE_HEADS) * HIDDEN_SIZE // HEADS),
+    }
+    weights = {}
+    for layer in range(layers):
+        for module, (inputs, outputs) in sizes.items():
+            prefix = f"base_model.model.model.layers.{layer}.{module}"
+            for name, shape in (("lora_A.weight", (LORA_RANK, inputs)), ("lora_B.weight", (outputs, LORA_RANK))):
+                weights[f"{prefix}.{name}"] = draw(name, shape, generator)
+    folder.mkdir(exist_ok=True)
+    save_weights(weights, folder / "adapter_model.safetensors")
+    adapter = {
+        "base_model_name_or_path": None,
+        "bias": "none",
+        "inference_mode": True,
+        "lora_alpha": 2 * LORA_RANK,
+        "lora_dropout": 0.0,
+        "peft_type": "LORA",
+        "r": LORA_RANK,
+        "target_modules": LORA_TARGETS,
+        "task_type": "CAUSAL_LM",
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(adapter, indent=2) + "\n", encoding="utf-8")
+
+
+def save_weights(weights: dict[str, Tensor], path: Path) -> None:
+    """Stores the tensors in bfloat16, as published."""
+    save_file({name: tensor.to(torch.bfloat16) for name, tensor in weights.items()}, path, metadata={"format": "pt"})
