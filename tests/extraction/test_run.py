@@ -235,6 +235,27 @@ def test_values_that_are_not_finite_are_never_data(dataset, model, tmp_path, mon
     assert "query_token_representation.layer_4 has values that are not finite" in failure.reason
 
 
+def test_what_float16_cannot_hold_is_a_failure_not_infinity(dataset, model, tmp_path, monkeypatch):
+    from midsight.extraction import batch
+
+    original = batch.collect_vectors
+
+    def large(*args):
+        rows = original(*args)
+        rows[0]["query_token_representation.layer_4"][3] = 70_000.0
+        return rows
+
+    monkeypatch.setattr(batch, "collect_vectors", large)
+    seen = []
+    run = midsight.extract(
+        dataset / "data.jsonl", model=model, out=tmp_path / "run", max_new_tokens=2, limit=2, store_dtype="float16",
+        on_progress=seen.append,
+    )  # fmt: skip
+    assert len(run) == 1
+    assert "query_token_representation.layer_4" in run.failures()[0].reason
+    assert (seen[-1].done, seen[-1].failed) == (1, 1)
+
+
 def huge_png() -> bytes:
     """A PNG of 40,000 x 40,000 grey pixels, all black."""
     compressor = zlib.compressobj(9)

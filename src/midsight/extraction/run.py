@@ -9,8 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from midsight.errors import MidsightError
-from midsight.extraction.batch import extract_samples
+from midsight.errors import MidsightError, SampleError
+from midsight.extraction.batch import Outcome, extract_samples
 from midsight.extraction.model import DEFAULT_BATCH_SIZE, Model, load
 from midsight.extraction.request import Plan, Request, resolve
 from midsight.models.loading import LoadedModel
@@ -153,15 +153,23 @@ def fill(
         writer.fail(failure)
     on_progress(progress)
     for start in range(0, len(todo), batch_size):
-        outcomes = extract_samples(model, plan, todo[start : start + batch_size])
-        for outcome in outcomes:
-            if isinstance(outcome, Failure):
-                writer.fail(outcome)
-            else:
-                writer.add(outcome)
-        failed = sum(isinstance(outcome, Failure) for outcome in outcomes)
-        progress = replace(progress, done=progress.done + len(outcomes) - failed, failed=progress.failed + failed)
+        stored = [store(writer, outcome) for outcome in extract_samples(model, plan, todo[start : start + batch_size])]
+        done = sum(stored)
+        progress = replace(progress, done=progress.done + done, failed=progress.failed + len(stored) - done)
         on_progress(progress)
+
+
+def store(writer: RunWriter, outcome: Outcome) -> bool:
+    """Whether the outcome is a row of the run now; a failure, or a record that the run cannot hold, is not."""
+    if isinstance(outcome, Failure):
+        writer.fail(outcome)
+        return False
+    try:
+        writer.add(outcome)
+    except SampleError as error:
+        writer.fail(Failure(outcome.sample_id, outcome.input_index, str(error)))
+        return False
+    return True
 
 
 def group_by_image(samples: Iterable[Sample]) -> list[Sample]:

@@ -1,0 +1,1 @@
+"""What a run holds, summarised to plain data and then rendered."""

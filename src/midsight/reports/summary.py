@@ -1,0 +1,167 @@
+"""A run summarised to plain data, in one pass over its parts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from midsight.samples.sample import Failure
+from midsight.store.reader import Run, vectors_of
+from midsight.store.schema import is_vector, run_schema
+from midsight.taps.tap import Tap
+
+
+@dataclass(frozen=True)
+class ColumnSummary:
+    """One column as it is stored."""
+
+    name: str
+    """The column."""
+    type: str
+    """Its Arrow type; for vectors that of their elements."""
+    shape: tuple[int, ...]
+    """[rows], or [rows, width] for vectors."""
+
+
+@dataclass(frozen=True)
+class VectorSummary:
+    """What the vectors of one column are like."""
+
+    name: str
+    """The column."""
+    width: int
+    """Elements of each vector."""
+    mean_norm: float | None
+    """Mean Euclidean norm over the finite vectors; None when there is none."""
+    min_norm: float | None
+    """Smallest norm."""
+    max_norm: float | None
+    """Largest norm."""
+    constant: bool
+    """Whether all rows, at least two, hold the same vector within 1e-5: nothing can be learned from it."""
+    non_finite: int
+    """Rows with a value that is infinite or no number."""
+
+
+@dataclass(frozen=True)
+class AnswerSummary:
+    """What the answers are like."""
+
+    finish_reasons: Mapping[str, int]
+    """Answers by why decoding ended, most frequent first."""
+    mean_tokens: float | None
+    """Mean number of generated tokens, the stop token included; None without answers."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run holds."""
+
+    path: str
+    """The run folder."""
+    model: str
+    """Name of the model, as the run's spec gives it."""
+    rows: int
+    """Samples that are stored."""
+    failures: tuple[Failure, ...]
+    """Samples that failed, by row in the dataset."""
+    images: int
+    """Distinct images."""
+    layers: tuple[int, ...]
+    """Decoder layers of which the run has vectors, ascending."""
+    columns: tuple[ColumnSummary, ...]
+    """Every column, in stored order."""
+    vectors: tuple[VectorSummary, ...]
+    """Every vector column, in stored order."""
+    answers: AnswerSummary | None
+    """None for a run without answers."""
+
+
+SAME = 1e-5
+"""Relative distance under which vectors count as the same: batches of other shapes round float32 differently."""
+
+
+def same_as(vectors: np.ndarray, point: np.ndarray) -> bool:
+    """Whether all vectors [n, width] equal `point` [width] up to rounding; values that are not finite never do."""
+    with np.errstate(invalid="ignore"):
+        distances = np.linalg.norm(vectors.astype(np.float64) - point, axis=1)
+    return bool((distances <= SAME * np.linalg.norm(point.astype(np.float64))).all())
+
+
+class _VectorTally:
+    """Running totals of one vector column; float64, so that ten million rows add up."""
+
+    def __init__(self) -> None:
+        self.first: np.ndarray | None = None
+        self.rows = 0
+        self.finite = 0
+        self.norms = 0.0
+        self.smallest = np.inf
+        self.largest = -np.inf
+        self.same = True
+
+    def add(self, vectors: np.ndarray) -> None:
+        first = vectors[0].copy() if self.first is None else self.first
+        self.first = first
+        self.same = self.same and same_as(vectors, first)
+        self.rows += len(vectors)
+        fine = vectors[np.isfinite(vectors).all(axis=1)]
+        if len(fine):
+            norms = np.sqrt(np.einsum("ij,ij->i", fine, fine, dtype=np.float64))
+            self.finite += len(fine)
+            self.norms += float(norms.sum())
+            self.smallest = min(self.smallest, float(norms.min()))
+            self.largest = max(self.largest, float(norms.max()))
+
+    def summary(self, name: str, width: int) -> VectorSummary:
+        return VectorSummary(
+            name=name,
+            width=width,
+            mean_norm=self.norms / self.finite if self.finite else None,
+            min_norm=self.smallest if self.finite else None,
+            max_norm=self.largest if self.finite else None,
+            constant=self.same and self.rows >= 2,
+            non_finite=self.rows - self.finite,
+        )
+
+
+def summarise(run: Run) -> Summary:
+    """What `run` holds. Reads every vector once, one row group at a time; raises DamagedRunError."""
+    images: set[str] = set()
+    finish_reasons: Counter[str] = Counter()
+    tokens = 0
+    tallies = {name: _VectorTally() for name in run.vector_columns}
+    answer_columns = ["finish_reason", "answer_token_ids"] if run.spec.answers else []
+    for batch in run.batches(["image_id", *answer_columns, *tallies]):
+        images.update(batch.column("image_id").unique().to_pylist())
+        if answer_columns:
+            finish_reasons.update(batch.column("finish_reason").drop_null().to_pylist())
+            tokens += sum(len(chunk.flatten()) for chunk in batch.column("answer_token_ids").chunks)
+        for name, tally in tallies.items():
+            tally.add(vectors_of(batch, name))
+    return Summary(
+        path=str(run.path),
+        model=str(run.spec.model.get("name", "")),
+        rows=len(run),
+        failures=tuple(run.failures()),
+        images=len(images),
+        layers=tuple(sorted({Tap.parse(name).layer for name in run.vector_columns if ".layer_" in name})),
+        columns=tuple(_column(field, len(run)) for field in run_schema(run.spec)),
+        vectors=tuple(tally.summary(name, run.spec.vectors[name]) for name, tally in tallies.items()),
+        answers=_answers(finish_reasons, tokens) if run.spec.answers else None,
+    )
+
+
+def _answers(finish_reasons: Counter[str], tokens: int) -> AnswerSummary:
+    answers = finish_reasons.total()
+    return AnswerSummary(dict(finish_reasons.most_common()), tokens / answers if answers else None)
+
+
+def _column(field: pa.Field, rows: int) -> ColumnSummary:
+    if is_vector(field):
+        return ColumnSummary(field.name, str(field.type.value_type), (rows, field.type.list_size))
+    return ColumnSummary(field.name, str(field.type), (rows,))

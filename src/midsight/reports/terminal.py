@@ -1,0 +1,80 @@
+"""A summary as the terminal shows it."""
+
+from __future__ import annotations
+
+from rich.console import Group, RenderableType
+from rich.table import Column, Table
+from rich.text import Text
+
+from midsight.reports.summary import Summary, VectorSummary
+
+SHOWN_FAILURES = 10
+"""Failed samples that are listed; the rest is counted."""
+
+
+def render_summary(summary: Summary) -> RenderableType:
+    """The tables of `summary`, to be printed by a rich console."""
+    blocks: list[RenderableType] = [_overview(summary), _columns(summary), _vectors(summary)]
+    if summary.failures:
+        blocks.append(_failures(summary))
+    return Group(*blocks)
+
+
+def _overview(summary: Summary) -> Table:
+    table = Table.grid(padding=(0, 2))
+    facts = {
+        "run": summary.path,
+        "model": summary.model or "unknown",
+        "samples": f"{summary.rows:,} stored, {len(summary.failures):,} failed",
+        "images": f"{summary.images:,}",
+        "layers": ", ".join(map(str, summary.layers)) or "none",
+        **_answer_facts(summary),
+    }
+    for name, value in facts.items():
+        table.add_row(Text(name, style="bold"), Text(value))
+    return table
+
+
+def _answer_facts(summary: Summary) -> dict[str, str]:
+    if summary.answers is None:
+        return {"answers": "none"}
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in summary.answers.finish_reasons.items())
+    mean = summary.answers.mean_tokens
+    return {"answers": "none" if mean is None else f"{reasons}; {mean:.1f} tokens on average"}
+
+
+def _columns(summary: Summary) -> Table:
+    table = Table("column", "type")
+    vectors = {vector.name for vector in summary.vectors}
+    for column in summary.columns:
+        if column.name not in vectors:
+            table.add_row(Text(column.name), Text(column.type))
+    return table
+
+
+def _vectors(summary: Summary) -> Table:
+    table = Table(Column("vectors", no_wrap=True), "shape", "type", "mean norm", "min", "max", "note")
+    columns = {column.name: column for column in summary.columns}
+    for vector in summary.vectors:
+        shape = " x ".join(map(str, columns[vector.name].shape))
+        norms = ("" if norm is None else f"{norm:.4g}" for norm in (vector.mean_norm, vector.min_norm, vector.max_norm))
+        table.add_row(Text(vector.name), shape, columns[vector.name].type, *norms, _note(vector))
+    return table
+
+
+def _note(vector: VectorSummary) -> str:
+    notes = []
+    if vector.constant:
+        notes.append("CONSTANT")
+    if vector.non_finite:
+        notes.append(f"{vector.non_finite:,} rows not finite")
+    return ", ".join(notes)
+
+
+def _failures(summary: Summary) -> RenderableType:
+    count = len(summary.failures)
+    table = Table("row", "sample", "reason")
+    for failure in summary.failures[:SHOWN_FAILURES]:
+        table.add_row(*(Text(cell) for cell in (str(failure.input_index), failure.sample_id, failure.reason)))
+    shown = f", the first {SHOWN_FAILURES} of them" if count > SHOWN_FAILURES else ""
+    return Group(Text(f"{count:,} failed{shown}:"), table)

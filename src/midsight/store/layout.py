@@ -1,0 +1,106 @@
+"""Names inside a run folder, and how a file gets there: whole, or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from midsight.errors import DamagedRunError
+
+Shard = tuple[int, int]
+"""Which share of a dataset a process writes: its number, from 0, and how many there are."""
+
+RUN_JSON = "run.json"
+PARTS = "parts"
+LOCKS = "locks"
+
+_STEM = re.compile(r"(\d+)-of-(\d+)-(\d{6,})")
+
+
+def shard_name(shard: Shard) -> str:
+    """The shard as file names spell it: `0-of-1`."""
+    return f"{shard[0]}-of-{shard[1]}"
+
+
+def commit_stem(shard: Shard, counter: int) -> str:
+    """The name that a part and its commit record share: `0-of-1-000000`."""
+    return f"{shard_name(shard)}-{counter:06d}"
+
+
+def parse_stem(stem: str) -> tuple[Shard, int] | None:
+    """Shard and counter of a part's or record's name without its suffix; None for any other name."""
+    match = _STEM.fullmatch(stem)
+    return match and ((int(match[1]), int(match[2])), int(match[3]))
+
+
+def temporary_name(name: str) -> str:
+    """The name under which the file `name` is written before it is renamed."""
+    return f".{name}.tmp"
+
+
+def write_atomically(path: Path, data: Any) -> None:
+    """Write `data` (bytes or a buffer) to `path` so that a crash leaves the old file, or the new one whole.
+
+    Raises OSError; `path` is then as it was before.
+    """
+    aside = path.with_name(temporary_name(path.name))
+    try:
+        with aside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write_sealed_json(path: Path, body: Mapping[str, Any], *, indent: int | None = None) -> None:
+    """Write `body` as a JSON object with one more key, `seal`: its own SHA-256. Raises OSError."""
+    text = json.dumps({**body, "seal": _seal(body)}, indent=indent, allow_nan=False)
+    write_atomically(path, f"{text}\n".encode("ascii"))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`, its seal not yet checked; raises DamagedRunError when there is none."""
+    try:
+        body = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise DamagedRunError(f"{path} is damaged: it is no JSON text ({error}); {_mend(path)}.") from error
+    except OSError as error:
+        raise DamagedRunError(
+            f"{path} cannot be read: {error.strerror}; check the disk and its permissions."
+        ) from error
+    if not isinstance(body, dict):
+        raise DamagedRunError(f"{path} is damaged: it holds no JSON object; {_mend(path)}.")
+    return body
+
+
+def open_seal(path: Path, body: Mapping[str, Any]) -> dict[str, Any]:
+    """`body`, as read from `path`, without its seal; raises DamagedRunError when the seal is not its SHA-256."""
+    content = {key: value for key, value in body.items() if key != "seal"}
+    if body.get("seal") != _seal(content):
+        raise DamagedRunError(f"{path} is damaged: its content does not match its seal; {_mend(path)}.")
+    return content
+
+
+def _seal(body: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode("ascii")).hexdigest()
+
+
+def _mend(path: Path) -> str:
+    if path.name == RUN_JSON:
+        return "restore it from a copy, or extract into another --out"
+    return f"delete it and {path.stem}.parquet, and run the same extract command again"

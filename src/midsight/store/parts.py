@@ -1,0 +1,152 @@
+"""Parts: Parquet files in which every byte that a reader uses has a checksum."""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from io import BufferedReader
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from midsight.errors import DamagedRunError
+from midsight.store.schema import is_vector
+
+ROW_GROUP_BYTES = 64 * 2**20
+"""No row group holds more, uncompressed, unless a single row does."""
+
+
+@dataclass(frozen=True)
+class PartDigest:
+    """What is known of a part's bytes. Parquet's page checksums leave page headers and the footer
+    open, where one flipped bit can change an encoding and so every number; these digests close that.
+    """
+
+    rows: int
+    """Rows of the part, at least 1."""
+    bytes: int
+    """Size of the file."""
+    sha256: str
+    """Of the whole file, hexadecimal."""
+    footer_bytes: int
+    """Size of the footer: the file's last bytes, Parquet metadata, its length and the magic."""
+    footer_sha256: str
+    """Of the footer, hexadecimal."""
+    chunk_crc32: tuple[tuple[int, ...], ...]
+    """CRC-32 of the bytes of every column chunk, page headers included: [row group][column]."""
+
+
+def encode_part(table: pa.Table, *, row_group_bytes: int = ROW_GROUP_BYTES) -> pa.Buffer:
+    """The rows of `table` as the bytes of a Parquet file."""
+    vectors = [f"{field.name}.list.element" for field in table.schema if is_vector(field)]
+    strings = [path for field in table.schema if (path := _string_path(field)) is not None]
+    scalars = [field.name for field in table.schema if not pa.types.is_nested(field.type)]
+    options: dict[str, Any] = {
+        "compression": "zstd",
+        "compression_level": 1,
+        "use_dictionary": strings,
+        "column_encoding": dict.fromkeys(vectors, "BYTE_STREAM_SPLIT"),
+        "write_statistics": scalars,
+        "write_page_checksum": True,
+    }
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(sink, table.schema, **options) as writer:
+        for rows in _row_groups(table.combine_chunks(), row_group_bytes):
+            writer.write_table(rows, row_group_size=rows.num_rows)
+    return sink.getvalue()
+
+
+def digest_part(data: pa.Buffer) -> PartDigest:
+    """The digest of a part's bytes as `encode_part` made them."""
+    view = memoryview(data)
+    metadata = pq.read_metadata(pa.BufferReader(data))
+    footer = view[len(view) - _footer_bytes(metadata) :]
+    return PartDigest(
+        rows=metadata.num_rows,
+        bytes=len(view),
+        sha256=hashlib.sha256(view).hexdigest(),
+        footer_bytes=len(footer),
+        footer_sha256=hashlib.sha256(footer).hexdigest(),
+        chunk_crc32=tuple(
+            tuple(zlib.crc32(view[_chunk(metadata, group, column)]) for column in range(metadata.num_columns))
+            for group in range(metadata.num_row_groups)
+        ),
+    )
+
+
+def read_part(path: Path, digest: PartDigest, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """The `columns` of the part at `path`, in that order, one table per row group.
+
+    Reads only the footer and those columns, and decodes exactly the bytes that it compared with
+    `digest`. Raises DamagedRunError when they differ or cannot be read.
+    """
+    # Untouched pages of zeros take no memory: only what is read from the file does.
+    image = np.zeros(digest.bytes, np.uint8)
+    view = image.data
+    footer = slice(digest.bytes - digest.footer_bytes, digest.bytes)
+    try:
+        with path.open("rb") as file:
+            _read_into(view, footer, file)
+            if hashlib.sha256(view[footer]).hexdigest() != digest.footer_sha256:
+                raise damaged_part(path, "its footer does not match its SHA-256")
+            part = pq.ParquetFile(pa.py_buffer(image), page_checksum_verification=True)
+            # Every column of a run has one leaf, so its place in the schema is that of its chunk.
+            leaves = {name: i for i, name in enumerate(part.schema_arrow.names)}
+            for group, crcs in enumerate(digest.chunk_crc32):
+                for name in columns:
+                    chunk = _chunk(part.metadata, group, leaves[name])
+                    _read_into(view, chunk, file)
+                    if zlib.crc32(view[chunk]) != crcs[leaves[name]]:
+                        raise damaged_part(path, f"its column {name} does not match its checksum in row group {group}")
+                yield part.read_row_group(group, columns=list(columns)).select(list(columns))
+    except (FileNotFoundError, EOFError, pa.ArrowException) as error:
+        raise damaged_part(path, f"it cannot be read ({error})") from error
+    except OSError as error:
+        raise DamagedRunError(
+            f"The part {path} cannot be read: {error.strerror or error}; check the disk and its permissions."
+        ) from error
+
+
+def damaged_part(path: Path, why: str) -> DamagedRunError:
+    """The error for the part at `path`, with the mend."""
+    return DamagedRunError(
+        f"The part {path} is damaged: {why}; delete it and {path.stem}.json, and run the same extract command again."
+    )
+
+
+def _string_path(field: pa.Field) -> str | None:
+    if pa.types.is_string(field.type):
+        return field.name
+    if pa.types.is_list(field.type) and pa.types.is_string(field.type.value_type):
+        return f"{field.name}.list.element"
+    return None
+
+
+def _row_groups(table: pa.Table, row_group_bytes: int) -> Iterator[pa.Table]:
+    if table.nbytes <= row_group_bytes or table.num_rows == 1:
+        yield table
+        return
+    half = table.num_rows // 2
+    yield from _row_groups(table.slice(0, half), row_group_bytes)
+    yield from _row_groups(table.slice(half), row_group_bytes)
+
+
+def _footer_bytes(metadata: pq.FileMetaData) -> int:
+    return metadata.serialized_size + 8  # the metadata, its length in 4 bytes, the magic PAR1
+
+
+def _chunk(metadata: pq.FileMetaData, group: int, column: int) -> slice:
+    chunk = metadata.row_group(group).column(column)
+    start = chunk.dictionary_page_offset if chunk.has_dictionary_page else chunk.data_page_offset
+    return slice(start, start + chunk.total_compressed_size)
+
+
+def _read_into(view: memoryview, span: slice, file: BufferedReader) -> None:
+    file.seek(span.start)
+    if file.readinto(view[span]) != span.stop - span.start:
+        raise EOFError("it ends early")

@@ -1,0 +1,135 @@
+"""Reading a run: columns and failures in dataset order, each byte checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from midsight.errors import MidsightError
+from midsight.samples.sample import Failure
+from midsight.store.commits import Commit, part_path, read_commits
+from midsight.store.parts import read_part
+from midsight.store.schema import is_vector, run_schema
+from midsight.store.spec import RunSpec, read_spec
+from midsight.taps.tap import POSITIONS, Position, Tap
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What a run folder held when it was opened; rows added later are seen by opening it again.
+
+    Everything that reads data raises DamagedRunError, naming the part, when stored bytes are not
+    those that were written.
+    """
+
+    path: Path
+    """The run folder."""
+    spec: RunSpec
+    """What the run is."""
+    commits: tuple[Commit, ...] = field(repr=False)
+    """What was committed, oldest first."""
+
+    def __len__(self) -> int:
+        return sum(commit.rows for commit in self.commits)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Every column, in stored order."""
+        return tuple(self._schema.names)
+
+    @property
+    def vector_columns(self) -> tuple[str, ...]:
+        """The columns that `matrix` reads, in stored order."""
+        return tuple(field.name for field in self._schema if is_vector(field))
+
+    def sample_ids(self) -> list[str]:
+        """The ids of all rows, in dataset order."""
+        return self._ordered(["sample_id"]).column("sample_id").to_pylist()
+
+    def matrix(self, name: str, layer: int | None = None, residual: bool = False) -> np.ndarray:
+        """One vector column as float32 [n, width], rows in dataset order.
+
+        `name` is a column, or the name of a position's representation (`query_token_representation`)
+        with its `layer`; `residual` takes the last layer's state before the final norm. Raises
+        MidsightError when the run does not hold it.
+        """
+        column = self._vector_column(name, layer, residual)
+        matrix = np.empty((len(self), self.spec.vectors[column]), np.float32)
+        start = 0
+        for batch in self.batches([column]):
+            rows = slice(start, start + batch.num_rows)
+            matrix[self._positions[rows]] = vectors_of(batch, column)
+            start = rows.stop
+        return matrix
+
+    def table(self) -> pa.Table:
+        """Every column that holds no vectors, rows in dataset order."""
+        return self._ordered([name for name in self.columns if name not in self.spec.vectors])
+
+    def failures(self) -> list[Failure]:
+        """The samples that failed and have no row, each with its latest reason, by row in the dataset."""
+        latest = {failure.sample_id: failure for commit in self.commits for failure in commit.failures}
+        if latest:
+            for batch in self.batches(["sample_id"]):
+                for sample_id in batch.column("sample_id").to_pylist():
+                    latest.pop(sample_id, None)
+        return sorted(latest.values(), key=lambda failure: failure.input_index)
+
+    def batches(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """The `columns`, rows as they are stored, at most 64 MB at a time."""
+        for commit in self.commits:
+            if commit.part:
+                yield from read_part(part_path(self.path, commit.shard, commit.counter), commit.part, columns)
+
+    @property
+    def _schema(self) -> pa.Schema:
+        return run_schema(self.spec)
+
+    def _ordered(self, columns: Sequence[str]) -> pa.Table:
+        schema = pa.schema([self._schema.field(name) for name in columns])
+        return pa.concat_tables([schema.empty_table(), *self.batches(columns)]).take(self._order)
+
+    @cached_property
+    def _order(self) -> np.ndarray:
+        """Stored row by row in dataset order, int64 [n]."""
+        indices = [batch.column("input_index").to_numpy() for batch in self.batches(["input_index"])]
+        return np.argsort(np.concatenate([np.empty(0, np.int64), *indices]), kind="stable")
+
+    @cached_property
+    def _positions(self) -> np.ndarray:
+        """Row in dataset order by stored row, int64 [n]."""
+        return np.argsort(self._order)
+
+    def _vector_column(self, name: str, layer: int | None, residual: bool) -> str:
+        column = "" if residual else name
+        if layer is not None:
+            positions: dict[str, Position] = {f"{position}_representation": position for position in POSITIONS}
+            stage = "residual" if residual else "layer"
+            column = str(Tap(positions[name], layer, stage)) if name in positions and layer >= 0 else ""
+        if column not in self.spec.vectors:
+            asked = f"{name!r}" + ("" if layer is None else f" at layer {layer}") + (" (residual)" if residual else "")
+            raise MidsightError(f"{self.path} holds no vectors {asked}; it holds {', '.join(self.vector_columns)}.")
+        return column
+
+
+def open_run(path: str | Path) -> Run:
+    """The run in the folder `path`, also while it is being written: what is committed by now.
+
+    Raises MidsightError when `path` is no run folder, RunError when its format is newer than this
+    midsight, DamagedRunError when run.json, a commit record or a part's size is not what was written.
+    """
+    path = Path(path)
+    return Run(path, read_spec(path), read_commits(path))
+
+
+def vectors_of(batch: pa.Table, column: str) -> np.ndarray:
+    """One vector column of `batch` as it is stored, float32 or float16 [rows, width]."""
+    width = batch.schema.field(column).type.list_size
+    return np.concatenate(
+        [chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, width) for chunk in batch.column(column).chunks]
+    )

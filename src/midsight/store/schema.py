@@ -1,0 +1,166 @@
+"""The columns of a run, derived from the fields of Record and from what the run's spec declares."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
+import pyarrow as pa
+
+from midsight.errors import RunError, SampleError
+from midsight.records import PROCESSOR_POOLED_PIXELS, VISION_ONLY, Record
+from midsight.taps.tap import POSITIONS
+
+if TYPE_CHECKING:
+    from midsight.store.spec import RunSpec
+
+FORMAT_VERSION = 1
+
+EXTRA_TYPES: Mapping[str, pa.DataType] = {
+    "string": pa.string(),
+    "int64": pa.int64(),
+    "float64": pa.float64(),
+    "bool": pa.bool_(),
+    "json": pa.string(),
+}
+"""Arrow type by the type name that a spec gives an extra column; `json` is JSON text."""
+
+VECTOR_TYPES: Mapping[str, pa.DataType] = {"float32": pa.float32(), "float16": pa.float16()}
+"""Arrow type of a vector's elements by store dtype."""
+
+_HINTS = get_type_hints(Record)
+_SCALAR_TYPES = {str: pa.string(), int: pa.int64(), float: pa.float32()}
+_COLUMN_FIELDS = tuple(field for field in dataclasses.fields(Record) if field.name not in ("extras", "vectors"))
+_OWN_NAMES = {
+    *(field.name for field in _COLUMN_FIELDS),
+    VISION_ONLY,
+    PROCESSOR_POOLED_PIXELS,
+    *(f"{position}_representation" for position in POSITIONS),
+}
+
+
+def extra_column(name: str) -> str:
+    """The column that stores the input column `name`: the same name, or `input.<name>`.
+
+    The prefix goes to names that midsight uses itself, with or without more behind a dot
+    (`answer`, `query_token_representation.layer_0`), and to those that already look so prefixed
+    (`input.answer`); so no two names become one.
+    """
+    bare = name
+    while bare.startswith("input."):
+        bare = bare.removeprefix("input.")
+    return f"input.{name}" if bare.partition(".")[0] in _OWN_NAMES else name
+
+
+def run_schema(spec: RunSpec) -> pa.Schema:
+    """Every column of a run in stored order: fields of Record, input columns after the reference answers, vectors."""
+    columns: list[pa.Field] = []
+    for field in dataclasses.fields(Record):
+        if field.name == "extras":
+            columns.extend(pa.field(extra_column(name), EXTRA_TYPES[type_]) for name, type_ in spec.extras.items())
+        elif field in _COLUMN_FIELDS and (spec.answers or not field.metadata.get("only_with_answers")):
+            columns.append(_arrow_field(field.name, _HINTS[field.name]))
+    element = VECTOR_TYPES[spec.store_dtype]
+    columns.extend(pa.field(name, pa.list_(element, width), nullable=False) for name, width in spec.vectors.items())
+    return pa.schema(columns)
+
+
+def is_vector(field: pa.Field) -> bool:
+    """Whether a column of a run holds vectors."""
+    return pa.types.is_fixed_size_list(field.type)
+
+
+def records_to_table(records: Sequence[Record], spec: RunSpec) -> pa.Table:
+    """The rows of `records` under the schema of `spec`.
+
+    Raises SampleError for a value that its column cannot hold (a wrong type, a number that is not
+    finite or too large for the store dtype) and for an input column that the run does not have;
+    RunError for vectors that are not those of the spec.
+    """
+    for record in records:
+        _check_columns(record, spec)
+    schema = run_schema(spec)
+    values = {field.name: [getattr(record, field.name) for record in records] for field in _COLUMN_FIELDS}
+    for name, type_ in spec.extras.items():
+        values[extra_column(name)] = [_extra_value(record, name, type_) for record in records]
+    columns = [
+        _vectors(records, field) if is_vector(field) else _scalars(records, values[field.name], field)
+        for field in schema
+    ]
+    return pa.table(columns, schema=schema)
+
+
+def _arrow_field(name: str, hint: Any) -> pa.Field:
+    members = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    (kind,) = (member for member in members if member is not NoneType)
+    return pa.field(name, _arrow_type(kind), nullable=NoneType in members)
+
+
+def _arrow_type(kind: Any) -> pa.DataType:
+    if get_origin(kind) is Literal:
+        return _SCALAR_TYPES[type(get_args(kind)[0])]
+    if get_origin(kind) is tuple:
+        return pa.list_(_SCALAR_TYPES[get_args(kind)[0]])
+    return _SCALAR_TYPES[kind]
+
+
+def _check_columns(record: Record, spec: RunSpec) -> None:
+    for name in record.extras:
+        if name not in spec.extras:
+            raise SampleError(
+                f"The sample {record.sample_id!r} has the input column {name!r}, which this run does not have; "
+                "extract the changed dataset into another --out."
+            )
+    shapes = {name: vector.shape for name, vector in record.vectors.items()}
+    if shapes != {name: (width,) for name, width in spec.vectors.items()}:
+        given = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items()) or "none"
+        wanted = ", ".join(f"{name} [{width}]" for name, width in spec.vectors.items()) or "none"
+        raise RunError(f"The vectors of sample {record.sample_id!r} are {given}; this run stores {wanted}.")
+
+
+def _extra_value(record: Record, name: str, type_: str) -> Any:
+    value = record.extras.get(name)
+    if type_ != "json" or value is None:
+        return value
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError) as error:
+        raise SampleError(
+            f"The input column {name!r} of sample {record.sample_id!r} cannot be written as JSON: {error}."
+        ) from error
+
+
+def _scalars(records: Sequence[Record], values: list[Any], field: pa.Field) -> pa.Array:
+    try:
+        array = pa.array(values, field.type)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        if len(records) > 1:
+            for record, value in zip(records, values, strict=True):
+                _scalars([record], [value], field)
+        raise SampleError(
+            f"The {field.name} of sample {records[0].sample_id!r} does not fit its column of type {field.type}: {error}"
+        ) from error
+    if array.null_count and not field.nullable:
+        raise SampleError(f"The {field.name} of sample {records[values.index(None)].sample_id!r} is missing.")
+    return array
+
+
+def _vectors(records: Sequence[Record], field: pa.Field) -> pa.Array:
+    width, element = field.type.list_size, field.type.value_type
+    stored = np.empty((len(records), width), element.to_pandas_dtype())
+    for row, record in zip(stored, records, strict=True):
+        vector = record.vectors[field.name]
+        with np.errstate(over="ignore"):  # what overflows becomes infinite and is refused below
+            row[:] = vector
+        if not np.isfinite(vector).all():
+            raise SampleError(f"The {field.name} of sample {record.sample_id!r} holds values that are not finite.")
+        if not np.isfinite(row).all():
+            raise SampleError(
+                f"The {field.name} of sample {record.sample_id!r} reaches {np.abs(vector).max():.6g}, which "
+                f"{stored.dtype} cannot hold; use --store-dtype float32."
+            )
+    return pa.FixedSizeListArray.from_arrays(pa.array(stored.reshape(-1), element), width)

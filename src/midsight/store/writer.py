@@ -1,0 +1,202 @@
+"""Writing a run: rows are buffered, then committed together, so that a crash costs one buffer at most."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from io import FileIO
+from pathlib import Path
+from typing import Self
+
+import pyarrow as pa
+
+from midsight.errors import CommitError, MidsightError, RunError
+from midsight.records import Record
+from midsight.samples.sample import Failure
+from midsight.store.commits import Commit, part_path, remove_leftovers, write_commit
+from midsight.store.layout import LOCKS, PARTS, RUN_JSON, Shard, parse_stem, shard_name, write_atomically
+from midsight.store.lock import sign_lock, take_lock
+from midsight.store.parts import digest_part, encode_part
+from midsight.store.reader import open_run
+from midsight.store.schema import records_to_table
+from midsight.store.spec import RunSpec, check_same_run, read_spec, write_spec
+
+
+@dataclass
+class _Buffer:
+    """What the next commit will hold, together with its number: replaced as a whole, so an
+    interrupt finds it either still to be committed or already empty.
+    """
+
+    counter: int
+    rows: list[pa.Table] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    bytes: int = 0
+    started: float = field(default_factory=time.monotonic)
+    last_image_id: str = ""
+
+    @property
+    def empty(self) -> bool:
+        return not self.rows and not self.failures
+
+
+class RunWriter:
+    """Writes one shard of the run folder `path`; a context manager that resumes what is there.
+
+    Entering creates the folder and its run.json, or checks that `spec` makes the same rows as the
+    run.json that is there, and locks the shard. Leaving commits what is buffered, also after an
+    exception, and releases the lock. Raises RunError when the run was started differently, when
+    another process writes the shard; CommitError when the disk refuses a commit.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        spec: RunSpec,
+        *,
+        shard: Shard = (0, 1),
+        retry_failed: bool = False,
+        commit_seconds: float = 60.0,
+        commit_bytes: int = 128 * 2**20,
+    ) -> None:
+        if not 0 <= shard[0] < shard[1]:
+            raise MidsightError(f"The shard {shard[0]}/{shard[1]} does not exist; of N shards, take one from 0 to N-1.")
+        self.path = Path(path)
+        """The run folder."""
+        self.spec = spec
+        """What the run is; once entered, as its run.json tells it."""
+        self.done: set[str] = set()
+        """Ids of the samples that need no more work: stored or failed, by this process or before,
+        in any shard. Earlier failures are not among them with `retry_failed`."""
+        self._failed: set[str] = set()
+        self._shard = shard
+        self._retry_failed = retry_failed
+        self._commit_seconds = commit_seconds
+        self._commit_bytes = commit_bytes
+        self._buffer = _Buffer(counter=0)
+        self._lock: FileIO | None = None
+
+    def __enter__(self) -> Self:
+        with self._reporting_disk_errors(RunError, "opened for writing"):
+            for folder in (PARTS, LOCKS):
+                (self.path / folder).mkdir(parents=True, exist_ok=True)
+            with take_lock(self.path / LOCKS / "run.lock", wait=True):
+                self._agree_on_spec()
+                self._lock = self._lock_shard()
+            try:
+                self._resume()
+            except BaseException:
+                self._lock.close()
+                raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self.commit()
+        finally:
+            if self._lock is not None:
+                self._lock.close()
+
+    def add(self, record: Record) -> None:
+        """Store one extracted sample, committing first when that is due and a new image begins.
+
+        Raises SampleError, leaving the run as it was, when its values cannot be stored (a vector
+        that is not finite or overflows the store dtype, an input column of another type); the caller
+        then reports the sample with `fail`. Raises RunError when it is stored already, when its
+        vectors are not those of the spec, CommitError when the commit fails.
+        """
+        self._refuse_repeat(record.sample_id)
+        row = records_to_table([record], self.spec)
+        new_image = record.image_id != self._buffer.last_image_id
+        if self._due() and (new_image or self._buffer.bytes >= 2 * self._commit_bytes):
+            self.commit()
+        buffer = self._started_buffer()
+        buffer.rows.append(row)
+        buffer.bytes += row.nbytes
+        buffer.last_image_id = record.image_id
+        self.done.add(record.sample_id)
+        self._failed.discard(record.sample_id)
+
+    def fail(self, failure: Failure) -> None:
+        """Store that a sample could not be extracted. Raises RunError as `add` does."""
+        self._refuse_repeat(failure.sample_id)
+        if self._due() and not self._buffer.rows:
+            self.commit()
+        self._started_buffer().failures.append(failure)
+        self.done.add(failure.sample_id)
+        self._failed.add(failure.sample_id)
+
+    def commit(self) -> None:
+        """Make everything added so far durable; does nothing when nothing was.
+
+        Raises CommitError when the disk refuses; what was committed before is then as it was, and
+        what was not stays buffered.
+        """
+        buffer = self._buffer
+        if buffer.empty:
+            return
+        with self._reporting_disk_errors(CommitError, f"written to (commit {buffer.counter})"):
+            digest = None
+            if buffer.rows:
+                part = encode_part(pa.concat_tables(buffer.rows))
+                digest = digest_part(part)
+                write_atomically(part_path(self.path, self._shard, buffer.counter), part)
+            write_commit(self.path, Commit(self._shard, buffer.counter, digest, tuple(buffer.failures)))
+        self._buffer = _Buffer(counter=buffer.counter + 1)
+
+    def _agree_on_spec(self) -> None:
+        if (self.path / RUN_JSON).exists():
+            stored = read_spec(self.path)
+            check_same_run(self.path, stored, self.spec)
+            self.spec = stored
+        elif any((self.path / PARTS).glob("*.json")):
+            raise RunError(f"{self.path} has parts but no {RUN_JSON}; restore it from a copy, or use another --out.")
+        else:
+            write_spec(self.path, self.spec)
+
+    def _lock_shard(self) -> FileIO:
+        for file in (self.path / LOCKS).glob("*-of-*.lock"):
+            # Other numbers of shards cut the dataset elsewhere: both would write the same samples.
+            name = parse_stem(f"{file.stem}-000000")
+            if name is not None and name[0][1] != self._shard[1]:
+                take_lock(file).close()
+        lock = take_lock(self.path / LOCKS / f"{shard_name(self._shard)}.lock")
+        sign_lock(lock)
+        return lock
+
+    def _resume(self) -> None:
+        run = open_run(self.path)
+        mine = [commit.counter for commit in run.commits if commit.shard == self._shard]
+        self._buffer = _Buffer(counter=max(mine, default=-1) + 1)
+        remove_leftovers(self.path, self._shard, self._buffer.counter)
+        self.done = set(run.sample_ids())
+        self._failed = {failure.sample_id for failure in run.failures()}
+        if not self._retry_failed:
+            self.done |= self._failed
+
+    def _due(self) -> bool:
+        waited = time.monotonic() - self._buffer.started >= self._commit_seconds
+        return not self._buffer.empty and (waited or self._buffer.bytes >= self._commit_bytes)
+
+    def _started_buffer(self) -> _Buffer:
+        if self._buffer.empty:
+            self._buffer.started = time.monotonic()
+        return self._buffer
+
+    def _refuse_repeat(self, sample_id: str) -> None:
+        if sample_id in self.done and sample_id not in self._failed:
+            raise RunError(
+                f"The sample {sample_id!r} is stored in {self.path} already; skip what RunWriter.done holds."
+            )
+
+    @contextmanager
+    def _reporting_disk_errors(self, kind: type[RunError], what: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise kind(
+                f"{self.path} could not be {what}: {error.strerror or error}; what was committed before is intact, "
+                "so mend that and run the same command again to resume."
+            ) from error

@@ -1,0 +1,77 @@
+"""Specs and records that no model made, for tests of the run folder."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from midsight.records import Record
+from midsight.samples.sample import Failure
+from midsight.store import RunSpec, RunWriter
+
+VISION = "vision_only_representation"
+QUERY_0 = "query_token_representation.layer_0"
+QUERY_1 = "query_token_representation.layer_1"
+QUERY_1_RAW = "query_token_representation.layer_1_residual"
+WIDTHS = {VISION: 6, QUERY_0: 8, QUERY_1: 8, QUERY_1_RAW: 8}
+
+
+def make_spec(**changes: Any) -> RunSpec:
+    """A spec with answers, four vector columns and one extra column of each type."""
+    given: dict[str, Any] = {
+        "options": {"--layers": [0, 1], "--prompt": "{question}"},
+        "model": {"name": "made-up"},
+        "prompt": {},
+        "dataset": {},
+        "environment": {},
+        "vectors": WIDTHS,
+        "answers": True,
+        "extras": {"source": "string", "year": "int64", "score": "float64", "hard": "bool", "meta": "json"},
+    }
+    return RunSpec(**{**given, **changes})
+
+
+def make_record(index: int, spec: RunSpec | None = None, **changes: Any) -> Record:
+    """The record of row `index`, always the same; three questions share an image."""
+    random = np.random.default_rng(index)
+    widths = (spec or make_spec()).vectors
+    given: dict[str, Any] = {
+        "sample_id": f"s{index}",
+        "input_index": index,
+        "image_id": f"image-{index // 3}",
+        "image": f"{index // 3}.png",
+        "question": f"What is in row {index}?",
+        "reference_answers": ("yes", "no")[: index % 3],
+        "extras": {"source": "web", "year": index, "score": index / 7, "hard": index % 2 == 0, "meta": {"a": [index]}},
+        "answer": f"answer {index}",
+        "answer_token_ids": tuple(range(index % 4)),
+        "answer_logprobs": tuple(-float(i) for i in range(index % 4)),
+        "finish_reason": "length" if index % 5 == 0 else "stop",
+        "first_token_entropy": 0.5,
+        "first_token_top_ids": (1, 2),
+        "first_token_top_logprobs": (-0.25, -1.5),
+        "prompt_tokens": 40 + index,
+        "image_tokens": 30,
+        "vision_token_index": 31,
+        "query_token_index": 39 + index,
+        "vectors": {name: random.standard_normal(width).astype(np.float32) for name, width in widths.items()},
+    }
+    return Record(**{**given, **changes})
+
+
+def make_failure(index: int, reason: str = "The image is no image.") -> Failure:
+    """The failure of row `index`."""
+    return Failure(f"s{index}", index, reason)
+
+
+def write_run(path: Path, records: Iterable[Record], spec: RunSpec | None = None, **options: Any) -> None:
+    """Write `records` into the run folder `path`."""
+    with RunWriter(path, spec or make_spec(), **options) as writer:
+        for record in records:
+            writer.add(record)
+
+
+def files_of(path: Path, suffix: str) -> list[Path]:
+    """The parts (`.parquet`) or commit records (`.json`) of a run folder, by name."""
+    return sorted((path / "parts").glob(f"*{suffix}"))

@@ -1,0 +1,88 @@
+"""docs/format.md is enough to read a run: a reader written from it alone, without midsight's."""
+
+import dataclasses
+import hashlib
+import json
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from midsight.records import Record
+from midsight.store import RunWriter
+from midsight.store.schema import run_schema
+from store.made_up import QUERY_0, make_failure, make_record, make_spec
+
+DOCUMENT = (Path(__file__).parents[2] / "docs" / "format.md").read_text()
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    with RunWriter(tmp_path, make_spec(), commit_seconds=0) as writer:
+        writer.fail(make_failure(0))
+        for i in (7, 3, 5, 1):
+            writer.add(make_record(i))
+    return tmp_path
+
+
+def sealed(file):
+    content = json.loads(file.read_text("ascii"))
+    body = {key: value for key, value in content.items() if key != "seal"}
+    text = json.dumps(body, sort_keys=True, separators=(",", ":"))
+    assert content["seal"] == hashlib.sha256(text.encode()).hexdigest()
+    return content
+
+
+def test_a_reader_written_from_the_document_reads_a_run(run_folder):
+    assert sealed(run_folder / "run.json")["format_version"] == 1
+    rows = {}
+    records = [sealed(file) for file in sorted((run_folder / "parts").glob("*.json"))]
+    for record, name in zip(records, sorted((run_folder / "parts").glob("*.json")), strict=True):
+        if record["part"] is None:
+            continue
+        part, data = record["part"], name.with_suffix(".parquet").read_bytes()
+        assert (len(data), hashlib.sha256(data).hexdigest()) == (part["bytes"], part["sha256"])
+        footer = data[-part["footer_bytes"] :]
+        assert hashlib.sha256(footer).hexdigest() == part["footer_sha256"]
+        assert int.from_bytes(footer[-8:-4], "little") == len(footer) - 8
+        metadata = pq.read_metadata(name.with_suffix(".parquet"))
+        covered = 4 + len(footer)
+        for group, crcs in enumerate(part["chunk_crc32"]):
+            for column, crc in enumerate(crcs):
+                chunk = metadata.row_group(group).column(column)
+                start = chunk.dictionary_page_offset if chunk.has_dictionary_page else chunk.data_page_offset
+                assert zlib.crc32(data[start : start + chunk.total_compressed_size]) == crc
+                covered += chunk.total_compressed_size
+        assert covered == len(data)  # nothing but the first PAR1 is left out
+        for row in pq.read_table(name.with_suffix(".parquet")).to_pylist():
+            rows[row["input_index"]] = row
+    assert sorted(rows) == [1, 3, 5, 7]
+    assert all((np.array(rows[i][QUERY_0], np.float32) == make_record(i).vectors[QUERY_0]).all() for i in rows)
+    failed = [failure for record in records for failure in record["failures"]]
+    assert failed == [{"sample_id": "s0", "input_index": 0, "reason": "The image is no image."}]
+
+
+def test_the_document_names_every_key_and_column(run_folder):
+    record = json.loads(next(iter(sorted((run_folder / "parts").glob("*1.json")))).read_text())
+    keys = [*json.loads((run_folder / "run.json").read_text()), *record, *(f"part.{key}" for key in record["part"])]
+    for name in keys:
+        assert f"| `{name}` |" in DOCUMENT, name
+    fields = [field for field in dataclasses.fields(Record) if field.name not in ("extras", "vectors")]
+    lines = [next(line for line in DOCUMENT.splitlines() if line.startswith(f"| `{f.name}` |")) for f in fields]
+    assert [DOCUMENT.index(line) for line in lines] == sorted(DOCUMENT.index(line) for line in lines)
+    schema = run_schema(make_spec())
+    for field, line in zip(fields, lines, strict=True):
+        arrow = str(schema.field(field.name).type).replace("list<item: ", "list of ").rstrip(">")
+        assert f"| {arrow.replace('float', 'float32')} |" in line
+        assert ("null" in line) == schema.field(field.name).nullable
+        assert ("*answers*" in line) == bool(field.metadata.get("only_with_answers"))
+
+
+def test_reading_a_run_needs_no_torch():
+    code = "import sys, midsight.store, midsight.reports.terminal; print(*{'torch', 'transformers'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

@@ -1,0 +1,125 @@
+import dataclasses
+
+import pyarrow as pa
+import pytest
+
+from midsight.errors import RunError, SampleError
+from midsight.records import Record
+from midsight.store.schema import extra_column, records_to_table, run_schema
+from store.made_up import QUERY_1_RAW, WIDTHS, make_record, make_spec
+
+
+def test_every_field_of_a_record_is_a_column_in_order():
+    spec = make_spec()
+    expected = []
+    for field in dataclasses.fields(Record):
+        if field.name == "extras":
+            expected.extend(spec.extras)
+        elif field.name == "vectors":
+            expected.extend(spec.vectors)
+        else:
+            expected.append(field.name)
+    assert run_schema(spec).names == expected
+
+
+def test_types_follow_the_annotations():
+    schema = run_schema(make_spec())
+    expected = {
+        "sample_id": pa.string(),
+        "input_index": pa.int64(),
+        "reference_answers": pa.list_(pa.string()),
+        "answer_token_ids": pa.list_(pa.int64()),
+        "answer_logprobs": pa.list_(pa.float32()),
+        "finish_reason": pa.string(),
+        "first_token_entropy": pa.float32(),
+        "meta": pa.string(),
+        "score": pa.float64(),
+        "hard": pa.bool_(),
+        QUERY_1_RAW: pa.list_(pa.float32(), 8),
+    }
+    assert {name: schema.field(name).type for name in expected} == expected
+    assert schema.field("answer").nullable
+    assert not schema.field("question").nullable
+
+
+def test_a_run_without_answers_has_no_answer_columns():
+    full, bare = (run_schema(make_spec(answers=answers)).names for answers in (True, False))
+    marked = {field.name for field in dataclasses.fields(Record) if field.metadata.get("only_with_answers")}
+    assert set(full) - set(bare) == marked != set()
+
+
+def test_half_precision_vectors():
+    schema = run_schema(make_spec(store_dtype="float16"))
+    assert all(schema.field(name).type == pa.list_(pa.float16(), width) for name, width in WIDTHS.items())
+
+
+@pytest.mark.parametrize(
+    ("name", "column"),
+    [
+        ("source", "source"),
+        ("input.source", "input.source"),
+        ("answer", "input.answer"),
+        ("input.answer", "input.input.answer"),
+        ("query_token_representation", "input.query_token_representation"),
+        ("query_token_representation.layer_99", "input.query_token_representation.layer_99"),
+        ("answers", "answers"),
+    ],
+)
+def test_extra_columns_keep_their_name_unless_it_is_ours(name, column):
+    assert extra_column(name) == column
+
+
+def test_no_two_extra_columns_become_one():
+    names = ["answer", "input.answer", "input.input.answer", "x", "input.x", "question"]
+    schema = run_schema(make_spec(extras=dict.fromkeys(names, "string")))
+    assert len(set(schema.names)) == len(schema.names)
+
+
+def test_json_extras_keep_order_and_letters():
+    meta = {"b": "Zürich", "a": [1, None, 2.5]}
+    table = records_to_table([make_record(0, extras={"meta": meta})], make_spec())
+    assert table.column("meta").to_pylist() == ['{"b": "Zürich", "a": [1, null, 2.5]}']
+    assert table.column("source").to_pylist() == [None]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"extras": {"year": "soon"}}, "year of sample 's1' does not fit its column of type int64"),
+        ({"extras": {"year": 2**70}}, "year of sample 's1'"),
+        ({"extras": {"meta": {1, 2}}}, "'meta' of sample 's1' cannot be written as JSON"),
+        ({"extras": {"colour": "red"}}, "the input column 'colour', which this run does not have"),
+        ({"question": "\ud800"}, "question of sample 's1'"),
+        ({"question": None}, "question of sample 's1' is missing"),
+    ],
+)
+def test_a_value_that_does_not_fit_names_its_sample(changes, said):
+    with pytest.raises(SampleError, match=said):
+        records_to_table([make_record(0), make_record(1, **changes)], make_spec())
+
+
+def with_vector(name, values):
+    record = make_record(1)
+    vector = record.vectors[name].copy()
+    vector[0] = values
+    return dataclasses.replace(record, vectors={**record.vectors, name: vector})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_vectors_that_are_not_finite_are_refused(value):
+    with pytest.raises(SampleError, match="layer_1_residual of sample 's1' holds values that are not finite"):
+        records_to_table([make_record(0), with_vector(QUERY_1_RAW, value)], make_spec())
+
+
+def test_vectors_that_overflow_half_precision_are_refused():
+    record = with_vector(QUERY_1_RAW, 70_000.0)
+    records_to_table([record], make_spec())
+    with pytest.raises(SampleError, match="reaches 70000, which float16 cannot hold; use --store-dtype float32"):
+        records_to_table([record], make_spec(store_dtype="float16"))
+
+
+@pytest.mark.parametrize("widths", [{**WIDTHS, QUERY_1_RAW: 9}, {}])
+def test_other_vectors_than_the_spec_names_are_refused(widths):
+    record = make_record(0, make_spec(vectors=widths))
+    with pytest.raises(RunError, match=r"this run stores vision_only_representation \[6\]"):
+        records_to_table([record], make_spec())
