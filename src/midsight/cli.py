@@ -132,7 +132,7 @@ def extract(
     batch_size: Annotated[int, typer.Option(help="Samples in one call of the model.")] = 8,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, mps, cuda or cuda:N.")] = "auto",
-    lora: Annotated[str, typer.Option(help="unmerged or off: the LoRA that images need.")] = "unmerged",
+    lora: Annotated[str, typer.Option(help="auto, merged, unmerged or off: the LoRA for images.")] = "auto",
     limit: Annotated[int | None, typer.Option(help="Only the first rows.")] = None,
     store_dtype: Annotated[str, typer.Option(help="float32 or float16.")] = "float32",
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed samples again.")] = False,

@@ -51,7 +51,7 @@ class Model:
         return [outcome for batch in batches for outcome in extract_samples(self.loaded, plan, batch)]
 
 
-def load(source: str | Path, *, dtype: str = "auto", device: str = "auto", lora: Lora = "unmerged") -> Model:
+def load(source: str | Path, *, dtype: str = "auto", device: str = "auto", lora: Lora = "auto") -> Model:
     """Loads a model folder; see load_model for the options. Raises MidsightError."""
     return Model(load_model(source, dtype=dtype, device=device, lora=lora))
 

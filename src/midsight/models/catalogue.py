@@ -3,15 +3,53 @@
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Sequence
+from pathlib import Path
+
+import transformers
 
 from midsight.errors import MidsightError
 from midsight.models.adapter import Adapter
+from midsight.models.checkpoint import Checkpoint
 
 FAMILIES = {
     "Phi4MultimodalForCausalLM": "midsight.models.phi4_multimodal",
 }
 """Architecture, as in config.json, to the module that holds its ADAPTER."""
+
+
+LAYOUTS = {
+    "phi4mm": ("midsight.models.phi4mm.folder", "open_published"),
+}
+"""`model_type` of folders that transformers does not load, to the function that opens them."""
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """Opens a model folder of any layout; which it is, its config.json says. Raises MidsightError."""
+    model_type = read_model_type(folder)
+    if model_type in LAYOUTS:
+        module, function = LAYOUTS[model_type]
+        return getattr(importlib.import_module(module), function)(folder)
+    if model_type not in transformers.CONFIG_MAPPING:
+        raise MidsightError(
+            f"{folder} has model_type {model_type!r}, which transformers {transformers.__version__} does not load "
+            f"without remote code; midsight knows {', '.join(FAMILIES)}."
+        )
+    return importlib.import_module("midsight.models.native").open_native(folder)
+
+
+def read_model_type(folder: Path) -> str:
+    """`model_type` of the folder's config.json; raises MidsightError where there is none to read."""
+    if not folder.is_dir():
+        raise MidsightError(f"{folder} is no folder; give the folder of a downloaded model.")
+    path = folder / "config.json"
+    if not path.is_file():
+        raise MidsightError(f"{folder} has no config.json; give the folder of a whole model.")
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["model_type"])
+    except (ValueError, TypeError, KeyError):
+        raise MidsightError(f"{path} is no JSON object with a model_type; download it again.") from None
 
 
 def find_adapter(architectures: Sequence[str], source: str) -> Adapter:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import struct
 from pathlib import Path
+from typing import Any
 
 from midsight.errors import MidsightError
 
@@ -62,4 +63,14 @@ def fingerprint(folder: Path) -> str:
             for offset in (data_start, (data_start + data_end) // 2, max(data_start, data_end - SAMPLED_BYTES)):
                 file.seek(offset)
                 digest.update(file.read(SAMPLED_BYTES))
+    return digest.hexdigest()
+
+
+def weights_fingerprint(hf_model: Any) -> str:
+    """SHA-256 over the names, shapes and 64 values of every parameter of a model in memory, hex."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(hf_model.named_parameters()):
+        values = tensor.detach().flatten()
+        spread = values[:: max(1, len(values) // 64)][:64].float().cpu().numpy()
+        digest.update(f"{name}:{tuple(tensor.shape)}\n".encode() + spread.tobytes())
     return digest.hexdigest()

@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from midsight.models.loading import quiet_transformers
+from midsight.models.quiet import quiet_transformers
 
 ENDOFTEXT_ID = 199999
 """`<|endoftext|>`: begins, pads, and ends as the second stop token."""
@@ -91,19 +91,21 @@ def write_phi4_multimodal(
     layers: int = 8,
     original_max_position_embeddings: int = 4096,
     lora: bool = True,
+    vision_heads: int = 2,
 ) -> Path:
     """Writes a model folder in transformers' layout that `Phi4MultimodalForCausalLM` loads, and returns it.
 
     Tokens, prompt, processors, crops and image tokens are those of microsoft/Phi-4-multimodal-instruct;
     the vocabulary is small and the weights (13 MB, bfloat16) are random, drawn from `seed` alone.
     Embedding rows of ids that no token has are zero. `layers` is the number of decoder layers,
-    `original_max_position_embeddings` the longest prompt with the short rotary factors. With `lora`
+    `original_max_position_embeddings` the longest prompt with the short rotary factors, `vision_heads` the
+    vision encoder's attention heads. With `lora`
     the folder has the LoRA for images in `vision-lora/`, in PEFT's layout. torch's global random
     state is left alone.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    config = make_config(layers, original_max_position_embeddings)
+    config = make_config(layers, original_max_position_embeddings, vision_heads)
     generator = Generator().manual_seed(seed)
     tokenizer = make_tokenizer()
 
@@ -124,7 +126,7 @@ def write_phi4_multimodal(
     return folder
 
 
-def make_config(layers: int, original_max_position_embeddings: int) -> Phi4MultimodalConfig:
+def make_config(layers: int, original_max_position_embeddings: int, vision_heads: int = 2) -> Phi4MultimodalConfig:
     """The published configuration with small widths and few layers."""
     return Phi4MultimodalConfig(
         architectures=["Phi4MultimodalForCausalLM"],
@@ -155,7 +157,7 @@ def make_config(layers: int, original_max_position_embeddings: int) -> Phi4Multi
             "hidden_size": VISION_SIZE,
             "intermediate_size": VISION_MLP_SIZE,
             "num_hidden_layers": 4,
-            "num_attention_heads": 2,
+            "num_attention_heads": vision_heads,
         },
         audio_config={
             "hidden_size": AUDIO_SIZE,
