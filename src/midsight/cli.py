@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.console import Console
@@ -19,6 +21,7 @@ from midsight.errors import MidsightError
 
 if TYPE_CHECKING:
     from midsight.extraction.run import Progress
+    from midsight.models.loading import Lora
 
 DONE, SOME_FAILED, WRONG_CALL, STOPPED = 0, 1, 2, 3
 
@@ -108,8 +111,9 @@ def progress_display(console: Console) -> Iterator[Any]:
 @app.command()
 def extract(
     data: Annotated[Path, typer.Argument(help="JSONL or CSV file of image-question pairs.")],
-    model: Annotated[str, typer.Option("--model", help="Folder of the model.")],
+    model: Annotated[str, typer.Option("--model", help="Folder or hub id of the model.")],
     out: Out,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
     images: Annotated[Path | None, typer.Option(help="Folder that image paths start from [the file's].")] = None,
     image_column: Annotated[str, typer.Option(help="Column of image paths.")] = "image",
     question_column: Annotated[str, typer.Option(help="Column of questions.")] = "question",
@@ -153,7 +157,7 @@ def extract(
         )
         run = run_with_progress(
             dataset,
-            model=load_with_notes(model, dtype=dtype, device=device, lora=lora),
+            model=load_with_notes(model, revision=revision, dtype=dtype, device=device, lora=lora),
             out=out,
             layers=layers,
             positions=positions,
@@ -222,6 +226,38 @@ def show(
                 typer.echo(f"{failure.sample_id}\t{failure.reason}")
             return
         Console(highlight=False).print(render_summary(summarise(opened)))
+
+
+@app.command()
+def check(
+    model: Annotated[str, typer.Argument(help="Folder or hub id of a model.")],
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
+    run: Annotated[bool, typer.Option("--run", help="Load it and prove its numbers on this machine.")] = False,
+    dtype: Annotated[str, typer.Option(help="With --run: auto, float32, bfloat16 or float16.")] = "auto",
+    device: Annotated[str, typer.Option(help="With --run: auto, cpu, mps, cuda or cuda:N.")] = "auto",
+    lora: Annotated[str, typer.Option(help="With --run: auto, merged, unmerged or off.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print plain data.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Show what a model folder or hub id is, without loading its weights; with --run, prove its numbers."""
+    with reported_errors(debug=debug):
+        from midsight.check.facts import read_facts
+        from midsight.check.proof import prove
+        from midsight.check.terminal import checks_as_json, render_checks, render_facts
+
+        console = Console(highlight=False)
+        facts = read_facts(model, revision=revision)
+        checks = ()
+        if run:
+            with Console(stderr=True).status("Measuring"):
+                checks = prove(model, revision=revision, dtype=dtype, device=device, lora=cast("Lora", lora))
+        if as_json:
+            typer.echo(json.dumps({"model": asdict(facts), "checks": checks_as_json(checks)}, indent=2))
+        else:
+            console.print(render_facts(facts))
+            console.print(render_checks(checks) if run else "OK: every tensor is accounted for.")
+        if not all(one.passed for one in checks):
+            raise typer.Exit(SOME_FAILED)
 
 
 @app.command()

@@ -51,9 +51,16 @@ class Model:
         return [outcome for batch in batches for outcome in extract_samples(self.loaded, plan, batch)]
 
 
-def load(source: str | Path, *, dtype: str = "auto", device: str = "auto", lora: Lora = "auto") -> Model:
-    """Loads a model folder; see load_model for the options. Raises MidsightError."""
-    return Model(load_model(source, dtype=dtype, device=device, lora=lora))
+def load(
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    lora: Lora = "auto",
+) -> Model:
+    """Loads a model folder or hub id; see load_model for the options. Raises MidsightError."""
+    return Model(load_model(source, revision=revision, dtype=dtype, device=device, lora=lora))
 
 
 def wrap(hf_model: Any, hf_processor: Any) -> Model:

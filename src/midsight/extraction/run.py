@@ -211,6 +211,8 @@ def describe_run(
             "name": model.name,
             "family": model.adapter.family,
             "architecture": model.adapter.architecture,
+            "layout": model.layout,
+            "revision": model.revision,
             "fingerprint": model.fingerprint,
             "lora": model.lora,
             "mends": list(model.mends),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -15,6 +16,7 @@ from midsight.models.adapter import Adapter, submodule
 from midsight.models.catalogue import find_adapter, open_checkpoint
 from midsight.models.checkpoint import LoraMode
 from midsight.models.fingerprint import fingerprint, parameter_bytes, weights_fingerprint
+from midsight.models.hub import find_model_folder
 from midsight.models.quiet import quiet_transformers
 
 Lora = Literal["auto", "merged", "unmerged", "off"]
@@ -41,6 +43,8 @@ class LoadedModel:
     """The family's declarations."""
     name: str
     """Folder or hub id as it was given."""
+    revision: str | None
+    """Commit of the hub, where the folder came from one."""
     layout: str
     """`transformers`, `published phi4mm`, or `in memory`."""
     fingerprint: str
@@ -85,16 +89,25 @@ class LoadedModel:
         return self.tokenizer.pad_token_id
 
 
-def load_model(source: str | Path, *, dtype: str = "auto", device: str = "auto", lora: Lora = "auto") -> LoadedModel:
-    """Loads a model folder, in transformers' layout or as Phi-4-multimodal is published.
+def load_model(
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    lora: Lora = "auto",
+) -> LoadedModel:
+    """Loads a model folder or hub id, in transformers' layout or as Phi-4-multimodal is published.
 
+    revision: branch, tag or commit of a hub id.
     dtype: auto, float32, bfloat16 or float16; auto is the checkpoint's on a GPU, and float32 on CPU
     where it fits in memory. device: auto, cpu, mps, cuda or cuda:N. lora: auto, merged, unmerged or
     off. Raises MidsightError.
     """
     if lora not in get_args(Lora):
         raise MidsightError(f"--lora {lora!r} is unknown; give {' or '.join(get_args(Lora))}.")
-    folder = Path(source)
+    found = find_model_folder(source, revision=revision)
+    folder = found.path
     target = choose_device(device)
     with quiet_transformers():
         checkpoint = open_checkpoint(folder)
@@ -109,6 +122,7 @@ def load_model(source: str | Path, *, dtype: str = "auto", device: str = "auto",
         image_processor=image_processor,
         adapter=checkpoint.adapter,
         name=str(source),
+        revision=found.revision,
         layout=checkpoint.layout,
         fingerprint=fingerprint(folder),
         dtype=torch_dtype,
@@ -135,6 +149,7 @@ def wrap_model(hf_model: nn.Module, processor: Any) -> LoadedModel:
         image_processor=processor.image_processor,
         adapter=adapter,
         name=config.name_or_path or type(hf_model).__name__,
+        revision=None,
         layout="in memory",
         fingerprint=weights_fingerprint(hf_model),
         dtype=embedding.dtype,
@@ -144,6 +159,14 @@ def wrap_model(hf_model: nn.Module, processor: Any) -> LoadedModel:
         mends=adapter.mends(hf_model),
         notes=(),
     )
+
+
+def read_stop_ids(folder: Path, config: Any) -> tuple[int, ...]:
+    """Token ids that end an answer: of the folder's generation config, else of its config."""
+    path = folder / "generation_config.json"
+    found = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
+    eos = config.get_text_config().eos_token_id if found is None else found
+    return tuple(sorted(eos if isinstance(eos, list) else [eos]))
 
 
 def choose_device(device: str) -> torch.device:

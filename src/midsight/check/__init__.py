@@ -1,0 +1,1 @@
+"""`midsight check`: what a model folder is, and the proof of its numbers on this machine."""
