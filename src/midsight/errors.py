@@ -24,3 +24,8 @@ class CommitError(RunError):
     """A commit that could not be written, on a full disk for example; all commits before it are intact."""
 
     resumable = True
+
+
+def first_line(error: BaseException) -> str:
+    """What a library's error says, its first line, or the error's type where it says nothing."""
+    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
-import re
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,17 +9,16 @@ from pathlib import Path
 import psutil
 import torch
 
-from midsight.models.adapter import Adapter
+from midsight.errors import MidsightError
 from midsight.models.catalogue import open_checkpoint
-from midsight.models.fingerprint import fingerprint, read_safetensors_header
+from midsight.models.checkpoint import count_parameters, left_out_parts, loaded_parameters
+from midsight.models.fingerprint import fingerprint
 from midsight.models.hub import find_model_folder
 from midsight.models.loading import read_stop_ids
 from midsight.models.quiet import quiet_transformers
 from midsight.taps.tap import choose_layers
 
 EXAMPLE_QUESTION = "Is the forest lit by a full moon?"
-LEFT_OUT = ("audio", "speech LoRA")
-"""Parts that no image prompt uses."""
 BYTES_PER_PARAMETER = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -74,17 +69,24 @@ class ModelFacts:
 
 
 def read_facts(source: str | Path, *, revision: str | None = None) -> ModelFacts:
-    """Opens a folder or hub id as `load` would, short of its weights. Raises MidsightError."""
+    """Opens a folder or hub id as `load` would, short of its weights, and accounts for every tensor.
+
+    Raises MidsightError for whatever would keep it from being loaded.
+    """
     found = find_model_folder(source, revision=revision)
     with quiet_transformers():
         checkpoint = open_checkpoint(found.path)
         tokenizer = checkpoint.load_tokenizer()
         checkpoint.load_image_processor()
+        checkpoint.account()
     adapter, config = checkpoint.adapter, checkpoint.config
     text = config.get_text_config()
     prompt = adapter.render_prompt(EXAMPLE_QUESTION, (0, len(EXAMPLE_QUESTION)), 1, None).text
-    parameters = count_parameters(found.path, adapter)
-    loaded = sum(count for part, count in parameters.items() if part not in LEFT_OUT)
+    image_token_id = tokenizer.get_vocab().get(adapter.image_token)
+    if image_token_id is None:
+        raise MidsightError(f"The tokenizer of {source} has no token {adapter.image_token}; download it again.")
+    parameters = count_parameters(checkpoint)
+    loaded = loaded_parameters(checkpoint)
     return ModelFacts(
         source=str(source),
         layout=checkpoint.layout,
@@ -93,43 +95,20 @@ def read_facts(source: str | Path, *, revision: str | None = None) -> ModelFacts
         revision=found.revision,
         fingerprint=fingerprint(found.path),
         parameters=parameters,
-        left_out=tuple(part for part in parameters if part in LEFT_OUT),
+        left_out=tuple(part for part in parameters if part in left_out_parts(adapter)),
         layers=text.num_hidden_layers,
         default_layers=choose_layers("default", text.num_hidden_layers),
         hidden_size=text.hidden_size,
         vision_width=adapter.vision_width(config),
         image_token=adapter.image_token,
-        image_token_id=tokenizer.convert_tokens_to_ids(adapter.image_token),
-        stop_ids=read_stop_ids(found.path, config),
+        image_token_id=image_token_id,
+        stop_ids=read_stop_ids(found.path),
         longrope_border_tokens=adapter.longrope_border(config),
         example_prompt=prompt,
         example_token_ids=tuple(tokenizer(prompt)["input_ids"]),
         memory_bytes={dtype: size * loaded for dtype, size in BYTES_PER_PARAMETER.items()},
         free_bytes=free_memory(),
     )
-
-
-def count_parameters(folder: Path, adapter: Adapter) -> dict[str, int]:
-    """Stored parameters by part, from the headers of all safetensors files, sub-folders included."""
-    counts: Counter[str] = Counter()
-    for path in sorted(folder.rglob("*.safetensors")):
-        for name, tensor in json.loads(read_safetensors_header(path)[0]).items():
-            if name != "__metadata__":
-                counts[part_of(name, path.parent.name, adapter)] += math.prod(tensor["shape"])
-    return dict(counts)
-
-
-def part_of(tensor: str, folder: str, adapter: Adapter) -> str:
-    """The part of the model that a stored tensor belongs to."""
-    if ".lora_" in tensor:
-        return "speech LoRA" if "speech" in f"{folder} {tensor}" else "vision LoRA"
-    if tensor.startswith(f"{adapter.vision_tower}."):
-        return "vision encoder"
-    if tensor.startswith((f"{adapter.layers}.", f"{adapter.final_norm}.")):
-        return "decoder"
-    if re.search(r"\baudio_embed\b", tensor):
-        return "audio"
-    return "token embedding" if "embed_tokens." in tensor else "image projection"
 
 
 def free_memory() -> dict[str, int]:

@@ -9,21 +9,18 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from midsight.extraction.batch import extract_samples
+from midsight.errors import MidsightError
 from midsight.extraction.model import Model, load
-from midsight.extraction.request import Plan, Request, resolve
-from midsight.models.loading import LoadedModel, Lora
-from midsight.models.quiet import quiet_transformers
+from midsight.models.loading import Lora
 from midsight.records import Record
 from midsight.samples.sample import Failure, Sample
-from midsight.testing.checks import Check, check_adapter, largest_error
+from midsight.testing.checks import Check, check_adapter, compare_lora
 
 NEW_TOKENS = 12
 LIMITS = {torch.float32: 1e-5, torch.bfloat16: 0.045, torch.float16: 0.045}
 """Largest relative error by dtype; 0.045 is a cosine of 0.999 between vectors of one length."""
 LIMIT_ON_ACCELERATORS = 1e-4
 """In float32 away from the CPU, where kernels add up in other orders."""
-LORA_DIFFERS_BY = 1e-3
 
 
 def shipped_samples() -> tuple[Sample, ...]:
@@ -62,49 +59,20 @@ def prove(
     limit = LIMITS[loaded.dtype]
     if loaded.dtype == torch.float32 and loaded.device.type != "cpu":
         limit = LIMIT_ON_ACCELERATORS
-    checks = list(check_adapter(model, samples, limit=limit, max_new_tokens=NEW_TOKENS))
-    plan = resolve(Request(layers="all", max_new_tokens=NEW_TOKENS), loaded)
-    records = extract_records(loaded, plan, samples)
-    checks.append(Check(f"eager attention and {loaded.attention}", eager_error(loaded, plan, samples, records), limit))
-    if loaded.lora == "merged":
-        checks.append(check_lora_merged(model, plan, samples, records, source, revision, dtype, device))
-    return tuple(checks)
-
-
-def eager_error(loaded: LoadedModel, plan: Plan, samples: Sequence[Sample], records: Sequence[Record]) -> float:
-    """Largest relative error of the vectors when attention is computed step by step."""
-    with quiet_transformers():
-        loaded.hf_model.set_attn_implementation("eager")
-        try:
-            eager = extract_records(loaded, plan, samples)
-        finally:
-            loaded.hf_model.set_attn_implementation(loaded.attention)
-    return max(map(largest_error, eager, records))
-
-
-def check_lora_merged(
-    model: Model,
-    plan: Plan,
-    samples: Sequence[Sample],
-    records: Sequence[Record],
-    source: str | Path,
-    revision: str | None,
-    dtype: str,
-    device: str,
-) -> Check:
-    """A merged LoRA cannot be switched off, so the model makes room for one loaded without it."""
-    model.loaded.hf_model.to("meta")
+    checks = check_adapter(model, samples, limit=limit, max_new_tokens=NEW_TOKENS)
+    if loaded.lora != "merged":
+        return checks
+    with_lora = extract_vectors(model, samples)
+    loaded.hf_model.to("meta")  # a merged LoRA cannot be switched off: the model makes room for one without it
     gc.collect()
-    without = load(source, revision=revision, dtype=dtype, device=device, lora="off")
-    records_without = extract_records(without.loaded, plan, samples)
-    smallest = min(map(largest_error, records_without, records))
-    return Check("LoRA off and on", smallest, LORA_DIFFERS_BY, must_differ=True)
+    without = extract_vectors(load(source, revision=revision, dtype=dtype, device=device, lora="off"), samples)
+    return (*checks, compare_lora(without, with_lora))
 
 
-def extract_records(loaded: LoadedModel, plan: Plan, samples: Sequence[Sample]) -> list[Record]:
-    """One record for each sample, each in a batch of its own; raises ValueError where one fails."""
-    outcomes = [outcome for sample in samples for outcome in extract_samples(loaded, plan, [sample])]
-    for outcome in outcomes:
-        if isinstance(outcome, Failure):
-            raise ValueError(f"The shipped sample {outcome.sample_id} failed: {outcome.reason}")
+def extract_vectors(model: Model, samples: Sequence[Sample]) -> list[Record]:
+    """One record for each sample, without answers; raises MidsightError where one fails."""
+    outcomes = model.extract_many(samples, layers="all", answers=False)
+    failed = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
+    if failed:
+        raise MidsightError(f"The shipped sample {failed[0].sample_id} failed: {failed[0].reason}")
     return [outcome for outcome in outcomes if isinstance(outcome, Record)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -76,6 +76,8 @@ class Adapter:
     """Module path of the list of decoder layers."""
     final_norm: str
     """Module path of the norm after the last layer."""
+    token_embedding: str
+    """Module path of the token embedding."""
     lm_head: str
     """Module path of the language-model head."""
     vision_tower: str
@@ -90,6 +92,8 @@ class Adapter:
     """Image processor -> side of a square crop, in pixels."""
     lora_folder: str | None
     """Folder, inside the model's, of the LoRA that image input needs."""
+    unused_modules: Mapping[str, str]
+    """Name and module path of the parts that no image prompt uses; they are loaded only when asked for."""
     mends: Callable[[nn.Module], tuple[str, ...]]
     """Corrects the loaded model's known defects and says what it changed, a sentence each."""
     longrope_border: Callable[[Any], int | None]

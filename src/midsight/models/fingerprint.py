@@ -3,42 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import struct
 from pathlib import Path
 from typing import Any
 
-from midsight.errors import MidsightError
+from midsight.models.headers import read_header
+from midsight.models.hub import FILES, LORA_FOLDER
 
 SAMPLED_BYTES = 64 * 1024
-LARGEST_HEADER_BYTES = 100_000_000
 
 
-def read_safetensors_header(path: Path) -> tuple[bytes, int]:
-    """The header of a safetensors file and the offset of its data; raises MidsightError when it is cut short."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        prefix = file.read(8)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
-        if length > min(size - 8, LARGEST_HEADER_BYTES):
-            raise MidsightError(f"{path} is no whole safetensors file; download it again.")
-        header = file.read(length)
-    end = max((t["data_offsets"][1] for name, t in json.loads(header).items() if name != "__metadata__"), default=0)
-    if 8 + length + end != size:
-        raise MidsightError(f"{path} has {size} bytes where its header promises {8 + length + end}; download it again.")
-    return header, 8 + length
-
-
-def parameter_bytes(folder: Path) -> dict[str, int]:
-    """Bytes of the tensors in a folder's safetensors files, by stored dtype (`BF16`, `F32`, ...)."""
-    sizes: dict[str, int] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        header, _ = read_safetensors_header(path)
-        for name, tensor in json.loads(header).items():
-            if name != "__metadata__":
-                start, stop = tensor["data_offsets"]
-                sizes[tensor["dtype"]] = sizes.get(tensor["dtype"], 0) + stop - start
-    return sizes
+def decisive_files(folder: Path) -> list[Path]:
+    """The files of a model folder that decide its numbers, sorted: those that a download from the hub brings."""
+    folders = (folder, folder / LORA_FOLDER)
+    return sorted(path for inside in folders for pattern in FILES for path in inside.glob(pattern) if path.is_file())
 
 
 def fingerprint(folder: Path) -> str:
@@ -46,20 +23,20 @@ def fingerprint(folder: Path) -> str:
 
     Of safetensors files: name, size, header, and 64 KiB at the start, middle and end of the data, so
     that weights trained further differ without being read whole. Of JSON, text and template files:
-    name and content.
+    name and content. Raises MidsightError for a safetensors file that is not whole.
     """
     digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        if path.suffix not in {".safetensors", ".json", ".txt", ".jinja"} or not path.is_file():
-            continue
+    for path in decisive_files(folder):
         digest.update(f"{path.relative_to(folder).as_posix()}:{path.stat().st_size}\n".encode())
         if path.suffix != ".safetensors":
             digest.update(path.read_bytes())
             continue
-        header, data_start = read_safetensors_header(path)
-        digest.update(header)
-        data_end = path.stat().st_size
+        read_header(path)
         with path.open("rb") as file:
+            data_start = 8 + int.from_bytes(file.read(8), "little")
+            data_end = path.stat().st_size
+            file.seek(0)
+            digest.update(file.read(data_start))
             for offset in (data_start, (data_start + data_end) // 2, max(data_start, data_end - SAMPLED_BYTES)):
                 file.seek(offset)
                 digest.update(file.read(SAMPLED_BYTES))

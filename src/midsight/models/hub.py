@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import errno
+import glob
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from midsight.errors import MidsightError
+from midsight.errors import MidsightError, first_line
+from midsight.models.headers import read_index
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 SNAPSHOT = re.compile(r"[0-9a-f]{40}")
-FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja")
-"""Files that are downloaded; never Python, pickles or ONNX."""
+TEXTS = ("*.json", "*.txt", "*.jinja")
+"""Config, tokenizer, index and template files."""
+FILES = (*TEXTS, "*.safetensors")
+"""Files that a model is read from; never Python, pickles or ONNX."""
 LORA_FOLDER = "vision-lora"
-"""The one folder of the repository that is downloaded with them."""
+"""The one folder inside a model's that is read."""
+ONLY_WEIGHTS = "model.safetensors"
+"""The weights of a model that has no index."""
 
 
 @dataclass(frozen=True)
@@ -29,48 +36,100 @@ class ModelFolder:
 def find_model_folder(source: str | Path, *, revision: str | None = None) -> ModelFolder:
     """The folder of a model: `source` itself, or for a hub id like owner/name its files, downloaded.
 
-    All files are of one commit, of `revision` or of the main branch. The hub's cache, HF_HUB_OFFLINE
-    and resumed downloads work as huggingface_hub documents them. Raises MidsightError.
+    All files are of one commit, of `revision` or of the main branch. The hub's cache, HF_HUB_OFFLINE,
+    HF_TOKEN and the rest work as huggingface_hub documents them. Raises MidsightError.
     """
     folder = Path(source)
     if folder.is_dir():
         if revision is not None:
             raise MidsightError(f"--revision {revision} goes with a hub id, and {source} is a folder; leave it out.")
-        name = folder.resolve().name
-        is_snapshot = folder.resolve().parent.name == "snapshots" and SNAPSHOT.fullmatch(name)
-        return ModelFolder(folder, name if is_snapshot else None)
-    if not HUB_ID.fullmatch(str(source)):
+        place = folder.resolve()
+        is_snapshot = place.parent.name == "snapshots" and SNAPSHOT.fullmatch(place.name)
+        return ModelFolder(folder, place.name if is_snapshot else None)
+    if not is_hub_id(str(source)):
         raise MidsightError(f"{source} is no folder, and no hub id like owner/name; give one of them.")
     path = download(str(source), revision)
     return ModelFolder(path, path.name)
 
 
+def is_hub_id(source: str) -> bool:
+    """Whether the hub could have a model of this name, owner and all."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(source)
+    except HFValidationError:
+        return False
+    return "/" in source
+
+
 def download(hub_id: str, revision: str | None) -> Path:
     """The snapshot folder of a hub id with the files that midsight reads; raises MidsightError."""
+    folder = fetch(hub_id, revision, allow=TEXTS, ignore="*/*")
+    # The commit that the first call found: a branch that moves in between moves nothing here.
+    fetch(hub_id, folder.name, allow=weight_patterns(read_index(folder)), ignore="*/*/*")
+    return folder
+
+
+def weight_patterns(index: Mapping[str, str] | None) -> list[str]:
+    """Patterns of the weight files: those that the index names, and the LoRA's folder unless its tensors are in them.
+
+    In them `*` matches / too: folders further inside are for the caller to leave out.
+    """
+    lora = [f"{LORA_FOLDER}/{pattern}" for pattern in FILES]
+    if index is None:
+        return [ONLY_WEIGHTS, *lora]
+    named = [glob.escape(file) for file in sorted(set(index.values())) if re.fullmatch(r"[^/]+\.safetensors", file)]
+    return named if any(".lora_" in tensor for tensor in index) else [*named, *lora]
+
+
+def fetch(hub_id: str, revision: str | None, *, allow: list[str] | tuple[str, ...], ignore: str) -> Path:
+    """The snapshot folder once the files that match are in it; those in the cache are not asked for again."""
     from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=list(allow), ignore_patterns=ignore))
+    except Exception as error:  # the hub's client raises those of its HTTP library, which changes with its versions
+        raise MidsightError(explain(hub_id, revision or "main", error)) from error
+
+
+def explain(hub_id: str, revision: str, error: Exception) -> str:
+    """Why a download failed and what to do, in one sentence."""
+    from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.errors import (
         GatedRepoError,
+        HfHubHTTPError,
         LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
 
-    try:
-        path = Path(snapshot_download(hub_id, revision=revision, allow_patterns=list(FILES), ignore_patterns="*/*"))
-        inside = [f"{LORA_FOLDER}/{pattern}" for pattern in FILES]
-        return Path(snapshot_download(hub_id, revision=path.name, allow_patterns=inside))
-    except GatedRepoError:
-        raise MidsightError(f"{hub_id} is gated; accept its terms on the hub, then `hf auth login`.") from None
-    except RevisionNotFoundError:
-        raise MidsightError(f"{hub_id} has no revision {revision}; give a branch, tag or commit it has.") from None
-    except RepositoryNotFoundError:
-        raise MidsightError(
-            f"The hub has no {hub_id} that you may read; check the name, or `hf auth login` for a private one."
-        ) from None
-    except LocalEntryNotFoundError:
-        raise MidsightError(
-            f"{hub_id} is not in the cache and the hub is out of reach; connect, or give a folder."
-        ) from None
-    except Exception as error:  # the hub's client raises those of its HTTP library, which changes with its versions
-        reason = str(error).partition("\n")[0]
-        raise MidsightError(f"{hub_id} could not be downloaded ({reason}); the same command resumes it.") from error
+    out_of_reach = isinstance(error, LocalEntryNotFoundError)  # and not in the cache: its cause says why
+    cause = (error.__cause__ or error) if out_of_reach else error
+    if isinstance(cause, GatedRepoError):
+        return f"{hub_id} is gated; accept its terms on the hub, then `hf auth login` or set HF_TOKEN."
+    if isinstance(cause, RevisionNotFoundError):
+        return f"{hub_id} has no revision {revision}; give a branch, tag or commit it has."
+    if isinstance(cause, RepositoryNotFoundError):
+        return (
+            f"{hub_id} is no folder here and no model on the hub that you may read; check the name, "
+            "or for a private one `hf auth login` or set HF_TOKEN."
+        )
+    if isinstance(cause, OfflineModeIsEnabled):
+        return (
+            f"{hub_id} at {revision} is not whole in the cache {HF_HUB_CACHE} and HF_HUB_OFFLINE is set; "
+            "unset it for the download, or give a folder."
+        )
+    if isinstance(cause, HfHubHTTPError):
+        status = cause.response.status_code
+        if status in {401, 403}:
+            return f"The hub refuses you {hub_id} (status {status}); `hf auth login` anew or set another HF_TOKEN."
+        return f"The hub answers {hub_id} with status {status}; try again later, or give a folder."
+    reason = first_line(cause)
+    if out_of_reach:
+        return f"{hub_id} is not in the cache and the hub is out of reach ({reason}); connect, or give a folder."
+    if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
+        return f"The disk of the cache {HF_HUB_CACHE} is full; free space there, or set HF_HOME to another disk."
+    return f"{hub_id} could not be downloaded whole ({reason}); the same command fetches the files that are missing."

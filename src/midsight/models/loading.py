@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import psutil
 import torch
-from torch import nn
 
 from midsight.errors import MidsightError
 from midsight.models.adapter import Adapter, submodule
 from midsight.models.catalogue import find_adapter, open_checkpoint
-from midsight.models.checkpoint import LoraMode
-from midsight.models.fingerprint import fingerprint, parameter_bytes, weights_fingerprint
+from midsight.models.checkpoint import Checkpoint, LoadChoice, LoraMode, loaded_parameters
+from midsight.models.fingerprint import fingerprint, weights_fingerprint
+from midsight.models.headers import read_json
 from midsight.models.hub import find_model_folder
 from midsight.models.quiet import quiet_transformers
 
@@ -24,7 +23,6 @@ Lora = Literal["auto", "merged", "unmerged", "off"]
 numbers). `auto` merges in float32 and keeps it beside the weights in other dtypes, where rounding the
 merged weights once more takes the numbers farther from float32."""
 
-BYTES_OF_STORED_DTYPE = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
 SPARE_MEMORY = 0.8
 """Share of the free memory that float32 weights may take before the checkpoint's dtype is used instead."""
 
@@ -53,10 +51,13 @@ class LoadedModel:
     """Of the decoder's weights."""
     device: torch.device
     """Where the weights are."""
+    stop_ids: tuple[int, ...]
+    """Token ids that end an answer, from the folder's generation config."""
     attention: str
     """transformers' name of the attention kernel."""
     lora: str
-    """`merged`, `unmerged` or `off`; `as given` for a model that was wrapped."""
+    """`merged`, `unmerged` or `off`; `in the weights` where none lies beside them, `none` for a family that
+    has none, `as given` for a model that was wrapped."""
     mends: tuple[str, ...]
     """What was corrected at load, a sentence each."""
     notes: tuple[str, ...]
@@ -78,12 +79,6 @@ class LoadedModel:
         return self.config.get_text_config().hidden_size
 
     @property
-    def stop_ids(self) -> tuple[int, ...]:
-        """Token ids that end an answer, from the folder's generation config."""
-        eos = self.hf_model.generation_config.eos_token_id
-        return tuple(sorted(eos if isinstance(eos, list) else [eos]))
-
-    @property
     def pad_id(self) -> int:
         """Token id that fills rows of a batch."""
         return self.tokenizer.pad_token_id
@@ -96,13 +91,14 @@ def load_model(
     dtype: str = "auto",
     device: str = "auto",
     lora: Lora = "auto",
+    audio: bool = False,
 ) -> LoadedModel:
     """Loads a model folder or hub id, in transformers' layout or as Phi-4-multimodal is published.
 
-    revision: branch, tag or commit of a hub id.
-    dtype: auto, float32, bfloat16 or float16; auto is the checkpoint's on a GPU, and float32 on CPU
-    where it fits in memory. device: auto, cpu, mps, cuda or cuda:N. lora: auto, merged, unmerged or
-    off. Raises MidsightError.
+    revision: branch, tag or commit of a hub id. dtype: auto, float32, bfloat16 or float16; auto is the
+    checkpoint's on a GPU, and float32 on CPU where it fits in memory. device: auto, cpu, mps, cuda or
+    cuda:N. lora: auto, merged, unmerged or off. audio: load the audio tower too, which no image prompt
+    uses. Raises MidsightError.
     """
     if lora not in get_args(Lora):
         raise MidsightError(f"--lora {lora!r} is unknown; give {' or '.join(get_args(Lora))}.")
@@ -111,11 +107,12 @@ def load_model(
     target = choose_device(device)
     with quiet_transformers():
         checkpoint = open_checkpoint(folder)
-        torch_dtype, notes = choose_dtype(dtype, target, checkpoint.config, folder)
-        mode = choose_lora(lora, torch_dtype) if checkpoint.has_lora else "off"
-        hf_model = checkpoint.load_weights(torch_dtype, target, mode).eval()
+        torch_dtype, dtype_notes = choose_dtype(dtype, target, checkpoint)
+        mode, lora_notes = choose_lora(lora, torch_dtype, checkpoint, folder)
         tokenizer = checkpoint.load_tokenizer()
         image_processor = checkpoint.load_image_processor()
+        stop_ids = read_stop_ids(folder)
+        hf_model = checkpoint.load_weights(LoadChoice(torch_dtype, target, mode, unused=audio)).eval()
     return LoadedModel(
         hf_model=hf_model,
         tokenizer=tokenizer,
@@ -127,14 +124,15 @@ def load_model(
         fingerprint=fingerprint(folder),
         dtype=torch_dtype,
         device=target,
+        stop_ids=stop_ids,
         attention=hf_model.config._attn_implementation,
-        lora=mode,
+        lora=mode or ("in the weights" if checkpoint.adapter.lora_folder else "none"),
         mends=checkpoint.adapter.mends(hf_model),
-        notes=notes,
+        notes=(*dtype_notes, *lora_notes),
     )
 
 
-def wrap_model(hf_model: nn.Module, processor: Any) -> LoadedModel:
+def wrap_model(hf_model: Any, processor: Any) -> LoadedModel:
     """A model of a known family that is loaded already, with its weights as they are.
 
     The family's mends are applied to `hf_model` itself. Raises MidsightError for an unknown family.
@@ -154,6 +152,7 @@ def wrap_model(hf_model: nn.Module, processor: Any) -> LoadedModel:
         fingerprint=weights_fingerprint(hf_model),
         dtype=embedding.dtype,
         device=embedding.device,
+        stop_ids=as_ids(hf_model.generation_config.eos_token_id, "The model's generation config"),
         attention=config._attn_implementation,
         lora="as given",
         mends=adapter.mends(hf_model),
@@ -161,12 +160,21 @@ def wrap_model(hf_model: nn.Module, processor: Any) -> LoadedModel:
     )
 
 
-def read_stop_ids(folder: Path, config: Any) -> tuple[int, ...]:
-    """Token ids that end an answer: of the folder's generation config, else of its config."""
+def read_stop_ids(folder: Path) -> tuple[int, ...]:
+    """Token ids that end an answer, from the folder's generation config; raises MidsightError without one.
+
+    The ids of tokenizer and config end a text, not a turn: Phi-4-multimodal would answer on and on.
+    """
     path = folder / "generation_config.json"
-    found = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
-    eos = config.get_text_config().eos_token_id if found is None else found
-    return tuple(sorted(eos if isinstance(eos, list) else [eos]))
+    return as_ids(read_json(path).get("eos_token_id"), str(path))
+
+
+def as_ids(eos: Any, source: str) -> tuple[int, ...]:
+    """One token id or several, ascending; raises MidsightError for anything else."""
+    ids = eos if isinstance(eos, list) else [eos]
+    if not ids or not all(type(one) is int for one in ids):
+        raise MidsightError(f"{source} says {eos!r} for eos_token_id; give the ids of the tokens that end an answer.")
+    return tuple(sorted(ids))
 
 
 def choose_device(device: str) -> torch.device:
@@ -184,16 +192,16 @@ def choose_device(device: str) -> torch.device:
     return chosen
 
 
-def choose_dtype(dtype: str, device: torch.device, config: Any, folder: Path) -> tuple[torch.dtype, tuple[str, ...]]:
+def choose_dtype(dtype: str, device: torch.device, checkpoint: Checkpoint) -> tuple[torch.dtype, tuple[str, ...]]:
     """The dtype of the weights in memory, and what to tell the user about it."""
     if dtype != "auto":
         if dtype not in {"float32", "bfloat16", "float16"}:
             raise MidsightError(f"--dtype {dtype!r} is unknown; give auto, float32, bfloat16 or float16.")
         return getattr(torch, dtype), ()
-    stored = config.dtype or torch.float32
+    stored = checkpoint.config.dtype or torch.float32
     if device.type != "cpu":
         return stored, ()
-    needed = sum(4 * size // BYTES_OF_STORED_DTYPE.get(name, 4) for name, size in parameter_bytes(folder).items())
+    needed = 4 * loaded_parameters(checkpoint)
     free = psutil.virtual_memory().available
     if needed <= SPARE_MEMORY * free:
         return torch.float32, ()
@@ -204,8 +212,22 @@ def choose_dtype(dtype: str, device: torch.device, config: Any, folder: Path) ->
     return stored, (note,)
 
 
-def choose_lora(lora: Lora, dtype: torch.dtype) -> LoraMode:
-    """How the LoRA is applied: what was asked for, or what stays closest to float32 in this dtype."""
+def choose_lora(
+    lora: Lora, dtype: torch.dtype, checkpoint: Checkpoint, folder: Path
+) -> tuple[LoraMode | None, tuple[str, ...]]:
+    """How the LoRA beside the weights is applied, None where there is none, and what to tell the user about it.
+
+    `auto` takes what stays closest to float32 in this dtype.
+    """
+    beside = checkpoint.adapter.lora_folder
+    if checkpoint.has_lora:
+        return (("merged" if dtype == torch.float32 else "unmerged") if lora == "auto" else lora), ()
     if lora != "auto":
-        return lora
-    return "merged" if dtype == torch.float32 else "unmerged"
+        raise MidsightError(f"--lora {lora} needs a LoRA beside the weights, and {folder} has none; leave it out.")
+    if beside is None:
+        return None, ()
+    note = (
+        f"{folder} has no {beside}/, so its weights are taken as they are: right if the LoRA for images is merged "
+        "into them, another model's numbers if it is missing."
+    )
+    return None, (note,)

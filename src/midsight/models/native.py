@@ -2,78 +2,143 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
 
-from midsight.errors import MidsightError
+from midsight.errors import MidsightError, first_line
 from midsight.models.adapter import Adapter
 from midsight.models.catalogue import find_adapter
-from midsight.models.checkpoint import Checkpoint, LoraMode
+from midsight.models.checkpoint import Checkpoint, LoadChoice
+from midsight.models.headers import read_header, read_headers, read_json
 
 LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+LORA_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 def open_native(folder: Path) -> Checkpoint:
-    """Reads the folder's config; raises MidsightError where it is no model that transformers can load."""
-    if not list(folder.glob("*.safetensors")):
-        raise MidsightError(f"{folder} has no safetensors weights; midsight loads no other kind of weights.")
-    config = transformers.AutoConfig.from_pretrained(folder, **LOCAL)
-    adapter = find_adapter(config.architectures or [], str(folder))
+    """Reads the folder's config and headers; raises MidsightError where it is no model that transformers can load."""
+    headers = read_headers(folder)
+    adapter = find_adapter(read_architectures(folder), str(folder))
+    lora_folder = find_lora(folder, adapter)
+    if lora_folder is not None:
+        headers |= read_header(lora_folder / "adapter_model.safetensors")
 
-    def load(dtype: torch.dtype, device: torch.device, lora: LoraMode) -> Any:
-        hf_model = load_weights(folder, adapter, dtype)
-        if adapter.lora_folder and lora != "off":
-            add_lora(hf_model, folder / adapter.lora_folder, adapter)
-        hf_model.to(device)
-        if lora == "merged":
+    def account() -> None:
+        on_meta = LoadChoice(torch.bfloat16, torch.device("meta"), "unmerged" if lora_folder else None, unused=True)
+        load(on_meta)
+
+    def load(choice: LoadChoice) -> Any:
+        hf_model = load_weights(folder, adapter, choice)
+        if lora_folder is not None and choice.lora != "off":
+            add_lora(hf_model, lora_folder, adapter)
+        if choice.lora == "merged":
             merge_adapters(hf_model)
         return hf_model
+
+    def from_pretrained(kind: Any, file: str) -> Any:
+        read_json(folder / file)
+        try:
+            return kind.from_pretrained(folder, **LOCAL)
+        except Exception as error:  # the libraries behind it raise many types on damaged files
+            raise MidsightError(f"{folder / file} is not usable ({first_line(error)}); download it again.") from error
 
     return Checkpoint(
         layout="transformers",
         adapter=adapter,
-        config=config,
-        has_lora=adapter.lora_folder is not None,
+        config=from_pretrained(transformers.AutoConfig, "config.json"),
+        has_lora=lora_folder is not None,
+        headers=headers,
+        account=account,
         load_weights=load,
-        load_tokenizer=lambda: transformers.AutoTokenizer.from_pretrained(folder, **LOCAL),
-        load_image_processor=lambda: transformers.AutoImageProcessor.from_pretrained(folder, **LOCAL),
+        load_tokenizer=lambda: from_pretrained(transformers.AutoTokenizer, "tokenizer.json"),
+        load_image_processor=lambda: from_pretrained(transformers.AutoImageProcessor, "preprocessor_config.json"),
     )
 
 
-def load_weights(folder: Path, adapter: Adapter, dtype: torch.dtype) -> Any:
-    """The model with the folder's tensors in place; raises MidsightError where one is missing, extra or misshapen."""
-    architecture = getattr(transformers, adapter.architecture)
-    hf_model, report = architecture.from_pretrained(
-        folder,
-        dtype=dtype,
-        attn_implementation="sdpa",
-        use_safetensors=True,
-        local_files_only=True,
-        output_loading_info=True,
-    )
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if report[kind]:
-            names = sorted(map(str, report[kind]))
+def read_architectures(folder: Path) -> list[str]:
+    """`architectures` of the folder's config.json."""
+    architectures = read_json(folder / "config.json").get("architectures")
+    return architectures if isinstance(architectures, list) else []
+
+
+def find_lora(folder: Path, adapter: Adapter) -> Path | None:
+    """The folder of the LoRA for images; None where the weights are the model as it stands.
+
+    Raises MidsightError where it is not whole, or is missing beside the speech LoRA, which shows that
+    nothing was merged.
+    """
+    if adapter.lora_folder is None:
+        return None
+    path = folder / adapter.lora_folder
+    if not path.is_dir():
+        others = sorted(config.parent.name for config in folder.glob("*/adapter_config.json"))
+        if others:
             raise MidsightError(
-                f"{folder} has {len(names)} {kind.removesuffix('_keys')} tensors, {names[0]} the first; "
+                f"{folder} has {others[0]}/ and no {adapter.lora_folder}/, and {adapter.family} needs its LoRA for "
+                "images; add the folder, or merge it into the weights and leave the others out."
+            )
+        return None
+    for name in LORA_FILES:
+        if not (path / name).is_file():
+            raise MidsightError(
+                f"{path} has no {name}, and {adapter.family} needs its LoRA for images; download it again."
+            )
+    return path
+
+
+def without_modules(architecture: type[nn.Module], paths: Sequence[str]) -> Any:
+    """The class with nothing at the module paths, so that their tensors are never read."""
+
+    def init(self: Any, config: Any) -> None:
+        architecture.__init__(self, config)
+        for path in paths:
+            self.set_submodule(path, nn.Identity())
+
+    return type(architecture.__name__, (architecture,), {"__init__": init})
+
+
+def load_weights(folder: Path, adapter: Adapter, choice: LoadChoice) -> Any:
+    """The model with the folder's tensors in place; raises MidsightError where one is missing, extra or misshapen."""
+    unread = () if choice.unused else tuple(adapter.unused_modules.values())
+    architecture = without_modules(getattr(transformers, adapter.architecture), unread)
+    try:
+        hf_model, report = architecture.from_pretrained(
+            folder,
+            dtype=choice.dtype,
+            device_map={"": choice.device},
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            local_files_only=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise MidsightError(f"{folder} cannot be loaded ({first_line(error)}); download it again.") from error
+    extra = [name for name in report["unexpected_keys"] if not name.startswith(tuple(f"{path}." for path in unread))]
+    for kind, found in (
+        ("missing", report["missing_keys"]),
+        ("extra", extra),
+        ("misshapen", [name for name, *_ in report["mismatched_keys"]]),
+    ):
+        if found:
+            raise MidsightError(
+                f"{folder} has {len(found)} {kind} tensors, {sorted(found)[0]} the first; "
                 f"it is no whole {adapter.architecture}, download it again."
             )
     return hf_model
 
 
 def add_lora(hf_model: Any, folder: Path, adapter: Adapter) -> None:
-    """Loads the LoRA of a folder in PEFT's layout and switches it on; raises MidsightError where it is not whole."""
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        if not (folder / name).is_file():
-            raise MidsightError(
-                f"{folder} has no {name}, and {adapter.family} needs its LoRA for images; "
-                "add the file, or load with lora='off' if it is merged into the weights."
-            )
-    report = hf_model.load_adapter(str(folder), adapter_name="vision")
+    """Loads the LoRA of a folder in PEFT's layout and switches it on; raises MidsightError where it does not fit."""
+    try:
+        report = hf_model.load_adapter(str(folder), adapter_name="vision")
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
+        raise MidsightError(f"{folder} does not fit {adapter.family}: {first_line(error)}.") from error
     missing = sorted(name for name in report.missing_keys if ".lora_" in name)
     if missing or report.unexpected_keys:
         name = (missing or sorted(report.unexpected_keys))[0]

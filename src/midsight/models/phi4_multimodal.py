@@ -21,6 +21,7 @@ from midsight.models.adapter import Adapter, ImageInputs, Pixels, PromptText, su
 IMAGE_TOKEN = "<|endoftext10|>"  # noqa: S105  (a token of the vocabulary, no password)
 IMAGE_EMBED = "model.embed_tokens_extend.image_embed"
 VISION_TOWER = f"{IMAGE_EMBED}.img_processor"
+AUDIO_EMBED = "model.embed_tokens_extend.audio_embed"
 SMALLEST_SIDE_PX = 10
 
 
@@ -187,6 +188,7 @@ ADAPTER = Adapter(
     decoder="model",
     layers="model.layers",
     final_norm="model.norm",
+    token_embedding="model.embed_tokens",  # noqa: S106  (a module path)
     lm_head="lm_head",
     vision_tower=VISION_TOWER,
     image_token=IMAGE_TOKEN,
@@ -194,6 +196,7 @@ ADAPTER = Adapter(
     default_pixels="pil",
     crop_px=lambda image_processor: image_processor.size["height"],
     lora_folder="vision-lora",
+    unused_modules={"audio": AUDIO_EMBED},
     mends=make_tower_bidirectional,
     longrope_border=longrope_border,
     vision_width=lambda config: config.vision_config.hidden_size,

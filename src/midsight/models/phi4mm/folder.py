@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import transformers
 
-from midsight.errors import MidsightError
+from midsight.errors import MidsightError, first_line
 from midsight.models.checkpoint import Checkpoint
+from midsight.models.headers import read_json
 from midsight.models.phi4_multimodal import ADAPTER
 from midsight.models.phi4mm.weights import load_published, read_published
 
@@ -22,7 +22,9 @@ def open_published(folder: Path) -> Checkpoint:
         adapter=ADAPTER,
         config=published.config,
         has_lora=True,
-        load_weights=lambda dtype, device, lora: load_published(folder, dtype=dtype, device=device, lora=lora),
+        headers=published.headers,
+        account=lambda: None,  # opening it did
+        load_weights=lambda choice: load_published(folder, choice),
         load_tokenizer=lambda: load_tokenizer(folder),
         load_image_processor=lambda: load_image_processor(folder),
     )
@@ -34,28 +36,24 @@ def load_tokenizer(folder: Path) -> Any:
     transformers 5 would rebuild the class that tokenizer_config.json names and lose its rules.
     """
     settings = read_json(folder / "tokenizer_config.json")
-    if not (folder / "tokenizer.json").is_file():
+    path = folder / "tokenizer.json"
+    if not path.is_file():
         raise MidsightError(f"{folder} has no tokenizer.json; download it again.")
     kept = ("bos_token", "eos_token", "pad_token", "unk_token", "model_max_length", "chat_template")
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_file=str(folder / "tokenizer.json"),
-        clean_up_tokenization_spaces=False,
-        **{name: settings[name] for name in kept if name in settings},
-    )
+    try:
+        return transformers.PreTrainedTokenizerFast(
+            tokenizer_file=str(path),
+            clean_up_tokenization_spaces=False,
+            **{name: settings[name] for name in kept if name in settings},
+        )
+    except Exception as error:  # the library behind it raises plain Exception on a damaged file
+        raise MidsightError(f"{path} is not usable ({first_line(error)}); download it again.") from error
 
 
 def load_image_processor(folder: Path) -> Any:
     """Transformers' image processor with the folder's largest number of crops."""
-    settings = read_json(folder / "preprocessor_config.json")
-    return transformers.Phi4MultimodalImageProcessor(dynamic_hd=settings["dynamic_hd"])
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file of the folder; raises MidsightError where it is missing or no JSON object."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise MidsightError(f"{path} cannot be read ({error}); download it again.") from error
-    if not isinstance(content, dict):
-        raise MidsightError(f"{path} is no JSON object; download it again.")
-    return content
+    path = folder / "preprocessor_config.json"
+    largest = read_json(path).get("dynamic_hd")
+    if not isinstance(largest, int) or largest < 1:
+        raise MidsightError(f"{path} says {largest!r} for dynamic_hd, the largest number of crops; download it again.")
+    return transformers.Phi4MultimodalImageProcessor(dynamic_hd=largest)
