@@ -14,12 +14,12 @@ from midsight.models.catalogue import open_checkpoint
 from midsight.models.checkpoint import count_parameters, left_out_parts, loaded_parameters
 from midsight.models.fingerprint import fingerprint
 from midsight.models.hub import find_model_folder
-from midsight.models.loading import read_stop_ids
+from midsight.models.loading import closest_to_float32, read_stop_ids
 from midsight.models.quiet import quiet_transformers
 from midsight.taps.tap import choose_layers
 
 EXAMPLE_QUESTION = "Is the forest lit by a full moon?"
-BYTES_PER_PARAMETER = {"float32": 4, "bfloat16": 2, "float16": 2}
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class ModelFacts:
     example_token_ids: tuple[int, ...]
     """Its token ids, the image still one token."""
     memory_bytes: Mapping[str, int]
-    """What the loaded weights take, by dtype."""
+    """What the loaded weights take, by dtype, the LoRA applied as `--lora auto` does."""
     free_bytes: Mapping[str, int]
     """Memory that is free on this machine, by device."""
 
@@ -86,7 +86,10 @@ def read_facts(source: str | Path, *, revision: str | None = None) -> ModelFacts
     if image_token_id is None:
         raise MidsightError(f"The tokenizer of {source} has no token {adapter.image_token}; download it again.")
     parameters = count_parameters(checkpoint)
-    loaded = loaded_parameters(checkpoint)
+
+    def bytes_in(dtype: torch.dtype) -> int:
+        return dtype.itemsize * loaded_parameters(checkpoint, closest_to_float32(dtype))
+
     return ModelFacts(
         source=str(source),
         layout=checkpoint.layout,
@@ -106,7 +109,7 @@ def read_facts(source: str | Path, *, revision: str | None = None) -> ModelFacts
         longrope_border_tokens=adapter.longrope_border(config),
         example_prompt=prompt,
         example_token_ids=tuple(tokenizer(prompt)["input_ids"]),
-        memory_bytes={dtype: size * loaded for dtype, size in BYTES_PER_PARAMETER.items()},
+        memory_bytes={str(dtype).removeprefix("torch."): bytes_in(dtype) for dtype in DTYPES},
         free_bytes=free_memory(),
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -19,18 +19,19 @@ def render_facts(facts: ModelFacts) -> RenderableType:
     """A table of what the folder is."""
     table = Table.grid(padding=(0, 2))
     for name, value in describe(facts).items():
-        table.add_row(Text(name, style="bold"), Text(value))
+        table.add_row(Text(name, style="bold"), Text(value, overflow="fold"))
     return table
 
 
 def describe(facts: ModelFacts) -> dict[str, str]:
     """The lines of the table: name and value."""
-    loaded = sum(count for part, count in facts.parameters.items() if part not in facts.left_out)
     parts = {
         f"  {part}": f"{count:,}" + (" (left out)" if part in facts.left_out else "")
         for part, count in facts.parameters.items()
     }
-    memory = ", ".join(f"{decimal(size)} in {dtype}" for dtype, size in facts.memory_bytes.items())
+    memory = {
+        f"weights in {dtype}": describe_size(size, facts.free_bytes) for dtype, size in facts.memory_bytes.items()
+    }
     free = ", ".join(f"{decimal(size)} on {device}" for device, size in facts.free_bytes.items())
     return {
         "model": facts.source,
@@ -38,7 +39,7 @@ def describe(facts: ModelFacts) -> dict[str, str]:
         "family": f"{facts.family} ({facts.architecture})",
         "revision": facts.revision or "a plain folder, none known",
         "fingerprint": facts.fingerprint,
-        "parameters": f"{loaded:,} loaded",
+        "parameters stored": f"{sum(facts.parameters.values()):,}",
         **parts,
         "layers": f"{facts.layers}, by default {', '.join(map(str, facts.default_layers))}",
         "widths": f"{facts.hidden_size} decoder, {facts.vision_width} vision encoder",
@@ -47,9 +48,15 @@ def describe(facts: ModelFacts) -> dict[str, str]:
         "longrope border": f"{facts.longrope_border_tokens} tokens" if facts.longrope_border_tokens else "none",
         "example prompt": facts.example_prompt,
         "its token ids": " ".join(map(str, facts.example_token_ids)),
-        "weights take": memory,
+        **memory,
         "free here": free,
     }
+
+
+def describe_size(size_bytes: int, free_bytes: Mapping[str, int]) -> str:
+    """A size and the devices that have room for it."""
+    roomy = [device for device, free in free_bytes.items() if size_bytes < free]
+    return f"{decimal(size_bytes)}, " + (f"fits on {', '.join(roomy)}" if roomy else "more than is free here")
 
 
 def render_checks(checks: Sequence[Check]) -> RenderableType:

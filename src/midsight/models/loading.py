@@ -201,7 +201,7 @@ def choose_dtype(dtype: str, device: torch.device, checkpoint: Checkpoint) -> tu
     stored = checkpoint.config.dtype or torch.float32
     if device.type != "cpu":
         return stored, ()
-    needed = 4 * loaded_parameters(checkpoint)
+    needed = 4 * loaded_parameters(checkpoint, "merged")
     free = psutil.virtual_memory().available
     if needed <= SPARE_MEMORY * free:
         return torch.float32, ()
@@ -215,13 +215,10 @@ def choose_dtype(dtype: str, device: torch.device, checkpoint: Checkpoint) -> tu
 def choose_lora(
     lora: Lora, dtype: torch.dtype, checkpoint: Checkpoint, folder: Path
 ) -> tuple[LoraMode | None, tuple[str, ...]]:
-    """How the LoRA beside the weights is applied, None where there is none, and what to tell the user about it.
-
-    `auto` takes what stays closest to float32 in this dtype.
-    """
+    """How the LoRA beside the weights is applied, None where there is none, and what to tell the user about it."""
     beside = checkpoint.adapter.lora_folder
     if checkpoint.has_lora:
-        return (("merged" if dtype == torch.float32 else "unmerged") if lora == "auto" else lora), ()
+        return (closest_to_float32(dtype) if lora == "auto" else lora), ()
     if lora != "auto":
         raise MidsightError(f"--lora {lora} needs a LoRA beside the weights, and {folder} has none; leave it out.")
     if beside is None:
@@ -231,3 +228,8 @@ def choose_lora(
         "into them, another model's numbers if it is missing."
     )
     return None, (note,)
+
+
+def closest_to_float32(dtype: torch.dtype) -> LoraMode:
+    """How a LoRA changes the numbers least: merging rounds the weights once more, which float32 does not notice."""
+    return "merged" if dtype == torch.float32 else "unmerged"
