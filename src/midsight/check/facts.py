@@ -14,7 +14,7 @@ from midsight.models.catalogue import open_checkpoint
 from midsight.models.checkpoint import count_parameters, left_out_parts, loaded_parameters
 from midsight.models.fingerprint import fingerprint
 from midsight.models.hub import find_model_folder
-from midsight.models.loading import closest_to_float32, read_stop_ids
+from midsight.models.loading import read_stop_ids
 from midsight.models.quiet import quiet_transformers
 from midsight.taps.tap import choose_layers
 
@@ -63,7 +63,7 @@ class ModelFacts:
     example_token_ids: tuple[int, ...]
     """Its token ids, the image still one token."""
     memory_bytes: Mapping[str, int]
-    """What the loaded weights take, by dtype, the LoRA applied as `--lora auto` does."""
+    """What the loaded weights take, by dtype, the LoRA merged."""
     free_bytes: Mapping[str, int]
     """Memory that is free on this machine, by device."""
 
@@ -86,17 +86,14 @@ def read_facts(source: str | Path, *, revision: str | None = None) -> ModelFacts
     if image_token_id is None:
         raise MidsightError(f"The tokenizer of {source} has no token {adapter.image_token}; download it again.")
     parameters = count_parameters(checkpoint)
-
-    def bytes_in(dtype: torch.dtype) -> int:
-        return dtype.itemsize * loaded_parameters(checkpoint, closest_to_float32(dtype))
-
+    loaded = loaded_parameters(checkpoint)
     return ModelFacts(
         source=str(source),
         layout=checkpoint.layout,
         family=adapter.family,
         architecture=adapter.architecture,
         revision=found.revision,
-        fingerprint=fingerprint(found.path),
+        fingerprint=fingerprint(found.path, checkpoint.headers),
         parameters=parameters,
         left_out=tuple(part for part in parameters if part in left_out_parts(adapter)),
         layers=text.num_hidden_layers,
@@ -109,7 +106,7 @@ def read_facts(source: str | Path, *, revision: str | None = None) -> ModelFacts
         longrope_border_tokens=adapter.longrope_border(config),
         example_prompt=prompt,
         example_token_ids=tuple(tokenizer(prompt)["input_ids"]),
-        memory_bytes={str(dtype).removeprefix("torch."): bytes_in(dtype) for dtype in DTYPES},
+        memory_bytes={str(dtype).removeprefix("torch."): dtype.itemsize * loaded for dtype in DTYPES},
         free_bytes=free_memory(),
     )
 

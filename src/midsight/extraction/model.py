@@ -58,9 +58,10 @@ def load(
     dtype: str = "auto",
     device: str = "auto",
     lora: Lora = "auto",
+    audio: bool = False,
 ) -> Model:
     """Loads a model folder or hub id; see load_model for the options. Raises MidsightError."""
-    return Model(load_model(source, revision=revision, dtype=dtype, device=device, lora=lora))
+    return Model(load_model(source, revision=revision, dtype=dtype, device=device, lora=lora, audio=audio))
 
 
 def wrap(hf_model: Any, hf_processor: Any) -> Model:

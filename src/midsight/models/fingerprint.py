@@ -6,32 +6,32 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from midsight.models.headers import read_header
-from midsight.models.hub import FILES, LORA_FOLDER
+from midsight.models.headers import Headers
+from midsight.models.hub import TEXTS
 
 SAMPLED_BYTES = 64 * 1024
 
 
-def decisive_files(folder: Path) -> list[Path]:
-    """The files of a model folder that decide its numbers, sorted: those that a download from the hub brings."""
-    folders = (folder, folder / LORA_FOLDER)
-    return sorted(path for inside in folders for pattern in FILES for path in inside.glob(pattern) if path.is_file())
+def decisive_files(folder: Path, headers: Headers) -> list[Path]:
+    """The files that decide a model's numbers: those with its tensors, and config and tokenizer files beside them."""
+    weights = {header.file for header in headers.values()}
+    texts = {path for inside in {folder, *(w.parent for w in weights)} for glob in TEXTS for path in inside.glob(glob)}
+    return sorted(weights | texts)
 
 
-def fingerprint(folder: Path) -> str:
+def fingerprint(folder: Path, headers: Headers) -> str:
     """SHA-256 over the files that decide a model's numbers, hex.
 
     Of safetensors files: name, size, header, and 64 KiB at the start, middle and end of the data, so
     that weights trained further differ without being read whole. Of JSON, text and template files:
-    name and content. Raises MidsightError for a safetensors file that is not whole.
+    name and content.
     """
     digest = hashlib.sha256()
-    for path in decisive_files(folder):
+    for path in decisive_files(folder, headers):
         digest.update(f"{path.relative_to(folder).as_posix()}:{path.stat().st_size}\n".encode())
         if path.suffix != ".safetensors":
             digest.update(path.read_bytes())
             continue
-        read_header(path)
         with path.open("rb") as file:
             data_start = 8 + int.from_bytes(file.read(8), "little")
             data_end = path.stat().st_size

@@ -14,6 +14,8 @@ from safetensors import SafetensorError, safe_open
 from midsight.errors import MidsightError
 
 INDEX = "model.safetensors.index.json"
+ONLY_WEIGHTS = "model.safetensors"
+"""The weights of a model that has no index."""
 
 
 @dataclass(frozen=True)
@@ -48,15 +50,22 @@ def read_header(path: Path) -> dict[str, TensorHeader]:
 
 
 def read_headers(folder: Path) -> dict[str, TensorHeader]:
-    """The tensors of a model folder, held against its index where it has one.
+    """The tensors of a model folder: of the files that its index names, else of `model.safetensors`.
 
-    Raises MidsightError where there are no safetensors files, one is missing or cut short, a tensor is
-    in two of them, or index and files differ.
+    Raises MidsightError where there are no such files, one is missing or cut short, a tensor is in two of
+    them, or index and files differ.
     """
     index = read_index(folder)
-    names = sorted(set(index.values())) if index is not None else sorted(p.name for p in folder.glob("*.safetensors"))
-    if not names:
-        raise MidsightError(f"{folder} has no safetensors weights; midsight loads no other kind of weights.")
+    names = sorted({*(index or {}).values()}) or [ONLY_WEIGHTS]
+    has_only = (folder / ONLY_WEIGHTS).is_file()
+    if index is None and not has_only:
+        raise MidsightError(
+            f"{folder} has no safetensors weights: no {ONLY_WEIGHTS} and no {INDEX}; midsight loads no other kind."
+        )
+    if has_only and ONLY_WEIGHTS not in names:
+        raise MidsightError(
+            f"{folder} has {ONLY_WEIGHTS} beside the files that {INDEX} names; remove those that are not the model."
+        )
     headers: dict[str, TensorHeader] = {}
     for name in names:
         if Path(name).name != name or not (folder / name).is_file():

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from midsight.errors import MidsightError, first_line
-from midsight.models.headers import read_index
+from midsight.models.headers import ONLY_WEIGHTS, read_index
 
 SNAPSHOT = re.compile(r"[0-9a-f]{40}")
 TEXTS = ("*.json", "*.txt", "*.jinja")
@@ -19,8 +19,6 @@ FILES = (*TEXTS, "*.safetensors")
 """Files that a model is read from; never Python, pickles or ONNX."""
 LORA_FOLDER = "vision-lora"
 """The one folder inside a model's that is read."""
-ONLY_WEIGHTS = "model.safetensors"
-"""The weights of a model that has no index."""
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from midsight.models.quiet import quiet_transformers
 
 Lora = Literal["auto", "merged", "unmerged", "off"]
 """The LoRA that image input needs: added to the weights, applied beside them, or left out (another model's
-numbers). `auto` merges in float32 and keeps it beside the weights in other dtypes, where rounding the
-merged weights once more takes the numbers farther from float32."""
+numbers). `auto` merges, which is no farther from float32 than keeping it beside the weights, in 16 bits
+neither (docs/checkpoints.md has the figures)."""
 
 SPARE_MEMORY = 0.8
 """Share of the free memory that float32 weights may take before the checkpoint's dtype is used instead."""
@@ -108,7 +108,7 @@ def load_model(
     with quiet_transformers():
         checkpoint = open_checkpoint(folder)
         torch_dtype, dtype_notes = choose_dtype(dtype, target, checkpoint)
-        mode, lora_notes = choose_lora(lora, torch_dtype, checkpoint, folder)
+        mode, lora_notes = choose_lora(lora, checkpoint, folder)
         tokenizer = checkpoint.load_tokenizer()
         image_processor = checkpoint.load_image_processor()
         stop_ids = read_stop_ids(folder)
@@ -121,7 +121,7 @@ def load_model(
         name=str(source),
         revision=found.revision,
         layout=checkpoint.layout,
-        fingerprint=fingerprint(folder),
+        fingerprint=fingerprint(folder, checkpoint.headers),
         dtype=torch_dtype,
         device=target,
         stop_ids=stop_ids,
@@ -201,7 +201,7 @@ def choose_dtype(dtype: str, device: torch.device, checkpoint: Checkpoint) -> tu
     stored = checkpoint.config.dtype or torch.float32
     if device.type != "cpu":
         return stored, ()
-    needed = 4 * loaded_parameters(checkpoint, "merged")
+    needed = 4 * loaded_parameters(checkpoint)
     free = psutil.virtual_memory().available
     if needed <= SPARE_MEMORY * free:
         return torch.float32, ()
@@ -212,13 +212,11 @@ def choose_dtype(dtype: str, device: torch.device, checkpoint: Checkpoint) -> tu
     return stored, (note,)
 
 
-def choose_lora(
-    lora: Lora, dtype: torch.dtype, checkpoint: Checkpoint, folder: Path
-) -> tuple[LoraMode | None, tuple[str, ...]]:
+def choose_lora(lora: Lora, checkpoint: Checkpoint, folder: Path) -> tuple[LoraMode | None, tuple[str, ...]]:
     """How the LoRA beside the weights is applied, None where there is none, and what to tell the user about it."""
     beside = checkpoint.adapter.lora_folder
     if checkpoint.has_lora:
-        return (closest_to_float32(dtype) if lora == "auto" else lora), ()
+        return ("merged" if lora == "auto" else lora), ()
     if lora != "auto":
         raise MidsightError(f"--lora {lora} needs a LoRA beside the weights, and {folder} has none; leave it out.")
     if beside is None:
@@ -228,8 +226,3 @@ def choose_lora(
         "into them, another model's numbers if it is missing."
     )
     return None, (note,)
-
-
-def closest_to_float32(dtype: torch.dtype) -> LoraMode:
-    """How a LoRA changes the numbers least: merging rounds the weights once more, which float32 does not notice."""
-    return "merged" if dtype == torch.float32 else "unmerged"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from peft import LoraConfig
@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import GenerationConfig, Phi4MultimodalConfig, Phi4MultimodalForCausalLM
 
-from midsight.errors import MidsightError
+from midsight.errors import MidsightError, first_line
 from midsight.models.checkpoint import LoadChoice
 from midsight.models.headers import Headers, read_headers, read_json
 from midsight.models.native import merge_lora, without_modules
@@ -81,30 +81,47 @@ def read_weights(published: PublishedFolder, choice: LoadChoice) -> Iterator[tup
     """Native name and tensor of everything that is loaded, file by file; a merged LoRA is rounded once."""
     accounts, headers = published.accounts, published.headers
     device, dtype = choice.device, choice.dtype
-    with ExitStack() as stack:
-        opened: dict[Path, Any] = {}
+    by_file = sorted(accounts.loaded.items(), key=lambda item: str(headers[item[1]].file))
+    with OneOpenFile() as files:
 
         def read(name: str) -> Tensor:
-            path = headers[name].file
-            if path not in opened:
-                opened[path] = stack.enter_context(safe_open(path, framework="pt"))
-            return opened[path].get_tensor(name)
+            return files.open(headers[name].file).get_tensor(name)
 
-        try:
-            for target, source in sorted(accounts.loaded.items(), key=lambda item: str(headers[item[1]].file)):
-                pair = accounts.vision_lora.get(target)
-                if pair is None or choice.lora == "off":
-                    yield target, read(source).to(device, dtype)
-                elif choice.lora == "merged":
-                    a, b = (read(name).to(device) for name in (pair.a, pair.b))
-                    yield target, merge_lora(read(source).to(device), a, b, published.lora.scale).to(dtype)
-                else:
-                    module = target.removesuffix(".weight")
-                    yield f"{module}.base_layer.weight", read(source).to(device, dtype)
-                    yield f"{module}.lora_A.vision.weight", read(pair.a).to(device, dtype)
-                    yield f"{module}.lora_B.vision.weight", read(pair.b).to(device, dtype)
-        except SafetensorError as error:
-            raise MidsightError(f"A safetensors file cannot be read ({error}); download the folder again.") from error
+        for target, source in by_file:
+            pair = accounts.vision_lora.get(target)
+            if pair is None or choice.lora == "off":
+                yield target, read(source).to(device, dtype)
+            elif choice.lora == "merged":
+                weight, a, b = (read(name).to(device) for name in (source, pair.a, pair.b))
+                yield target, merge_lora(weight, a, b, published.lora.scale).to(dtype)
+            else:
+                module = target.removesuffix(".weight")
+                yield f"{module}.base_layer.weight", read(source).to(device, dtype)
+                yield f"{module}.lora_A.vision.weight", read(pair.a).to(device, dtype)
+                yield f"{module}.lora_B.vision.weight", read(pair.b).to(device, dtype)
+
+
+class OneOpenFile:
+    """Opens safetensors files, one at a time: the pages of a mapped file count as memory until it is closed."""
+
+    def __enter__(self) -> Self:
+        self._path: Path | None = None
+        self._stack = ExitStack()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def open(self, path: Path) -> Any:
+        """The open file at `path`; the one before is closed. Raises MidsightError."""
+        if path != self._path:
+            self._stack.close()
+            try:
+                self._file = self._stack.enter_context(safe_open(path, framework="pt"))
+            except (SafetensorError, OSError) as error:
+                raise MidsightError(f"{path} cannot be read ({first_line(error)}); download it again.") from error
+            self._path = path
+        return self._file
 
 
 def add_empty_lora(model: Any, lora: LoraScale) -> None:
