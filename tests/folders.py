@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import midsight
 from midsight.testing.phi4_multimodal import write_phi4_multimodal
 from midsight.testing.phi4mm import publish
 
@@ -53,14 +55,14 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def edit_json(path: Path, edit: Callable[[Any], None]) -> None:
+def edit_json(path: Path, edit: Callable[[Any], object]) -> None:
     """Changes a JSON file of a copied folder."""
     content = read_json(path)
     edit(content)
     write_anew(path, json.dumps(content).encode())
 
 
-def edit_tensors(path: Path, edit: Callable[[Tensors], None]) -> None:
+def edit_tensors(path: Path, edit: Callable[[Tensors], object]) -> None:
     """Changes the tensors of one safetensors file of a copied folder."""
     tensors = load_file(path)
     edit(tensors)
@@ -73,7 +75,7 @@ def load_all(folder: Path) -> Tensors:
     return {name: tensor for path in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(path).items()}
 
 
-def edit_published(folder: Path, edit: Callable[[Tensors], None]) -> None:
+def edit_published(folder: Path, edit: Callable[[Tensors], object]) -> None:
     """Changes tensors of a copied published folder; afterwards one file holds them all, and the index says so."""
     tensors = load_all(folder)
     for path in folder.glob("*.safetensors"):
@@ -126,3 +128,28 @@ def product(shape: list[int] | tuple[int, ...]) -> int:
     for size in shape:
         count *= size
     return count
+
+
+def said_by(call: Callable[..., object], *args: Any, **options: Any) -> str | None:
+    """What the MidsightError of a call says; None where it goes through. Any other exception is a failure."""
+    try:
+        call(*args, **options)
+    except midsight.MidsightError as error:
+        return str(error)
+    return None
+
+
+def assert_sentence(said: str) -> None:
+    """One sentence, that a terminal shows whole."""
+    assert "\n" not in said
+    assert re.search(r"[^.!?]\.$", said), said
+    assert len(said) < 500
+
+
+def refuse(folder: Path, *names: str) -> None:
+    """Loading the folder ends in one sentence that has all the names."""
+    said = said_by(midsight.load, folder, device="cpu")
+    assert said is not None, f"{folder} loads"
+    assert_sentence(said)
+    for name in names:
+        assert name in said

@@ -9,12 +9,11 @@ from pathlib import Path
 import psutil
 import torch
 
-from midsight.errors import MidsightError
 from midsight.models.catalogue import open_checkpoint
 from midsight.models.checkpoint import count_parameters, left_out_parts, loaded_parameters
 from midsight.models.fingerprint import fingerprint
 from midsight.models.hub import find_model_folder
-from midsight.models.loading import read_stop_ids
+from midsight.models.loading import load_processors, read_stop_ids
 from midsight.models.quiet import quiet_transformers
 from midsight.taps.tap import choose_layers
 
@@ -76,15 +75,11 @@ def read_facts(source: str | Path, *, revision: str | None = None) -> ModelFacts
     found = find_model_folder(source, revision=revision)
     with quiet_transformers():
         checkpoint = open_checkpoint(found.path)
-        tokenizer = checkpoint.load_tokenizer()
-        checkpoint.load_image_processor()
+        tokenizer, _ = load_processors(checkpoint, found.path)
         checkpoint.account()
     adapter, config = checkpoint.adapter, checkpoint.config
     text = config.get_text_config()
     prompt = adapter.render_prompt(EXAMPLE_QUESTION, (0, len(EXAMPLE_QUESTION)), 1, None).text
-    image_token_id = tokenizer.get_vocab().get(adapter.image_token)
-    if image_token_id is None:
-        raise MidsightError(f"The tokenizer of {source} has no token {adapter.image_token}; download it again.")
     parameters = count_parameters(checkpoint)
     loaded = loaded_parameters(checkpoint)
     return ModelFacts(
@@ -101,7 +96,7 @@ def read_facts(source: str | Path, *, revision: str | None = None) -> ModelFacts
         hidden_size=text.hidden_size,
         vision_width=adapter.vision_width(config),
         image_token=adapter.image_token,
-        image_token_id=image_token_id,
+        image_token_id=tokenizer.convert_tokens_to_ids(adapter.image_token),
         stop_ids=read_stop_ids(found.path),
         longrope_border_tokens=adapter.longrope_border(config),
         example_prompt=prompt,

@@ -88,6 +88,8 @@ class Adapter:
     """Pattern of image and audio placeholders that a prompt's text may not contain."""
     default_pixels: Pixels
     """The resizing that the published model was trained with."""
+    check_image_processor: Callable[[Any], None]
+    """Image processor, as the folder's preprocessor_config.json makes it; raises MidsightError where it cannot work."""
     crop_px: Callable[[Any], int]
     """Image processor -> side of a square crop, in pixels."""
     lora_folder: str | None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import transformers
 from midsight.errors import MidsightError
 from midsight.models.adapter import Adapter
 from midsight.models.checkpoint import Checkpoint
+from midsight.models.headers import read_json
 
 FAMILIES = {
     "Phi4MultimodalForCausalLM": "midsight.models.phi4_multimodal",
@@ -43,13 +43,10 @@ def read_model_type(folder: Path) -> str:
     """`model_type` of the folder's config.json; raises MidsightError where there is none to read."""
     if not folder.is_dir():
         raise MidsightError(f"{folder} is no folder; give the folder of a downloaded model.")
-    path = folder / "config.json"
-    if not path.is_file():
-        raise MidsightError(f"{folder} has no config.json; give the folder of a whole model.")
-    try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["model_type"])
-    except (ValueError, TypeError, KeyError):
-        raise MidsightError(f"{path} is no JSON object with a model_type; download it again.") from None
+    model_type = read_json(folder / "config.json").get("model_type")
+    if not isinstance(model_type, str):
+        raise MidsightError(f"{folder / 'config.json'} says {model_type!r} for model_type; download it again.")
+    return model_type
 
 
 def find_adapter(architectures: Sequence[str], source: str) -> Adapter:
@@ -57,7 +54,7 @@ def find_adapter(architectures: Sequence[str], source: str) -> Adapter:
     for architecture in architectures:
         if architecture in FAMILIES:
             return importlib.import_module(FAMILIES[architecture]).ADAPTER
-    found = ", ".join(architectures) or "none"
+    found = ", ".join(map(str, architectures)) or "none"
     raise MidsightError(
         f"{source} has the architecture {found}, which midsight does not know; it knows {', '.join(FAMILIES)}."
     )

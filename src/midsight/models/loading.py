@@ -20,8 +20,8 @@ from midsight.models.quiet import quiet_transformers
 
 Lora = Literal["auto", "merged", "unmerged", "off"]
 """The LoRA that image input needs: added to the weights, applied beside them, or left out (another model's
-numbers). `auto` merges, which is no farther from float32 than keeping it beside the weights, in 16 bits
-neither (docs/checkpoints.md has the figures)."""
+numbers). `auto` merges in float32; in 16 bits it keeps the LoRA beside the weights, as the published code does:
+rounding the merged weights once more can take the numbers farther from float32 (docs/checkpoints.md)."""
 
 SPARE_MEMORY = 0.8
 """Share of the free memory that float32 weights may take before the checkpoint's dtype is used instead."""
@@ -108,9 +108,8 @@ def load_model(
     with quiet_transformers():
         checkpoint = open_checkpoint(folder)
         torch_dtype, dtype_notes = choose_dtype(dtype, target, checkpoint)
-        mode, lora_notes = choose_lora(lora, checkpoint, folder)
-        tokenizer = checkpoint.load_tokenizer()
-        image_processor = checkpoint.load_image_processor()
+        mode, lora_notes = choose_lora(lora, torch_dtype, checkpoint, folder)
+        tokenizer, image_processor = load_processors(checkpoint, folder)
         stop_ids = read_stop_ids(folder)
         hf_model = checkpoint.load_weights(LoadChoice(torch_dtype, target, mode, unused=audio)).eval()
     return LoadedModel(
@@ -160,6 +159,18 @@ def wrap_model(hf_model: Any, processor: Any) -> LoadedModel:
     )
 
 
+def load_processors(checkpoint: Checkpoint, folder: Path) -> tuple[Any, Any]:
+    """Tokenizer and image processor of a folder; raises MidsightError where they cannot make the family's prompts."""
+    tokenizer, image_processor = checkpoint.load_tokenizer(), checkpoint.load_image_processor()
+    checkpoint.adapter.check_image_processor(image_processor)
+    if checkpoint.adapter.image_token not in tokenizer.get_vocab():
+        raise MidsightError(
+            f"The tokenizer of {folder} has no token {checkpoint.adapter.image_token}, which stands for images; "
+            "download it again."
+        )
+    return tokenizer, image_processor
+
+
 def read_stop_ids(folder: Path) -> tuple[int, ...]:
     """Token ids that end an answer, from the folder's generation config; raises MidsightError without one.
 
@@ -172,7 +183,7 @@ def read_stop_ids(folder: Path) -> tuple[int, ...]:
 def as_ids(eos: Any, source: str) -> tuple[int, ...]:
     """One token id or several, ascending; raises MidsightError for anything else."""
     ids = eos if isinstance(eos, list) else [eos]
-    if not ids or not all(type(one) is int for one in ids):
+    if not ids or not all(type(one) is int and one >= 0 for one in ids):
         raise MidsightError(f"{source} says {eos!r} for eos_token_id; give the ids of the tokens that end an answer.")
     return tuple(sorted(ids))
 
@@ -212,11 +223,14 @@ def choose_dtype(dtype: str, device: torch.device, checkpoint: Checkpoint) -> tu
     return stored, (note,)
 
 
-def choose_lora(lora: Lora, checkpoint: Checkpoint, folder: Path) -> tuple[LoraMode | None, tuple[str, ...]]:
+def choose_lora(
+    lora: Lora, dtype: torch.dtype, checkpoint: Checkpoint, folder: Path
+) -> tuple[LoraMode | None, tuple[str, ...]]:
     """How the LoRA beside the weights is applied, None where there is none, and what to tell the user about it."""
     beside = checkpoint.adapter.lora_folder
     if checkpoint.has_lora:
-        return ("merged" if lora == "auto" else lora), ()
+        closest: LoraMode = "merged" if dtype == torch.float32 else "unmerged"
+        return (closest if lora == "auto" else lora), ()
     if lora != "auto":
         raise MidsightError(f"--lora {lora} needs a LoRA beside the weights, and {folder} has none; leave it out.")
     if beside is None:

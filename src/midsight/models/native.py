@@ -40,8 +40,9 @@ def open_native(folder: Path) -> Checkpoint:
             merge_adapters(hf_model)
         return hf_model
 
-    def from_pretrained(kind: Any, file: str) -> Any:
-        read_json(folder / file)
+    def from_pretrained(kind: Any, file: str, *others: str) -> Any:
+        for name in (file, *others):
+            read_json(folder / name)
         try:
             return kind.from_pretrained(folder, **LOCAL)
         except Exception as error:  # the libraries behind it raise many types on damaged files
@@ -55,8 +56,8 @@ def open_native(folder: Path) -> Checkpoint:
         headers=headers,
         account=account,
         load_weights=load,
-        load_tokenizer=lambda: from_pretrained(transformers.AutoTokenizer, "tokenizer.json"),
-        load_image_processor=lambda: from_pretrained(transformers.AutoImageProcessor, "preprocessor_config.json"),
+        load_tokenizer=lambda: from_pretrained(transformers.AutoTokenizer, "tokenizer.json", "tokenizer_config.json"),
+        load_image_processor=lambda: from_pretrained(transformers.AutoImageProcessor, processor_file(folder)),
     )
 
 
@@ -64,6 +65,12 @@ def read_architectures(folder: Path) -> list[str]:
     """`architectures` of the folder's config.json."""
     architectures = read_json(folder / "config.json").get("architectures")
     return architectures if isinstance(architectures, list) else []
+
+
+def processor_file(folder: Path) -> str:
+    """The file with the image processor's settings; newer transformers write them into the whole processor's."""
+    names = ("preprocessor_config.json", "processor_config.json")
+    return next((name for name in names if (folder / name).is_file()), names[0])
 
 
 def find_lora(folder: Path, adapter: Adapter) -> Path | None:
@@ -136,13 +143,17 @@ def load_weights(folder: Path, adapter: Adapter, choice: LoadChoice) -> Any:
 def add_lora(hf_model: Any, folder: Path, adapter: Adapter) -> None:
     """Loads the LoRA of a folder in PEFT's layout and switches it on; raises MidsightError where it does not fit."""
     try:
-        report = hf_model.load_adapter(str(folder), adapter_name="vision")
+        report = hf_model.load_adapter(str(folder), adapter_name="vision", ignore_mismatched_sizes=True)
     except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
         raise MidsightError(f"{folder} does not fit {adapter.family}: {first_line(error)}.") from error
-    missing = sorted(name for name in report.missing_keys if ".lora_" in name)
-    if missing or report.unexpected_keys:
-        name = (missing or sorted(report.unexpected_keys))[0]
-        raise MidsightError(f"{folder} does not fit {adapter.family}: the tensor {name} has no counterpart.")
+    missing = [name for name in report.missing_keys if ".lora_" in name]
+    misshapen = [name for name, *_ in report.mismatched_keys]
+    for what, names in (
+        ("has no counterpart", [*missing, *report.unexpected_keys]),
+        ("has another shape than its weight and adapter_config.json ask for", misshapen),
+    ):
+        if names:
+            raise MidsightError(f"{folder} does not fit {adapter.family}: the tensor {min(names)} {what}.")
     hf_model.set_adapter("vision")
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers.masking_utils import create_bidirectional_mask
 
-from midsight.errors import SampleError
+from midsight.errors import MidsightError, SampleError
 from midsight.models.adapter import Adapter, ImageInputs, Pixels, PromptText, submodule
 
 IMAGE_TOKEN = "<|endoftext10|>"  # noqa: S105  (a token of the vocabulary, no password)
@@ -70,6 +70,15 @@ def resized_px(width_px: int, height_px: int, crop_px: int, max_crops: int) -> t
             f"the {SMALLEST_SIDE_PX} pixels Phi-4-multimodal takes; crop or pad it."
         )
     return size
+
+
+def check_image_processor(image_processor: Any) -> None:
+    """Raises MidsightError where the largest number of crops is no number of crops."""
+    largest = image_processor.dynamic_hd
+    if type(largest) is not int or largest < 1:
+        raise MidsightError(
+            f"preprocessor_config.json says {largest!r} for dynamic_hd, the largest number of crops; download it again."
+        )
 
 
 def image_inputs(image_processor: Any, image: Image.Image, pixels: Pixels) -> ImageInputs:
@@ -194,6 +203,7 @@ ADAPTER = Adapter(
     image_token=IMAGE_TOKEN,
     placeholder=r"<\|(image|audio)_\d+\|>",
     default_pixels="pil",
+    check_image_processor=check_image_processor,
     crop_px=lambda image_processor: image_processor.size["height"],
     lora_folder="vision-lora",
     unused_modules={"audio": AUDIO_EMBED},

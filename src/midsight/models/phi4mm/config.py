@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from transformers import Phi4MultimodalConfig
 
@@ -13,35 +15,64 @@ from midsight.errors import MidsightError
 
 MODEL_TYPE = "phi4mm"
 VISION_TOWER = "model.embed_tokens_extend.image_embed.img_processor"
+DTYPES = ("bfloat16", "float16", "float32")
+LARGEST = 2**31
+"""Above it no field of a config can be meant."""
 VISION_HEADS = 16
 """Heads of the published encoder (SigLIP so400m); no file of the folder says it, and no shape shows it."""
 
-CARRIED = (
-    "attention_dropout",
-    "bos_token_id",
-    "embd_pdrop",
-    "hidden_act",
-    "hidden_size",
-    "initializer_range",
-    "intermediate_size",
-    "max_position_embeddings",
-    "num_attention_heads",
-    "num_hidden_layers",
-    "num_key_value_heads",
-    "original_max_position_embeddings",
-    "pad_token_id",
-    "resid_pdrop",
-    "rms_norm_eps",
-    "sliding_window",
-    "tie_word_embeddings",
-    "use_cache",
-    "vocab_size",
-)
+Kind = Literal["size", "id", "integer", "number", "text", "flag"]
+"""A field's value: a whole number from 1, one from 0, any whole number, a number from 0, text, true or false."""
+
+CARRIED: Mapping[str, Kind] = {
+    "attention_dropout": "number",
+    "bos_token_id": "id",
+    "embd_pdrop": "number",
+    "hidden_act": "text",
+    "hidden_size": "size",
+    "initializer_range": "number",
+    "intermediate_size": "size",
+    "max_position_embeddings": "size",
+    "num_attention_heads": "size",
+    "num_hidden_layers": "size",
+    "num_key_value_heads": "size",
+    "original_max_position_embeddings": "size",
+    "pad_token_id": "id",
+    "resid_pdrop": "number",
+    "rms_norm_eps": "number",
+    "sliding_window": "size",
+    "tie_word_embeddings": "flag",
+    "use_cache": "flag",
+    "vocab_size": "size",
+}
 """Fields that both configs have under one name."""
 
-TRANSLATED = ("eos_token_id", "partial_rotary_factor", "rope_scaling", "rope_theta", "torch_dtype")
+TRANSLATED: Mapping[str, Kind] = {
+    "audio_processor.config.encoder_embedding_config.input_size": "size",
+    "embd_layer.audio_embd_layer.compression_rate": "size",
+    "embd_layer.audio_embd_layer.downsample_rate": "size",
+    "embd_layer.image_embd_layer.crop_size": "size",
+    "eos_token_id": "id",
+    "partial_rotary_factor": "number",
+    "rope_theta": "number",
+    "torch_dtype": "text",
+    "vision_lora.lora_alpha": "number",
+    "vision_lora.r": "size",
+}
+"""Fields that go elsewhere under another name, or are held against others."""
+
+ROPE_FACTORS = ("rope_scaling.long_factor", "rope_scaling.short_factor")
 IGNORED = ("_attn_implementation", "_name_or_path", "auto_map", "transformers_version")
 """Fields that say nothing about the numbers; `auto_map` names the remote code, which is never run."""
+TRAINING_ONLY = (
+    "audio_processor.config.activation_checkpointing",
+    "embd_layer.audio_embd_layer.enable_gradient_checkpointing",
+    "embd_layer.image_embd_layer.enable_gradient_checkpointing",
+    "speech_lora",
+    "vision_lora.dp",
+    "vision_lora.layer",
+)
+"""Fields that change nothing of what an image prompt computes from given tensors, with all that is under them."""
 
 FIXED: Mapping[str, Any] = {
     "architectures": ["Phi4MMForCausalLM"],
@@ -95,21 +126,15 @@ AUDIO = {
     "time_reduction": "time_reduction",
 }
 """Field of `audio_processor.config` to field of transformers' audio config."""
-
-ELSEWHERE = (
-    "audio_processor.config.activation_checkpointing",
-    "audio_processor.config.encoder_embedding_config.input_size",
-    "embd_layer.audio_embd_layer.compression_rate",
-    "embd_layer.audio_embd_layer.downsample_rate",
-    "embd_layer.audio_embd_layer.enable_gradient_checkpointing",
-    "embd_layer.image_embd_layer.crop_size",
-    "embd_layer.image_embd_layer.enable_gradient_checkpointing",
-    "rope_scaling.long_factor",
-    "rope_scaling.short_factor",
-    "speech_lora",
-    "vision_lora",
-)
-"""Fields, or everything under them, that are read or checked by name below, or concern training only."""
+AUDIO_KINDS: Mapping[str, Kind] = {
+    "activation": "text",
+    "chunk_size": "integer",
+    "conv_activation": "text",
+    "conv_glu_type": "text",
+    "dropout_rate": "number",
+    "left_chunk": "integer",
+}
+"""What those are that are no sizes."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Shape of every tensor of the folder, by its published name."""
@@ -147,19 +172,30 @@ def native_config(raw: Mapping[str, Any], shapes: Shapes) -> Phi4MultimodalConfi
     image_layer, audio_layer = (raw["embd_layer"][name] for name in ("image_embd_layer", "audio_embd_layer"))
     vision_config = vision_sizes(shapes)
     agree("embd_layer.image_embd_layer.crop_size", image_layer["crop_size"], vision_config["image_size"])
-    agree("embd_layer.audio_embd_layer.compression_rate", audio_layer["compression_rate"], audio["time_reduction"])
     agree(
-        "audio_processor.config.encoder_embedding_config.input_size",
+        "embd_layer.audio_embd_layer.compression_rate beside audio_processor.config.time_reduction",
+        audio_layer["compression_rate"],
+        audio["time_reduction"],
+    )
+    agree(
+        "audio_processor.config.encoder_embedding_config.input_size beside audio_processor.config.input_size",
         _at(audio, "encoder_embedding_config.input_size"),
         audio["input_size"],
     )
-    rope = raw["rope_scaling"]
-    head_size = raw["hidden_size"] // raw["num_attention_heads"]
-    for name in ("short_factor", "long_factor"):
-        agree(f"rope_scaling.{name} (length)", len(rope[name]), int(head_size * raw["partial_rotary_factor"]) // 2)
     check_decoder(raw, shapes)
+    rope = raw["rope_scaling"]
+    rotary_size = int(raw["hidden_size"] // raw["num_attention_heads"] * raw["partial_rotary_factor"])
+    for field in ROPE_FACTORS:
+        agree(
+            f"the length of {field} beside hidden_size, num_attention_heads and partial_rotary_factor",
+            len(_at(raw, field)),
+            rotary_size // 2,
+        )
+    carried: dict[str, Any] = {
+        name: float(raw[name]) if kind == "number" else raw[name] for name, kind in CARRIED.items()
+    }
     return Phi4MultimodalConfig(
-        **{name: raw[name] for name in CARRIED},
+        **carried,
         architectures=["Phi4MultimodalForCausalLM"],
         dtype=raw["torch_dtype"],
         eos_token_id=[raw["eos_token_id"]],
@@ -178,21 +214,45 @@ def native_config(raw: Mapping[str, Any], shapes: Shapes) -> Phi4MultimodalConfi
 
 
 def check_fields(raw: Mapping[str, Any]) -> None:
-    """Raises MidsightError for a field that is unknown, missing, or fixed to another value."""
-    known = {*CARRIED, *TRANSLATED, *IGNORED, *FIXED, *ELSEWHERE, *(f"audio_processor.config.{name}" for name in AUDIO)}
+    """Raises MidsightError for a field that is unknown, missing, of another kind, or fixed to another value."""
+    kinds: dict[str, Kind] = {
+        **CARRIED,
+        **TRANSLATED,
+        **{f"audio_processor.config.{name}": AUDIO_KINDS.get(name, "size") for name in AUDIO},
+    }
+    for field, value in FIXED.items():
+        agree(field, _at(raw, field), value)
+    for field, kind in kinds.items():
+        check_kind(field, _at(raw, field), kind)
+    for field in ROPE_FACTORS:
+        factors = _at(raw, field)
+        for factor in factors if isinstance(factors, list) and factors else [factors]:
+            check_kind(field, factor, "number")
+    for field in TRAINING_ONLY:
+        if field != "audio_processor.config.activation_checkpointing":
+            _at(raw, field)
+    known = {*kinds, *FIXED, *ROPE_FACTORS}
+    ignored = (*IGNORED, *TRAINING_ONLY)
     for field in _leaves(raw):
-        if not any(field == name or field.startswith(f"{name}.") for name in known):
+        if field not in known and not any(field == name or field.startswith(f"{name}.") for name in ignored):
             raise MidsightError(
                 f"config.json has the field {field}, which midsight does not know; it may change the numbers."
             )
-    for field in sorted(
-        {*CARRIED, *TRANSLATED, *FIXED, *ELSEWHERE} - {"audio_processor.config.activation_checkpointing"}
-    ):
-        _at(raw, field)
-    for field in AUDIO:
-        _at(raw, f"audio_processor.config.{field}")
-    for field, value in FIXED.items():
-        agree(field, _at(raw, field), value)
+
+
+def check_kind(field: str, value: Any, kind: Kind) -> None:
+    """Raises MidsightError for a value that cannot be what the field says."""
+    whole = type(value) is int and -LARGEST <= value <= LARGEST
+    fits = {
+        "size": whole and value >= 1,
+        "id": whole and value >= 0,
+        "integer": whole,
+        "number": (whole and value >= 0) or (type(value) is float and 0 <= value <= LARGEST),
+        "text": type(value) is str and value != "",
+        "flag": type(value) is bool,
+    }
+    if not fits[kind] or (field == "torch_dtype" and value not in DTYPES):
+        raise MidsightError(f"config.json says {reprlib.repr(value)} for {field}, which cannot be; download it again.")
 
 
 def check_decoder(raw: Mapping[str, Any], shapes: Shapes) -> None:
@@ -202,7 +262,7 @@ def check_decoder(raw: Mapping[str, Any], shapes: Shapes) -> None:
     rows = (heads + 2 * kv_heads) * (width // heads)
     name = "model.layers.0.self_attn.qkv_proj.base_layer.weight"
     if name in shapes:
-        agree("num_attention_heads and num_key_value_heads (rows of qkv_proj)", rows, shapes[name][0])
+        agree("hidden_size, num_attention_heads and num_key_value_heads (rows of qkv_proj)", rows, shapes[name][0])
 
 
 def vision_sizes(shapes: Shapes) -> dict[str, int]:
@@ -215,11 +275,12 @@ def vision_sizes(shapes: Shapes) -> dict[str, int]:
         raise MidsightError(
             f"The folder has no tensor {error.args[0]}; it is no whole {MODEL_TYPE}, download it again."
         ) from None
-    layers = {name.split(".")[6] for name in shapes if name.startswith(f"{VISION_TOWER}.encoder.layers.")}
+    in_layers = re.compile(rf"{re.escape(VISION_TOWER)}\.encoder\.layers\.(\d+)\.")
+    layers = [int(found[1]) for found in map(in_layers.match, shapes) if found]
     return {
         "hidden_size": width,
         "intermediate_size": mlp_width,
-        "num_hidden_layers": len(layers),
+        "num_hidden_layers": 1 + max(layers),
         "num_attention_heads": VISION_HEADS,
         "num_channels": channels,
         "image_size": math.isqrt(positions) * patch,
@@ -229,16 +290,18 @@ def vision_sizes(shapes: Shapes) -> dict[str, int]:
 
 def agree(field: str, value: Any, expected: Any) -> None:
     """Raises MidsightError where a field's value is not the expected one."""
-    if value != expected:
+    if value != expected or type(value) is not type(expected):
         raise MidsightError(
-            f"config.json says {value!r} for {field} where {expected!r} fits; midsight cannot tell which is right."
+            f"config.json says {reprlib.repr(value)} for {field} where {expected!r} fits; "
+            "midsight cannot tell which is right."
         )
 
 
 def _leaves(raw: Mapping[str, Any], prefix: str = "") -> list[str]:
     leaves: list[str] = []
     for name, value in raw.items():
-        leaves += _leaves(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [f"{prefix}{name}"]
+        inside = _leaves(value, f"{prefix}{name}.") if isinstance(value, Mapping) else []
+        leaves += inside or [f"{prefix}{name}"]
     return leaves
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
 from midsight.errors import MidsightError
@@ -63,34 +63,34 @@ def native_name(published: str) -> str:
 def account_for(published: Shapes, native: Shapes, *, rank: int, audio: bool = False) -> Accounts:
     """Accounts for all `published` tensors against the `native` ones that transformers' class expects.
 
-    `rank` is the vision LoRA's. Raises MidsightError naming a tensor that is missing, extra or misshapen.
+    `rank` is the vision LoRA's; with `audio` the audio tower is loaded. Raises MidsightError naming a
+    tensor that is missing, extra, misshapen, or the second of two for one place.
     """
-    loaded: dict[str, str] = {}
-    factors: dict[str, dict[str, str]] = {}
-    left_out: list[str] = []
+    sources: dict[str, str] = {}
+    factors: dict[str, dict[str, dict[str, str]]] = {"vision": {}, "speech": {}}
     for name in published:
         lora = LORA.fullmatch(name)
-        if lora and lora["task"] == "vision":
-            factors.setdefault(f"{lora['target']}.weight", {})[lora["factor"]] = name
-        elif lora or (name.startswith(AUDIO) and not audio):
-            left_out.append(name)
-            if not lora:
-                _check_expected(name, published, native)
-        else:
-            _check_expected(name, published, native)
-            loaded[native_name(name)] = name
-    wanted = [name for name in native if name != "lm_head.weight" and (audio or not name.startswith(AUDIO))]
-    missing = [name for name in wanted if name not in loaded]
+        if lora:
+            factors[lora["task"]].setdefault(f"{lora['target']}.weight", {})[lora["factor"]] = name
+            continue
+        target = _check_expected(name, published, native)
+        if target in sources:
+            raise MidsightError(f"The folder has {sources[target]} and {name}, two tensors for one place; keep one.")
+        sources[target] = name
+    missing = [name for name in native if name != "lm_head.weight" and name not in sources]
     if missing:
         raise MidsightError(f"The folder lacks {len(missing)} tensors, {missing[0]} the first; download it again.")
-    pairs = {target: _pair(target, found, published, native, rank) for target, found in factors.items()}
-    adapted = {name for name, source in loaded.items() if source.endswith(".base_layer.weight")}
-    for target in sorted(adapted ^ set(pairs)):
-        raise MidsightError(f"The vision LoRA of {target} is not whole; download the folder again.")
-    return Accounts(loaded, pairs, tuple(left_out))
+    adapted = {name for name, source in sources.items() if source.endswith(".base_layer.weight")}
+    vision = _pair_up("vision", factors["vision"], adapted, published, native, rank)
+    speech = _pair_up("speech", factors["speech"], adapted, published, native, None)
+    left_out = [name for pair in speech.values() for name in (pair.a, pair.b)]
+    left_out += [source for name, source in sources.items() if name.startswith(AUDIO) and not audio]
+    loaded = {name: source for name, source in sources.items() if audio or not name.startswith(AUDIO)}
+    return Accounts(loaded, vision, tuple(left_out))
 
 
-def _check_expected(name: str, published: Shapes, native: Shapes) -> None:
+def _check_expected(name: str, published: Shapes, native: Shapes) -> str:
+    """The native name of a published tensor."""
     target = native_name(name)
     if target not in native or target == "lm_head.weight":
         raise MidsightError(
@@ -100,15 +100,26 @@ def _check_expected(name: str, published: Shapes, native: Shapes) -> None:
         raise MidsightError(
             f"The tensor {name} has the shape {published[name]} where {native[target]} fits config.json."
         )
+    return target
 
 
-def _pair(target: str, found: Mapping[str, str], published: Shapes, native: Shapes, rank: int) -> LoraPair:
-    if set(found) != {"A", "B"} or target not in native:
-        raise MidsightError(f"The vision LoRA of {target} is not whole; download the folder again.")
-    rows, columns = native[target]
-    for factor, shape in (("A", (rank, columns)), ("B", (rows, rank))):
-        if published[found[factor]] != shape:
-            raise MidsightError(
-                f"The tensor {found[factor]} has the shape {published[found[factor]]} where {shape} fits."
-            )
-    return LoraPair(found["A"], found["B"])
+def _pair_up(
+    task: str,
+    factors: Mapping[str, Mapping[str, str]],
+    adapted: Set[str],
+    published: Shapes,
+    native: Shapes,
+    rank: int | None,
+) -> dict[str, LoraPair]:
+    """The factors of every adapted weight; without a `rank`, that of each A counts for its B."""
+    for target in sorted(adapted | set(factors)):
+        if target not in adapted or set(factors.get(target, ())) != {"A", "B"}:
+            raise MidsightError(f"The {task} LoRA of {target} is not whole; download the folder again.")
+    pairs = {target: LoraPair(found["A"], found["B"]) for target, found in factors.items()}
+    for target, pair in pairs.items():
+        rows, columns = native[target]
+        expected = published[pair.a][0] if rank is None and published[pair.a] else rank
+        for name, shape in ((pair.a, (expected, columns)), (pair.b, (rows, expected))):
+            if published[name] != shape:
+                raise MidsightError(f"The tensor {name} has the shape {published[name]} where {shape} fits.")
+    return pairs

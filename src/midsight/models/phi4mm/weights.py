@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from peft import LoraConfig
@@ -46,8 +46,11 @@ def read_published(folder: Path, *, audio: bool = False) -> PublishedFolder:
     shapes = {name: header.shape for name, header in headers.items()}
     config = native_config(raw, shapes)
     lora = lora_scale(raw)
-    with torch.device("meta"):
-        state = Phi4MultimodalForCausalLM(config).state_dict()
+    try:
+        with torch.device("meta"):
+            state = Phi4MultimodalForCausalLM(config).state_dict()
+    except Exception as error:  # whatever a config of the right kinds makes transformers do
+        raise MidsightError(f"{folder / 'config.json'} describes no model ({first_line(error)}).") from error
     native = {name: tuple(tensor.shape) for name, tensor in state.items()}
     return PublishedFolder(config, lora, headers, account_for(shapes, native, rank=lora.rank, audio=audio))
 
@@ -82,46 +85,31 @@ def read_weights(published: PublishedFolder, choice: LoadChoice) -> Iterator[tup
     accounts, headers = published.accounts, published.headers
     device, dtype = choice.device, choice.dtype
     by_file = sorted(accounts.loaded.items(), key=lambda item: str(headers[item[1]].file))
-    with OneOpenFile() as files:
+    with ExitStack() as stack:
+        opened: dict[Path, Any] = {}
 
         def read(name: str) -> Tensor:
-            return files.open(headers[name].file).get_tensor(name)
+            path = headers[name].file
+            if path not in opened:
+                # read, not mapped: pages of a mapped file count as memory, and would change with the file
+                opened[path] = stack.enter_context(safe_open(path, framework="pt", backend="pread"))
+            return opened[path].get_tensor(name)
 
-        for target, source in by_file:
-            pair = accounts.vision_lora.get(target)
-            if pair is None or choice.lora == "off":
-                yield target, read(source).to(device, dtype)
-            elif choice.lora == "merged":
-                weight, a, b = (read(name).to(device) for name in (source, pair.a, pair.b))
-                yield target, merge_lora(weight, a, b, published.lora.scale).to(dtype)
-            else:
-                module = target.removesuffix(".weight")
-                yield f"{module}.base_layer.weight", read(source).to(device, dtype)
-                yield f"{module}.lora_A.vision.weight", read(pair.a).to(device, dtype)
-                yield f"{module}.lora_B.vision.weight", read(pair.b).to(device, dtype)
-
-
-class OneOpenFile:
-    """Opens safetensors files, one at a time: the pages of a mapped file count as memory until it is closed."""
-
-    def __enter__(self) -> Self:
-        self._path: Path | None = None
-        self._stack = ExitStack()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
-    def open(self, path: Path) -> Any:
-        """The open file at `path`; the one before is closed. Raises MidsightError."""
-        if path != self._path:
-            self._stack.close()
-            try:
-                self._file = self._stack.enter_context(safe_open(path, framework="pt"))
-            except (SafetensorError, OSError) as error:
-                raise MidsightError(f"{path} cannot be read ({first_line(error)}); download it again.") from error
-            self._path = path
-        return self._file
+        try:
+            for target, source in by_file:
+                pair = accounts.vision_lora.get(target)
+                if pair is None or choice.lora == "off":
+                    yield target, read(source).to(device, dtype)
+                elif choice.lora == "merged":
+                    weight, a, b = (read(name).to(device) for name in (source, pair.a, pair.b))
+                    yield target, merge_lora(weight, a, b, published.lora.scale).to(dtype)
+                else:
+                    module = target.removesuffix(".weight")
+                    yield f"{module}.base_layer.weight", read(source).to(device, dtype)
+                    yield f"{module}.lora_A.vision.weight", read(pair.a).to(device, dtype)
+                    yield f"{module}.lora_B.vision.weight", read(pair.b).to(device, dtype)
+        except (SafetensorError, OSError) as error:
+            raise MidsightError(f"A safetensors file cannot be read ({error}); download the folder again.") from error
 
 
 def add_empty_lora(model: Any, lora: LoraScale) -> None:
