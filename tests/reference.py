@@ -113,7 +113,8 @@ class Reference:
             tower.register_forward_hook(lambda _, __, output: seen.update(feature=output.hidden_states[-2])),
         ]
         try:
-            output = self.states_model(**inputs, output_hidden_states=True)
+            # the logits of all 9,307 tokens of the largest case would take 7 GB
+            output = self.states_model(**inputs, output_hidden_states=True, logits_to_keep=1)
         finally:
             for hook in hooks:
                 hook.remove()

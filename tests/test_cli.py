@@ -21,11 +21,11 @@ MIDSIGHT = [sys.executable, "-c", "from midsight.cli import main; main()"]
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
-    """Forty images with two questions each."""
+    """Twenty-four images with two questions each: enough commits to be stopped between, three times."""
     folder = tmp_path_factory.mktemp("cli")
-    for i in range(40):
+    for i in range(24):
         (folder / f"{i}.png").write_bytes(encoded(picture((64, 48 + i), i)))
-    rows = [{"image": f"{n % 40}.png", "question": f"What is number {n}?"} for n in range(80)]
+    rows = [{"image": f"{n % 24}.png", "question": f"What is number {n}?"} for n in range(48)]
     (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 

@@ -26,9 +26,9 @@ def expected(reference):
 def compare(expected):
     """Extracts all cases in one batch and asserts parity for those named (all by default)."""
 
-    def run(model, cases=DAMAGED_CASES, **changes):
-        plan = dataclasses.replace(resolve(EVERYTHING, model.loaded), **changes)
-        records = extract_records(model, plan, samples_of(DAMAGED_CASES))
+    def run(model, cases=DAMAGED_CASES, padding_side="left"):
+        plan = resolve(EVERYTHING, model.loaded)
+        records = extract_records(model, plan, samples_of(DAMAGED_CASES), padding_side=padding_side)
         by_name = {record.sample_id: record for record in records}
         for case in cases:
             assert_parity(by_name[case.name], expected[case.name])
@@ -36,8 +36,9 @@ def compare(expected):
     return run
 
 
-def test_undamaged_it_passes(compare, model):
-    compare(model)
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+def test_undamaged_it_passes(compare, model, padding_side):
+    compare(model, padding_side=padding_side)
 
 
 def test_lora_off(compare, checkpoint):
@@ -59,14 +60,13 @@ def test_layer_off_by_one(compare, model, monkeypatch, shift):
 
 @pytest.mark.parametrize("position", ["vision_token", "query_token"])
 @pytest.mark.parametrize("shift", [-1, 1])
-def test_position_off_by_one(compare, model, monkeypatch, position, shift):
+def test_position_off_by_one(compare, expected, model, monkeypatch, position, shift):
+    """Padded on the right, so that all but the longest row have a token behind their query token."""
     original = getattr(TokenLayout, position).fget
-    # one past the last prompt token only exists on right-padded rows; one past the last image token always does
-    if (position, shift) == ("query_token", 1):
-        pytest.skip("left-padded rows end with the query token")
-    monkeypatch.setattr(TokenLayout, position, property(lambda self: original(self) + shift))
+    last = max(e.prompt_tokens for e in expected.values()) - 1
+    monkeypatch.setattr(TokenLayout, position, property(lambda self: min(original(self) + shift, last)))
     with pytest.raises(AssertionError, match=f"{position}_representation.* is off by"):
-        compare(model)
+        compare(model, padding_side="right")
 
 
 def test_attention_mask_dropped(compare, model, monkeypatch):

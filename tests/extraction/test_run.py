@@ -6,9 +6,11 @@ import zlib
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 import midsight
-from midsight.extraction.run import group_by_image
+from midsight.cli import app
+from midsight.extraction.run import group_by_image, open_dataset
 from midsight.records import VISION_ONLY
 from midsight.samples.sample import Sample
 from midsight.testing.phi4_multimodal import write_phi4_multimodal
@@ -47,19 +49,29 @@ def assert_same_vectors(a, b):
         assert errors.max() <= 1e-5, name
 
 
-def test_file_list_and_single_sample_take_one_path(dataset, model, tmp_path):
-    """JSONL, CSV, a list and single calls: bit for bit where the batches are the same."""
+def test_every_way_in_takes_one_path(dataset, checkpoint, model, tmp_path):
+    """JSONL, CSV, a list, the command and single calls: bit for bit where the batches are the same."""
     options = {"layers": "all", "positions": "vision_token,query_token,image_mean", "max_new_tokens": 6}
     from_jsonl = midsight.extract(dataset / "data.jsonl", model=model, out=tmp_path / "a", **options)
     from_csv = midsight.extract(dataset / "data.csv", model=model, out=tmp_path / "b", **options)
     single = midsight.extract(dataset / "data.jsonl", model=model, out=tmp_path / "c", batch_size=1, **options)
+    pairs = [(dataset / "images" / f"{n % 6}.png", QUESTIONS[n % 4]) for n in range(12)]
+    from_list = midsight.extract(pairs, model=model, out=tmp_path / "d", **options)
+    arguments = ["extract", dataset / "data.jsonl", "--model", checkpoint, "--device", "cpu", "--out", tmp_path / "e"]
+    flags = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value)]
+    done = CliRunner().invoke(app, list(map(str, [*arguments, *flags])))
+    assert done.exit_code == 0, done.output
+    from_command = midsight.open_run(tmp_path / "e")
     table = from_jsonl.table()
+    assert from_command.table().equals(table)
+    assert from_list.table()["answer_token_ids"] == table["answer_token_ids"]
     assert table["input_index"].to_pylist() == list(range(12))
     assert table["sample_id"].to_pylist() == [f"q{n}" for n in range(12)]
     assert table["level"].to_pylist() == list(range(12))
     assert table["reference_answers"].to_pylist() == [["yes"]] * 12
     for name in from_jsonl.vector_columns:
-        assert np.array_equal(from_jsonl.matrix(name), from_csv.matrix(name))
+        for other in (from_csv, from_list, from_command):
+            assert np.array_equal(from_jsonl.matrix(name), other.matrix(name)), name
     assert_same_vectors(vectors(single), vectors(from_jsonl))
     assert single.table()["answer_token_ids"] == table["answer_token_ids"]
     for n in (0, 7):
@@ -130,6 +142,32 @@ def test_other_options_are_refused_by_name(dataset, model, tmp_path, option, val
         midsight.extract(dataset / "data.jsonl", model=model, out=tmp_path / "run", **options)
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("images", "images"),
+        ("image_column", "question"),
+        ("question_column", "answer"),
+        ("answer_column", "level"),
+        ("id_column", "level"),
+    ],
+)
+def test_rows_read_in_another_way_are_refused_by_option(dataset, model, tmp_path, option, value):
+    """The same file; with another folder of images the same ids would hold other pictures."""
+    call = {"model": model, "out": tmp_path / "run", "answers": False, "layers": [0]}
+    midsight.extract(dataset / "data.jsonl", limit=1, **call)
+    options = {option: dataset / value if option == "images" else value}
+    with pytest.raises(midsight.RunError, match=f"--{option.replace('_', '-')} "):
+        midsight.extract(open_dataset(dataset / "data.jsonl", **options), **call)
+
+
+def test_naming_what_is_the_default_anyway_changes_nothing(dataset, model, tmp_path):
+    call = {"model": model, "out": tmp_path / "run", "answers": False, "layers": [0], "limit": 1}
+    midsight.extract(dataset / "data.jsonl", **call)
+    named = open_dataset(dataset / "data.jsonl", images=dataset, answer_column="answer", id_column="id")
+    assert len(midsight.extract(named, **call)) == 1
+
+
 def test_another_dataset_or_model_is_refused(dataset, model, tmp_path):
     midsight.extract(dataset / "data.jsonl", model=model, out=tmp_path / "run", max_new_tokens=2, limit=1)
     with pytest.raises(midsight.RunError, match="DATA"):
@@ -191,6 +229,28 @@ def test_bad_samples_are_recorded_and_the_others_stored(model, tmp_path):
     assert np.allclose(run.matrix(VISION_ONLY)[0], alone.vision_only_representation, rtol=1e-5)
 
 
+def test_bad_pairs_keep_their_place_among_the_outcomes(dataset, model):
+    image = dataset / "images" / "0.png"
+    pairs = [(image, "What?"), (image, " "), ("lost.png", "What?"), (image, "And now?")]
+    outcomes = model.extract_many(pairs, answers=False, layers=[0], batch_size=2)
+    assert [isinstance(outcome, midsight.Record) for outcome in outcomes] == [True, False, False, True]
+    assert [outcome.input_index for outcome in outcomes] == [0, 1, 2, 3]
+    with pytest.raises(midsight.SampleError, match="question is empty"):
+        model.extract(image, "")
+    with pytest.raises(midsight.MidsightError, match="--batch-size is -1"):
+        model.extract_many(pairs, batch_size=-1)
+
+
+def test_images_in_memory_are_counted_and_grouped_one_by_one(dataset, model, tmp_path):
+    images = [(dataset / "images" / f"{i}.png").read_bytes() for i in range(2)]
+    seen = []
+    run = midsight.extract(
+        [(image, "What?") for image in images], model=model, out=tmp_path / "run", answers=False, layers=[0],
+        on_progress=seen.append,
+    )  # fmt: skip
+    assert (seen[0].images, len(run)) == (2, 2)
+
+
 def test_a_failed_sample_is_tried_again_only_when_asked(model, tmp_path):
     (tmp_path / "data.jsonl").write_text(json.dumps({"id": "a", "image": "a.png", "question": "What?"}))
     call = {"model": model, "out": tmp_path / "run", "max_new_tokens": 2}
@@ -208,14 +268,14 @@ def test_a_sample_that_breaks_the_model_stands_alone(dataset, model, tmp_path, m
 
     def break_on_one(loaded, images):
         if any(image.tokens == bad_tokens for row in images for image in row):
-            raise RuntimeError("the kernel fell over")
+            raise RuntimeError("the kernel fell over\nmore lines follow")
         return original(loaded, images)
 
     bad_tokens = model.extract(dataset / "images" / "3.png", "?", answers=False).image_tokens
     monkeypatch.setattr(batch, "encode_distinct", break_on_one)
     run = midsight.extract(dataset / "data.jsonl", model=model, out=tmp_path / "run", max_new_tokens=2)
     assert {f.sample_id for f in run.failures()} == {"q3", "q9"}
-    assert all("RuntimeError: the kernel fell over" in f.reason for f in run.failures())
+    assert all(f.reason.endswith("RuntimeError: the kernel fell over.") for f in run.failures())
     assert len(run) == 10
 
 
@@ -233,6 +293,25 @@ def test_values_that_are_not_finite_are_never_data(dataset, model, tmp_path, mon
     run = midsight.extract(dataset / "data.jsonl", model=model, out=tmp_path / "run", max_new_tokens=2, limit=2)
     (failure,) = run.failures()
     assert "query_token_representation.layer_4 has values that are not finite" in failure.reason
+
+
+def test_answers_from_logits_that_are_not_finite_are_never_data(dataset, model, tmp_path, monkeypatch):
+    """The layers asked for may be fine where a later one has overflowed."""
+    from midsight.extraction import batch
+
+    original = batch.continue_from
+
+    def overflown(*args):
+        start = original(*args)
+        start.logits[0] = float("nan")
+        return start
+
+    monkeypatch.setattr(batch, "continue_from", overflown)
+    run = midsight.extract(
+        dataset / "data.jsonl", model=model, out=tmp_path / "run", layers=[0], max_new_tokens=2, limit=2
+    )
+    assert len(run) == 1
+    assert "answer_logprobs has values that are not finite" in run.failures()[0].reason
 
 
 def test_what_float16_cannot_hold_is_a_failure_not_infinity(dataset, model, tmp_path, monkeypatch):
@@ -257,10 +336,11 @@ def test_what_float16_cannot_hold_is_a_failure_not_infinity(dataset, model, tmp_
 
 
 def huge_png() -> bytes:
-    """A PNG of 40,000 x 40,000 grey pixels, all black."""
-    compressor = zlib.compressobj(9)
-    line = b"\0" * 40_001
-    data = b"".join(compressor.compress(line * 100) for _ in range(400)) + compressor.flush()
+    """A whole PNG of 40,000 x 40,000 grey pixels, all black: 100 lines compressed, and repeated."""
+    compressor = zlib.compressobj(9, wbits=-15)
+    lines = compressor.compress(b"\0" * 40_001 * 100) + compressor.flush(zlib.Z_FULL_FLUSH)
+    adler32_of_zeros = (40_001 * 40_000 % 65_521) << 16 | 1
+    data = b"\x78\xda" + lines * 400 + zlib.compressobj(wbits=-15).flush() + adler32_of_zeros.to_bytes(4, "big")
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")

@@ -27,8 +27,8 @@ def run(tmp_path):
     return open_run(tmp_path)
 
 
-def print_summary(run):
-    console = Console(file=io.StringIO(), width=200)
+def print_summary(run, width=200):
+    console = Console(file=io.StringIO(), width=width)
     console.print(render_summary(summarise(run)))
     return console.file.getvalue()  # type: ignore[attr-defined]
 
@@ -131,6 +131,21 @@ def test_the_terminal_shows_what_matters(run):
         assert part in text
     assert text.count("CONSTANT") == 1
     assert all(column in text for column in run.columns)
+
+
+@pytest.mark.parametrize("residual", ["", "_residual"])
+def test_no_number_and_no_note_is_cut_short_in_80_columns(tmp_path, residual):
+    name = f"image_mean_representation.layer_31{residual}"
+    spec = make_spec(vectors={name: 3072})
+    records = [make_record(i, spec, vectors={name: np.full(3072, 12345.678, np.float32)}) for i in range(2)]
+    write_run(tmp_path, records, spec)
+    text = print_summary(open_run(tmp_path), width=80)
+    norm = f"{math.sqrt(3072) * 12345.678:.4g}"
+    assert text.count(norm) == 3
+    assert "2 x 3072" in text
+    assert "CONSTANT" in text
+    assert "1 columns of float32" in text
+    assert "…" not in text
 
 
 def test_the_terminal_counts_failures_beyond_the_first(tmp_path):

@@ -1,12 +1,18 @@
 import dataclasses
+from typing import get_args
 
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from midsight.errors import RunError, SampleError
 from midsight.records import Record
-from midsight.store.schema import extra_column, records_to_table, run_schema
+from midsight.store.schema import extra_column, is_vector, records_to_table, run_schema
+from midsight.taps.tap import POSITIONS, Stage, Tap
 from store.made_up import QUERY_1_RAW, WIDTHS, make_record, make_spec
+
+STAGES = get_args(Stage)
 
 
 def test_every_field_of_a_record_is_a_column_in_order():
@@ -73,6 +79,29 @@ def test_no_two_extra_columns_become_one():
     names = ["answer", "input.answer", "input.input.answer", "x", "input.x", "question"]
     schema = run_schema(make_spec(extras=dict.fromkeys(names, "string")))
     assert len(set(schema.names)) == len(schema.names)
+
+
+OWN_NAMES = [field.name for field in dataclasses.fields(Record)] + [*WIDTHS]
+INPUT_NAMES = st.builds(
+    "{}{}{}".format,
+    st.sampled_from(["", "input.", "input.input."]),
+    st.text(max_size=8) | st.sampled_from(OWN_NAMES),
+    st.sampled_from(["", ".", ".layer_0", "_2"]),
+)
+
+
+@given(st.lists(INPUT_NAMES, unique=True))
+def test_no_two_columns_share_a_name_whatever_the_input_columns_are_called(extras):
+    names = run_schema(make_spec(extras=dict.fromkeys(extras, "string"))).names
+    assert len(set(names)) == len(names)
+
+
+@given(st.lists(st.builds(Tap, st.sampled_from(POSITIONS), st.integers(0, 99), st.sampled_from(STAGES)), unique=True))
+def test_vector_columns_are_the_taps_in_their_order_and_parse_back(taps):
+    schema = run_schema(make_spec(vectors={str(tap): 4 + tap.layer for tap in taps}))
+    columns = [field for field in schema if is_vector(field)]
+    assert [Tap.parse(field.name) for field in columns] == taps
+    assert [field.type.list_size for field in columns] == [4 + tap.layer for tap in taps]
 
 
 def test_json_extras_keep_order_and_letters():

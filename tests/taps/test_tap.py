@@ -64,9 +64,10 @@ def test_lists_and_text_mean_the_same_and_negatives_count_from_the_end(case):
     n, chosen = case
     as_text = ",".join(map(str, chosen))
     assert choose_layers(chosen, n) == choose_layers(as_text, n) == tuple(sorted({i % n for i in chosen}))
+    assert choose_layers(chosen[0], n) == (chosen[0] % n,)
 
 
-@pytest.mark.parametrize("choice", ["32", "-33", "0,99", "two", "", [], "1.5"])
+@pytest.mark.parametrize("choice", ["32", "-33", "0,99", "two", "", [], "1.5", [1.5], 4.0, [None], 32])
 def test_layers_that_are_not_there_are_named(choice):
     with pytest.raises(MidsightError):
         choose_layers(choice, 32)

@@ -4,12 +4,28 @@ import pytest
 import torch
 
 from midsight import load
+from midsight.extraction.batch import extract_samples
+from midsight.extraction.prepare import prepare
+from midsight.extraction.request import Request, resolve
+from midsight.models.layout import TokenLayout
 from midsight.models.phi4_multimodal import ADAPTER
+from midsight.samples.sample import Failure
+from midsight.taps.tap import POSITIONS
+from midsight.testing import checks
 from midsight.testing.checks import Check, check_adapter
-from parity import samples_of
+from midsight.testing.phi4_multimodal import write_phi4_multimodal
+from parity import extract_records, samples_of
 from pictures import CASES
 
 SAMPLES = samples_of([CASES[0], CASES[1], CASES[3]])
+FEW = samples_of([CASES[0], CASES[1]])
+"""One image leaves part of its crop empty, the other fills it."""
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A checkpoint of three decoder layers, for what has nothing to do with their number."""
+    return write_phi4_multimodal(tmp_path_factory.mktemp("small"), layers=3)
 
 
 def failing(checkpoint, **declared):
@@ -17,7 +33,7 @@ def failing(checkpoint, **declared):
     model = load(checkpoint, device="cpu")
     adapter = dataclasses.replace(ADAPTER, **declared)
     model = dataclasses.replace(model, loaded=dataclasses.replace(model.loaded, adapter=adapter))
-    return {check.name for check in check_adapter(model, SAMPLES) if not check.passed}
+    return {check.name for check in check_adapter(model, FEW, max_new_tokens=3) if not check.passed}
 
 
 def test_phi4_multimodal_keeps_what_it_declares(checkpoint):
@@ -26,7 +42,7 @@ def test_phi4_multimodal_keeps_what_it_declares(checkpoint):
     assert len(checks) >= 10
 
 
-def test_a_wrong_feature_layer_is_caught(checkpoint):
+def test_a_wrong_feature_layer_is_caught(small):
     def one_layer_less(hf_model, pixel_values, patch_mask):
         tower = hf_model.model.embed_tokens_extend.image_embed.img_processor
         layer = tower.config.feature_layer
@@ -36,7 +52,7 @@ def test_a_wrong_feature_layer_is_caught(checkpoint):
         finally:
             tower.config.feature_layer = layer
 
-    found = failing(checkpoint, encode_crops=one_layer_less)
+    found = failing(small, encode_crops=one_layer_less)
     assert "vision features and transformers' tower" in found
     assert "vision_token at every layer and the full forward" in found
 
@@ -48,30 +64,54 @@ def test_a_wrong_feature_layer_is_caught(checkpoint):
         (lambda image: image.patch_mask & global_crop(image), "share of the patches it sees that are not useful"),
     ],
 )
-def test_wrong_patches_are_caught(checkpoint, useful, name):
-    assert failing(checkpoint, useful_patches=lambda image: useful(image).flatten(1)) == {name}
+def test_wrong_patches_are_caught(small, useful, name):
+    assert failing(small, useful_patches=lambda image: useful(image).flatten(1)) == {name}
 
 
 def global_crop(image):
     return (torch.arange(len(image.patch_mask)) == 0)[:, None, None]
 
 
-def test_a_prefix_declared_unshareable_is_caught(checkpoint):
-    assert failing(checkpoint, shares_image_prefix=False) == {"image states under another question"}
+def test_a_prefix_declared_unshareable_is_caught(small):
+    assert failing(small, shares_image_prefix=False) == {"image states under another question"}
 
 
-def test_crops_in_the_wrong_order_are_caught(checkpoint):
+def test_crops_in_the_wrong_order_are_caught(small):
     def turned(hf_model, features, image):
         return ADAPTER.image_embeddings(hf_model, features, image).flip(0)
 
-    assert "vision_token at every layer and the full forward" in failing(checkpoint, image_embeddings=turned)
+    assert "vision_token at every layer and the full forward" in failing(small, image_embeddings=turned)
 
 
-def test_a_mend_left_out_is_caught(checkpoint):
-    model = load(checkpoint, device="cpu")
+@pytest.mark.parametrize("shift", [-1, 1])
+def test_a_vision_token_off_by_one_is_caught(small, monkeypatch, shift):
+    """The token just behind the image is of another kind, so its kind must not decide where the image is."""
+    model = load(small, device="cpu").loaded
+    plan = resolve(Request(layers="all", answers=False, positions=POSITIONS), model)
+    prepared = [item for item in prepare(model, plan, FEW) if not isinstance(item, Failure)]
+    forwards = [checks.full_forward(model, item) for item in prepared]
+    original = vars(TokenLayout)["vision_token"].fget
+    monkeypatch.setattr(TokenLayout, "vision_token", property(lambda self: original(self) + shift))
+    records = [item for item in extract_samples(model, plan, FEW) if not isinstance(item, Failure)]
+    found = checks.check_taps(model, plan, records, prepared, forwards, 1e-5)
+    assert [check.name.partition(" ")[0] for check in found if not check.passed] == ["vision_token"]
+
+
+def test_the_prefix_check_extracts_each_sample_once(small, monkeypatch):
+    model = load(small, device="cpu").loaded
+    plan = resolve(Request(layers="all", answers=False), model)
+    alone = extract_records(load(small, device="cpu"), plan, FEW)
+    calls = []
+    monkeypatch.setattr(checks, "extract_samples", lambda *args: calls.append(args) or extract_samples(*args))
+    assert checks.check_prefix(model, plan, FEW, alone, 1e-5).passed
+    assert len(calls) == len(FEW)
+
+
+def test_a_mend_left_out_is_caught(small):
+    model = load(small, device="cpu")
     for layer in model.loaded.hf_model.model.embed_tokens_extend.image_embed.img_processor.encoder.layers:
         layer.self_attn.is_causal = True
-    found = {check.name for check in check_adapter(model, SAMPLES) if not check.passed}
+    found = {check.name for check in check_adapter(model, FEW, max_new_tokens=3) if not check.passed}
     assert "defects left to mend" in found
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from midsight.errors import first_line
 from midsight.extraction.decode import (
     Answer,
     Continuation,
@@ -66,7 +67,7 @@ def isolate_failures(
     except Exception as error:  # whatever one sample does to the model, the others are extracted
         if len(group) == 1:
             sample = group[0].sample
-            reason = f"The model failed on this sample: {type(error).__name__}: {error}"
+            reason = f"The model failed on this sample: {type(error).__name__}: {first_line(error)}."
             return [Failure(sample.sample_id, sample.input_index, reason)]
     middle = len(group) // 2
     return [*isolate_failures(group[:middle], extract), *isolate_failures(group[middle:], extract)]
@@ -141,9 +142,11 @@ def make_outcome(
     answer: Answer | None = None,
     first_token: FirstToken | None = None,
 ) -> Outcome:
-    """The sample's record; a Failure where a vector holds a value that is not finite."""
+    """The sample's record; a Failure where a vector or a log-probability is not finite."""
     sample, layout = item.sample, item.prompt.layout
     broken = [name for name, vector in vectors.items() if not np.isfinite(vector).all()]
+    if answer is not None and not np.isfinite(answer.logprobs).all():
+        broken.append("answer_logprobs")
     if broken:
         reason = f"{broken[0]} has values that are not finite in {model.dtype}; try --dtype float32 or bfloat16."
         return Failure(sample.sample_id, sample.input_index, reason)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from midsight.errors import SampleError
+from midsight.errors import MidsightError, SampleError
 from midsight.extraction.batch import extract_samples
 from midsight.extraction.request import Request, resolve
 from midsight.models.loading import LoadedModel, Lora, load_model, wrap_model
@@ -45,10 +45,19 @@ class Model:
         **options: Any,
     ) -> list[Record | Failure]:
         """One outcome for each pair, in their order, kept in memory; `options` as for extract."""
+        check_batch_size(batch_size)
         plan = resolve(Request(**options), self.loaded)
-        samples = make_samples(pairs).samples
+        dataset = make_samples(pairs)
+        samples = dataset.samples
         batches = [samples[i : i + batch_size] for i in range(0, len(samples), batch_size)]
-        return [outcome for batch in batches for outcome in extract_samples(self.loaded, plan, batch)]
+        outcomes = [outcome for batch in batches for outcome in extract_samples(self.loaded, plan, batch)]
+        return sorted([*outcomes, *dataset.failures], key=lambda outcome: outcome.input_index)
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Raises MidsightError for a batch that holds nothing."""
+    if batch_size < 1:
+        raise MidsightError(f"--batch-size is {batch_size}; give 1 or more.")
 
 
 def load(

@@ -23,7 +23,7 @@ PaddingSide = Literal["left", "right"]
 class Request:
     """What to extract from every sample, as a user says it."""
 
-    layers: str | Sequence[int] = "default"
+    layers: str | int | Sequence[int] = "default"
     """`default`, `all`, or decoder layers like `0,8,-1`."""
     positions: str | Sequence[str] = DEFAULT_POSITIONS
     """Any of vision_token, query_token, image_mean."""

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 from midsight.errors import MidsightError, SampleError
 from midsight.extraction.batch import Outcome, extract_samples
-from midsight.extraction.model import DEFAULT_BATCH_SIZE, Model, load
+from midsight.extraction.model import DEFAULT_BATCH_SIZE, Model, check_batch_size, load
 from midsight.extraction.request import Plan, Request, resolve
 from midsight.models.loading import LoadedModel
 from midsight.models.prompts import QUESTION
@@ -107,8 +107,7 @@ def extract(
     Samples that cannot be extracted end in the run's failures.
     Raises MidsightError for a call that cannot be carried out.
     """
-    if batch_size < 1:
-        raise MidsightError(f"--batch-size is {batch_size}; give 1 or more.")
+    check_batch_size(batch_size)
     if store_dtype not in get_args(StoreDtype):
         raise MidsightError(f"--store-dtype {store_dtype!r} is unknown; give {' or '.join(get_args(StoreDtype))}.")
     if limit is not None and limit < 1:
@@ -143,7 +142,7 @@ def fill(
     width = sum(plan.vectors.values())
     progress = Progress(
         samples=len(chosen) + len(unreadable),
-        images=len({sample.image for sample in chosen}),
+        images=len({image_key(sample) for sample in chosen}),
         already=len(chosen) + len(unreadable) - len(todo) - len(new_failures),
         done=0,
         failed=len(new_failures),
@@ -176,8 +175,13 @@ def group_by_image(samples: Iterable[Sample]) -> list[Sample]:
     """The samples with those of one image reference together, images in the order they first appear."""
     groups: dict[str, list[Sample]] = {}
     for sample in samples:
-        groups.setdefault(sample.image or sample.sample_id, []).append(sample)
+        groups.setdefault(image_key(sample), []).append(sample)
     return [sample for group in groups.values() for sample in group]
+
+
+def image_key(sample: Sample) -> str:
+    """What samples on the same image share before it is decoded; images in memory count as one each."""
+    return sample.image or sample.sample_id
 
 
 def describe_run(
@@ -189,6 +193,7 @@ def describe_run(
     example = model.adapter.render_prompt(user_text, (0, 0), 1, plan.template.system)
     options = {
         "DATA": dataset.sha256,
+        **dataset.options,
         "--model": model.fingerprint,
         "--layers": sorted({tap.layer for tap in plan.taps}),
         "--positions": list(dict.fromkeys(tap.position for tap in plan.taps)),
@@ -203,7 +208,7 @@ def describe_run(
         "--dtype": str(model.dtype).removeprefix("torch."),
         "--device": model.device.type,
         "--store-dtype": store_dtype,
-        "lora": model.lora,
+        "--lora": model.lora,
     }
     return RunSpec(
         options=options,

@@ -66,12 +66,14 @@ def tokenise_prompt(
     """
     if not question.strip():
         raise SampleError("The question is empty; give one, or leave the sample out.")
-    control = find_control_text(question, tokenizer, adapter)
+    before, after = template.user.split(QUESTION)
+    user_text = before + question + after
+    # of the whole text: template and question, harmless each, may spell a token between them
+    control = find_control_text(user_text, tokenizer, adapter)
     if control:
         raise SampleError(f"The question contains the control token {control!r}; leave it out: midsight places it.")
-    before, after = template.user.split(QUESTION)
     prompt = adapter.render_prompt(
-        before + question + after, (len(before), len(before) + len(question)), len(image_tokens), template.system
+        user_text, (len(before), len(before) + len(question)), len(image_tokens), template.system
     )
     encoded = tokenizer(prompt.text, return_offsets_mapping=True)
     return expand_image_tokens(

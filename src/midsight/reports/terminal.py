@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Column, Table
 from rich.text import Text
@@ -10,6 +11,9 @@ from midsight.reports.summary import Summary, VectorSummary
 
 SHOWN_FAILURES = 10
 """Failed samples that are listed; the rest is counted."""
+
+NUMPY_NAMES = {"float": "float32", "halffloat": "float16"}
+"""What people call Arrow's types of vector elements."""
 
 
 def render_summary(summary: Summary) -> RenderableType:
@@ -28,11 +32,18 @@ def _overview(summary: Summary) -> Table:
         "samples": f"{summary.rows:,} stored, {len(summary.failures):,} failed",
         "images": f"{summary.images:,}",
         "layers": ", ".join(map(str, summary.layers)) or "none",
+        "vectors": _vector_type(summary),
         **_answer_facts(summary),
     }
     for name, value in facts.items():
         table.add_row(Text(name, style="bold"), Text(value))
     return table
+
+
+def _vector_type(summary: Summary) -> str:
+    vectors = {vector.name for vector in summary.vectors}
+    types = {NUMPY_NAMES.get(column.type, column.type) for column in summary.columns if column.name in vectors}
+    return f"{len(vectors)} columns of {' and '.join(sorted(types))}; norms: mean, smallest, largest"
 
 
 def _answer_facts(summary: Summary) -> dict[str, str]:
@@ -53,12 +64,13 @@ def _columns(summary: Summary) -> Table:
 
 
 def _vectors(summary: Summary) -> Table:
-    table = Table(Column("vectors", no_wrap=True), "shape", "type", "mean norm", "min", "max", "note")
-    columns = {column.name: column for column in summary.columns}
+    """In 80 columns only names and notes may break: a number cut short would be another number."""
+    narrow = [Column(name, no_wrap=True) for name in ("shape", "norm", "min", "max")]
+    table = Table(Column("vectors", overflow="fold"), *narrow, "note", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for vector in summary.vectors:
-        shape = " x ".join(map(str, columns[vector.name].shape))
+        shape = f"{summary.rows} x {vector.width}"
         norms = ("" if norm is None else f"{norm:.4g}" for norm in (vector.mean_norm, vector.min_norm, vector.max_norm))
-        table.add_row(Text(vector.name), shape, columns[vector.name].type, *norms, _note(vector))
+        table.add_row(Text(vector.name), shape, *norms, _note(vector))
     return table
 
 

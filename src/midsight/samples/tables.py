@@ -11,7 +11,7 @@ import hashlib
 import json
 import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,6 +44,9 @@ class Dataset:
     """The table; None when the samples come from Python."""
     rows: int
     """How many rows were read: samples and failures."""
+    options: Mapping[str, str | None] = field(default_factory=dict)
+    """What else decides the meaning of a row, by the command's option: columns by role, and the folder of
+    images where it is not the table's own. Empty for samples from Python."""
 
 
 def read_table(
@@ -83,7 +86,8 @@ def read_table(
     outcomes = [_outcome(row, index, roles, resolve, path) for index, row in enumerate(table.rows)]
     _refuse_repeated_ids(outcomes, [f"line {row.line}" for row in table.rows], str(path))
     extras = [name for name in table.columns if name not in roles.names]
-    return _dataset(outcomes, extras, table.sha256, path)
+    folder = None if root.resolve() == path.parent.resolve() else str(root.resolve())
+    return replace(_dataset(outcomes, extras, table.sha256, path), options={"--images": folder, **roles.as_options()})
 
 
 def make_samples(items: Iterable[tuple[ImageSource | str, str] | Sample]) -> Dataset:
@@ -129,6 +133,14 @@ class _Roles:
     @property
     def names(self) -> set[str | None]:
         return {self.image, self.question, self.answer, self.id}
+
+    def as_options(self) -> dict[str, str | None]:
+        return {
+            "--image-column": self.image,
+            "--question-column": self.question,
+            "--answer-column": self.answer,
+            "--id-column": self.id,
+        }
 
 
 def _assign_roles(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -62,12 +63,12 @@ class Tap:
         return cls(cast("Position", match["position"]), int(match["layer"]), stage)
 
 
-def choose_layers(choice: str | Iterable[int], n_layers: int) -> tuple[int, ...]:
+def choose_layers(choice: str | int | Iterable[int], n_layers: int) -> tuple[int, ...]:
     """The decoder layers that `choice` names, ascending, each once.
 
     `default` is first, quarters and last: sorted({0, n//4, n//2, 3*n//4, n-1}); `all` is every
-    layer; anything else is a list of integers (`"0,8,-1"` or `[0, 8, -1]`), negative ones counting
-    from the end. Raises MidsightError for a layer the model does not have.
+    layer; anything else is one integer or a list of them (`"0,8,-1"` or `[0, 8, -1]`), negative ones
+    counting from the end. Raises MidsightError for a layer the model does not have.
     """
     if n_layers < 1:
         raise MidsightError(f"A model with {n_layers} decoder layers has nothing to choose from.")
@@ -76,10 +77,10 @@ def choose_layers(choice: str | Iterable[int], n_layers: int) -> tuple[int, ...]
     if choice == "all":
         return tuple(range(n_layers))
     chosen: set[int] = set()
-    for item in choice.split(",") if isinstance(choice, str) else choice:
+    for item in _listed(choice):
         try:
-            index = int(item)
-        except ValueError:
+            index = int(item) if isinstance(item, str) else operator.index(item)
+        except (ValueError, TypeError):
             raise MidsightError(
                 f"The layer {item!r} is no number; give default, all, or numbers like 0,8,16."
             ) from None
@@ -89,6 +90,12 @@ def choose_layers(choice: str | Iterable[int], n_layers: int) -> tuple[int, ...]
     if not chosen:
         raise MidsightError("No layer was chosen; give default, all, or numbers like 0,8,16.")
     return tuple(sorted(chosen))
+
+
+def _listed(choice: str | int | Iterable[int]) -> Iterable[str | int]:
+    if isinstance(choice, str):
+        return choice.split(",")
+    return choice if isinstance(choice, Iterable) else [choice]
 
 
 def choose_positions(choice: str | Sequence[str]) -> tuple[Position, ...]:

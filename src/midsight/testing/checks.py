@@ -89,7 +89,7 @@ def check_adapter(
     checks = [
         Check("decoder layers declared and configured, difference", _layer_difference(loaded), 0),
         Check("defects left to mend", len(loaded.adapter.mends(loaded.hf_model)), 0),
-        *check_taps(plan, alone, prepared, forwards, limit),
+        *check_taps(loaded, plan, alone, prepared, forwards, limit),
         Check("vision features and transformers' tower", _vision_error(loaded, alone, prepared, forwards), limit),
         *check_useful_patches(loaded, prepared),
         *check_batches(loaded, no_answers, samples, alone, limit),
@@ -104,6 +104,7 @@ def check_adapter(
 
 
 def check_taps(
+    model: LoadedModel,
     plan: Plan,
     records: Sequence[Record],
     prepared: Sequence[PreparedSample],
@@ -111,10 +112,11 @@ def check_taps(
     limit: float,
 ) -> list[Check]:
     """Each position's taps, at every layer, against the hidden states of the full forward."""
+    image_token_id = model.tokenizer.convert_tokens_to_ids(model.adapter.image_token)
 
     def expected(tap: Tap, item: PreparedSample, forward: FullForward) -> np.ndarray:
         states = forward.last_residual if tap.stage == "residual" else forward.hidden_states[tap.layer + 1]
-        image = torch.tensor(item.prompt.token_ids) == item.prompt.token_ids[item.prompt.layout.vision_token]
+        image = torch.tensor(item.prompt.token_ids) == image_token_id
         at: dict[str, Callable[[], Tensor]] = {
             "vision_token": lambda: states[image.nonzero()[-1, 0]],
             "query_token": lambda: states[-1],
@@ -183,9 +185,10 @@ def check_prefix(
         for sample in samples
     ]
     taps = [str(tap) for tap in plan.taps if tap.position == "vision_token"]
+    asked_otherwise = [_record(extract_samples(model, plan, [other])[0]) for other in others]
     errors = [
-        relative_error(_record(extract_samples(model, plan, [other])[0]).vectors[name], record.vectors[name])
-        for other, record in zip(others, alone, strict=True)
+        relative_error(other.vectors[name], record.vectors[name])
+        for other, record in zip(asked_otherwise, alone, strict=True)
         for name in taps
     ]
     if model.adapter.shares_image_prefix:
