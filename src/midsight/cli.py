@@ -229,6 +229,25 @@ def show(
 
 
 @app.command()
+def compact(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    target_mb: Annotated[int, typer.Option(min=1, help="How large parts may become, in MB.")] = 256,
+    debug: Debug = False,
+) -> None:
+    """Merge the small parts of a run; killed at any moment, the run reads the same."""
+    with reported_errors(debug=debug):
+        from rich.filesize import decimal
+
+        from midsight.store.compact import compact as compact_run
+
+        done = compact_run(run, target_bytes=target_mb * 2**20)
+        typer.echo(
+            f"{run}: {done.commits_before} commits became {done.commits_after}, {decimal(done.bytes_before)} became "
+            f"{decimal(done.bytes_after)}."
+        )
+
+
+@app.command()
 def check(
     model: Annotated[str, typer.Argument(help="Folder or hub id of a model.")],
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from midsight.errors import MidsightError
+from midsight.errors import DamagedRunError, MidsightError, RunError
 from midsight.samples.sample import Failure
-from midsight.store.commits import Commit, part_path, read_commits
+from midsight.store.commits import Commit, part_path, read_commits, record_path
 from midsight.store.parts import read_part
 from midsight.store.schema import is_vector, run_schema
 from midsight.store.spec import RunSpec, read_spec
@@ -83,8 +83,14 @@ class Run:
     def batches(self, columns: Sequence[str]) -> Iterator[pa.Table]:
         """The `columns`, rows as they are stored, at most 64 MB at a time."""
         for commit in self.commits:
-            if commit.part:
+            if not commit.part:
+                continue
+            try:
                 yield from read_part(part_path(self.path, commit.shard, commit.counter), commit.part, columns)
+            except DamagedRunError as error:
+                if record_path(self.path, commit.shard, commit.counter).exists():
+                    raise
+                raise RunError(f"{self.path} was compacted or mended after it was opened; open it again.") from error
 
     @property
     def _schema(self) -> pa.Schema:
