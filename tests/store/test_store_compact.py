@@ -78,6 +78,7 @@ def test_merged_commits_are_merged_again(run_folder):
 def test_parts_grow_to_the_target_and_large_ones_stay_as_they_are(tmp_path):
     write_run(tmp_path, [make_record(i) for i in range(30)], commit_seconds=0)
     (big,) = [commit for commit in open_run(tmp_path).commits if commit.counter == 0]
+    assert big.part is not None
     before = content_of(tmp_path)
     compact.compact(tmp_path, target_bytes=3 * (big.part.bytes + 3 * 30 * 4))
     rows = [commit.rows for commit in open_run(tmp_path).commits]
@@ -218,7 +219,7 @@ class Killed(BaseException):
 class Disk:
     """Counts what changes the disk; from step `last` on nothing does: it raises `error`."""
 
-    def __init__(self, monkeypatch, error=None, last=None, watch=lambda: None):
+    def __init__(self, monkeypatch, error=BaseException(), last=None, watch=lambda: None):
         self.steps, self.error, self.last, self.watch = 0, error, last, watch
         for owner, name in ((os, "fsync"), (Path, "replace"), (Path, "unlink")):
             monkeypatch.setattr(owner, name, self.counted(getattr(owner, name)))
