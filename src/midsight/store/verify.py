@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from midsight.errors import CommitError, DamagedRunError, RunError
@@ -283,14 +282,15 @@ def _find_repeats(path: Path, tally: _Tally) -> None:
     """Add a finding for every part that holds a sample which an earlier part, or the same one, holds too."""
     commits = [number for number, ids in enumerate(tally.sample_ids) for _ in range(len(ids.chunks))]
     chunks = [chunk for ids in tally.sample_ids for chunk in ids.chunks]
-    counts = pc.value_counts(pa.chunked_array(chunks, pa.string()))
-    repeated = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
-    if not len(repeated):
+    counts = pa.chunked_array(chunks, pa.string()).value_counts()
+    often = counts.field("counts").to_numpy() > 1
+    if not often.any():
         return
+    repeated = {*counts.field("values").filter(pa.array(often)).to_pylist()}
     first: dict[str, Commit] = {}
     for number, chunk in zip(commits, chunks, strict=True):
         commit = tally.sound[number]
-        for sample_id in chunk.filter(pc.is_in(chunk, repeated)).to_pylist():
+        for sample_id in filter(repeated.__contains__, chunk.to_pylist()):
             if sample_id not in first:
                 first[sample_id] = commit
                 continue
