@@ -219,7 +219,9 @@ class Killed(BaseException):
 class Disk:
     """Counts what changes the disk; from step `last` on nothing does: it raises `error`."""
 
-    def __init__(self, monkeypatch, error=BaseException, last=None, watch=lambda: None):
+    def __init__(
+        self, monkeypatch, error: BaseException | type[BaseException] = BaseException, last=None, watch=lambda: None
+    ):
         self.steps, self.error, self.last, self.watch = 0, error, last, watch
         for owner, name in ((os, "fsync"), (Path, "replace"), (Path, "unlink")):
             monkeypatch.setattr(owner, name, self.counted(getattr(owner, name)))

@@ -290,7 +290,7 @@ def _find_repeats(path: Path, tally: _Tally) -> None:
     first: dict[str, Commit] = {}
     for number, chunk in zip(commits, chunks, strict=True):
         commit = tally.sound[number]
-        for sample_id in filter(repeated.__contains__, chunk.to_pylist()):
+        for sample_id in [sample_id for sample_id in chunk.to_pylist() if sample_id in repeated]:
             if sample_id not in first:
                 first[sample_id] = commit
                 continue
