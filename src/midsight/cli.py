@@ -229,6 +229,85 @@ def show(
 
 
 @app.command()
+def verify(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    drop_bad: Annotated[
+        bool, typer.Option("--drop-bad", help="Delete bad parts; the next start does their samples again.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print plain data.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Check every byte, sample and count of a run; exits with 1 where something bad is left."""
+    with reported_errors(debug=debug):
+        from midsight.store import verify as verification
+
+        report = verification.drop_bad(run) if drop_bad else verification.verify_run(run)
+        if as_json:
+            typer.echo(json.dumps({**asdict(report), "sound": report.sound}, indent=2))
+        else:
+            for finding in report.findings:
+                typer.echo(f"Dropped: {finding.problem}" if finding.dropped else finding.problem)
+            for note in report.notes:
+                typer.echo(f"Note: {note}")
+            typer.echo(
+                f"{report.path}: {report.parts} parts, {report.rows} good rows, {report.failures} failed samples; "
+                + ("sound." if report.sound else f"{len(report.findings)} files are bad.")
+            )
+            if any(finding.droppable and not finding.dropped for finding in report.findings):
+                typer.echo(f"Delete the bad parts with: midsight verify {run} --drop-bad")
+        if not report.sound:
+            raise typer.Exit(SOME_FAILED)
+
+
+@app.command()
+def compact(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    target_mb: Annotated[int, typer.Option(min=1, help="How large parts may become, in MB.")] = 256,
+    debug: Debug = False,
+) -> None:
+    """Merge the small parts of a run; killed at any moment, the run reads the same."""
+    with reported_errors(debug=debug):
+        from rich.filesize import decimal
+
+        from midsight.store.compact import compact as compact_run
+
+        done = compact_run(run, target_bytes=target_mb * 2**20)
+        typer.echo(
+            f"{run}: {done.commits_before} commits became {done.commits_after}, {decimal(done.bytes_before)} became "
+            f"{decimal(done.bytes_after)}."
+        )
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    format: Annotated[str, typer.Option("--format", help="hdf5, safetensors, npz, npy or csv.")],
+    out: Annotated[Path, typer.Option("--out", help="File to write; for npy a folder.")],
+    columns: Annotated[
+        str | None, typer.Option(help="Columns, with commas between [all vectors; for csv all others].")
+    ] = None,
+    samples: Annotated[Path | None, typer.Option(help="File of sample ids, one a line or a JSON list [all].")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what --out names.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Write columns of a run in another format, rows in dataset order, every number bit for bit."""
+    with reported_errors(debug=debug):
+        from midsight.store.exports import export_run, read_ids
+        from midsight.store.reader import open_run
+
+        opened = open_run(run)
+        export_run(
+            opened,
+            out,
+            format,
+            columns=columns.split(",") if columns else None,
+            samples=read_ids(samples) if samples else None,
+            overwrite=overwrite,
+        )
+        typer.echo(f"Wrote {out}.")
+
+
+@app.command()
 def check(
     model: Annotated[str, typer.Argument(help="Folder or hub id of a model.")],
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,

@@ -8,7 +8,7 @@ import numpy as np
 
 from midsight.records import Record
 from midsight.samples.sample import Failure
-from midsight.store import RunSpec, RunWriter
+from midsight.store import RunSpec, RunWriter, open_run
 
 VISION = "vision_only_representation"
 QUERY_0 = "query_token_representation.layer_0"
@@ -75,3 +75,11 @@ def write_run(path: Path, records: Iterable[Record], spec: RunSpec | None = None
 def files_of(path: Path, suffix: str) -> list[Path]:
     """The parts (`.parquet`) or commit records (`.json`) of a run folder, by name."""
     return sorted((path / "parts").glob(f"*{suffix}"))
+
+
+def content_of(path: Path) -> tuple[list[dict[str, Any]], list[Failure]]:
+    """All that a run reads as: its rows in dataset order, every column of them, and its failures."""
+    run = open_run(path)
+    rows = [row for batch in run.batches(run.columns) for row in batch.to_pylist()]
+    assert len(rows) == len(run)
+    return sorted(rows, key=lambda row: row["input_index"]), run.failures()

@@ -14,6 +14,7 @@ import pytest
 
 from midsight.records import Record
 from midsight.store import RunWriter
+from midsight.store.compact import compact
 from midsight.store.schema import run_schema
 from store.made_up import QUERY_0, make_failure, make_record, make_spec
 
@@ -37,11 +38,23 @@ def sealed(file):
     return content
 
 
-def test_a_reader_written_from_the_document_reads_a_run(run_folder):
-    assert sealed(run_folder / "run.json")["format_version"] == 1
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_reader_written_from_the_document_reads_a_run(run_folder, version):
+    if version == 2:  # compacted, and killed before anything was deleted
+        old = {file: file.read_bytes() for file in (run_folder / "parts").iterdir()}
+        compact(run_folder)
+        for file, data in old.items():
+            file.write_bytes(data)
+    assert sealed(run_folder / "run.json")["format_version"] == version
     rows = {}
-    records = [sealed(file) for file in sorted((run_folder / "parts").glob("*.json"))]
-    for record, name in zip(records, sorted((run_folder / "parts").glob("*.json")), strict=True):
+    names, replaced = [], set()
+    for name in sorted((run_folder / "parts").glob("*.json"), reverse=True):
+        if name.stem not in replaced:
+            names.append(name)
+            shard, _, _ = name.stem.rpartition("-")
+            replaced |= {f"{shard}-{counter:06d}" for counter in sealed(name).get("replaces", [])}
+    records = [sealed(name) for name in names]
+    for record, name in zip(records, names, strict=True):
         if record["part"] is None:
             continue
         part, data = record["part"], name.with_suffix(".parquet").read_bytes()
@@ -68,7 +81,11 @@ def test_a_reader_written_from_the_document_reads_a_run(run_folder):
 
 def test_the_document_names_every_key_and_column(run_folder):
     record = json.loads(next(iter(sorted((run_folder / "parts").glob("*1.json")))).read_text())
+    compact(run_folder)
+    (merged,) = (run_folder / "parts").glob("*.json")
+    record |= json.loads(merged.read_text())
     keys = [*json.loads((run_folder / "run.json").read_text()), *record, *(f"part.{key}" for key in record["part"])]
+    assert "replaces" in keys
     for name in keys:
         assert f"| `{name}` |" in DOCUMENT, name
     fields = [field for field in dataclasses.fields(Record) if field.name not in ("extras", "vectors")]

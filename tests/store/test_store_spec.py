@@ -62,8 +62,8 @@ def test_another_environment_may_resume(tmp_path):
 
 
 def test_newer_formats_are_refused_by_name(tmp_path):
-    write_spec(tmp_path, make_spec(format_version=2, midsight_version="9.0"))
-    with pytest.raises(RunError, match=r"midsight 9\.0 in format 2; this is midsight .*: install a newer one"):
+    write_spec(tmp_path, make_spec(format_version=3, midsight_version="9.0"))
+    with pytest.raises(RunError, match=r"midsight 9\.0 in format 3; this is midsight .*: install a newer one"):
         read_spec(tmp_path)
 
 

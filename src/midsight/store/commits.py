@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +13,7 @@ from midsight.store.layout import (
     PARTS,
     Shard,
     commit_stem,
+    flush_folder,
     open_seal,
     parse_stem,
     read_json,
@@ -36,7 +37,10 @@ class Commit:
     failures: tuple[Failure, ...]
     """The samples that failed since the commit before."""
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="microseconds"))
-    """UTC, ISO 8601."""
+    """UTC, ISO 8601; of merged commits, that of the last."""
+    replaces: tuple[int, ...] = ()
+    """Counters, all lower, of the commits of this shard that were merged into this one: whatever is
+    left of their files does not exist."""
 
     @property
     def rows(self) -> int:
@@ -57,44 +61,29 @@ def record_path(path: Path, shard: Shard, counter: int) -> Path:
 def write_commit(path: Path, commit: Commit) -> None:
     """Write the record of `commit` into the run folder `path`; its part must be there. Raises OSError."""
     body = {name: value for name, value in asdict(commit).items() if name in ("part", "failures", "created")}
+    if commit.replaces:
+        body["replaces"] = commit.replaces
     write_sealed_json(record_path(path, commit.shard, commit.counter), body)
 
 
 def read_commits(path: Path) -> tuple[Commit, ...]:
-    """Every commit of the run folder `path`, oldest first.
+    """Every commit of the run folder `path`, oldest first, without those that a later one replaces.
 
     Raises DamagedRunError when a record cannot be read, when a part is missing or has another size
     than its record says, and when a part before the last one has lost its record.
     """
-    commits = [_read_commit(path, *name) for name in _names(path, ".json")]
-    newest: dict[Shard, int] = {}
-    for commit in commits:
-        newest[commit.shard] = max(commit.counter, newest.get(commit.shard, 0))
-    for shard, counter in _names(path, ".parquet"):
-        # Only the last part can lack its record because a process died between the two. The
-        # record is looked for again: a writer may have added it while the folder was listed.
-        if counter < newest.get(shard, 0) and not record_path(path, shard, counter).exists():
-            raise damaged_part(part_path(path, shard, counter), "its record is missing, and later ones are there")
-    return tuple(sorted(commits, key=lambda commit: (commit.created, commit.shard, commit.counter)))
+    while True:
+        listed = commit_names(path, ".json")
+        try:
+            return _read_listed(path, listed)
+        except DamagedRunError:
+            # Compaction removes a record before its part. Where none is gone, this is damage.
+            if set(listed) <= set(commit_names(path, ".json")):
+                raise
 
 
-def remove_leftovers(path: Path, shard: Shard, next_counter: int) -> None:
-    """Delete what a dead process of `shard` left uncommitted. The shard's lock must be held. Raises OSError."""
-    for file in (path / PARTS).glob(temporary_name(f"{shard_name(shard)}-*")):
-        file.unlink()
-    for name in _names(path, ".parquet"):
-        if name[0] == shard and name[1] >= next_counter:
-            part_path(path, *name).unlink()
-
-
-def _names(path: Path, suffix: str) -> Iterator[tuple[Shard, int]]:
-    for file in sorted((path / PARTS).glob(f"*{suffix}")):
-        name = parse_stem(file.stem)
-        if name is not None:
-            yield name
-
-
-def _read_commit(path: Path, shard: Shard, counter: int) -> Commit:
+def read_record(path: Path, shard: Shard, counter: int) -> Commit:
+    """The commit that one record tells of, its part not looked at; raises DamagedRunError."""
     file = record_path(path, shard, counter)
     content = open_seal(file, read_json(file))
     try:
@@ -102,18 +91,66 @@ def _read_commit(path: Path, shard: Shard, counter: int) -> Commit:
             **{**content["part"], "chunk_crc32": tuple(map(tuple, content["part"]["chunk_crc32"]))}
         )
         failures = tuple(Failure(**failure) for failure in content["failures"])
-        commit = Commit(shard, counter, part, failures, content["created"])
+        return Commit(shard, counter, part, failures, content["created"], tuple(content.get("replaces", ())))
     except (TypeError, KeyError) as error:
         raise DamagedRunError(f"The commit record {file} is damaged: {error!r} does not belong there.") from error
-    if part:
-        _check_size(part_path(path, shard, counter), part)
-    return commit
 
 
-def _check_size(file: Path, part: PartDigest) -> None:
+def check_size(file: Path, part: PartDigest) -> None:
+    """Raise DamagedRunError unless the part at `file` is there and as long as its record says."""
     try:
         size = file.stat().st_size
     except OSError as error:
         raise damaged_part(file, f"it cannot be found ({error.strerror})") from error
     if size != part.bytes:
         raise damaged_part(file, f"it has {size} bytes instead of {part.bytes}")
+
+
+def remove_leftovers(path: Path, shard: Shard, next_counter: int) -> None:
+    """Delete what a dead process of `shard` left uncommitted. The shard's lock must be held. Raises OSError."""
+    for file in (path / PARTS).glob(temporary_name(f"{shard_name(shard)}-*")):
+        file.unlink()
+    for name in commit_names(path, ".parquet"):
+        if name[0] == shard and name[1] >= next_counter:
+            part_path(path, *name).unlink()
+
+
+def remove_replaced(path: Path, shard: Shard, commits: Iterable[Commit]) -> None:
+    """Delete what is left of the commits that `commits` replace in `shard`. Its lock must be held. Raises OSError."""
+    replaced = {(shard, counter) for commit in commits if commit.shard == shard for counter in commit.replaces}
+    if left := replaced & {*commit_names(path, ".json"), *commit_names(path, ".parquet")}:
+        for name in sorted(left):
+            remove_commit(path, *name)
+        flush_folder(path / PARTS)
+
+
+def remove_commit(path: Path, shard: Shard, counter: int) -> None:
+    """Delete a record, then its part: what of them is there. The shard's lock must be held. Raises OSError."""
+    record_path(path, shard, counter).unlink(missing_ok=True)
+    part_path(path, shard, counter).unlink(missing_ok=True)
+
+
+def commit_names(path: Path, suffix: str) -> list[tuple[Shard, int]]:
+    """Shard and counter of every record (`.json`) or part (`.parquet`) in the run folder `path`, sorted."""
+    names = (parse_stem(file.stem) for file in (path / PARTS).glob(f"*{suffix}"))
+    return sorted(name for name in names if name is not None)
+
+
+def _read_listed(path: Path, listed: list[tuple[Shard, int]]) -> tuple[Commit, ...]:
+    commits: list[Commit] = []
+    replaced: set[tuple[Shard, int]] = set()
+    for name in reversed(listed):  # a commit is replaced by one with a higher counter
+        if name not in replaced:
+            commit = read_record(path, *name)
+            if commit.part:
+                check_size(part_path(path, *name), commit.part)
+            replaced |= {(commit.shard, counter) for counter in commit.replaces}
+            commits.append(commit)
+    newest = dict(listed)
+    for shard, counter in commit_names(path, ".parquet"):
+        # Only the last part can lack its record because a process died between the two. The
+        # record is looked for again: a writer may have added it while the folder was listed.
+        lost = counter < newest.get(shard, 0) and (shard, counter) not in replaced
+        if lost and not record_path(path, shard, counter).exists():
+            raise damaged_part(part_path(path, shard, counter), "its record is missing, and later ones are there")
+    return tuple(sorted(commits, key=lambda commit: (commit.created, commit.shard, commit.counter)))

@@ -60,7 +60,12 @@ def write_atomically(path: Path, data: Any) -> None:
         with suppress(OSError):
             aside.unlink(missing_ok=True)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
+    flush_folder(path.parent)
+
+
+def flush_folder(path: Path) -> None:
+    """Make the names in the folder `path` survive a power cut: those added, and those removed. Raises OSError."""
+    folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:

@@ -6,11 +6,14 @@ import fcntl
 import json
 import os
 import platform
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from io import FileIO
 from pathlib import Path
 
 from midsight.errors import RunError
+from midsight.store.layout import LOCKS, Shard, shard_name
 
 
 def take_lock(path: Path, *, wait: bool = False) -> FileIO:
@@ -42,6 +45,22 @@ def sign_lock(file: FileIO) -> None:
     holder = {"host": platform.node(), "process": os.getpid(), "since": datetime.now(UTC).isoformat(timespec="seconds")}
     file.truncate(0)
     file.write(json.dumps(holder).encode())
+
+
+@contextmanager
+def hold_shards(path: Path, shards: Iterable[Shard]) -> Iterator[None]:
+    """Keep every other process from writing `shards` of the run folder `path`.
+
+    Raises RunError that names the holder when one of them is being written, OSError when the folder
+    of locks cannot be made.
+    """
+    (path / LOCKS).mkdir(exist_ok=True)
+    with ExitStack() as held:
+        # Together under the lock of starting writers, so that none starts between two of them.
+        with take_lock(path / LOCKS / "run.lock", wait=True):
+            for shard in sorted(set(shards)):
+                sign_lock(held.enter_context(take_lock(path / LOCKS / f"{shard_name(shard)}.lock")))
+        yield
 
 
 def _holder(path: Path) -> str:

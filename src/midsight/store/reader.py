@@ -6,17 +6,23 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
-from midsight.errors import MidsightError
+from midsight.errors import DamagedRunError, MidsightError, RunError
 from midsight.samples.sample import Failure
-from midsight.store.commits import Commit, part_path, read_commits
+from midsight.store.commits import Commit, part_path, read_commits, record_path
+from midsight.store.optional import import_optional
 from midsight.store.parts import read_part
 from midsight.store.schema import is_vector, run_schema
 from midsight.store.spec import RunSpec, read_spec
 from midsight.taps.tap import POSITIONS, Position, Tap
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import polars as pl
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +77,23 @@ class Run:
         """Every column that holds no vectors, rows in dataset order."""
         return self._ordered([name for name in self.columns if name not in self.spec.vectors])
 
+    def to_pandas(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
+        """The `columns` as a pandas DataFrame, rows in dataset order; by default every one that holds no vectors.
+
+        Raises MidsightError when the run does not have a column, and where pandas is not installed.
+        """
+        import_optional("pandas")
+        return self._chosen(columns).to_pandas()
+
+    def to_polars(self, columns: Sequence[str] | None = None) -> pl.DataFrame:
+        """The `columns` as a polars DataFrame, as `to_pandas` chooses them; vectors are arrays of fixed width."""
+        return import_optional("polars").from_arrow(self._chosen(columns))
+
+    def to_dataset(self, columns: Sequence[str] | None = None) -> Any:
+        """The `columns` as a Hugging Face `datasets.Dataset` in memory, as `to_pandas` chooses them."""
+        datasets = import_optional("datasets")
+        return datasets.Dataset(datasets.table.InMemoryTable(self._chosen(columns)))
+
     def failures(self) -> list[Failure]:
         """The samples that failed and have no row, each with its latest reason, by row in the dataset."""
         latest = {failure.sample_id: failure for commit in self.commits for failure in commit.failures}
@@ -83,12 +106,26 @@ class Run:
     def batches(self, columns: Sequence[str]) -> Iterator[pa.Table]:
         """The `columns`, rows as they are stored, at most 64 MB at a time."""
         for commit in self.commits:
-            if commit.part:
+            if not commit.part:
+                continue
+            try:
                 yield from read_part(part_path(self.path, commit.shard, commit.counter), commit.part, columns)
+            except DamagedRunError as error:
+                if record_path(self.path, commit.shard, commit.counter).exists():
+                    raise
+                raise RunError(f"{self.path} was compacted or mended after it was opened; open it again.") from error
 
     @property
     def _schema(self) -> pa.Schema:
         return run_schema(self.spec)
+
+    def _chosen(self, columns: Sequence[str] | None) -> pa.Table:
+        if columns is None:
+            return self.table()
+        for name in columns:
+            if name not in self.columns:
+                raise MidsightError(f"{self.path} has no column {name!r}; it has {', '.join(self.columns)}.")
+        return self._ordered(columns)
 
     def _ordered(self, columns: Sequence[str]) -> pa.Table:
         schema = pa.schema([self._schema.field(name) for name in columns])

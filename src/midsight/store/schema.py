@@ -18,7 +18,10 @@ from midsight.taps.tap import POSITIONS
 if TYPE_CHECKING:
     from midsight.store.spec import RunSpec
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""The newest format that this midsight reads."""
+FIRST_FORMAT = 1
+"""The format of a run until it is compacted."""
 
 EXTRA_TYPES: Mapping[str, pa.DataType] = {
     "string": pa.string(),

@@ -13,7 +13,7 @@ from midsight import __version__
 from midsight.errors import DamagedRunError, MidsightError, RunError
 from midsight.records import PROCESSOR_POOLED_PIXELS, VISION_ONLY
 from midsight.store.layout import RUN_JSON, open_seal, read_json, write_sealed_json
-from midsight.store.schema import EXTRA_TYPES, FORMAT_VERSION, VECTOR_TYPES, run_schema
+from midsight.store.schema import EXTRA_TYPES, FIRST_FORMAT, FORMAT_VERSION, VECTOR_TYPES, run_schema
 from midsight.taps.tap import Tap
 
 StoreDtype = Literal["float32", "float16"]
@@ -41,7 +41,7 @@ class RunSpec:
     """Type by extra input column: string, int64, float64, bool or json."""
     store_dtype: StoreDtype = "float32"
     """Type of the stored vectors' elements."""
-    format_version: int = FORMAT_VERSION
+    format_version: int = FIRST_FORMAT
     """Version of the run folder's format."""
     midsight_version: str = __version__
     """The midsight that started the run."""

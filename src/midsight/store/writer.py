@@ -15,7 +15,7 @@ import pyarrow as pa
 from midsight.errors import CommitError, MidsightError, RunError
 from midsight.records import Record
 from midsight.samples.sample import Failure
-from midsight.store.commits import Commit, part_path, remove_leftovers, write_commit
+from midsight.store.commits import Commit, part_path, remove_leftovers, remove_replaced, write_commit
 from midsight.store.layout import LOCKS, PARTS, RUN_JSON, Shard, parse_stem, shard_name, write_atomically
 from midsight.store.lock import sign_lock, take_lock
 from midsight.store.parts import digest_part, encode_part
@@ -171,6 +171,7 @@ class RunWriter:
         mine = [commit.counter for commit in run.commits if commit.shard == self._shard]
         self._buffer = _Buffer(counter=max(mine, default=-1) + 1)
         remove_leftovers(self.path, self._shard, self._buffer.counter)
+        remove_replaced(self.path, self._shard, run.commits)
         self.done = set(run.sample_ids())
         self._failed = {failure.sample_id for failure in run.failures()}
         if not self._retry_failed:

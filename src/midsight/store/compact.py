@@ -1,0 +1,169 @@
+"""Compaction: many small commits of a shard become a few large ones, and at every moment the run reads the same."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pyarrow as pa
+
+from midsight.errors import CommitError, RunError
+from midsight.store.commits import (
+    Commit,
+    commit_names,
+    part_path,
+    read_commits,
+    remove_commit,
+    remove_leftovers,
+    remove_replaced,
+    write_commit,
+)
+from midsight.store.layout import PARTS, Shard, flush_folder, write_atomically
+from midsight.store.lock import hold_shards
+from midsight.store.parts import PartDigest, digest_part, encode_part, read_part
+from midsight.store.schema import FORMAT_VERSION, VECTOR_TYPES, run_schema
+from midsight.store.spec import RunSpec, read_spec, write_spec
+
+TARGET_BYTES = 256 * 2**20
+"""How large merged parts become by default: uncompressed vectors and compressed rest."""
+
+
+@dataclass(frozen=True)
+class Compaction:
+    """What a compaction did."""
+
+    commits_before: int
+    """Commits of the run when it began."""
+    commits_after: int
+    """Commits of the run when it ended."""
+    bytes_before: int
+    """Size of the parts when it began."""
+    bytes_after: int
+    """Size of the parts when it ended."""
+
+
+@dataclass
+class _Group:
+    """Commits of one shard that follow each other and become one."""
+
+    commits: list[Commit] = field(default_factory=list)
+    bytes: int = 0
+    failed: set[str] = field(default_factory=set)
+
+
+def compact(path: str | Path, *, target_bytes: int = TARGET_BYTES) -> Compaction:
+    """Merge the commits of each shard of the run folder `path` up to `target_bytes`; no row and no failure changes.
+
+    Takes about three times `target_bytes` of memory. Raises RunError when a shard is being written,
+    DamagedRunError when what is to be merged is not what was written, CommitError when the disk
+    refuses; whatever is merged by then stays, and the run reads as before.
+    """
+    path = Path(path)
+    spec = read_spec(path)
+    shards = {shard for shard, _ in commit_names(path, ".json")}
+    try:
+        with hold_shards(path, shards):
+            before = read_commits(path)
+            counters = {
+                shard: 1 + max(commit.counter for commit in before if commit.shard == shard) for shard in shards
+            }
+            for shard, counter in counters.items():
+                remove_leftovers(path, shard, counter)
+                remove_replaced(path, shard, before)
+            groups = list(_groups(before, spec, target_bytes))
+            if groups and spec.format_version < FORMAT_VERSION:
+                # Formats before this one know no `replaces`: their readers would see rows twice.
+                write_spec(path, replace(spec, format_version=FORMAT_VERSION))
+            for group in groups:
+                shard = group[0].shard
+                _merge(path, spec, group, counters[shard])
+                counters[shard] += 1
+            after = read_commits(path)
+    except OSError as error:
+        raise CommitError(
+            f"{path} could not be compacted: {error.strerror or error}; it reads as before, so mend that and run the "
+            "same command again."
+        ) from error
+    return Compaction(len(before), len(after), _part_bytes(before), _part_bytes(after))
+
+
+def _groups(commits: Sequence[Commit], spec: RunSpec, target_bytes: int) -> Iterator[list[Commit]]:
+    vector_bytes = sum(spec.vectors.values()) * VECTOR_TYPES[spec.store_dtype].bit_width // 8
+    growing: dict[Shard, _Group] = {}
+    for commit in commits:
+        failed = {failure.sample_id for failure in commit.failures}
+        size = commit.rows * vector_bytes + (commit.part.bytes if commit.part else 0)
+        for shard, group in growing.items():
+            # A merged commit counts as made when its last one was: no failure may so pass a later
+            # one of the same sample in another shard.
+            overtaken = shard != commit.shard and not failed.isdisjoint(group.failed)
+            full = shard == commit.shard and group.bytes + size > target_bytes
+            if overtaken or full:
+                if len(group.commits) > 1:
+                    yield group.commits
+                growing[shard] = _Group()
+        group = growing.setdefault(commit.shard, _Group())
+        group.commits.append(commit)
+        group.bytes += size
+        group.failed |= failed
+    yield from (group.commits for group in growing.values() if len(group.commits) > 1)
+
+
+def _merge(path: Path, spec: RunSpec, group: Sequence[Commit], counter: int) -> None:
+    shard = group[0].shard
+    columns = run_schema(spec).names
+    rows = [
+        batch
+        for commit in group
+        if commit.part
+        for batch in read_part(part_path(path, shard, commit.counter), commit.part, columns)
+    ]
+    merged = Commit(
+        shard,
+        counter,
+        _write_part(part_path(path, shard, counter), pa.concat_tables(rows)) if rows else None,
+        tuple(failure for commit in group for failure in commit.failures),
+        group[-1].created,
+        # With those that they replace, should a copy of the run bring old files back.
+        tuple(sorted({number for commit in group for number in (commit.counter, *commit.replaces)})),
+    )
+    write_commit(path, merged)
+    for commit in group:
+        remove_commit(path, shard, commit.counter)
+    flush_folder(path / PARTS)
+
+
+def _write_part(file: Path, table: pa.Table) -> PartDigest:
+    data = encode_part(table)
+    digest = digest_part(data)
+    write_atomically(file, data)
+    del data
+    with file.open("rb") as stored:
+        whole = hashlib.file_digest(stored, "sha256").hexdigest() == digest.sha256
+    back = pa.concat_tables(read_part(file, digest, table.schema.names))
+    if not whole or not _bits(back).equals(_bits(table)):
+        file.unlink()
+        raise RunError(f"The merged part {file} does not read back as it was written; check the disk and its memory.")
+    return digest
+
+
+def _bits(table: pa.Table) -> pa.Table:
+    """`table` with floating-point numbers as integers of the same bits: -0.0 is not 0.0, and NaN equals itself."""
+    return pa.table([_array_bits(column.combine_chunks()) for column in table.columns], names=table.schema.names)
+
+
+def _array_bits(array: pa.Array) -> pa.Array:
+    if pa.types.is_list(array.type):
+        values = _array_bits(array.values)
+        return pa.ListArray.from_arrays(array.offsets, values, mask=array.is_null())
+    if pa.types.is_fixed_size_list(array.type):
+        return pa.FixedSizeListArray.from_arrays(_array_bits(array.flatten()), array.type.list_size)
+    if pa.types.is_floating(array.type):
+        return array.view({16: pa.int16(), 32: pa.int32(), 64: pa.int64()}[array.type.bit_width])
+    return array
+
+
+def _part_bytes(commits: Sequence[Commit]) -> int:
+    return sum(commit.part.bytes for commit in commits if commit.part)

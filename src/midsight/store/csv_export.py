@@ -1,0 +1,83 @@
+"""CSV of the columns that hold no vectors: one line a row, and no cell that a spreadsheet takes for a formula."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+"""What a text may not start with: spreadsheets run such cells, also in full-width signs."""
+QUOTE = "'"
+"""What is put in front of such a text, and of one that starts with it: taking one away gives every text back."""
+
+_ROWS = 1024
+
+
+def write_csv(batches: Iterable[tuple[pa.Table, np.ndarray]], count: int, columns: Sequence[str], made: Path) -> None:
+    """Write `columns` of `batches` to the file `made`, `count` rows, each at its position.
+
+    The lines are written aside as they come and then copied in order. Raises OSError.
+    """
+    offsets, sizes = np.zeros(count, np.int64), np.zeros(count, np.int64)
+    aside = made.with_name("lines")
+    end = 0
+    with aside.open("w+b") as lines, made.open("wb") as file:
+        for batch, positions in batches:
+            for start in range(0, batch.num_rows, _ROWS):
+                for place, line in zip(
+                    positions[start : start + _ROWS], _lines(batch.slice(start, _ROWS).select(columns)), strict=True
+                ):
+                    lines.write(line)
+                    offsets[place], sizes[place] = end, len(line)
+                    end += len(line)
+        file.write(_line([neutral(column) for column in columns]))
+        for offset, size in zip(offsets.tolist(), sizes.tolist(), strict=True):
+            lines.seek(offset)
+            file.write(lines.read(size))
+    aside.unlink()
+
+
+def neutral(text: str) -> str:
+    """`text` as a cell that no spreadsheet runs.
+
+    >>> neutral("=1+1"), neutral("one"), neutral("'tis")
+    ("'=1+1", 'one', "''tis")
+    """
+    return QUOTE + text if text.startswith((*FORMULA_STARTS, QUOTE)) else text
+
+
+def _lines(batch: pa.Table) -> Iterable[bytes]:
+    cells = [_cells(column.combine_chunks()) for column in batch.columns]
+    return map(_line, zip(*cells, strict=True))
+
+
+def _line(cells: Iterable[str]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\r\n").writerow(cells)
+    return text.getvalue().encode()
+
+
+def _cells(array: pa.Array) -> list[str]:
+    if pa.types.is_list(array.type):
+        return [_text(value, _json) for value in array.to_pylist()]
+    if pa.types.is_boolean(array.type):
+        return [_text(value, lambda value: str(value).lower()) for value in array.to_pylist()]
+    if pa.types.is_string(array.type):
+        return [_text(value, neutral) for value in array.to_pylist()]
+    # Arrow prints the shortest digits that read back as the same number, float32 as float32.
+    return [_text(value, str) for value in array.cast(pa.string()).to_pylist()]
+
+
+def _text(value: Any, spell: Callable[[Any], str]) -> str:
+    return "" if value is None else spell(value)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)

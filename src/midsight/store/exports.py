@@ -1,0 +1,345 @@
+"""Exports: chosen columns and rows of a run in other formats, streamed, bit for bit, rows in dataset order."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, BinaryIO
+from urllib.parse import quote
+
+import numpy as np
+import pyarrow as pa
+
+from midsight.errors import MidsightError, RunError
+from midsight.store.csv_export import write_csv
+from midsight.store.layout import flush_folder, temporary_name
+from midsight.store.optional import import_optional
+from midsight.store.reader import Run, vectors_of
+from midsight.store.schema import is_vector, run_schema
+
+FORMATS = ("hdf5", "safetensors", "npz", "npy", "csv")
+"""What a run can be exported to."""
+
+ALONGSIDE = ("sample_id", "input_index")
+"""Columns of every export."""
+TEXT_BYTES = 4096
+"""Longest text that an export of arrays holds: there each text of a column takes as much as the longest."""
+
+_SAFETENSORS = {"float16": "F16", "float32": "F32", "float64": "F64", "int64": "I64", "bool": "BOOL", "uint8": "U8"}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Which rows of a run are exported, and where each goes."""
+
+    run: Run
+    """The run."""
+    positions: np.ndarray
+    """Row of the export by stored row, -1 for those left out, int64 [stored rows]."""
+    count: int
+    """Rows of the export."""
+
+    def batches(self, columns: Sequence[str]) -> Iterator[tuple[pa.Table, np.ndarray]]:
+        """The `columns` of these rows, at most 64 MB at a time, with their positions."""
+        start = 0
+        for batch in self.run.batches(columns):
+            positions = self.positions[start : start + batch.num_rows]
+            start += batch.num_rows
+            wanted = positions >= 0
+            yield (batch, positions) if wanted.all() else (batch.filter(pa.array(wanted)), positions[wanted])
+
+
+@dataclass(frozen=True)
+class _Array:
+    """How one column is laid out: rows of equal size, one behind the other."""
+
+    column: str
+    dtype: np.dtype
+    """Of an element; of texts, a text of fixed length."""
+    shape: tuple[int, ...]
+    """Rows, or rows and width."""
+
+    @property
+    def row_bytes(self) -> int:
+        return self.dtype.itemsize * (self.shape[1] if len(self.shape) > 1 else 1)
+
+
+def export_run(
+    run: Run,
+    out: str | Path,
+    format: str,
+    *,
+    columns: Sequence[str] | None = None,
+    samples: Collection[str] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write `columns` of the rows of `samples` to `out`: a file, for npy a folder with a file for each column.
+
+    `sample_id` and `input_index` always go along. Without `columns`: all that hold vectors and
+    `image_id`; for csv all that hold none. Without `samples`: all rows. Takes less than 1 GB of
+    memory whatever the run's size. Raises MidsightError for what cannot be exported, RunError when
+    the disk refuses, DamagedRunError; `out` is then as it was.
+    """
+    out = Path(out)
+    if format not in FORMATS:
+        raise MidsightError(f"The format {format!r} is unknown; choose from {', '.join(FORMATS)}.")
+    if format == "hdf5":
+        import_optional("h5py")
+    _check_target(run, out, format, overwrite=overwrite)
+    chosen = _chosen_columns(run, format, columns)
+    aside = out.with_name(temporary_name(out.name))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(aside, ignore_errors=True)  # what a killed export left
+        aside.mkdir()
+        try:
+            rows = _rows(run, samples)
+            made = aside / "made"
+            if format == "csv":
+                write_csv(rows.batches(chosen), rows.count, chosen, made)
+            else:
+                _WRITERS[format](rows, [_layout(rows, name, format) for name in chosen], made)
+            _flush(made)
+            _put(made, out, aside / "old")
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+    except OSError as error:
+        raise RunError(
+            f"{out} could not be written: {error.strerror or error}; mend that and run the same command again."
+        ) from error
+    return out
+
+
+def read_ids(file: Path) -> list[str]:
+    """The sample ids in `file`: a JSON list where it ends with .json, else one a line."""
+    try:
+        text = file.read_text("utf-8")
+        ids = json.loads(text) if file.suffix == ".json" else [line for line in text.split("\n") if line]
+    except OSError as error:
+        raise MidsightError(f"{file} cannot be read: {error.strerror}; give a file of sample ids.") from error
+    except ValueError as error:
+        raise MidsightError(f"{file} holds no sample ids: {error}; give one a line, or a JSON list.") from error
+    if not isinstance(ids, list) or not all(isinstance(sample_id, str) for sample_id in ids):
+        raise MidsightError(
+            f"{file} holds no sample ids: it is no JSON list of texts; give one a line, or such a list."
+        )
+    return [sample_id.removesuffix("\r") for sample_id in ids] if file.suffix != ".json" else ids
+
+
+def _check_target(run: Run, out: Path, format: str, *, overwrite: bool) -> None:
+    if out.resolve().is_relative_to(run.path.resolve()):
+        raise MidsightError(f"{out} lies in the run folder {run.path}; choose an --out outside of it.")
+    if not out.exists() and not out.is_symlink():
+        return
+    if not overwrite:
+        raise MidsightError(f"{out} exists already; choose another --out or give --overwrite.")
+    if format != "npy" and not out.is_file():
+        raise MidsightError(f"{out} is no file, and {format} is written to one; choose another --out.")
+    if format == "npy" and not (out.is_dir() and all(file.suffix == ".npy" for file in out.iterdir())):
+        raise MidsightError(f"{out} is no folder of .npy files, so it is not overwritten; choose another --out.")
+
+
+def _chosen_columns(run: Run, format: str, columns: Sequence[str] | None) -> list[str]:
+    fields = {field.name: field for field in run_schema(run.spec)}
+    if columns is None:
+        columns = (
+            [n for n in fields if n not in run.spec.vectors] if format == "csv" else ["image_id", *run.vector_columns]
+        )
+    for name in columns:
+        if name not in fields:
+            raise MidsightError(f"{run.path} has no column {name!r}; it has {', '.join(fields)}.")
+        if format == "csv" and is_vector(fields[name]):
+            raise MidsightError(f"The column {name} holds vectors, which csv cannot; use --format npy.")
+        if format != "csv" and pa.types.is_list(fields[name].type):
+            raise MidsightError(f"The column {name} holds lists, which {format} cannot; use --format csv.")
+    return [*dict.fromkeys((*ALONGSIDE, *columns))]
+
+
+def _rows(run: Run, samples: Collection[str] | None) -> Rows:
+    wanted = None if samples is None else frozenset(samples)
+    unseen = set(wanted or ())
+    indices, kept = [np.empty(0, np.int64)], [np.empty(0, np.bool_)]
+    for batch in run.batches(ALONGSIDE):
+        indices.append(batch.column("input_index").to_numpy())
+        if wanted is None:
+            kept.append(np.ones(batch.num_rows, np.bool_))
+        else:
+            ids = batch.column("sample_id").to_pylist()
+            kept.append(np.array([sample_id in wanted for sample_id in ids], np.bool_))
+            unseen.difference_update(ids)
+    if unseen:
+        raise MidsightError(
+            f"{run.path} does not hold {len(unseen)} of the samples, {min(unseen)!r} for one; take them from the list."
+        )
+    stored = np.flatnonzero(np.concatenate(kept))
+    positions = np.full(len(run), -1, np.int64)
+    positions[stored[np.argsort(np.concatenate(indices)[stored], kind="stable")]] = np.arange(len(stored))
+    return Rows(run, positions, len(stored))
+
+
+def _layout(rows: Rows, column: str, format: str) -> _Array:
+    field = run_schema(rows.run.spec).field(column)
+    if is_vector(field):
+        return _Array(column, np.dtype(field.type.value_type.to_pandas_dtype()), (rows.count, field.type.list_size))
+    if not pa.types.is_string(field.type):
+        return _Array(column, np.dtype(field.type.to_pandas_dtype()), (rows.count,))
+    longest = _longest_text(rows, column, format)
+    if format == "safetensors":
+        return _Array(column, np.dtype(np.uint8), (rows.count, longest))
+    return _Array(column, np.dtype(f"S{longest}" if format == "hdf5" else f"U{longest}"), (rows.count,))
+
+
+def _longest_text(rows: Rows, column: str, format: str) -> int:
+    longest = 1
+    for batch, _ in rows.batches([column]):
+        for text in _filled(batch.column(column), column).to_pylist():
+            size = len(text.encode())
+            if size > TEXT_BYTES or text.endswith("\0"):
+                why = "ends with a zero byte" if size <= TEXT_BYTES else f"is longer than {TEXT_BYTES} bytes"
+                raise MidsightError(
+                    f"A text of the column {column} {why}, which {format} cannot hold; use --format csv."
+                )
+            longest = max(longest, len(text) if format in ("npy", "npz") else size)
+    return longest
+
+
+def _filled(values: pa.ChunkedArray, column: str) -> pa.ChunkedArray:
+    if values.null_count:
+        raise MidsightError(f"The column {column} has rows without a value, which no array holds; use --format csv.")
+    return values
+
+
+def _scatter(rows: Rows, array: _Array, file: BinaryIO, offset: int) -> None:
+    """Write one column into `file` from `offset` on, each row at its place."""
+    for batch, positions in rows.batches([array.column]):
+        if not len(positions):
+            continue
+        order = np.argsort(positions)
+        values, places = np.ascontiguousarray(_values(batch, array)[order]), positions[order]
+        breaks = [0, *(np.flatnonzero(np.diff(places) != 1) + 1).tolist(), len(places)]
+        data = values.reshape(-1).view(np.uint8).data
+        for start, end in pairwise(breaks):
+            file.seek(offset + int(places[start]) * array.row_bytes)
+            file.write(data[start * array.row_bytes : end * array.row_bytes])
+
+
+def _values(batch: pa.Table, array: _Array) -> np.ndarray:
+    field = batch.schema.field(array.column)
+    if is_vector(field):
+        return vectors_of(batch, array.column)
+    column = _filled(batch.column(array.column), array.column)
+    if not pa.types.is_string(field.type):
+        return column.to_numpy()
+    if array.dtype.kind == "U":
+        return np.array(column.to_pylist(), array.dtype)
+    width = array.shape[1] if len(array.shape) > 1 else array.dtype.itemsize
+    return np.array([text.encode() for text in column.to_pylist()], f"S{width}")
+
+
+def _write_npy(rows: Rows, array: _Array, file: Path) -> None:
+    if rows.count:
+        np.lib.format.open_memmap(file, mode="w+", dtype=array.dtype, shape=array.shape)  # header and space
+    else:
+        np.save(file, np.empty(array.shape, array.dtype))
+    # Written as a file: what is written through the map would count as memory of this process.
+    with file.open("r+b") as opened:
+        _scatter(rows, array, opened, file.stat().st_size - rows.count * array.row_bytes)
+
+
+def _write_npy_folder(rows: Rows, arrays: Sequence[_Array], made: Path) -> None:
+    made.mkdir()
+    for array in arrays:
+        _write_npy(rows, array, made / f"{quote(array.column, safe=' ')}.npy")
+
+
+def _write_npz(rows: Rows, arrays: Sequence[_Array], made: Path) -> None:
+    with zipfile.ZipFile(made, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+        for array in arrays:
+            # A zip member is written front to back, so the column is put in order aside.
+            column = made.with_name("column.npy")
+            _write_npy(rows, array, column)
+            member = zipfile.ZipInfo(f"{array.column}.npy")
+            with column.open("rb") as source, archive.open(member, "w", force_zip64=True) as target:
+                shutil.copyfileobj(source, target, 2**20)
+            column.unlink()
+
+
+def _write_safetensors(rows: Rows, arrays: Sequence[_Array], made: Path) -> None:
+    header: dict[str, Any] = {}
+    offsets: dict[str, int] = {}
+    end = 0
+    for array in sorted(arrays, key=lambda array: -array.dtype.itemsize):  # so that each is aligned
+        offsets[array.column] = end
+        end += rows.count * array.row_bytes
+        header[array.column] = {
+            "dtype": _SAFETENSORS[array.dtype.name],
+            "shape": list(array.shape),
+            "data_offsets": [offsets[array.column], end],
+        }
+    text = json.dumps(header).encode()
+    text = text.ljust(-(-len(text) // 8) * 8)
+    with made.open("wb") as file:
+        file.truncate(8 + len(text) + end)
+        file.write(len(text).to_bytes(8, "little") + text)
+        for array in arrays:
+            _scatter(rows, array, file, 8 + len(text) + offsets[array.column])
+
+
+def _write_hdf5(rows: Rows, arrays: Sequence[_Array], made: Path) -> None:
+    h5py = import_optional("h5py")
+    places: dict[str, int] = {}
+    with h5py.File(made, "w") as file:
+        layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        layout.set_layout(h5py.h5d.CONTIGUOUS)
+        layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+        for array in arrays:
+            dtype = h5py.string_dtype("utf-8", array.dtype.itemsize) if array.dtype.kind == "S" else array.dtype
+            dataset = h5py.h5d.create(
+                file.id,
+                quote(array.column, safe=" ").encode(),
+                h5py.h5t.py_create(dtype, logical=True),
+                h5py.h5s.create_simple(array.shape),
+                layout,
+            )
+            places[array.column] = dataset.get_offset() if rows.count else 0
+    # The space is there: rows go to their places as in the other formats.
+    with made.open("r+b") as opened:
+        for array in arrays:
+            _scatter(rows, array, opened, places[array.column])
+
+
+_WRITERS: Mapping[str, Callable[[Rows, Sequence[_Array], Path], None]] = {
+    "hdf5": _write_hdf5,
+    "safetensors": _write_safetensors,
+    "npz": _write_npz,
+    "npy": _write_npy_folder,
+}
+
+
+def _put(made: Path, out: Path, old: Path) -> None:
+    """Rename what was made to `out`; a folder that is there steps aside to `old` first."""
+    if out.is_dir():
+        out.replace(old)
+    try:
+        made.replace(out)
+    except BaseException:
+        if old.exists():
+            old.replace(out)
+        raise
+    flush_folder(out.parent)
+
+
+def _flush(made: Path) -> None:
+    with ExitStack() as opened:
+        for file in made.iterdir() if made.is_dir() else [made]:
+            os.fsync(opened.enter_context(file.open("rb")).fileno())
+    if made.is_dir():
+        flush_folder(made)

@@ -1,0 +1,315 @@
+"""Verification: every byte of a run against its checksums, every sample once, every count; and what to do."""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from midsight.errors import CommitError, DamagedRunError, RunError
+from midsight.store.commits import (
+    Commit,
+    check_size,
+    commit_names,
+    part_path,
+    read_record,
+    record_path,
+    remove_commit,
+    remove_replaced,
+)
+from midsight.store.layout import PARTS, RUN_JSON, Shard, commit_stem, flush_folder, shard_name
+from midsight.store.lock import hold_shards
+from midsight.store.parts import PartDigest, damaged_part, read_part
+from midsight.store.reader import vectors_of
+from midsight.store.schema import is_vector, run_schema
+from midsight.store.spec import RunSpec, read_spec
+
+Name = tuple[Shard, int]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is not as it was written."""
+
+    file: str
+    """The bad file, within the run folder."""
+    problem: str
+    """One sentence: what is wrong, and the mend."""
+    droppable: bool = True
+    """Whether deleting the commit mends it: not for run.json, nor for what could not be read at all."""
+    dropped: bool = False
+    """Whether the commit was deleted."""
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What a verification found."""
+
+    path: str
+    """The run folder."""
+    commits: int
+    """Commits whose record is sound."""
+    parts: int
+    """Parts that were read."""
+    rows: int
+    """Rows of sound parts."""
+    failures: int
+    """Samples that failed and have no row."""
+    bytes: int
+    """Size of the sound parts."""
+    absent: int | None
+    """Samples of the dataset that are neither stored nor failed; None where run.json does not count them."""
+    findings: tuple[Finding, ...]
+    """What is bad, by file."""
+    notes: tuple[str, ...]
+    """What is worth knowing and is no damage."""
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing bad is left."""
+        return all(finding.dropped for finding in self.findings)
+
+
+@dataclass
+class _Tally:
+    """What is collected while the commits are examined."""
+
+    findings: dict[str, Finding] = field(default_factory=dict)
+    sound: list[Commit] = field(default_factory=list)
+    sample_ids: list[pa.ChunkedArray] = field(default_factory=list)
+    """By sound commit."""
+
+    def add(self, file: str, problem: str, *, droppable: bool = True) -> None:
+        self.findings.setdefault(file, Finding(file, problem, droppable))
+
+
+def verify_run(path: str | Path) -> VerifyReport:
+    """Read everything in the run folder `path` and compare it with what was written; changes nothing.
+
+    Raises MidsightError when `path` is no run folder, RunError when its format is newer than this
+    midsight, and when it is compacted meanwhile.
+    """
+    path = Path(path)
+    listed = commit_names(path, ".json")
+    report, _ = _verify(path, listed)
+    if report.findings and not set(listed) <= set(commit_names(path, ".json")):
+        raise RunError(f"{path} was compacted or mended while it was verified; verify it again.")
+    return report
+
+
+def drop_bad(path: str | Path) -> VerifyReport:
+    """Verify as `verify_run` does, and delete what is bad, so that the next start does those samples again.
+
+    The shards are locked meanwhile. Raises RunError when one of them is being written, CommitError
+    when the disk refuses.
+    """
+    path = Path(path)
+    read_spec_or_none(path)
+    shards = {shard for suffix in (".json", ".parquet") for shard, _ in commit_names(path, suffix)}
+    try:
+        with hold_shards(path, shards) if shards else nullcontext():
+            report, commits = _verify(path, commit_names(path, ".json"))
+            bad = {Path(finding.file).stem for finding in report.findings if finding.droppable}
+            if bad:
+                for shard in shards:
+                    # First, lest deleting a merged commit brings back what is left of the commits in it.
+                    remove_replaced(path, shard, commits)
+                for name in {*commit_names(path, ".json"), *commit_names(path, ".parquet")}:
+                    if commit_stem(*name) in bad:
+                        remove_commit(path, *name)
+                flush_folder(path / PARTS)
+    except OSError as error:
+        raise CommitError(
+            f"{path} could not be mended: {error.strerror or error}; mend that and run the same command again."
+        ) from error
+    return replace(report, findings=tuple(replace(finding, dropped=finding.droppable) for finding in report.findings))
+
+
+def read_spec_or_none(path: Path) -> RunSpec | None:
+    """The spec of the run folder `path`, None when its run.json is damaged. Otherwise raises as `read_spec` does."""
+    try:
+        return read_spec(path)
+    except DamagedRunError:
+        return None
+
+
+def _verify(path: Path, listed: list[Name]) -> tuple[VerifyReport, list[Commit]]:
+    tally = _Tally()
+    spec = read_spec_or_none(path)
+    if spec is None:
+        tally.add(RUN_JSON, _problem_of_spec(path), droppable=False)
+    commits, replaced = _records(path, listed, tally)
+    for commit in commits:
+        _examine(path, spec, commit, tally)
+    lost, notes = _strays(path, listed, replaced)
+    for name in lost:
+        file = part_path(path, *name)
+        tally.add(_within(path, file), str(damaged_part(file, "its record is missing, and later ones are there")))
+    _find_repeats(path, tally)
+    good = [c for c in tally.sound if _within(path, part_path(path, c.shard, c.counter)) not in tally.findings]
+    rows = sum(commit.rows for commit in good)
+    failures = _failures(tally)
+    absent = None
+    if spec is not None and isinstance(spec.dataset.get("rows"), int):
+        absent = max(0, spec.dataset["rows"] - rows - failures)
+        if absent:
+            notes.append(
+                f"{absent} of the dataset's {spec.dataset['rows']} samples are neither stored nor failed: not done "
+                "yet, or lost; the same extract command does them."
+            )
+    report = VerifyReport(
+        path=str(path),
+        commits=len(commits),
+        parts=sum(commit.part is not None for commit in commits),
+        rows=rows,
+        failures=failures,
+        bytes=sum(commit.part.bytes for commit in good if commit.part),
+        absent=absent,
+        findings=tuple(tally.findings[file] for file in sorted(tally.findings)),
+        notes=tuple(notes),
+    )
+    return report, commits
+
+
+def _problem_of_spec(path: Path) -> str:
+    try:
+        read_spec(path)
+    except DamagedRunError as error:
+        return str(error)
+    return f"{path / RUN_JSON} changed while it was read; verify again."
+
+
+def _records(path: Path, listed: list[Name], tally: _Tally) -> tuple[list[Commit], set[Name]]:
+    """The sound records, oldest first, and the names of the commits that they replace."""
+    commits: list[Commit] = []
+    replaced: set[Name] = set()
+    for name in reversed(listed):
+        if name in replaced:
+            continue
+        try:
+            commit = read_record(path, *name)
+        except DamagedRunError as error:
+            unreadable = isinstance(error.__cause__, OSError)
+            tally.add(_within(path, record_path(path, *name)), str(error), droppable=not unreadable)
+            continue
+        replaced |= {(commit.shard, counter) for counter in commit.replaces}
+        commits.append(commit)
+    return sorted(commits, key=lambda commit: (commit.created, commit.shard, commit.counter)), replaced
+
+
+def _examine(path: Path, spec: RunSpec | None, commit: Commit, tally: _Tally) -> None:
+    ids = pa.chunked_array([], pa.string())
+    if commit.part:
+        file = part_path(path, commit.shard, commit.counter)
+        try:
+            check_size(file, commit.part)
+            ids = _examine_part(file, commit.part, spec)
+        except DamagedRunError as error:
+            tally.add(_within(path, file), str(error))
+            return
+        except (pa.ArrowException, KeyError) as error:
+            tally.add(_within(path, file), str(damaged_part(file, f"it cannot be read ({error})")))
+            return
+        except OSError as error:
+            problem = f"The part {file} cannot be read: {error.strerror or error}; check the disk and its permissions."
+            tally.add(_within(path, file), problem, droppable=False)
+            return
+    tally.sound.append(commit)
+    tally.sample_ids.append(ids)
+
+
+def _examine_part(file: Path, digest: PartDigest, spec: RunSpec | None) -> pa.ChunkedArray:
+    """The sample ids of the part at `file`. Raises DamagedRunError unless all of it is sound, OSError."""
+    with file.open("rb") as stored:
+        whole = hashlib.file_digest(stored, "sha256").hexdigest() == digest.sha256
+    if not whole:
+        _blame_a_column(file, digest)
+        raise damaged_part(file, "it does not match its SHA-256")
+    schema = pq.read_schema(file)
+    if spec is not None and not schema.equals(wanted := run_schema(spec)):
+        differing = dict.fromkeys(field_.name for one, other in ((wanted, schema), (schema, wanted)) for field_ in one
+                                  if field_ not in list(other))  # fmt: skip
+        raise damaged_part(file, f"its columns are not those of {RUN_JSON}: {', '.join(differing) or 'another order'}")
+    ids: list[pa.ChunkedArray] = []
+    for batch in read_part(file, digest, schema.names):
+        for field_ in schema:
+            if is_vector(field_) and not np.isfinite(vectors_of(batch, field_.name)).all():
+                raise damaged_part(file, f"its column {field_.name} holds values that are not finite")
+        ids.append(batch.column("sample_id"))
+    rows = sum(len(part) for part in ids)
+    if rows != digest.rows:
+        raise damaged_part(file, f"it has {rows} rows instead of {digest.rows}")
+    return pa.chunked_array([chunk for part in ids for chunk in part.chunks], pa.string())
+
+
+def _blame_a_column(file: Path, digest: PartDigest) -> None:
+    """Raise the DamagedRunError that says where the part at `file` is damaged, if that can be said."""
+    for _ in read_part(file, digest, ()):
+        break  # the footer is sound: it says which columns there are
+    for _ in read_part(file, digest, pq.read_schema(file).names):
+        pass
+
+
+def _strays(path: Path, listed: list[Name], replaced: set[Name]) -> tuple[list[Name], list[str]]:
+    """Parts whose record is lost, and notes on what else is there or is not."""
+    newest = dict(listed)
+    parts = commit_names(path, ".parquet")
+    bare = [name for name in parts if name not in {*listed, *replaced} and not record_path(path, *name).exists()]
+    lost = [name for name in bare if name[1] < newest.get(name[0], 0)]
+    notes = [
+        f"{_within(path, part_path(path, *name))} is not committed: a writer died there or is at work; the next start "
+        "deletes it and does its samples again."
+        for name in bare
+        if name not in lost
+    ]
+    if left := replaced & {*parts, *listed}:
+        notes.append(f"{len(left)} commits that were merged are still there; the next start or compact deletes them.")
+    known = {*listed, *parts, *replaced}
+    for shard, counter in sorted(newest.items()):
+        if gaps := [number for number in range(counter) if (shard, number) not in known]:
+            notes.append(
+                f"{len(gaps)} commits of shard {shard_name(shard)} are not there ({_ranges(gaps)}): dropped, or lost."
+            )
+    return lost, notes
+
+
+def _find_repeats(path: Path, tally: _Tally) -> None:
+    """Add a finding for every part that holds a sample which an earlier part, or the same one, holds too."""
+    commits = [number for number, ids in enumerate(tally.sample_ids) for _ in range(len(ids.chunks))]
+    chunks = [chunk for ids in tally.sample_ids for chunk in ids.chunks]
+    counts = pa.chunked_array(chunks, pa.string()).value_counts()
+    often = counts.field("counts").to_numpy() > 1
+    if not often.any():
+        return
+    repeated = {*counts.field("values").filter(pa.array(often)).to_pylist()}
+    first: dict[str, Commit] = {}
+    for number, chunk in zip(commits, chunks, strict=True):
+        commit = tally.sound[number]
+        for sample_id in [sample_id for sample_id in chunk.to_pylist() if sample_id in repeated]:
+            if sample_id not in first:
+                first[sample_id] = commit
+                continue
+            file = part_path(path, commit.shard, commit.counter)
+            other = commit_stem(first[sample_id].shard, first[sample_id].counter)
+            tally.add(_within(path, file), str(damaged_part(file, f"its sample {sample_id!r} is in {other} already")))
+
+
+def _failures(tally: _Tally) -> int:
+    failed = {failure.sample_id for commit in tally.sound for failure in commit.failures}
+    for ids in tally.sample_ids if failed else ():
+        failed.difference_update(ids.to_pylist())
+    return len(failed)
+
+
+def _ranges(numbers: list[int]) -> str:
+    shown = [str(number) for number in numbers[:8]]
+    return ", ".join(shown) + (", ..." if len(numbers) > 8 else "")
+
+
+def _within(path: Path, file: Path) -> str:
+    return file.relative_to(path).as_posix()

@@ -1,0 +1,324 @@
+import json
+import re
+import shutil
+from dataclasses import asdict
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from typer.testing import CliRunner
+
+from midsight.cli import app
+from midsight.errors import CommitError, DamagedRunError, MidsightError, RunError
+from midsight.store import RunWriter, open_run
+from midsight.store.commits import Commit, part_path, read_record, write_commit
+from midsight.store.compact import compact
+from midsight.store.parts import digest_part, encode_part
+from midsight.store.schema import records_to_table
+from midsight.store.verify import drop_bad, verify_run
+from store.made_up import QUERY_0, content_of, files_of, make_failure, make_record, make_spec, write_run
+
+
+def write_ten(path):
+    """Ten commits of one image each, 30 samples, with a failure in the last of them."""
+    with RunWriter(path, make_spec(dataset={"rows": 31}), commit_seconds=0) as writer:
+        for i in range(30):
+            writer.add(make_record(i))
+        writer.fail(make_failure(30))
+    return path
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    return write_ten(tmp_path_factory.mktemp("verify") / "run")
+
+
+@pytest.fixture
+def run_folder(original, tmp_path):
+    return shutil.copytree(original, tmp_path / "run")
+
+
+def commit_as(path, counter, table):
+    """Commit `table` as it is, with a record that tells the truth about it."""
+    data = encode_part(table)
+    part_path(path, (0, 1), counter).write_bytes(data)
+    write_commit(path, Commit((0, 1), counter, digest_part(data), ()))
+
+
+def finish(path):
+    """What the next start does: the samples that are not done."""
+    with RunWriter(path, make_spec(), commit_seconds=0) as writer:
+        for i in range(30):
+            if f"s{i}" not in writer.done:
+                writer.add(make_record(i))
+        if "s30" not in writer.done:
+            writer.fail(make_failure(30))
+
+
+def test_a_sound_run_is_counted(run_folder):
+    report = verify_run(run_folder)
+    assert report.sound
+    assert (report.findings, report.notes) == ((), ())
+    assert (report.commits, report.parts, report.rows, report.failures, report.absent) == (10, 10, 30, 1, 0)
+    assert report.bytes == sum(file.stat().st_size for file in files_of(run_folder, ".parquet"))
+    compact(run_folder)
+    after = verify_run(str(run_folder))
+    assert (after.sound, after.notes, after.parts, after.rows, after.failures) == (True, (), 1, 30, 1)
+
+
+def read_or_refused(path, expected, file):
+    """Reading everything gives what was written, or the error that names what is bad."""
+    try:
+        return content_of(path) == expected
+    except (DamagedRunError, RunError) as error:
+        return str(file) in str(error) or (file.name == "run.json" and str(path) in str(error))
+
+
+def test_of_a_hundred_flipped_bits_each_is_found_and_none_is_read_as_data(tmp_path):
+    run_folder = tmp_path
+    write_run(run_folder, [make_record(i) for i in range(9)], commit_seconds=0)
+    expected = content_of(run_folder)
+    random = np.random.default_rng(0)
+    files = [*files_of(run_folder, ".parquet"), *files_of(run_folder, ".json"), run_folder / "run.json"]
+    sizes = np.array([file.stat().st_size for file in files])
+    silent = 0
+    for position in random.integers(0, sizes.sum(), 100):
+        number = int(np.searchsorted(np.cumsum(sizes), position, side="right"))
+        file, at = files[number], int(position - sizes[:number].sum())
+        good = file.read_bytes()
+        file.write_bytes(good[:at] + bytes([good[at] ^ (1 << random.integers(8))]) + good[at + 1 :])
+        report = verify_run(run_folder)
+        if file.suffix == ".parquet" or report.findings:
+            assert [finding.file for finding in report.findings] == [str(file.relative_to(run_folder))]
+            assert str(file) in report.findings[0].problem
+        else:
+            silent += 1  # white space behind the JSON text
+            assert at == len(good) - 1
+        assert read_or_refused(run_folder, expected, file)
+        file.write_bytes(good)
+    assert silent < 5
+    assert verify_run(run_folder).sound
+
+
+def test_of_fifty_truncations_each_is_found_and_none_is_read_as_data(tmp_path):
+    run_folder = tmp_path
+    write_run(run_folder, [make_record(i) for i in range(9)], commit_seconds=0)
+    random = np.random.default_rng(1)
+    files = [*files_of(run_folder, ".parquet"), *files_of(run_folder, ".json"), run_folder / "run.json"]
+    for _ in range(50):
+        file = files[random.integers(len(files))]
+        good = file.read_bytes()
+        file.write_bytes(good[: random.integers(len(good) - 1)])
+        (finding,) = verify_run(run_folder).findings
+        assert finding.file == str(file.relative_to(run_folder))
+        with pytest.raises(DamagedRunError, match=file.stem):
+            content_of(run_folder)
+        file.write_bytes(good)
+    assert verify_run(run_folder).sound
+
+
+@pytest.mark.parametrize("counter", range(10))
+def test_each_missing_part_is_found(run_folder, counter):
+    file = files_of(run_folder, ".parquet")[counter]
+    file.unlink()
+    (finding,) = verify_run(run_folder).findings
+    assert finding.file == f"parts/{file.name}"
+    assert "cannot be found" in finding.problem
+    with pytest.raises(DamagedRunError, match=file.name):
+        open_run(run_folder)
+
+
+@pytest.mark.parametrize("counter", range(10))
+def test_each_missing_record_is_found_but_the_last_looks_like_a_crash(run_folder, counter):
+    file = files_of(run_folder, ".json")[counter]
+    file.unlink()
+    report = verify_run(run_folder)
+    assert report.rows == 27
+    if counter == 9:
+        assert report.sound
+        assert report.absent == 4
+        assert report.notes[0].startswith(f"parts/{file.stem}.parquet is not committed: a writer died there")
+        assert report.notes[1].startswith("4 of the dataset's 31 samples are neither stored nor failed")
+        assert len(content_of(run_folder)[0]) == 27
+        return
+    (finding,) = report.findings
+    assert finding.file == f"parts/{file.stem}.parquet"
+    assert "its record is missing, and later ones are there" in finding.problem
+    with pytest.raises(DamagedRunError, match=file.stem):
+        open_run(run_folder)
+
+
+def test_a_commit_of_which_nothing_is_left_is_noted(run_folder):
+    for counter in (2, 3, 9):
+        for suffix in (".json", ".parquet"):
+            (run_folder / "parts" / f"0-of-1-{counter:06d}{suffix}").unlink()
+    report = verify_run(run_folder)
+    assert report.sound
+    assert report.notes[0] == "2 commits of shard 0-of-1 are not there (2, 3): dropped, or lost."
+    assert report.absent == 10
+    finish(run_folder)
+    assert verify_run(run_folder).absent == 0
+
+
+def test_what_is_bad_is_dropped_and_done_again(run_folder):
+    expected = content_of(run_folder)
+    parts, records = files_of(run_folder, ".parquet"), files_of(run_folder, ".json")
+    data = bytearray(parts[1].read_bytes())
+    data[500] ^= 4
+    parts[1].write_bytes(data)
+    parts[3].write_bytes(parts[3].read_bytes()[:-5])
+    parts[5].unlink()
+    records[7].write_bytes(b"{")
+    records[8].unlink()
+    names = [f"parts/{file.name}" for file in (parts[1], parts[3], parts[5], records[7], parts[8])]
+    assert [finding.file for finding in verify_run(run_folder).findings] == names
+    assert len(files_of(run_folder, ".json")) == 9  # looking changes nothing
+    report = drop_bad(run_folder)
+    assert [finding.file for finding in report.findings] == names
+    assert all(finding.dropped for finding in report.findings)
+    assert report.sound
+    assert [file.stem[-1] for file in files_of(run_folder, ".json")] == ["0", "2", "4", "6", "9"]
+    assert [file.stem[-1] for file in files_of(run_folder, ".parquet")] == ["0", "2", "4", "6", "9"]
+    again = verify_run(run_folder)
+    assert (again.findings, again.rows, again.absent) == ((), 15, 15)
+    finish(run_folder)
+    assert content_of(run_folder) == expected
+    assert verify_run(run_folder).absent == 0
+
+
+def test_a_merged_part_is_dropped_with_what_is_left_of_its_commits(run_folder):
+    expected = content_of(run_folder)
+    old = {file: file.read_bytes() for file in (run_folder / "parts").iterdir()}
+    compact(run_folder)
+    file = files_of(run_folder, ".parquet")[0]
+    file.write_bytes(file.read_bytes()[:-1])
+    for left in sorted(old)[3:7]:
+        left.write_bytes(old[left])
+    assert verify_run(run_folder).notes[0].startswith("3 commits that were merged are still there")
+    assert [finding.file for finding in drop_bad(run_folder).findings] == [f"parts/{file.name}"]
+    assert list((run_folder / "parts").iterdir()) == []
+    finish(run_folder)
+    assert content_of(run_folder) == expected
+
+
+def test_a_sample_that_is_stored_twice_is_found_and_the_later_one_dropped(run_folder):
+    expected = content_of(run_folder)
+    commit_as(run_folder, 10, records_to_table([make_record(4), make_record(5)], make_spec()))
+    commit_as(run_folder, 11, records_to_table([make_record(40), make_record(40)], make_spec()))
+    report = verify_run(run_folder)
+    first, second = report.findings
+    assert (first.file, second.file) == ("parts/0-of-1-000010.parquet", "parts/0-of-1-000011.parquet")
+    assert "its sample 's4' is in 0-of-1-000001 already" in first.problem
+    assert "its sample 's40' is in 0-of-1-000011 already" in second.problem
+    assert report.rows == 30
+    drop_bad(run_folder)
+    assert content_of(run_folder) == expected
+
+
+def test_columns_that_are_not_those_of_run_json_are_found(run_folder):
+    table = records_to_table([make_record(40)], make_spec())
+    commit_as(run_folder, 10, table.drop_columns(["hard", QUERY_0]))
+    commit_as(run_folder, 11, table.select([*reversed(table.schema.names)]))
+    problems = [finding.problem for finding in verify_run(run_folder).findings]
+    assert f"its columns are not those of run.json: hard, {QUERY_0}" in problems[0]
+    assert "its columns are not those of run.json: another order" in problems[1]
+
+
+def test_vectors_that_are_not_finite_are_found(run_folder):
+    table = records_to_table([make_record(40)], make_spec())
+    index = table.schema.get_field_index(QUERY_0)
+    field = table.schema.field(index)
+    vector = pa.array([[1.0] * 7 + [float("inf")]], field.type)
+    commit_as(run_folder, 10, table.set_column(index, field, vector))
+    (finding,) = verify_run(run_folder).findings
+    assert f"its column {QUERY_0} holds values that are not finite" in finding.problem
+
+
+def test_a_record_that_counts_wrongly_is_found(run_folder):
+    commit = read_record(run_folder, (0, 1), 2)
+    assert commit.part is not None
+    file = files_of(run_folder, ".json")[2]
+    for changes in ({"rows": 4}, {"sha256": "0" * 64}, {"chunk_crc32": ((0,) * 30,)}):
+        part = type(commit.part)(**{**asdict(commit.part), "chunk_crc32": commit.part.chunk_crc32, **changes})
+        write_commit(run_folder, Commit(commit.shard, 2, part, (), commit.created))
+        (finding,) = verify_run(run_folder).findings
+        assert finding.file == f"parts/{file.stem}.parquet"
+
+
+def test_a_damaged_run_json_is_found_and_the_parts_are_checked_all_the_same(run_folder):
+    (run_folder / "run.json").write_text("{")
+    part = files_of(run_folder, ".parquet")[0]
+    part.write_bytes(b"")
+    report = drop_bad(run_folder)
+    assert [(finding.file, finding.droppable, finding.dropped) for finding in report.findings] == [
+        (f"parts/{part.name}", True, True),
+        ("run.json", False, False),
+    ]
+    assert "restore it from a copy" in report.findings[1].problem
+    assert not report.sound
+    assert report.rows == 27
+
+
+def test_what_cannot_be_read_is_not_dropped(run_folder, monkeypatch):
+    part = files_of(run_folder, ".parquet")[4]
+    opened = type(part).open
+
+    def refuse(path, *arguments, **options):
+        if path == part:
+            raise PermissionError(13, "Permission denied")
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(type(part), "open", refuse)
+    report = drop_bad(run_folder)
+    (finding,) = report.findings
+    assert (finding.droppable, finding.dropped, report.sound) == (False, False, False)
+    assert finding.problem.endswith("cannot be read: Permission denied; check the disk and its permissions.")
+    assert part.exists()
+
+
+def test_a_run_that_is_written_is_verified_and_not_mended(run_folder):
+    with RunWriter(run_folder, make_spec()) as writer:
+        writer.add(make_record(31))
+        assert verify_run(run_folder).rows == 30
+        files_of(run_folder, ".parquet")[0].write_bytes(b"")
+        with pytest.raises(RunError, match="is being written by process"):
+            drop_bad(run_folder)
+
+
+def test_a_disk_that_refuses_to_delete_is_reported(run_folder, monkeypatch):
+    files_of(run_folder, ".parquet")[0].write_bytes(b"")
+
+    def refuse(*_, **__):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("pathlib.Path.unlink", refuse)
+    with pytest.raises(CommitError, match="could not be mended: Read-only file system"):
+        drop_bad(run_folder)
+
+
+def test_no_run_is_verified_where_there_is_none(tmp_path):
+    for act in (verify_run, drop_bad):
+        with pytest.raises(MidsightError, match="is no run folder"):
+            act(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_says_what_is_bad_and_what_to_do(run_folder):
+    call = CliRunner().invoke
+    done = call(app, ["verify", str(run_folder)])
+    assert done.exit_code == 0
+    assert done.output == f"{run_folder}: 10 parts, 30 good rows, 1 failed samples; sound.\n"
+    part = files_of(run_folder, ".parquet")[4]
+    part.write_bytes(part.read_bytes()[:-1])
+    done = call(app, ["verify", str(run_folder)])
+    assert done.exit_code == 1
+    sentence = rf"The part {part} is damaged: it has \d+ bytes instead of \d+; delete it and {part.stem}\.json"
+    assert re.match(sentence, done.output)
+    assert f"midsight verify {run_folder} --drop-bad" in done.output
+    data = json.loads(call(app, ["verify", str(run_folder), "--json"]).output)
+    assert (data["sound"], data["rows"], data["findings"][0]["file"]) == (False, 27, f"parts/{part.name}")
+    done = call(app, ["verify", str(run_folder), "--drop-bad"])
+    assert done.exit_code == 0
+    assert done.output.startswith(f"Dropped: The part {part} is damaged")
+    assert call(app, ["verify", str(run_folder)]).exit_code == 0
+    assert call(app, ["verify", str(run_folder / "parts")]).exit_code == 2
