@@ -24,7 +24,9 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from midsight.errors import SampleError
+from midsight.samples.places import StoredImage
 from midsight.samples.sample import ImageSource
+from midsight.samples.stored import read_stored
 
 MAX_BYTES = 100_000_000
 """Encoded size above which an image is refused."""
@@ -72,7 +74,13 @@ def decode_image(source: ImageSource, *, max_bytes: int = MAX_BYTES, max_pixels:
     name = "The image in memory" if isinstance(source, bytes | Image.Image) else f"The image {source}"
     if isinstance(source, Image.Image):
         return _to_rgb(source, name, max_pixels)
-    encoded = source if isinstance(source, bytes) else _read_file(source, name, max_bytes)
+    match source:
+        case bytes():
+            encoded = source
+        case StoredImage():
+            encoded = read_stored(source)
+        case _:
+            encoded = _read_file(source, name, max_bytes)
     if not encoded:
         raise SampleError(f"{name} is empty (0 bytes).")
     if len(encoded) > max_bytes:
