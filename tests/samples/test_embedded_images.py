@@ -7,6 +7,7 @@ import csv
 import gc
 import io
 import json
+import shutil
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -122,8 +123,7 @@ def test_embedded_images_decode_to_their_pixels_and_repeats_share_one_value(tmp_
     assert dataset.failures == ()
     assert_same_pixels(dataset, [[i] for i in order])
     assert_same_pixels(Dataset(dataset.samples[::-1], (), {}, "", None, 8), [[i] for i in order[::-1]])
-    assert all(isinstance(sample.images[0], StoredImage) for sample in dataset.samples)
-    distinct = {sample.images[0] for sample in dataset.samples}
+    distinct = {image for sample in dataset.samples for image in sample.images if isinstance(image, StoredImage)}
     assert len(distinct) == len({sample.image for sample in dataset.samples}) == 5
     first, _, third, *_ = dataset.samples
     assert first.image == third.image
@@ -237,17 +237,14 @@ def test_what_is_embedded_and_no_image_fails_when_it_is_decoded(tmp_path):
 @pytest.mark.parametrize("form", ["parquet, struct", "arrow, struct", "jsonl", "json", "csv"])
 def test_a_table_that_changes_after_it_was_read_gives_no_other_image(tmp_path, form):
     dataset = read_table(in_each_form(tmp_path, ENCODED)[form])
-    for path in tmp_path.rglob("*"):
-        path.is_file() and path.unlink()
-    for path in sorted(tmp_path.rglob("*")):
-        path.is_dir() and path.rmdir()
+    shutil.rmtree(tmp_path)
+    tmp_path.mkdir()
     in_each_form(tmp_path, ENCODED[::-1])
     for sample in (dataset.samples[0], dataset.samples[4]):
         with pytest.raises(SampleError, match=r"has changed since|cannot be read again") as refusal:
             decode_image(sample.images[0])
         assert "\n" not in str(refusal.value)
-    for path in tmp_path.rglob("*"):
-        path.is_file() and path.unlink()
+    shutil.rmtree(tmp_path)
     columnar.forget()
     with pytest.raises(SampleError, match="cannot be read again"):
         decode_image(dataset.samples[0].images[0])

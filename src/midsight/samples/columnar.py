@@ -31,7 +31,7 @@ def open_parquet(path: Path, files: Sequence[Path], root: Path) -> Table:
     return Table(
         path, "parquet", "row", tuple(schemas[0].names), joint_sha256(files),
         lambda image: _numbered(_parquet_rows(file, _wanted(schemas[0], image)) for file in files),
-        root, _binary(schemas[0]),
+        root, binary_columns(schemas[0]),
     )  # fmt: skip
 
 
@@ -44,7 +44,7 @@ def open_arrow(path: Path, files: Sequence[Path]) -> Table:
     return Table(
         path, "arrow", "row", tuple(schemas[0].names), joint_sha256(files),
         lambda image: _numbered(_arrow_rows(file, _wanted(schemas[0], image)) for file in files),
-        path, _binary(schemas[0]),
+        path, binary_columns(schemas[0]),
     )  # fmt: skip
 
 
@@ -97,11 +97,12 @@ def _refuse_other_columns(files: Sequence[Path], schemas: Sequence[pa.Schema]) -
 
 
 def _wanted(schema: pa.Schema, image: str) -> list[str]:
-    binary = _binary(schema)
+    binary = binary_columns(schema)
     return [name for name in schema.names if name == image or name not in binary]
 
 
-def _binary(schema: pa.Schema) -> frozenset[str]:
+def binary_columns(schema: pa.Schema) -> frozenset[str]:
+    """The columns that hold bytes, alone or inside of lists and structs."""
     return frozenset(field.name for field in schema if _holds(field.type, _is_binary))
 
 

@@ -17,9 +17,12 @@ from midsight.samples.stored import embedded_bytes, image_values, reference_of
 
 
 class ImageCells:
-    """Reads the image cells of one dataset; an image that many rows repeat is kept once."""
+    """Reads the image cells of one dataset; an image that many rows repeat is kept once.
 
-    def __init__(self, root: Path) -> None:
+    Without a root no image is read that is only named.
+    """
+
+    def __init__(self, root: Path | None) -> None:
         self._root = root
         self._paths: dict[str, Path] = {}
         self._stored: dict[bytes, StoredImage] = {}
@@ -45,6 +48,11 @@ class ImageCells:
                 if isinstance(whole, list):
                     raise SampleError(f"the image is {shown(whole)}; a list must hold one or more paths or images.")
                 raise SampleError(f"the image is {shown(whole)}, not text.")
+            if self._root is None:
+                raise SampleError(
+                    f"the image {shown(path)} is not in the stream; name its folder with --images, or stream the "
+                    "dataset's @refs/convert/parquet, which holds the images."
+                )
             if path not in self._paths:
                 self._paths[path] = image_root_path(path, self._root)
             return path, self._paths[path]

@@ -24,7 +24,7 @@ _NO_EXTRAS: Mapping[str, Any] = {}
 class SampleMaker:
     """Makes the samples of one table."""
 
-    def __init__(self, table: Table, roles: Roles, root: Path) -> None:
+    def __init__(self, table: Table, roles: Roles, root: Path | None) -> None:
         self._table = table
         self._roles = roles
         self._images = ImageCells(root)
