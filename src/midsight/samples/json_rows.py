@@ -112,8 +112,13 @@ def _elements(file: BinaryIO, path: Path) -> Iterator[tuple[int, bytes, str]]:
             offset, text, at, begin = offset + begin, text[begin:], at - begin, 0
             more = b"" if len(text) > limits.MAX_RECORD_BYTES else file.read(max(_CHUNK_BYTES, len(text)))
             if not more:
-                cut = "the file ends before the array does." if len(text) <= limits.MAX_RECORD_BYTES else too_long()
-                yield offset, text, f"{cut[:-1]}; what comes after is not read."
+                if len(text) > limits.MAX_RECORD_BYTES:
+                    yield offset, text[:100], f"{too_long()[:-1]}; what comes after is not read."
+                    return
+                if len(opened) == 1 and text.strip():
+                    yield offset + len(text) - len(text.lstrip()), text.strip(), ""
+                    text = b""
+                yield offset, text.strip(), "the file ends before the array does."
                 return
             text += more
             continue
@@ -134,7 +139,10 @@ def _elements(file: BinaryIO, path: Path) -> Iterator[tuple[int, bytes, str]]:
 
 
 def _close(opened: list[bytes], bracket: bytes) -> None:
-    """Takes the last such bracket and those inside of it away: one that is left open ends with what is around it."""
-    if bracket in opened:
+    """Takes the last such bracket and those inside of it away: one that is left open ends with what is around it.
+
+    In an element one that was not opened there counts for nothing.
+    """
+    if bracket in (opened[1:] or opened):
         while opened.pop() != bracket:
             pass
