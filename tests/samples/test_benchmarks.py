@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -184,3 +185,21 @@ def test_an_index_is_an_id_in_vlmevalkits_tsv_only(tmp_path):
     assert len(read_table(write_jsonl(tmp_path / "a.jsonl", rows)).samples) == 2
     with pytest.raises(MidsightError, match=r"the id '0' twice, in line 2 and line 3; .*--id-column"):
         read_table(write_tsv(tmp_path / "a.tsv", rows))
+
+
+def test_the_examples_of_the_documentation_go_in(tmp_path):
+    text = (Path(__file__).parents[2] / "docs" / "datasets.md").read_text(encoding="utf-8")
+    jsonl, pope, llava, vlmevalkit = re.findall(r"^```\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    shown = {"a.jsonl": jsonl, "pope.jsonl": pope, "llava.json": llava, "a.tsv": vlmevalkit}
+    questions = []
+    for name, content in shown.items():
+        (tmp_path / name).write_text(content.replace("iVBORw0KGgo...", BASE64[0]))
+        dataset = read_table(tmp_path / name)
+        assert dataset.failures == ()
+        questions.append([sample.question for sample in dataset.samples])
+    assert questions == [
+        ["Is it lit?", "Which is brighter?"],
+        ["Is there a dog in the image?"],
+        ["What is it?"],
+        ["Which one?", "And how many?"],
+    ]

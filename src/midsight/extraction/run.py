@@ -112,8 +112,8 @@ def extract(
 ) -> Run:
     """Extracts a whole dataset into the run folder `out` and opens it.
 
-    data: a JSONL or CSV file, image-question pairs, or what open_dataset gives for files with other
-    column names. model: a loaded model or its folder. `options` are the fields of Request. Where
+    data: a table, a folder or pairs as for open_dataset, or what open_dataset gives, for other column
+    names. model: a loaded model or its folder. `options` are the fields of Request. Where
     `out` exists the run goes on from its last commit; other options than its own are refused.
     Samples that cannot be extracted end in the run's failures.
     Raises MidsightError for a call that cannot be carried out.

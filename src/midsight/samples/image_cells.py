@@ -24,6 +24,7 @@ class ImageCells:
 
     def __init__(self, root: Path | None) -> None:
         self._root = root
+        self._resolved_root = root.resolve() if root is not None else None
         self._paths: dict[str, Path] = {}
         self._stored: dict[bytes, StoredImage] = {}
 
@@ -54,7 +55,7 @@ class ImageCells:
                     "dataset's @refs/convert/parquet, which holds the images."
                 )
             if path not in self._paths:
-                self._paths[path] = image_root_path(path, self._root)
+                self._paths[path] = image_root_path(path, self._root, self._resolved_root)
             return path, self._paths[path]
         digest = hashlib.sha256(encoded).digest()
         if row.place is None:

@@ -106,18 +106,19 @@ def joint_image_id(ids: Sequence[str]) -> str:
     return ids[0] if len(ids) == 1 else hashlib.sha256("".join(ids).encode()).hexdigest()
 
 
-def image_root_path(reference: str, root: Path) -> Path:
+def image_root_path(reference: str, root: Path, resolved_root: Path | None = None) -> Path:
     """The file that a dataset's `reference` names, relative to `root` or absolute, symlinks resolved.
 
-    Whether it exists is left to `decode_image`. Raises SampleError for a URL, an empty reference, a
-    NUL character, and for any path outside `root`: a dataset must not choose other files to be read.
+    `resolved_root` saves resolving the root for each of many. Whether the file exists is left to
+    `decode_image`. Raises SampleError for a URL, an empty reference, a NUL character, and for any path
+    outside `root`: a dataset must not choose other files to be read.
     """
     if not reference.strip():
         raise SampleError(f"{reference!r} names no image; give a path.")
     if _URL.match(reference):
         raise SampleError(f"{_shortened(reference)!r} is a URL; download the image and give its path.")
     try:
-        resolved_root = root.resolve()
+        resolved_root = resolved_root or root.resolve()
         resolved = (resolved_root / reference).resolve()
     except (OSError, ValueError, RuntimeError) as error:  # NUL, not encodable, a loop of symlinks
         raise SampleError(f"{_shortened(reference)!r} is no usable path: {error}.") from error

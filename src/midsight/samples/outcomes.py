@@ -27,6 +27,7 @@ class SampleMaker:
     def __init__(self, table: Table, roles: Roles, root: Path | None) -> None:
         self._table = table
         self._roles = roles
+        self._named = roles.names
         self._images = ImageCells(root)
         self._borrowers: list[tuple[int, int]] = []
 
@@ -100,12 +101,13 @@ class SampleMaker:
         return question, answer
 
     def _extras(self, cells: Mapping[str, Any]) -> Mapping[str, Any]:
+        image = self._roles.image
         for name, value in cells.items():
-            if isinstance(value, str) and len(value) > MAX_TEXT and name != self._roles.image:
+            if isinstance(value, str) and len(value) > MAX_TEXT and name != image:
                 raise SampleError(
                     f"column {name!r} has {len(value):,} characters; at most {MAX_TEXT:,} are kept of what is no image."
                 )
-        extras = {name: value for name, value in cells.items() if name not in self._roles.names}
+        extras = {name: value for name, value in cells.items() if name not in self._named}
         if self._table.kind in ("parquet", "arrow", "stream"):
             extras = {name: plain(value) for name, value in extras.items()}
         return extras or _NO_EXTRAS
@@ -130,6 +132,8 @@ def _given_id(value: Any) -> str | None:
 
 def _answers(value: Any) -> tuple[str, ...]:
     """Reference answers as text; nothing and empty text are none."""
+    if value is None or isinstance(value, str):
+        return (value,) if value else ()
     values = value if isinstance(value, list) else [value]
     texts = (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for value in values)
     return tuple(text for value, text in zip(values, texts, strict=True) if value is not None and text)
