@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from typer.testing import CliRunner
 import midsight
 from midsight.cli import app
 from midsight.extraction import prepare
+from midsight.samples.tables import read_table
 from samples.made_tables import ENCODED, as_struct, text, write_arrow, write_parquet, write_text
 
 OPTIONS = {"layers": "0,-1", "max_new_tokens": 2}
@@ -52,6 +55,17 @@ def test_images_in_tables_give_the_vectors_of_files_and_are_prepared_once(tables
         assert all(reference.startswith("sha256:") for reference in run.table()["image"].to_pylist())
         for name in run.vector_columns:
             assert np.array_equal(run.matrix(name), expected.matrix(name)), (kind, name)
+
+
+def test_equal_places_are_one_image(tables, model, monkeypatch):
+    decoded = []
+    original = prepare.decode_image
+    monkeypatch.setattr(prepare, "decode_image", lambda source: decoded.append(source) or original(source))
+    first, *_, last = read_table(tables["parquet"], limit=3).samples
+    again = replace(last, images=(copy.deepcopy(first.images[0]),))
+    assert again.images[0] is not first.images[0]
+    model.extract_many([first, again], answers=False)
+    assert len(decoded) == 1
 
 
 def call(*arguments):
