@@ -110,15 +110,19 @@ def progress_display(console: Console) -> Iterator[Any]:
 
 @app.command()
 def extract(
-    data: Annotated[Path, typer.Argument(help="JSONL or CSV file of image-question pairs.")],
+    data: Annotated[
+        str, typer.Argument(help="JSONL, JSON, CSV, TSV or Parquet file, saved dataset, or folder of images.")
+    ],
     model: Annotated[str, typer.Option("--model", help="Folder or hub id of the model.")],
     out: Out,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
     images: Annotated[Path | None, typer.Option(help="Folder that image paths start from [the file's].")] = None,
-    image_column: Annotated[str, typer.Option(help="Column of image paths.")] = "image",
-    question_column: Annotated[str, typer.Option(help="Column of questions.")] = "question",
+    image_column: Annotated[str | None, typer.Option(help="Column of images [image].")] = None,
+    question_column: Annotated[str | None, typer.Option(help="Column of questions [question].")] = None,
     answer_column: Annotated[str | None, typer.Option(help="Column of right answers [answer or answers].")] = None,
     id_column: Annotated[str | None, typer.Option(help="Column of unique ids [id].")] = None,
+    question: Annotated[str | None, typer.Option(help="The question about each image of a folder.")] = None,
+    split: Annotated[str | None, typer.Option(help="Which split, where the data have several.")] = None,
     prompt: Annotated[str, typer.Option(help="The user's text around the question.")] = "{question}",
     system: Annotated[str | None, typer.Option(help="Text of a system turn.")] = None,
     layers: Annotated[str, typer.Option(help="default, all, or decoder layers like 0,8,16.")] = "default",
@@ -154,6 +158,8 @@ def extract(
             question_column=question_column,
             answer_column=answer_column,
             id_column=id_column,
+            question=question,
+            split=split,
         )
         run = run_with_progress(
             dataset,

@@ -196,14 +196,17 @@ def test_a_valid_surrogate_pair_and_a_nul_in_a_question_are_text(jsonl):
     [
         ("a.png,b?", "it has 2 cells, the header 3"),
         ("a.png,b?,c,d", "it has 4 cells, the header 3"),
-        ("a.png,b?," + "x" * 200_000, "field larger than field limit"),
+        ("a.png,b?," + "x" * 1_000_001, "column 'n' has 1,000,001 characters; at most 1,000,000 are kept"),
+        (b"a.png,caf\xe9?,x", "it is not encoded as UTF-8"),
+        ("a.png,b\rc.png,d?", "a carriage return stands outside of quotes"),
         ('a.png,b?,"x"y', "no CSV that can be read"),
         ("a.png,,x", "the question is empty"),
         ("../a.png,b?,x", "lies outside"),
     ],
 )
 def test_a_bad_csv_row_fails_with_file_and_line_and_the_others_go_on(csv_file, line, reason):
-    path = csv_file(f'image,question,n\na.png,"Two\nlines?",1\n{line}\na.png,b?,2\n')
+    line = line if isinstance(line, bytes) else line.encode()
+    path = csv_file(b'image,question,n\na.png,"Two\nlines?",1\n' + line + b"\na.png,b?,2\n")
     dataset = read_table(path)
     assert reason in only_failure(dataset)
     assert dataset.failures[0].reason.startswith(f"{path}, line 4: ")
@@ -236,7 +239,7 @@ def test_a_quote_that_is_never_closed_is_reported(csv_file):
         ("data.csv", b"\n\n", "is empty"),
         ("data.csv", "image,question\na,b".encode("utf-16-be"), "no column 'image'"),
         ("data.csv", "image,question\na,b".encode("utf-16"), "UTF-16; save it as UTF-8"),
-        ("data.csv", b"image,question\na,caf\xe9", r"is not encoded as UTF-8 \(line 2\)"),
+        ("data.csv", b"image,qu\xe9stion\na,b", r"is not encoded as UTF-8 \(line 1\)"),
         ("data.csv", b"image;question\na;b", "no column 'image'; it has 'image;question'"),
         ("data.csv", b"image,question,n,n\n", "several columns named 'n'"),
         ("data.csv", b'image,"question', "header that is no CSV"),

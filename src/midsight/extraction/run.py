@@ -16,6 +16,7 @@ from midsight.extraction.request import Plan, Request, resolve
 from midsight.models.loading import LoadedModel
 from midsight.models.prompts import QUESTION
 from midsight.samples.sample import Failure, ImageSource, Sample
+from midsight.samples.streams import HUB_PREFIX
 from midsight.samples.tables import Dataset, make_samples, read_table
 from midsight.store.reader import Run, open_run
 from midsight.store.spec import RunSpec
@@ -62,19 +63,27 @@ def open_dataset(
     data: str | Path | Iterable[Sample | tuple[ImageSource | str, str]],
     *,
     images: str | Path | None = None,
-    image_column: str = "image",
-    question_column: str = "question",
+    image_column: str | None = None,
+    question_column: str | None = None,
     answer_column: str | None = None,
     id_column: str | None = None,
+    question: str | None = None,
+    split: str | None = None,
 ) -> Dataset:
-    """A JSONL or CSV file, or image-question pairs, as a dataset.
+    """A table file, Parquet shards, a saved Hugging Face dataset, a folder of images, or pairs, as a dataset.
 
     images: folder that image paths start from and may not leave; the file's own by default.
-    answer_column: `answer` or `answers` by default; id_column: `id` by default.
-    Raises MidsightError.
+    image_column: `image` by default; question_column: `question`; answer_column: `answer` or `answers`;
+    id_column: `id`. question: asked about every image of a folder. split: which one, where there are several.
+    docs/datasets.md says what goes in. Raises MidsightError.
     """
     if not isinstance(data, str | Path):
         return make_samples(data)
+    if str(data).startswith(HUB_PREFIX):
+        raise MidsightError(
+            f"{data} is a stream, which a run cannot take yet; save it with the package datasets "
+            "(load_dataset(...).save_to_disk(FOLDER)) and give FOLDER."
+        )
     return read_table(
         Path(data),
         images=Path(images) if images is not None else None,
@@ -82,6 +91,8 @@ def open_dataset(
         question_column=question_column,
         answer_column=answer_column,
         id_column=id_column,
+        question=question,
+        split=split,
     )
 
 
@@ -101,8 +112,8 @@ def extract(
 ) -> Run:
     """Extracts a whole dataset into the run folder `out` and opens it.
 
-    data: a JSONL or CSV file, image-question pairs, or what open_dataset gives for files with other
-    column names. model: a loaded model or its folder. `options` are the fields of Request. Where
+    data: a table, a folder or pairs as for open_dataset, or what open_dataset gives, for other column
+    names. model: a loaded model or its folder. `options` are the fields of Request. Where
     `out` exists the run goes on from its last commit; other options than its own are refused.
     Samples that cannot be extracted end in the run's failures.
     Raises MidsightError for a call that cannot be carried out.

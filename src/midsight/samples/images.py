@@ -24,7 +24,9 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from midsight.errors import SampleError
+from midsight.samples.places import StoredImage
 from midsight.samples.sample import ImageSource
+from midsight.samples.stored import read_stored
 
 MAX_BYTES = 100_000_000
 """Encoded size above which an image is refused."""
@@ -72,7 +74,13 @@ def decode_image(source: ImageSource, *, max_bytes: int = MAX_BYTES, max_pixels:
     name = "The image in memory" if isinstance(source, bytes | Image.Image) else f"The image {source}"
     if isinstance(source, Image.Image):
         return _to_rgb(source, name, max_pixels)
-    encoded = source if isinstance(source, bytes) else _read_file(source, name, max_bytes)
+    match source:
+        case bytes():
+            encoded = source
+        case StoredImage():
+            encoded = read_stored(source)
+        case _:
+            encoded = _read_file(source, name, max_bytes)
     if not encoded:
         raise SampleError(f"{name} is empty (0 bytes).")
     if len(encoded) > max_bytes:
@@ -98,18 +106,19 @@ def joint_image_id(ids: Sequence[str]) -> str:
     return ids[0] if len(ids) == 1 else hashlib.sha256("".join(ids).encode()).hexdigest()
 
 
-def image_root_path(reference: str, root: Path) -> Path:
+def image_root_path(reference: str, root: Path, resolved_root: Path | None = None) -> Path:
     """The file that a dataset's `reference` names, relative to `root` or absolute, symlinks resolved.
 
-    Whether it exists is left to `decode_image`. Raises SampleError for a URL, an empty reference, a
-    NUL character, and for any path outside `root`: a dataset must not choose other files to be read.
+    `resolved_root` saves resolving the root for each of many. Whether the file exists is left to
+    `decode_image`. Raises SampleError for a URL, an empty reference, a NUL character, and for any path
+    outside `root`: a dataset must not choose other files to be read.
     """
     if not reference.strip():
         raise SampleError(f"{reference!r} names no image; give a path.")
     if _URL.match(reference):
         raise SampleError(f"{_shortened(reference)!r} is a URL; download the image and give its path.")
     try:
-        resolved_root = root.resolve()
+        resolved_root = resolved_root or root.resolve()
         resolved = (resolved_root / reference).resolve()
     except (OSError, ValueError, RuntimeError) as error:  # NUL, not encodable, a loop of symlinks
         raise SampleError(f"{_shortened(reference)!r} is no usable path: {error}.") from error

@@ -1,67 +1,63 @@
-"""Rows of JSONL and CSV files: named values, or why a line has none."""
+"""Tables as rows: named values, or why a row has none; and the lines of text files."""
 
 from __future__ import annotations
 
-import csv
-import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Literal
 
 from midsight.errors import MidsightError, SampleError
+from midsight.samples.places import TablePlace, TextPlace
+
+MAX_RECORD_BYTES = 256_000_000
+"""Length of a line or record above which it is no row; room for several images in base64."""
+
+Kind = Literal["jsonl", "json", "csv", "tsv", "parquet", "arrow", "images", "stream"]
+"""How rows are stored; `images` are files in a folder, a `stream` is read while it arrives."""
 
 _MAX_NESTING = 100
 """Lists and objects inside each other; deeper ones could not be written again."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
-    """One row as the file has it."""
+    """One row as the table has it."""
 
-    line: int
-    """Line of the file on which it begins, from 1."""
+    number: int
+    """Line of the file on which it begins, element of its array, or row of the table, from 1."""
     raw: str
-    """Its text, for the id of a row that fails."""
+    """Its text, for the id of a row that fails; empty where a table has no text."""
     cells: Mapping[str, Any]
     """Its values by column name; empty when there is a problem."""
     problem: str = ""
     """Why it has no cells."""
+    place: TextPlace | TablePlace | None = None
+    """Where its cells can be read again; None for a stream."""
 
 
 @dataclass(frozen=True)
-class Rows:
-    """What a file holds, or its first rows."""
+class Table:
+    """What a file or folder holds, or its first rows; they are read while they are asked for."""
 
+    path: Path | str
+    """As the user named it."""
+    kind: Kind
+    """How it is stored."""
+    unit: Literal["line", "element", "row"]
+    """What `number` counts."""
     columns: tuple[str, ...]
-    """Of the header, or every name that occurs in these rows, in the order of the file."""
-    rows: tuple[Row, ...]
-    """In the order of the file, blank lines left out."""
+    """Of the header or schema, or every name that occurs in these rows, in the order of the file."""
     sha256: str
-    """Of the whole file's bytes, hex."""
-
-
-def read_rows(path: Path, limit: int | None = None) -> Rows:
-    """The first `limit` rows of a `.jsonl`, `.ndjson` or `.csv` file, or all of them.
-
-    Raises MidsightError for a file of another kind, that is not there or cannot be read, or that names no columns.
-    """
-    parsers = {".jsonl": _parse_jsonl, ".ndjson": _parse_jsonl, ".csv": _parse_csv}
-    parse = parsers.get(path.suffix.lower())
-    if parse is None:
-        raise MidsightError(f"{path} is no table that can be read; supported are {', '.join(parsers)}.")
-    if not path.is_file():
-        raise MidsightError(f"{path} {'is no regular file' if path.exists() else 'does not exist'}; give a table file.")
-    try:
-        with path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            file.seek(0)
-            columns, rows = parse(_lines(file, path), path, limit)
-    except OSError as error:
-        raise MidsightError(f"{path} cannot be read: {error.strerror or error}.") from error
-    return Rows(columns, rows, sha256)
+    """Of the file's bytes; of several files, of their digests, in their order."""
+    rows: Callable[[str], Iterator[Row]]
+    """Reads the rows; its argument is the image column. Blank lines are no rows."""
+    root: Path
+    """The folder that image paths start from by default."""
+    binary: frozenset[str] = frozenset()
+    """Columns that hold bytes; only the image column of them is read."""
 
 
 def check_storable(value: Any) -> None:
@@ -74,57 +70,8 @@ def check_storable(value: Any) -> None:
         raise SampleError(f"it holds a value that cannot be stored: {error}.") from error
 
 
-def named(columns: Iterable[str]) -> str:
-    """Column names for a message."""
-    return ", ".join(map(repr, columns))
-
-
-def shown(value: Any) -> str:
-    """A JSON value for a message, shortened."""
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _lines(file: Iterable[bytes], path: Path) -> Iterator[tuple[int, bytes]]:
-    """The lines and their numbers from 1, without byte order mark; raises MidsightError for UTF-16."""
-    for number, line in enumerate(file, start=1):
-        if number == 1 and line.startswith((b"\xff\xfe", b"\xfe\xff")):
-            raise MidsightError(f"{path} is encoded as UTF-16; save it as UTF-8.")
-        yield number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-
-
-def _parse_jsonl(
-    lines: Iterable[tuple[int, bytes]], path: Path, limit: int | None
-) -> tuple[tuple[str, ...], tuple[Row, ...]]:
-    written = ((number, line) for number, line in lines if line.strip())
-    rows = tuple(_jsonl_row(number, line) for number, line in itertools.islice(written, limit))
-    columns = tuple(dict.fromkeys(name for row in rows for name in row.cells))
-    if not columns:
-        why = f"line {rows[0].line}: {rows[0].problem or 'it names no values.'}" if rows else "it is empty."
-        raise MidsightError(f"{path} has no row with values, write one JSON object per line; {why}")
-    return columns, rows
-
-
-def _jsonl_row(number: int, line: bytes) -> Row:
-    raw = line.decode("utf-8", "backslashreplace").rstrip("\r\n")
-    try:
-        cells = json.loads(line.decode("utf-8"))
-        if not isinstance(cells, dict):
-            return Row(number, raw, {}, "it is no JSON object.")
-        if raw.count("[") + raw.count("{") > _MAX_NESTING:
-            _check_nesting(cells)
-        if "\\u" in raw:
-            check_storable(cells)
-    except SampleError as error:
-        return Row(number, raw, {}, str(error))
-    except UnicodeDecodeError:
-        return Row(number, raw, {}, "it is not encoded as UTF-8.")
-    except (ValueError, RecursionError) as error:
-        return Row(number, raw, {}, f"it is no JSON that can be read: {error}.")
-    return Row(number, raw, cells)
-
-
-def _check_nesting(cells: Mapping[str, Any]) -> None:
+def check_nesting(cells: Mapping[str, Any]) -> None:
+    """Raises SampleError for values that nest too deep."""
     level: list[Any] = [cells]
     for _ in range(_MAX_NESTING):
         inner = [item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list)]
@@ -133,42 +80,53 @@ def _check_nesting(cells: Mapping[str, Any]) -> None:
         raise SampleError(f"it nests lists and objects more than {_MAX_NESTING} deep.")
 
 
-def _parse_csv(
-    lines: Iterable[tuple[int, bytes]], path: Path, limit: int | None
-) -> tuple[tuple[str, ...], tuple[Row, ...]]:
-    # strict: a quote that is never closed would else swallow the rest of the file without a word
-    reader = csv.reader(_text(lines, path), strict=True)
-    try:
-        columns = next((tuple(cells) for cells in reader if cells), ())
-    except csv.Error as error:
-        raise MidsightError(f"{path} has a header that is no CSV: {error}.") from error
-    if not columns:
-        raise MidsightError(f"{path} is empty; its first row must name the columns.")
-    if repeated := {name: None for name in columns if columns.count(name) > 1}:
-        raise MidsightError(f"{path} has several columns named {named(repeated)}; rename or remove them.")
-    return columns, tuple(itertools.islice(_csv_rows(reader, columns), limit))
+def named(columns: Iterable[str]) -> str:
+    """Column names for a message."""
+    return ", ".join(map(repr, columns))
 
 
-def _text(lines: Iterable[tuple[int, bytes]], path: Path) -> Iterator[str]:
-    for number, line in lines:
-        try:
-            yield line.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise MidsightError(f"{path} is not encoded as UTF-8 (line {number}); save it as UTF-8.") from error
+def shown(value: Any) -> str:
+    """A value for a message, as JSON, shortened."""
+    text = json.dumps(value, default=lambda other: f"<{type(other).__name__}>")
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _csv_rows(reader: Any, columns: Sequence[str]) -> Iterator[Row]:
-    while True:
-        line = reader.line_num + 1
-        try:
-            cells = next(reader, None)
-        except csv.Error as error:  # the reader goes on with the next line
-            yield Row(line, "", {}, f"it is no CSV that can be read: {error}.")
-            continue
-        if cells is None:
+def read_lines(file: BinaryIO, path: Path) -> Iterator[tuple[int, int, bytes]]:
+    """Each line's number from 1, offset in bytes and bytes, without byte order mark.
+
+    A line of more than MAX_RECORD_BYTES comes cut off, one byte longer than that. Raises MidsightError
+    for UTF-16.
+    """
+    offset = skip_mark(file, path)
+    for number in itertools.count(1):
+        line, length = read_line(file)
+        if not line:
             return
-        if len(cells) == len(columns):
-            yield Row(line, ",".join(cells), dict(zip(columns, cells, strict=True)))
-        elif cells:
-            problem = f"it has {len(cells)} cells, the header {len(columns)}."
-            yield Row(line, ",".join(cells), {}, problem)
+        yield number, offset, line
+        offset += length
+
+
+def skip_mark(file: BinaryIO, path: Path) -> int:
+    """Where the text begins, in bytes; raises MidsightError for UTF-16."""
+    mark = file.read(3)
+    if mark.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise MidsightError(f"{path} is encoded as UTF-16; save it as UTF-8.")
+    return file.seek(3 if mark == b"\xef\xbb\xbf" else 0)
+
+
+def read_line(file: BinaryIO) -> tuple[bytes, int]:
+    """The next line and its length; of one longer than MAX_RECORD_BYTES that and one byte, the rest passed over."""
+    line = rest = file.readline(MAX_RECORD_BYTES + 1)
+    length = len(line)
+    while len(line) > MAX_RECORD_BYTES and rest and not rest.endswith(b"\n"):
+        rest = file.readline(1 << 20)
+        length += len(rest)
+    return line, length
+
+
+def too_long() -> str:
+    """Why such a line is no row."""
+    return f"it has more than {MAX_RECORD_BYTES:,} bytes."
+
+
+NOT_UTF_8 = "it is not encoded as UTF-8."

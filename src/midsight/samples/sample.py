@@ -10,11 +10,13 @@ from typing import Any
 
 from PIL import Image
 
-ImageSource = Path | bytes | Image.Image
-"""An image as it is given: a file, an encoded image in memory, or a decoded one."""
+from midsight.samples.places import StoredImage
+
+ImageSource = Path | bytes | Image.Image | StoredImage
+"""An image as it is given: a file, an encoded image in memory, a decoded one, or one that a table keeps."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Sample:
     """What one row of a dataset asks of the model."""
 

@@ -1,4 +1,4 @@
-"""Datasets in: JSONL and CSV tables, and pairs from Python, as samples.
+"""Datasets in: tables, folders, and pairs from Python, as samples.
 
 A row that cannot become a sample becomes a failure with its reason, and the others go on. What
 concerns the table as a whole (no such column, ids that repeat) is a MidsightError.
@@ -6,10 +6,11 @@ concerns the table as a whole (no such column, ids that repeat) is a MidsightErr
 
 from __future__ import annotations
 
-import functools
 import hashlib
+import itertools
 import json
 import reprlib
+from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,9 +19,11 @@ from typing import Any, Literal
 from PIL import Image
 
 from midsight.errors import MidsightError, SampleError
-from midsight.samples.images import image_root_path
-from midsight.samples.rows import Row, check_storable, named, read_rows, shown
+from midsight.samples.outcomes import SampleMaker, check_question
+from midsight.samples.rows import check_storable
 from midsight.samples.sample import Failure, ImageSource, Sample, make_sample_id
+from midsight.samples.shapes import ColumnOptions, assign_roles
+from midsight.samples.sources import image_folder, open_table
 
 ExtraType = Literal["string", "int64", "float64", "bool", "json"]
 """How an extra column is stored; `json` is JSON text, for what fits none of the others."""
@@ -39,9 +42,10 @@ class Dataset:
     extras: Mapping[str, ExtraType]
     """The columns beyond image, question, answer and id, and the type that all their values fit."""
     sha256: str
-    """Hex; of the file's bytes, or of what `make_samples` was given."""
+    """Hex; of the file's bytes (of several files, of their digests), of a folder's image names, or of what
+    `make_samples` was given."""
     path: Path | None
-    """The table; None when the samples come from Python."""
+    """The table or folder; None when the samples come from Python."""
     rows: int
     """How many rows were read: samples and failures."""
     options: Mapping[str, str | None] = field(default_factory=dict)
@@ -53,41 +57,54 @@ def read_table(
     path: str | Path,
     *,
     images: str | Path | None = None,
-    image_column: str = "image",
-    question_column: str = "question",
+    image_column: str | None = None,
+    question_column: str | None = None,
     answer_column: str | None = None,
     id_column: str | None = None,
+    question: str | None = None,
+    split: str | None = None,
     limit: int | None = None,
 ) -> Dataset:
-    """The dataset in a `.jsonl`, `.ndjson` or `.csv` file (UTF-8), its first `limit` rows if given.
+    """The dataset in a table file, in Parquet shards, in a saved Hugging Face dataset or in a folder of images.
 
-    JSONL has one object a line, CSV a header row; blank lines are no rows. Image paths are relative
-    to `images`, by default the table's folder, and must lie inside it; in JSONL several images are
-    a list. Whether the files exist is found out when they are decoded.
+    docs/datasets.md says what goes in. Image paths are relative to `images`, by default the table's folder, and must
+    lie inside it; several images are a list. Whether the files exist is found out when they are decoded. Images that
+    the table itself holds, as bytes or base64, stay in it until then.
 
-    `answer_column` is by default `answer`, else `answers`, if there is one; its value is text, a
-    list of texts, or nothing. Other values count as their JSON text. `id_column` is by default `id`,
-    if there is one; rows without an id get one from `make_sample_id`. Every other column is an
-    extra: its values stay as they are in JSONL, and are text in CSV.
+    The columns are `image`, `question`, `answer` (else `answers`, if there is one; text, a list of texts, or nothing;
+    other values count as their JSON text) and `id` (if there is one; rows without an id get one from
+    `make_sample_id`), or those of a known benchmark, or those named here. Every other column is an extra: its values
+    stay as they are, are text in CSV and TSV, and those that hold bytes are left out. `question` makes a folder of
+    images a dataset, `split` chooses among a folder's, `limit` takes the first rows.
 
     Raises MidsightError, for the table as a whole: a file that cannot be read or whose format is not
     known, a missing column, ids that repeat.
     """
     path = Path(path)
-    root = path.parent if images is None else Path(images)
     if limit is not None and limit < 1:
         raise MidsightError(f"The limit is {limit}; give at least 1 row, or no limit.")
-    table = read_rows(path, limit)
+    if question is None:
+        table = open_table(path, split, limit)
+    elif path.is_dir() and split is None:
+        table = image_folder(path, question)
+    else:
+        raise MidsightError(f"{path} is no folder of images; leave --question out, a table has its own.")
+    root = table.root if images is None else Path(images)
     if not root.is_dir():
         raise MidsightError(f"The image folder {root} is no directory; name an existing one with --images.")
-    roles = _assign_roles(table.columns, path, image_column, question_column, answer_column, id_column)
-    # Many questions share an image: its path is resolved once.
-    resolve = functools.cache(lambda reference: image_root_path(reference, root))
-    outcomes = [_outcome(row, index, roles, resolve, path) for index, row in enumerate(table.rows)]
-    _refuse_repeated_ids(outcomes, [f"line {row.line}" for row in table.rows], str(path))
-    extras = [name for name in table.columns if name not in roles.names]
-    folder = None if root.resolve() == path.parent.resolve() else str(root.resolve())
-    return replace(_dataset(outcomes, extras, table.sha256, path), options={"--images": folder, **roles.as_options()})
+    roles = assign_roles(table, ColumnOptions(image_column, question_column, answer_column, id_column))
+    make = SampleMaker(table, roles, root)
+    numbers = array("q")
+    outcomes: list[Sample | Failure] = []
+    for index, row in enumerate(itertools.islice(table.rows(roles.image), limit)):
+        numbers.append(row.number)
+        outcomes.append(make(row, index))
+    outcomes = make.lend_images(outcomes)
+    _refuse_repeated_ids(outcomes, lambda index: f"{table.unit} {numbers[index]}", str(path))
+    extras = [name for name in table.columns if name not in roles.names and name not in table.binary]
+    folder = None if root.resolve() == table.root.resolve() else str(root.resolve())
+    options = {"--images": folder, "--question": question, "--split": split, **roles.as_options()}
+    return replace(_dataset(outcomes, extras, table.sha256, path), options=options)
 
 
 def make_samples(items: Iterable[tuple[ImageSource | str, str] | Sample]) -> Dataset:
@@ -103,7 +120,7 @@ def make_samples(items: Iterable[tuple[ImageSource | str, str] | Sample]) -> Dat
     for index, item in enumerate(items):
         sample = replace(item, input_index=index) if isinstance(item, Sample) else _sample_of_pair(item, index)
         try:
-            _check_question(sample.question)
+            check_question(sample.question)
             check_storable(
                 [sample.sample_id, sample.image, sample.question, sample.reference_answers, dict(sample.extras)]
             )
@@ -112,78 +129,13 @@ def make_samples(items: Iterable[tuple[ImageSource | str, str] | Sample]) -> Dat
             outcomes.append(sample)
         except SampleError as error:
             outcomes.append(Failure(sample.sample_id, index, f"Item {index}: {error}"))
-    _refuse_repeated_ids(outcomes, [f"item {index}" for index in range(len(outcomes))], "The list of samples")
+    _refuse_repeated_ids(outcomes, lambda index: f"item {index}", "The list of samples")
     digest = hashlib.sha256()
     for outcome in outcomes:
         asked = [outcome.image, outcome.question] if isinstance(outcome, Sample) else []
         digest.update(json.dumps([outcome.sample_id, *asked]).encode() + b"\n")
     extras = dict.fromkeys(name for item in outcomes if isinstance(item, Sample) for name in item.extras)
     return _dataset(outcomes, extras, digest.hexdigest(), None)
-
-
-@dataclass(frozen=True)
-class _Roles:
-    """Which columns are what."""
-
-    image: str
-    question: str
-    answer: str | None
-    id: str | None
-
-    @property
-    def names(self) -> set[str | None]:
-        return {self.image, self.question, self.answer, self.id}
-
-    def as_options(self) -> dict[str, str | None]:
-        return {
-            "--image-column": self.image,
-            "--question-column": self.question,
-            "--answer-column": self.answer,
-            "--id-column": self.id,
-        }
-
-
-def _assign_roles(
-    columns: Sequence[str], path: Path, image: str, question: str, answer: str | None, sample_id: str | None
-) -> _Roles:
-    """The columns' roles; raises MidsightError for a named column that is not there."""
-    wanted = {"image": image, "question": question, "answer": answer, "id": sample_id}
-    for role, name in wanted.items():
-        if name is not None and name not in columns:
-            raise MidsightError(
-                f"{path} has no column {name!r}; it has {named(columns)}: choose one with --{role}-column."
-            )
-    free = [name for name in columns if name not in wanted.values()]
-    if answer is None:
-        answer = next((name for name in ("answer", "answers") if name in free), None)
-    if sample_id is None:
-        sample_id = "id" if "id" in free else None
-    return _Roles(image, question, answer, sample_id)
-
-
-def _outcome(row: Row, index: int, roles: _Roles, resolve: Callable[[str], Path], path: Path) -> Sample | Failure:
-    """The row's sample, or why there is none."""
-    given_id: str | None = None
-    try:
-        if row.problem:
-            raise SampleError(row.problem)
-        given_id = _given_id(row.cells.get(roles.id) if roles.id is not None else None)
-        references = _references(row.cells, roles.image)
-        image = references[0] if len(references) == 1 else json.dumps(references, ensure_ascii=False)
-        question = _text(row.cells, roles.question, "question")
-        _check_question(question)
-        return Sample(
-            sample_id=given_id or make_sample_id(index, image, question),
-            input_index=index,
-            images=tuple(resolve(reference) for reference in references),
-            question=question,
-            image=image,
-            reference_answers=_answers(row.cells.get(roles.answer) if roles.answer is not None else None),
-            extras={name: value for name, value in row.cells.items() if name not in roles.names},
-        )
-    except SampleError as error:
-        failed_id = given_id or make_sample_id(index, row.raw, "")
-        return Failure(failed_id, index, f"{path}, line {row.line}: {error}")
 
 
 def _sample_of_pair(item: Any, index: int) -> Sample:
@@ -200,54 +152,16 @@ def _sample_of_pair(item: Any, index: int) -> Sample:
     return Sample(make_sample_id(index, reference, question), index, (source,), question, image=reference)
 
 
-def _text(cells: Mapping[str, Any], column: str, role: str) -> str:
-    if column not in cells:
-        raise SampleError(f"there is no {role} (column {column!r}).")
-    value = cells[column]
-    if not isinstance(value, str):
-        raise SampleError(f"the {role} is {shown(value)}, not text.")
-    return value
-
-
-def _check_question(question: str) -> None:
-    if not question.strip():
-        raise SampleError("the question is empty.")
-
-
-def _references(cells: Mapping[str, Any], column: str) -> list[str]:
-    """The row's image references, at least one."""
-    value = cells.get(column)
-    if not isinstance(value, list):
-        return [_text(cells, column, "image")]
-    if not value or not all(isinstance(reference, str) for reference in value):
-        raise SampleError(f"the image is {shown(value)}; a list must hold one or more paths.")
-    return value
-
-
-def _given_id(value: Any) -> str | None:
-    if value is None or (isinstance(value, str) and not value.strip()):
-        return None
-    if isinstance(value, bool) or not isinstance(value, str | int):
-        raise SampleError(f"the id is {shown(value)}; give text or a whole number.")
-    return str(value)
-
-
-def _answers(value: Any) -> tuple[str, ...]:
-    """Reference answers as text; nothing and empty text are none."""
-    values = value if isinstance(value, list) else [value]
-    texts = (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for value in values)
-    return tuple(text for value, text in zip(values, texts, strict=True) if value is not None and text)
-
-
-def _refuse_repeated_ids(outcomes: Sequence[Sample | Failure], places: Sequence[str], dataset: str) -> None:
-    first: dict[str, str] = {}
-    for outcome, place in zip(outcomes, places, strict=True):
-        if outcome.sample_id in first:
+def _refuse_repeated_ids(outcomes: Sequence[Sample | Failure], place: Callable[[int], str], dataset: str) -> None:
+    seen: set[str] = set()
+    for index, outcome in enumerate(outcomes):
+        if outcome.sample_id in seen:
+            first = next(i for i, earlier in enumerate(outcomes) if earlier.sample_id == outcome.sample_id)
             raise MidsightError(
-                f"{dataset} has the id {outcome.sample_id!r} twice, in {first[outcome.sample_id]} and {place}; "
-                "make ids unique or leave them out."
+                f"{dataset} has the id {outcome.sample_id!r} twice, in {place(first)} and {place(index)}; "
+                "make ids unique, choose others with --id-column, or leave them out."
             )
-        first[outcome.sample_id] = place
+        seen.add(outcome.sample_id)
 
 
 def _dataset(outcomes: Sequence[Sample | Failure], extras: Iterable[str], sha256: str, path: Path | None) -> Dataset:

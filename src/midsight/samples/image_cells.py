@@ -1,0 +1,79 @@
+"""Image cells of a table become image sources, each distinct image one value."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from midsight.errors import SampleError
+from midsight.samples.images import image_root_path
+from midsight.samples.places import StoredImage
+from midsight.samples.rows import Row, shown
+from midsight.samples.sample import ImageSource
+from midsight.samples.stored import embedded_bytes, image_values, reference_of
+
+
+class ImageCells:
+    """Reads the image cells of one dataset; an image that many rows repeat is kept once.
+
+    Without a root no image is read that is only named.
+    """
+
+    def __init__(self, root: Path | None) -> None:
+        self._root = root
+        self._resolved_root = root.resolve() if root is not None else None
+        self._paths: dict[str, Path] = {}
+        self._stored: dict[bytes, StoredImage] = {}
+
+    def read(self, row: Row, column: str) -> tuple[str, tuple[ImageSource, ...]]:
+        """The reference to the row's images, and the images; raises SampleError for what is none.
+
+        Paths become files inside the root. Bytes and base64 stay in the table: the first row that has them stands
+        for all. Bytes of a row that cannot be read again are the image.
+        """
+        values = image_values(_cell(row.cells, column))
+        named = [self._image(value, row, column, index) for index, value in enumerate(values)]
+        references = [reference for reference, _ in named]
+        reference = references[0] if len(references) == 1 else json.dumps(references, ensure_ascii=False)
+        return reference, tuple(source for _, source in named)
+
+    def _image(self, value: Any, row: Row, column: str, index: int) -> tuple[str, ImageSource]:
+        encoded = embedded_bytes(value)
+        if encoded is None:
+            path = value.get("path") if _names_a_path(value) else value
+            if not isinstance(path, str):
+                whole = row.cells[column]
+                if isinstance(whole, list):
+                    raise SampleError(f"the image is {shown(whole)}; a list must hold one or more paths or images.")
+                raise SampleError(f"the image is {shown(whole)}, not text.")
+            if self._root is None:
+                raise SampleError(
+                    f"the image {shown(path)} is not in the stream; name its folder with --images, or stream the "
+                    "dataset's @refs/convert/parquet, which holds the images."
+                )
+            if path not in self._paths:
+                self._paths[path] = image_root_path(path, self._root, self._resolved_root)
+            return path, self._paths[path]
+        digest = hashlib.sha256(encoded).digest()
+        if row.place is None:
+            return reference_of(digest), encoded
+        if digest not in self._stored:
+            self._stored[digest] = StoredImage(row.place, column, index, reference_of(digest))
+        stored = self._stored[digest]
+        return stored.reference, stored
+
+
+def _names_a_path(value: Any) -> bool:
+    """Whether it is an image of Hugging Face's that was saved without its bytes."""
+    return isinstance(value, dict) and value.keys() <= {"bytes", "path"} and value.get("bytes") is None
+
+
+def _cell(cells: Mapping[str, Any], column: str) -> Any:
+    if column not in cells:
+        raise SampleError(f"there is no image (column {column!r}).")
+    if cells[column] == []:
+        raise SampleError("the image is []; a list must hold one or more paths or images.")
+    return cells[column]
