@@ -116,11 +116,15 @@ def extract(
     model: Annotated[str, typer.Option("--model", help="Folder or hub id of the model.")],
     out: Out,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
-    images: Annotated[Path | None, typer.Option(help="Folder that image paths start from [the file's].")] = None,
-    image_column: Annotated[str | None, typer.Option(help="Column of images [image].")] = None,
-    question_column: Annotated[str | None, typer.Option(help="Column of questions [question].")] = None,
-    answer_column: Annotated[str | None, typer.Option(help="Column of right answers [answer or answers].")] = None,
-    id_column: Annotated[str | None, typer.Option(help="Column of unique ids [id].")] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder that image paths start from; by default the file's.")
+    ] = None,
+    image_column: Annotated[str | None, typer.Option(help="Column of images; by default image.")] = None,
+    question_column: Annotated[str | None, typer.Option(help="Column of questions; by default question.")] = None,
+    answer_column: Annotated[
+        str | None, typer.Option(help="Column of right answers; by default answer or answers.")
+    ] = None,
+    id_column: Annotated[str | None, typer.Option(help="Column of unique ids; by default id.")] = None,
     question: Annotated[str | None, typer.Option(help="The question about each image of a folder.")] = None,
     split: Annotated[str | None, typer.Option(help="Which split, where the data have several.")] = None,
     prompt: Annotated[str, typer.Option(help="The user's text around the question.")] = "{question}",
@@ -134,7 +138,9 @@ def extract(
     processor_pooled_pixels: Annotated[
         bool, typer.Option("--processor-pooled-pixels", help="Also the averaged pixels of earlier scripts.")
     ] = False,
-    pixels: Annotated[str | None, typer.Option(help="pil or transformers: who resizes [as published].")] = None,
+    pixels: Annotated[
+        str | None, typer.Option(help="pil or transformers: who resizes; by default as published.")
+    ] = None,
     answers: Annotated[bool, typer.Option(help="Whether to decode answers.")] = True,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 200,
     batch_size: Annotated[int, typer.Option(help="Samples in one call of the model.")] = 8,
@@ -290,9 +296,11 @@ def export(
     format: Annotated[str, typer.Option("--format", help="hdf5, safetensors, npz, npy or csv.")],
     out: Annotated[Path, typer.Option("--out", help="File to write; for npy a folder.")],
     columns: Annotated[
-        str | None, typer.Option(help="Columns, with commas between [all vectors; for csv all others].")
+        str | None, typer.Option(help="Columns, with commas between; by default all vectors; for csv all others.")
     ] = None,
-    samples: Annotated[Path | None, typer.Option(help="File of sample ids, one a line or a JSON list [all].")] = None,
+    samples: Annotated[
+        Path | None, typer.Option(help="File of sample ids, one a line or a JSON list; by default all.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what --out names.")] = False,
     debug: Debug = False,
 ) -> None:
