@@ -1,4 +1,4 @@
-"""Measures the figures in docs/numbers.md: the host memory that `midsight.load` takes at its peak.
+"""Measures the figures in docs/checkpoints.md: the host memory that `midsight.load` takes at its peak.
 
 Writes a checkpoint of 1.3 GB with random weights to a temporary folder, as Phi-4-multimodal is published and in
 transformers' layout, and loads each in processes of its own, on the CPU (Linux; reads /proc).

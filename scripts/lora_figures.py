@@ -1,4 +1,4 @@
-"""Measures the figures in docs/numbers.md: how far a merged LoRA, and one beside the weights, is from float32.
+"""Measures the figures in docs/checkpoints.md: how far a merged LoRA, and one beside the weights, is from float32.
 
 Weights and inputs are random, in the shapes of Phi-4-multimodal's decoder, and stored in bfloat16 as
 published; the reference computes with the same stored tensors in float64 (one layer) or float32 (decoder).

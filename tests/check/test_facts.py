@@ -2,6 +2,7 @@
 
 import json
 import resource
+import shutil
 import subprocess
 import sys
 
@@ -53,13 +54,21 @@ def test_parameters_are_those_that_are_stored(native, published):
 def test_memory_is_that_of_the_parts_that_are_loaded(native):
     facts = read_facts(native)
     parts = {**facts.parameters}
-    assert parts.pop("vision LoRA") > 0
-    assert parts.pop("audio") > 0
+    lora, audio = parts.pop("vision LoRA"), parts.pop("audio")
+    assert audio > 0
     assert facts.memory_bytes["float32"] == 4 * sum(parts.values())
-    assert facts.memory_bytes["bfloat16"] == facts.memory_bytes["float16"] == 2 * sum(parts.values())
+    assert facts.memory_bytes["bfloat16"] == facts.memory_bytes["float16"] == 2 * (sum(parts.values()) + lora)
+
+
+def test_where_the_lora_lies_is_said(native, published, tmp_path):
+    assert read_facts(native).lora == read_facts(published).lora == "beside the weights"
+    bare = copy_folder(native, tmp_path / "bare")
+    shutil.rmtree(bare / "vision-lora")
+    assert "merged into the weights, or missing" in read_facts(bare).lora
 
 
 def test_a_size_is_held_against_every_device():
+    assert describe_size(5 * 10**9, {"cpu": 6 * 10**9}) == "5.0 GB, more than is free here"  # room is left
     assert describe_size(5 * 10**9, {"cpu": 8 * 10**9, "cuda:0": 10**9}) == "5.0 GB, fits on cpu"
     assert describe_size(5 * 10**9, {"cpu": 10**9}) == "5.0 GB, more than is free here"
 

@@ -214,3 +214,18 @@ def test_rotary_frequencies_are_those_of_the_published_code(regime, tokens):
     angles = np.arange(tokens)[:, None] * rotary.inv_freq.numpy().astype(np.float64)
     for ours, wave in ((cos, np.cos), (sin, np.sin)):
         np.testing.assert_allclose(ours[0].numpy(), scale * np.tile(wave(angles), 2), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("img_processor.embeddings.patch_embedding.weight", "img_processor"),
+        ("img_processor.embeddings.position_embedding.weight", "img_processor"),
+        ("model.layers.0.self_attn.qkv_proj.base_layer.weight", "qkv_proj"),
+    ],
+)
+@pytest.mark.parametrize("shape", [(), (8,), (8, 8, 8)])
+def test_a_tensor_that_sizes_are_read_from_may_have_any_shape(name, said, shape):
+    full = next(stored for stored in SHAPES if stored.endswith(name))
+    with pytest.raises(MidsightError, match=said):
+        native_config(PUBLISHED, {**SHAPES, full: shape})

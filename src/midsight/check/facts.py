@@ -10,10 +10,10 @@ import psutil
 import torch
 
 from midsight.models.catalogue import open_checkpoint
-from midsight.models.checkpoint import count_parameters, left_out_parts, loaded_parameters
+from midsight.models.checkpoint import Checkpoint, count_parameters, left_out_parts, loaded_parameters
 from midsight.models.fingerprint import fingerprint
 from midsight.models.hub import find_model_folder
-from midsight.models.loading import load_processors, read_stop_ids
+from midsight.models.loading import closest_to_float32, load_processors, read_stop_ids
 from midsight.models.quiet import quiet_transformers
 from midsight.taps.tap import choose_layers
 
@@ -41,6 +41,8 @@ class ModelFacts:
     """Stored parameters by part of the model."""
     left_out: tuple[str, ...]
     """Parts that are not loaded."""
+    lora: str
+    """Where the LoRA that image input needs lies."""
     layers: int
     """Decoder layers."""
     default_layers: tuple[int, ...]
@@ -62,7 +64,7 @@ class ModelFacts:
     example_token_ids: tuple[int, ...]
     """Its token ids, the image still one token."""
     memory_bytes: Mapping[str, int]
-    """What the loaded weights take, by dtype, the LoRA merged."""
+    """What the loaded weights take, by dtype, the LoRA applied as `--lora auto` does."""
     free_bytes: Mapping[str, int]
     """Memory that is free on this machine, by device."""
 
@@ -81,7 +83,11 @@ def read_facts(source: str | Path, *, revision: str | None = None) -> ModelFacts
     text = config.get_text_config()
     prompt = adapter.render_prompt(EXAMPLE_QUESTION, (0, len(EXAMPLE_QUESTION)), 1, None).text
     parameters = count_parameters(checkpoint)
-    loaded = loaded_parameters(checkpoint)
+
+    def bytes_in(dtype: torch.dtype) -> int:
+        lora = closest_to_float32(dtype) if checkpoint.has_lora else None
+        return dtype.itemsize * loaded_parameters(checkpoint, lora)
+
     return ModelFacts(
         source=str(source),
         layout=checkpoint.layout,
@@ -91,6 +97,7 @@ def read_facts(source: str | Path, *, revision: str | None = None) -> ModelFacts
         fingerprint=fingerprint(found.path, checkpoint.headers),
         parameters=parameters,
         left_out=tuple(part for part in parameters if part in left_out_parts(adapter)),
+        lora=describe_lora(checkpoint),
         layers=text.num_hidden_layers,
         default_layers=choose_layers("default", text.num_hidden_layers),
         hidden_size=text.hidden_size,
@@ -101,9 +108,19 @@ def read_facts(source: str | Path, *, revision: str | None = None) -> ModelFacts
         longrope_border_tokens=adapter.longrope_border(config),
         example_prompt=prompt,
         example_token_ids=tuple(tokenizer(prompt)["input_ids"]),
-        memory_bytes={str(dtype).removeprefix("torch."): dtype.itemsize * loaded for dtype in DTYPES},
+        memory_bytes={str(dtype).removeprefix("torch."): bytes_in(dtype) for dtype in DTYPES},
         free_bytes=free_memory(),
     )
+
+
+def describe_lora(checkpoint: Checkpoint) -> str:
+    """Where the LoRA that image input needs lies, in words."""
+    beside = checkpoint.adapter.lora_folder
+    if beside is None:
+        return "the family has none"
+    if not checkpoint.has_lora:
+        return f"no {beside}/: merged into the weights, or missing, which no file tells"
+    return "beside the weights"
 
 
 def free_memory() -> dict[str, int]:

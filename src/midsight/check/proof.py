@@ -24,8 +24,8 @@ LIMIT_ON_ACCELERATORS = 1e-4
 
 
 def shipped_samples() -> tuple[Sample, ...]:
-    """Three drawn images, of which one fills its crop and one leaves part of it empty, with questions."""
-    sizes = {"small": (64, 64), "fills its crop": (448, 448), "two by two": (640, 480)}
+    """Three drawn images with questions; one fills its crop, the others leave part of theirs empty."""
+    sizes = {"wide": (300, 200), "fills its crop": (448, 448), "two by two": (640, 480)}
     questions = ("What is in the image?", "Is there a red circle? Answer yes or no.", "Describe the picture.")
     return tuple(
         Sample(name, index, (draw(size, index),), question)

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from midsight.check.facts import ModelFacts
+from midsight.models.loading import SPARE_MEMORY
 from midsight.testing.checks import Check
 
 
@@ -41,6 +42,7 @@ def describe(facts: ModelFacts) -> dict[str, str]:
         "fingerprint": facts.fingerprint,
         "parameters stored": f"{sum(facts.parameters.values()):,}",
         **parts,
+        "LoRA for images": facts.lora,
         "layers": f"{facts.layers}, by default {', '.join(map(str, facts.default_layers))}",
         "widths": f"{facts.hidden_size} decoder, {facts.vision_width} vision encoder",
         "image token": f"{facts.image_token} {facts.image_token_id}",
@@ -55,7 +57,7 @@ def describe(facts: ModelFacts) -> dict[str, str]:
 
 def describe_size(size_bytes: int, free_bytes: Mapping[str, int]) -> str:
     """A size and the devices that have room for it."""
-    roomy = [device for device, free in free_bytes.items() if size_bytes < free]
+    roomy = [device for device, free in free_bytes.items() if size_bytes <= SPARE_MEMORY * free]
     return f"{decimal(size_bytes)}, " + (f"fits on {', '.join(roomy)}" if roomy else "more than is free here")
 
 

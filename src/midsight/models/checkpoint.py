@@ -84,7 +84,9 @@ def left_out_parts(adapter: Adapter) -> tuple[str, ...]:
     return (*adapter.unused_modules, SPEECH_LORA)
 
 
-def loaded_parameters(checkpoint: Checkpoint) -> int:
-    """How many parameters `load_weights` brings into memory, the LoRA merged and no unused module asked for."""
-    beside = (*left_out_parts(checkpoint.adapter), VISION_LORA)
-    return sum(count for part, count in count_parameters(checkpoint).items() if part not in beside)
+def loaded_parameters(checkpoint: Checkpoint, lora: LoraMode | None) -> int:
+    """How many parameters `load_weights` brings into memory when no unused module is asked for."""
+    left_out = left_out_parts(checkpoint.adapter)
+    if lora != "unmerged":
+        left_out = (*left_out, VISION_LORA)
+    return sum(count for part, count in count_parameters(checkpoint).items() if part not in left_out)

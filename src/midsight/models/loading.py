@@ -163,6 +163,8 @@ def load_processors(checkpoint: Checkpoint, folder: Path) -> tuple[Any, Any]:
     """Tokenizer and image processor of a folder; raises MidsightError where they cannot make the family's prompts."""
     tokenizer, image_processor = checkpoint.load_tokenizer(), checkpoint.load_image_processor()
     checkpoint.adapter.check_image_processor(image_processor)
+    if tokenizer.pad_token_id is None:
+        raise MidsightError(f"{folder / 'tokenizer_config.json'} names no pad_token that the tokenizer has; add it.")
     if checkpoint.adapter.image_token not in tokenizer.get_vocab():
         raise MidsightError(
             f"The tokenizer of {folder} has no token {checkpoint.adapter.image_token}, which stands for images; "
@@ -194,6 +196,8 @@ def choose_device(device: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(device)
+        if chosen.type not in ("cpu", "mps", "cuda") or (chosen.index is not None and chosen.type != "cuda"):
+            raise RuntimeError(device)
     except RuntimeError:
         raise MidsightError(f"--device {device!r} is unknown; give auto, cpu, mps, cuda or cuda:N.") from None
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
@@ -212,7 +216,7 @@ def choose_dtype(dtype: str, device: torch.device, checkpoint: Checkpoint) -> tu
     stored = checkpoint.config.dtype or torch.float32
     if device.type != "cpu":
         return stored, ()
-    needed = 4 * loaded_parameters(checkpoint)
+    needed = 4 * loaded_parameters(checkpoint, "merged")
     free = psutil.virtual_memory().available
     if needed <= SPARE_MEMORY * free:
         return torch.float32, ()
@@ -223,14 +227,18 @@ def choose_dtype(dtype: str, device: torch.device, checkpoint: Checkpoint) -> tu
     return stored, (note,)
 
 
+def closest_to_float32(dtype: torch.dtype) -> LoraMode:
+    """How `--lora auto` applies a LoRA that lies beside the weights."""
+    return "merged" if dtype == torch.float32 else "unmerged"
+
+
 def choose_lora(
     lora: Lora, dtype: torch.dtype, checkpoint: Checkpoint, folder: Path
 ) -> tuple[LoraMode | None, tuple[str, ...]]:
     """How the LoRA beside the weights is applied, None where there is none, and what to tell the user about it."""
     beside = checkpoint.adapter.lora_folder
     if checkpoint.has_lora:
-        closest: LoraMode = "merged" if dtype == torch.float32 else "unmerged"
-        return (closest if lora == "auto" else lora), ()
+        return (closest_to_float32(dtype) if lora == "auto" else lora), ()
     if lora != "auto":
         raise MidsightError(f"--lora {lora} needs a LoRA beside the weights, and {folder} has none; leave it out.")
     if beside is None:

@@ -5,7 +5,7 @@ The reference is transformers' own full forward with output_hidden_states, one s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,8 +31,9 @@ from midsight.taps.tap import POSITIONS, Tap
 LORA_DIFFERS_BY = 1e-3
 """Smallest relative error between the model with and without its LoRA that passes."""
 
-LIMIT_BETWEEN_KERNELS = 1e-4
-"""Largest relative error between two attention kernels in float32: they add up in other orders, layer after layer."""
+LIMIT_BETWEEN_KERNELS, IN_16_BITS = 1e-4, 0.15
+"""Largest relative errors between two attention kernels, which add up in other orders, layer after layer: in
+float32, and in 16 bits, where the demo checkpoint shows 0.07. A tower turned causal is off by 0.19 and more."""
 
 NEAR_TIE_NATS = 0.25
 """Lead of the likeliest token that rounding to 16 bits may turn round: logits of 16 to 32 are 1/8 apart in bfloat16."""
@@ -124,15 +125,17 @@ def check_taps(
         }
         return at[tap.position]().numpy()
 
-    def worst(position: str) -> float:
-        return max(
+    def worst_at(position: str) -> float:
+        return worst(
             relative_error(record.vectors[str(tap)], expected(tap, item, forward))
             for tap in plan.taps
             if tap.position == position
             for record, item, forward in zip(records, prepared, forwards, strict=True)
         )
 
-    return [Check(f"{position} at every layer and the full forward", worst(position), limit) for position in POSITIONS]
+    return [
+        Check(f"{position} at every layer and the full forward", worst_at(position), limit) for position in POSITIONS
+    ]
 
 
 def check_useful_patches(model: LoadedModel, prepared: Sequence[PreparedSample]) -> list[Check]:
@@ -168,7 +171,7 @@ def check_batches(
     def batch_error(order: Sequence[Sample], side: PaddingSide) -> float:
         by_id = {record.sample_id: record for record in alone}
         outcomes = [_record(outcome) for outcome in extract_samples(model, plan, order, padding_side=side)]
-        return max(largest_error(outcome, by_id[outcome.sample_id]) for outcome in outcomes)
+        return worst(largest_error(outcome, by_id[outcome.sample_id]) for outcome in outcomes)
 
     return [
         Check("one batch, padded left, and each sample alone", batch_error(samples, "left"), limit),
@@ -192,8 +195,8 @@ def check_prefix(
         for name in taps
     ]
     if model.adapter.shares_image_prefix:
-        return Check("image states under another question", max(errors), limit)
-    return Check("image states under another question", max(errors), limit, must_differ=True)
+        return Check("image states under another question", worst(errors), limit)
+    return Check("image states under another question", worst(errors), limit, must_differ=True)
 
 
 @torch.inference_mode()
@@ -215,7 +218,7 @@ def check_continued(
     ]
     if not model.adapter.shares_image_prefix or not errors:
         return []
-    return [Check("a question on the image's prefix and the full forward", max(errors), limit)]
+    return [Check("a question on the image's prefix and the full forward", worst(errors), limit)]
 
 
 def continued_states(model: LoadedModel, plan: Plan, item: PreparedSample) -> dict[Tap, Tensor]:
@@ -255,15 +258,16 @@ def check_eager(
             eager = [_record(extract_samples(model, plan, [sample])[0]) for sample in samples]
         finally:
             model.hf_model.set_attn_implementation(model.attention)
-    largest = max(map(largest_error, alone, eager))
-    return Check(f"{model.attention} and eager attention", largest, max(limit, LIMIT_BETWEEN_KERNELS))
+    largest = worst(map(largest_error, alone, eager))
+    between_kernels = LIMIT_BETWEEN_KERNELS if model.dtype == torch.float32 else IN_16_BITS
+    return Check(f"{model.attention} and eager attention", largest, max(limit, between_kernels))
 
 
 def check_lora(model: LoadedModel, plan: Plan, samples: Sequence[Sample], alone: Sequence[Record]) -> Check:
     """The LoRA beside the weights on and off: the states have to differ."""
     model.hf_model.disable_adapters()
     try:
-        without = [_record(outcome) for outcome in extract_samples(model, plan, samples)]
+        without = [_record(extract_samples(model, plan, [sample])[0]) for sample in samples]
     finally:
         model.hf_model.enable_adapters()
     return compare_lora(without, alone)
@@ -271,7 +275,7 @@ def check_lora(model: LoadedModel, plan: Plan, samples: Sequence[Sample], alone:
 
 def compare_lora(without: Sequence[Record], with_lora: Sequence[Record]) -> Check:
     """The vectors of the same samples without and with the LoRA: they have to differ."""
-    smallest = min(map(largest_error, without, with_lora))
+    smallest = float(np.min([largest_error(*pair) for pair in zip(without, with_lora, strict=True)]))
     return Check("LoRA off and on", smallest, LORA_DIFFERS_BY, must_differ=True)
 
 
@@ -304,9 +308,14 @@ def relative_error(value: np.ndarray, reference: np.ndarray) -> float:
     return float(difference / np.linalg.norm(reference.astype(np.float64)))
 
 
+def worst(errors: Iterable[float]) -> float:
+    """The largest; not a number where one of them is none, which Python's max may pass over."""
+    return float(np.max(list(errors)))
+
+
 def largest_error(record: Record, reference: Record) -> float:
     """The largest relative error over all vectors of two records of one sample."""
-    return max(relative_error(record.vectors[name], reference.vectors[name]) for name in reference.vectors)
+    return worst(relative_error(record.vectors[name], reference.vectors[name]) for name in reference.vectors)
 
 
 def _usable(item: PreparedSample | Failure) -> PreparedSample:
@@ -342,7 +351,7 @@ def _vision_error(
             for crops, image in zip(by_image, item.images, strict=True)
         ]
         errors.append(relative_error(record.vectors[VISION_ONLY], torch.cat(useful).double().mean(dim=0).numpy()))
-    return max(errors)
+    return worst(errors)
 
 
 @torch.inference_mode()
@@ -374,5 +383,5 @@ def _different_answers(
             different += len(theirs) != len(record.answer_token_ids or ())
         else:
             our_id, logits = parting
-            different += (logits.max() - logits[our_id]).item() > near_tie
+            different += not (logits.max() - logits[our_id]).item() <= near_tie
     return different

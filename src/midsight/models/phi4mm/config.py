@@ -41,7 +41,6 @@ CARRIED: Mapping[str, Kind] = {
     "resid_pdrop": "number",
     "rms_norm_eps": "number",
     "sliding_window": "size",
-    "tie_word_embeddings": "flag",
     "use_cache": "flag",
     "vocab_size": "size",
 }
@@ -82,6 +81,7 @@ FIXED: Mapping[str, Any] = {
     "lm_head_bias": False,
     "mlp_bias": False,
     "model_type": MODEL_TYPE,
+    "tie_word_embeddings": True,
     "embd_layer.embedding_cls": "image_audio",
     "embd_layer.image_embd_layer.embedding_cls": "tune_image",
     "embd_layer.image_embd_layer.hd_transform_order": "sub_glb",
@@ -196,6 +196,7 @@ def native_config(raw: Mapping[str, Any], shapes: Shapes) -> Phi4MultimodalConfi
     }
     return Phi4MultimodalConfig(
         **carried,
+        tie_word_embeddings=True,
         architectures=["Phi4MultimodalForCausalLM"],
         dtype=raw["torch_dtype"],
         eos_token_id=[raw["eos_token_id"]],
@@ -262,7 +263,11 @@ def check_decoder(raw: Mapping[str, Any], shapes: Shapes) -> None:
     rows = (heads + 2 * kv_heads) * (width // heads)
     name = "model.layers.0.self_attn.qkv_proj.base_layer.weight"
     if name in shapes:
-        agree("hidden_size, num_attention_heads and num_key_value_heads (rows of qkv_proj)", rows, shapes[name][0])
+        agree(
+            "hidden_size, num_attention_heads and num_key_value_heads (rows of qkv_proj)",
+            [rows],
+            list(shapes[name][:1]),
+        )
 
 
 def vision_sizes(shapes: Shapes) -> dict[str, int]:
@@ -274,6 +279,11 @@ def vision_sizes(shapes: Shapes) -> dict[str, int]:
     except KeyError as error:
         raise MidsightError(
             f"The folder has no tensor {error.args[0]}; it is no whole {MODEL_TYPE}, download it again."
+        ) from None
+    except ValueError:
+        raise MidsightError(
+            f"The embeddings or the mlp of {VISION_TOWER} have tensors of another number of dimensions than the "
+            "published encoder's; download the folder again."
         ) from None
     in_layers = re.compile(rf"{re.escape(VISION_TOWER)}\.encoder\.layers\.(\d+)\.")
     layers = [int(found[1]) for found in map(in_layers.match, shapes) if found]

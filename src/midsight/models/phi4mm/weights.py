@@ -76,7 +76,11 @@ def load_published(folder: Path, choice: LoadChoice) -> Any:
     if left:
         raise MidsightError(f"{folder} filled all tensors but {len(left)}, {left[0]} the first; download it again.")
     model.config.dtype = choice.dtype
-    model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    try:
+        model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # transformers checks values, each with an error of its own
+        path = folder / "generation_config.json"
+        raise MidsightError(f"{path} is not usable ({first_line(error)}); download it again.") from error
     return model
 
 
