@@ -36,7 +36,7 @@ def _overview(summary: Summary) -> Table:
         **_answer_facts(summary),
     }
     for name, value in facts.items():
-        table.add_row(Text(name, style="bold"), Text(value))
+        table.add_row(Text(name, style="bold"), Text(value, overflow="fold"))
     return table
 
 
