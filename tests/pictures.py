@@ -66,6 +66,6 @@ CASES = (
     Case("exif", rotated_by_exif((500, 240), 10), "Which way is up?"),
     Case("cmyk", encoded(picture((90, 90), 11).convert("CMYK"), "JPEG"), "Ist das ein Öl­gemälde? 是吗?"),
     Case("square of odd size", encoded(picture((600, 605), 12)), "Is there no triangle?"),
-    Case("twelve crops", encoded(picture((1344, 1008), 13)), "What stands in the middle?", slow=True),
+    Case("nine sub-crops", encoded(picture((1344, 1008), 13)), "What stands in the middle?", slow=True),
     Case("over 36 crops", encoded(picture((3000, 2900), 14), "JPEG"), "What is the smallest thing here?", slow=True),
 )
