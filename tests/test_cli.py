@@ -16,7 +16,9 @@ import midsight
 from midsight.cli import app
 from pictures import encoded, picture
 
-MIDSIGHT = [sys.executable, "-c", "from midsight.cli import main; main()"]
+LISTEN = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+"""A shell that runs the tests in the background lets all they start ignore SIGINT."""
+MIDSIGHT = [sys.executable, "-c", f"{LISTEN}; from midsight.cli import main; main()"]
 
 
 @pytest.fixture(scope="module")
