@@ -45,7 +45,7 @@ def find_model_folder(source: str | Path, *, revision: str | None = None) -> Mod
         is_snapshot = place.parent.name == "snapshots" and SNAPSHOT.fullmatch(place.name)
         return ModelFolder(folder, place.name if is_snapshot else None)
     if folder.exists():
-        raise MidsightError(f"{source} is a file; give the folder of a model.")
+        raise MidsightError(f"{source} is a file and no folder; give the folder of a model.")
     if not is_hub_id(str(source)):
         raise MidsightError(f"{source} is no folder, and no hub id like owner/name; give one of them.")
     path = download(str(source), revision)
