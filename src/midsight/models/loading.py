@@ -84,6 +84,14 @@ class LoadedModel:
         return self.tokenizer.pad_token_id
 
 
+@dataclass(frozen=True)
+class WithoutWeights:
+    """What stands for transformers' model where its weights stay on disk."""
+
+    config: Any
+    """transformers' config of the whole model."""
+
+
 def load_model(
     source: str | Path,
     *,
@@ -92,13 +100,14 @@ def load_model(
     device: str = "auto",
     lora: Lora = "auto",
     audio: bool = False,
+    weights: bool = True,
 ) -> LoadedModel:
     """Loads a model folder or hub id, in transformers' layout or as Phi-4-multimodal is published.
 
     revision: branch, tag or commit of a hub id. dtype: auto, float32, bfloat16 or float16; auto is the
     checkpoint's on a GPU, and float32 on CPU where it fits in memory. device: auto, cpu, mps, cuda or
     cuda:N. lora: auto, merged, unmerged or off. audio: load the audio tower too, which no image prompt
-    uses. Raises MidsightError.
+    uses. weights: without them `hf_model` is the config and nothing else, enough to plan a run. Raises MidsightError.
     """
     if lora not in get_args(Lora):
         raise MidsightError(f"--lora {lora!r} is unknown; give {' or '.join(get_args(Lora))}.")
@@ -111,7 +120,11 @@ def load_model(
         mode, lora_notes = choose_lora(lora, torch_dtype, checkpoint, folder)
         tokenizer, image_processor = load_processors(checkpoint, folder)
         stop_ids = read_stop_ids(folder)
-        hf_model = checkpoint.load_weights(LoadChoice(torch_dtype, target, mode, unused=audio)).eval()
+        hf_model: Any = WithoutWeights(checkpoint.config)
+        if weights:
+            hf_model = checkpoint.load_weights(LoadChoice(torch_dtype, target, mode, unused=audio)).eval()
+        else:
+            checkpoint.account()
     return LoadedModel(
         hf_model=hf_model,
         tokenizer=tokenizer,
@@ -124,9 +137,9 @@ def load_model(
         dtype=torch_dtype,
         device=target,
         stop_ids=stop_ids,
-        attention=hf_model.config._attn_implementation,
+        attention=hf_model.config._attn_implementation or "not loaded",
         lora=mode or ("in the weights" if checkpoint.adapter.lora_folder else "none"),
-        mends=checkpoint.adapter.mends(hf_model),
+        mends=checkpoint.adapter.mends(hf_model) if weights else (),
         notes=(*dtype_notes, *lora_notes),
     )
 

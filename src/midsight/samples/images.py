@@ -24,9 +24,10 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from midsight.errors import SampleError
-from midsight.samples.places import StoredImage
+from midsight.samples.places import ImageUrl, StoredImage
 from midsight.samples.sample import ImageSource
 from midsight.samples.stored import read_stored
+from midsight.samples.urls import download
 
 MAX_BYTES = 100_000_000
 """Encoded size above which an image is refused."""
@@ -79,6 +80,8 @@ def decode_image(source: ImageSource, *, max_bytes: int = MAX_BYTES, max_pixels:
             encoded = source
         case StoredImage():
             encoded = read_stored(source)
+        case ImageUrl():
+            encoded = download(source, max_bytes)
         case _:
             encoded = _read_file(source, name, max_bytes)
     if not encoded:
@@ -116,7 +119,7 @@ def image_root_path(reference: str, root: Path, resolved_root: Path | None = Non
     if not reference.strip():
         raise SampleError(f"{reference!r} names no image; give a path.")
     if _URL.match(reference):
-        raise SampleError(f"{_shortened(reference)!r} is a URL; download the image and give its path.")
+        raise SampleError(f"{_shortened(reference)!r} is a URL; allow web addresses with --allow-urls, or give a path.")
     try:
         resolved_root = resolved_root or root.resolve()
         resolved = (resolved_root / reference).resolve()

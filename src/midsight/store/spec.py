@@ -71,6 +71,11 @@ def write_spec(path: Path, spec: RunSpec) -> None:
     write_sealed_json(path / RUN_JSON, {**asdict(spec), "columns": columns}, indent=2)
 
 
+def is_run(path: Path) -> bool:
+    """Whether a run was started in the folder `path`."""
+    return (path / RUN_JSON).is_file()
+
+
 def read_spec(path: Path) -> RunSpec:
     """The spec of the run folder `path`.
 
@@ -78,7 +83,7 @@ def read_spec(path: Path) -> RunSpec:
     format, DamagedRunError when its run.json is not what was written.
     """
     file = path / RUN_JSON
-    if not file.is_file():
+    if not is_run(path):
         raise MidsightError(f"{path} is no run folder: it has no {RUN_JSON}; give a folder that --out named.")
     body = read_json(file)
     version = body.get("format_version")
