@@ -1,24 +1,58 @@
-"""`midsight demo`: sixty real pairs through the untrained model, and that it says so."""
+"""`midsight demo`: several questions on each test scene through the model that sees, and what it shows."""
 
 import io
+import re
 
 import pytest
 from rich.console import Console
 
 from midsight.cli import load_with_notes, run_with_progress
-from midsight.demo.show import UNTRAINED, run_demo
+from midsight.demo.scenes import KINDS, ask
+from midsight.demo.show import LAYER, SCENES, TRAINED, run_demo
+
+FEW = 6
 
 
-@pytest.mark.slow
-def test_the_demo_extracts_sixty_pairs_and_says_that_its_model_is_untrained(tmp_path):
-    pytest.importorskip("easy_vqa", reason="the demo's questions come from the package easy-vqa")
-    console = Console(file=io.StringIO(), width=120)
-    run = run_demo(tmp_path, load_with_notes, run_with_progress, console, max_new_tokens=2)
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory):
+    """The demo's folder, its run, and what it printed, on a few scenes."""
+    out = tmp_path_factory.mktemp("demo")
+    console = Console(file=io.StringIO(), width=140)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        run = run_demo(out, load_with_notes, run_with_progress, console, scenes=FEW)
+    return out, run, console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_the_demo_asks_several_hundred_questions_several_on_each_scene():
+    asked = [len(ask("test", index)) for index in range(SCENES)]
+    assert 300 <= sum(asked) <= 1000
+    assert min(asked) >= 4
+
+
+def test_every_question_on_the_scenes_is_answered(shown):
+    _, run, printed = shown
+    asked = [question for index in range(FEW) for question in ask("test", index)]
     table = run.table()
-    assert (len(run), run.failures()) == (60, [])
-    assert len(set(table["image_id"].to_pylist())) == 20
-    assert all(len(answers) == 1 for answers in table["reference_answers"].to_pylist())
-    shown = console.file.getvalue()  # type: ignore[attr-defined]
-    assert shown.count(UNTRAINED) == 2
-    assert "60 stored, 0 failed" in shown
-    assert run.matrix("query_token_representation", layer=4).shape == (60, 32)  # as the last lines say
+    assert run.failures() == []
+    assert table["question"].to_pylist() == [question.text for question in asked]
+    assert table["reference_answers"].to_pylist() == [[question.answer] for question in asked]
+    assert len(set(table["image_id"].to_pylist())) == FEW
+    assert f"{len(asked)} stored, 0 failed" in printed
+
+
+def test_answers_stand_beside_references_and_accuracy_goes_by_kind(shown):
+    out, run, printed = shown
+    assert printed.count(TRAINED) == 1
+    for kind in (*KINDS, "all"):
+        assert re.search(rf"│ {kind} +│ +\d+ +│ +\d+ +│ [\d.]+ % \(", printed), kind
+    assert f'open_run("{out / "run"}")' in printed
+    assert f"# {list(run.matrix('query_token_representation', layer=LAYER).shape)}" in printed
+
+
+def test_the_contact_sheet_holds_every_picture_and_answer(shown):
+    out, run, _ = shown
+    page = (out / "answers.html").read_text(encoding="utf-8")
+    assert page.count('src="data:image/png;base64,') == page.count("<img") == FEW
+    assert page.count("<li class=") == len(run)
+    assert page.count('<li class="right">') > page.count('<li class="wrong">')

@@ -334,18 +334,26 @@ def check(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the model, the images and the run.")] = Path("demo-run"),
+    out: Annotated[Path, typer.Option(help="Folder for the pictures, the run and the answers.")] = Path("demo-run"),
+    model_only: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Only write the demo model, which sees, to DIR.")
+    ] = None,
     checkpoint_only: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Only write the demo checkpoint to DIR.")
+        Path | None, typer.Option(metavar="DIR", help="Only write a checkpoint with random weights to DIR.")
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Run the main job offline on a small untrained model and 60 real image-question pairs."""
+    """Run the main job offline: a tiny model that sees answers questions on drawn shapes."""
     with reported_errors(debug=debug):
-        from midsight.testing.phi4_multimodal import write_phi4_multimodal
-
         if checkpoint_only is not None:
+            from midsight.testing.phi4_multimodal import write_phi4_multimodal
+
             typer.echo(f"Wrote an untrained Phi-4-multimodal to {write_phi4_multimodal(checkpoint_only)}.")
+        if model_only is not None:
+            from midsight.demo.seeing import write_seeing_model
+
+            typer.echo(f"Wrote the demo model to {write_seeing_model(model_only)}.")
+        if checkpoint_only is not None or model_only is not None:
             return
         from midsight.demo.show import run_demo
 

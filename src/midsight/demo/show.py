@@ -1,82 +1,96 @@
-"""The demonstration: a small untrained model, real image-question pairs, the main job, its result."""
+"""The demonstration: a small model that sees, questions on test scenes, the main job, its result."""
 
 from __future__ import annotations
 
-import importlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from midsight.errors import MidsightError
+from midsight.demo.scenes import ask, draw, make_scene
+from midsight.demo.score import Share, by_kind, is_right
+from midsight.demo.seeing import seeing_model
+from midsight.demo.sheet import contact_sheet
 from midsight.reports.summary import summarise
 from midsight.reports.terminal import render_summary
 from midsight.store.reader import Run
-from midsight.testing.phi4_multimodal import write_phi4_multimodal
 
-IMAGES = 20
-QUESTIONS_PER_IMAGE = 3
-SHOWN_ANSWERS = 6
-UNTRAINED = "The demo model is untrained: its weights are random, so its answers are noise. The numbers are real."
-
-
-def easy_vqa() -> Any:
-    """The package easy-vqa; raises MidsightError where it is not installed."""
-    try:
-        return importlib.import_module("easy_vqa")
-    except ModuleNotFoundError:
-        raise MidsightError("The demo's questions come from the package easy-vqa; install midsight[demo].") from None
+SCENES = 80
+SHOWN_ANSWERS = 8
+SHEET_PICTURES = 24
+LAYER = 3
+"""The decoder layer that the last lines read."""
+TRAINED = (
+    "The demo model is a tiny Phi-4-multimodal, trained on drawn shapes. These scenes are new to it; some answers are "
+    "wrong."
+)
 
 
-def write_questions(path: Path, *, images: int = IMAGES, per_image: int = QUESTIONS_PER_IMAGE) -> Path:
-    """Writes questions on the first easy-vqa test images as JSONL; returns the folder of the images."""
-    source = easy_vqa()
-    by_image: dict[int, list[dict[str, str]]] = {}
-    for question, answer, image in zip(*source.get_test_questions(), strict=True):
-        row = {"image": f"{image}.png", "question": question, "answer": answer, "source": "easy-vqa test"}
-        by_image.setdefault(image, []).append(row)
-    rows = [row for image in sorted(by_image)[:images] for row in by_image[image][:per_image]]
+def write_questions(path: Path, *, scenes: int = SCENES) -> Path:
+    """Writes questions on the first test scenes to `path` as JSONL, pictures beside it; returns the images' folder."""
+    images = path.parent / "images"
+    images.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for index in range(scenes):
+        name = f"scene-{index:04}.png"
+        draw(make_scene("test", index)).save(images / name)
+        for number, question in enumerate(ask("test", index)):
+            row = {"id": f"{index:04}-{number}", "image": name, "question": question.text, "answer": question.answer}
+            rows.append(row | {"kind": question.kind})
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return Path(source.get_test_image_paths()[0]).parent
+    return images
 
 
-def answers_table(run: Run) -> Table:
+def answers_table(rows: list[dict[str, Any]]) -> Table:
     """The first answers beside their references."""
-    table = Table("image", "question", "reference", "answer (noise)", title=f"{SHOWN_ANSWERS} of {len(run)} samples")
-    columns = run.table().select(["image", "question", "reference_answers", "answer"])
-    for row in columns.slice(0, SHOWN_ANSWERS).to_pylist():
-        answer = row["answer"].encode("unicode_escape").decode()
-        table.add_row(row["image"], row["question"], ", ".join(row["reference_answers"]), answer[:40])
+    table = Table("image", "question", "reference", "answer", "", title=f"{SHOWN_ANSWERS} of {len(rows)} samples")
+    for row in rows[:SHOWN_ANSWERS]:
+        answer = row["answer"].encode("unicode_escape").decode()[:40]
+        right = is_right(row["answer"], row["reference_answers"])
+        table.add_row(
+            row["image"], row["question"], ", ".join(row["reference_answers"]), answer, "right" if right else "wrong"
+        )
+    return table
+
+
+def accuracy_table(shares: Mapping[str, Share]) -> Table:
+    """Right answers by kind of question."""
+    table = Table("kind", "right", "asked", "share (95 % interval)", title="Right answers")
+    for kind, share in shares.items():
+        table.add_row(kind, str(share.right), str(share.asked), str(share))
     return table
 
 
 def run_demo(
-    out: Path, load: Callable[..., Any], extract: Callable[..., Run], console: Console, *, max_new_tokens: int = 20
+    out: Path, load: Callable[..., Any], extract: Callable[..., Run], console: Console, *, scenes: int = SCENES
 ) -> Run:
-    """Writes model and questions to `out`, extracts, and shows the run folder and how to read it."""
+    """Writes pictures and questions to `out`, extracts, and shows answers, run folder, and how to read it."""
     out.mkdir(parents=True, exist_ok=True)
-    console.print(UNTRAINED)
-    model = write_phi4_multimodal(out / "model")
+    console.print(TRAINED)
+    model = seeing_model()
     questions = out / "questions.jsonl"
-    images = write_questions(questions)
-    console.print(f"Wrote the model to {model} and questions on real images to {questions}.")
-    run = extract(
-        questions,
-        model=load(str(model)),
-        images=images,
-        out=out / "run",
-        max_new_tokens=max_new_tokens,
-    )
-    console.print(answers_table(run))
+    images = write_questions(questions, scenes=scenes)
+    console.print(f"The model is in {model}, the questions are in {questions}.", soft_wrap=True, markup=False)
+    run = extract(questions, model=load(str(model)), images=images, out=out / "run", max_new_tokens=8)
+    columns = ["image", "question", "kind", "reference_answers", "answer"]
+    rows = run.table().select(columns).to_pylist()
+    shares = by_kind(rows)
+    sheet = out / "answers.html"
+    page = contact_sheet(rows, images, shares, intro=TRAINED, pictures=SHEET_PICTURES)
+    sheet.write_text(page, encoding="utf-8")
+    console.print(answers_table(rows))
+    console.print(accuracy_table(shares))
     console.print(render_summary(summarise(run)))
-    console.print(f"{UNTRAINED}\nRead it in Python:\n", markup=False)
+    matrix = run.matrix("query_token_representation", layer=LAYER)
+    console.print(f"Pictures with answers: {sheet}\nRead the run in Python:\n", markup=False, soft_wrap=True)
     console.print(
-        f'    import midsight\n    run = midsight.open_run("{out / "run"}")\n'
-        '    X = run.matrix("query_token_representation", layer=4)   # [60, 32]\n'
+        f'    import midsight\n    run = midsight.open_run("{run.path}")\n'
+        f'    X = run.matrix("query_token_representation", layer={LAYER})   # {list(matrix.shape)}\n'
         "    table = run.table()                                     # every other column",
         markup=False,
+        soft_wrap=True,
     )
     return run

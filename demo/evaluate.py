@@ -1,0 +1,182 @@
+"""Measures the shipped demo model and writes the figures into docs/demo_model.md and README.md.
+
+    python demo/evaluate.py
+
+Test half of easy-vqa and test scenes, by kind of question, with Wilson's 95 % intervals, beside what is
+right without seeing: the likeliest answer to a question's words, a blank picture, another question's picture,
+the LoRA left out. A question counts as right when greedy decoding gives exactly its answer and stops, which is
+read from one forward of several questions behind one picture; the tests compare that with midsight's own
+decoding.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import easy_vqa
+import torch
+from lessons import Lesson, Words, easy_kind, easy_lessons, pixels_of, scene_lesson
+from network import Network, TokenTable, answer_loss, pooled_features
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+from train import BATCH, QUESTION_LENGTH, SCENES, read_pictures
+
+from midsight.demo.scenes import Question
+from midsight.demo.score import Share
+from midsight.demo.seeing import HIDDEN_SIZE, PACKED, write_seeing_model
+from midsight.models.loading import Lora, load_model
+
+ROOT = Path(__file__).resolve().parent.parent
+TEST_SCENES = 2000
+TESTED = 500
+"""The first questions on test scenes, which the tests ask through midsight."""
+CONDITIONS = ("seen", "words alone", "blank picture", "another picture", "LoRA off")
+
+Marks = dict[str, list[bool]]
+"""By condition, whether each question was answered rightly."""
+
+
+def easy_test_lessons() -> list[Lesson]:
+    """The test half of easy-vqa."""
+    by_image: dict[int, list[Question]] = defaultdict(list)
+    for text, answer, image in zip(*easy_vqa.get_test_questions(), strict=True):
+        by_image[image].append(Question(text, answer, easy_kind(answer)))  # type: ignore[arg-type]
+    return [Lesson(("easy test", image), (), tuple(by_image[image])) for image in sorted(by_image)]
+
+
+def picture(lesson: Lesson) -> Image.Image:
+    """Of a test lesson."""
+    if lesson.source[0] != "easy test":
+        return lesson.image()
+    with Image.open(easy_vqa.get_test_image_paths()[lesson.source[1]]) as image:
+        return image.convert("RGB")
+
+
+def open_network(folder: Path, lora: Lora) -> Network:
+    """The shipped model, loaded by midsight in float32."""
+    packed = load_file(PACKED)
+    table = TokenTable(packed["token_ids"].tolist(), HIDDEN_SIZE)
+    table.rows.data.copy_(packed["token_rows"].float())
+    return Network(load_model(folder, device="cpu", dtype="float32", lora=lora).hf_model, table)
+
+
+def see(network: Network, lessons: Sequence[Lesson]) -> Tensor:
+    """Pooled features [pictures, 256, width]."""
+    batches = [lessons[i : i + BATCH] for i in range(0, len(lessons), BATCH)]
+    return torch.cat(
+        [pooled_features(network, torch.stack([pixels_of(picture(one)) for one in batch])) for batch in batches]
+    )
+
+
+def mark(network: Network, words: Words, lessons: Sequence[Lesson], features: Tensor) -> list[bool]:
+    """Whether each question of the lessons, in their order, is answered rightly from these features."""
+    marks: list[bool] = []
+    for i in range(0, len(lessons), BATCH):
+        batch = lessons[i : i + BATCH]
+        most = max(len(lesson.questions) for lesson in batch)
+        rows = [
+            words.row(network.table, question)
+            for lesson in batch
+            for question in [*lesson.questions, *lesson.questions[:1] * (most - len(lesson.questions))]
+        ]
+        inputs, targets = (
+            torch.tensor(part).view(len(batch), most, QUESTION_LENGTH) for part in zip(*rows, strict=True)
+        )
+        states = read_pictures(network, features[i : i + BATCH], inputs.flatten(1))
+        _, right = answer_loss(network, states, targets)
+        for lesson, of_lesson in zip(batch, right.tolist(), strict=True):
+            marks += of_lesson[: len(lesson.questions)]
+    return marks
+
+
+def likeliest(lessons: Sequence[Lesson], learned: Sequence[Lesson]) -> list[bool]:
+    """Whether the commonest answer to the same words in training, or to the kind, is right."""
+    by_text: dict[str, Counter[str]] = defaultdict(Counter)
+    for lesson in learned:
+        for question in lesson.questions:
+            by_text[question.text][question.answer] += 1
+            by_text[question.kind][question.answer] += 1
+    return [
+        (by_text.get(question.text) or by_text[question.kind]).most_common(1)[0][0] == question.answer
+        for lesson in lessons
+        for question in lesson.questions
+    ]
+
+
+@torch.inference_mode()
+def measure(lessons: Sequence[Lesson], learned: Sequence[Lesson], folder: Path, say: Callable[[str], None]) -> Marks:
+    """Marks of all questions under every condition."""
+    words = Words()
+    network = open_network(folder, "merged")
+    features = see(network, lessons)
+    say(f"{len(lessons)} pictures seen")
+    blank = pooled_features(network, pixels_of(Image.new("RGB", (64, 64), (235, 235, 235)))[None])
+    marks = {
+        "seen": mark(network, words, lessons, features),
+        "words alone": likeliest(lessons, learned),
+        "blank picture": mark(network, words, lessons, blank.expand_as(features)),
+        "another picture": mark(network, words, lessons, features.roll(1, dims=0)),
+    }
+    marks["LoRA off"] = mark(open_network(folder, "off"), words, lessons, features)
+    for condition, right in marks.items():
+        say(f"{condition}: {Share(sum(right), len(right))}")
+    return marks
+
+
+def table(lessons: Sequence[Lesson], marks: Marks) -> str:
+    """Markdown: a line for each kind of question and one for all."""
+    kinds = [question.kind for lesson in lessons for question in lesson.questions]
+    lines = [f"| kind | asked | {' | '.join(CONDITIONS)} |", f"| --- | --- |{' --- |' * len(CONDITIONS)}"]
+    for kind in [*sorted(set(kinds)), "all"]:
+        chosen = [i for i, one in enumerate(kinds) if kind in (one, "all")]
+        shares = [Share(sum(marks[condition][i] for i in chosen), len(chosen)) for condition in CONDITIONS]
+        lines.append(f"| {kind} | {len(chosen)} | {' | '.join(map(str, shares))} |")
+    return "\n".join(lines)
+
+
+def replace_between(path: Path, name: str, text: str) -> None:
+    """Puts `text` between the markers `<!-- name -->` and `<!-- end of name -->`."""
+    page = path.read_text(encoding="utf-8")
+    start, end = f"<!-- {name} -->\n", f"\n<!-- end of {name} -->"
+    pattern = re.compile(re.escape(start) + ".*?" + re.escape(end), re.DOTALL)
+    if not pattern.search(page):
+        raise SystemExit(f"{path} has no {start.strip()}; put the markers back.")
+    path.write_text(pattern.sub(lambda _: start + text + end, page), encoding="utf-8")
+
+
+def main() -> None:
+    """Measures and writes."""
+    torch.set_num_threads(2)
+    own, easy = [scene_lesson("test", index) for index in range(TEST_SCENES)], easy_test_lessons()
+    with tempfile.TemporaryDirectory() as name:
+        folder = write_seeing_model(Path(name) / "model")
+        own_marks = measure(own, [scene_lesson("train", index) for index in range(SCENES)], folder, print)
+        easy_marks = measure(easy, easy_lessons(), folder, print)
+    tested = {condition: Share(sum(right[:TESTED]), TESTED) for condition, right in own_marks.items()}
+    everything = {condition: Share(sum(right), len(right)) for condition, right in own_marks.items()}
+    card = ROOT / "docs" / "demo_model.md"
+    replace_between(card, "figures of scenes", table(own, own_marks))
+    replace_between(card, "figures of easy-vqa", table(easy, easy_marks))
+    lines = [f"| {condition} | {share} |" for condition, share in tested.items()]
+    replace_between(
+        card, "figures of the tests", "\n".join([f"| first {TESTED} questions | right |", "| --- | --- |", *lines])
+    )
+    best = max((share for condition, share in everything.items() if condition != "seen"), key=lambda share: share.value)
+    blind = next(condition for condition, share in everything.items() if share is best)
+    replace_between(
+        ROOT / "README.md",
+        "figures of the demo model",
+        f"Of {everything['seen'].asked} questions on {TEST_SCENES} scenes that it never saw it answers\n"
+        f"{everything['seen']} rightly; the best that does not see ({blind}) {best}.",
+    )
+    print(f"Wrote {card} and README.md.", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

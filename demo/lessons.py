@@ -1,0 +1,192 @@
+"""What the demo model learns from: pictures with labels, and questions as rows of the token table."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import easy_vqa
+import numpy as np
+import torch
+from network import GRID, IGNORED, TokenTable
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from midsight.demo.scenes import COLORS, SHAPES, SIDE_PX, SUPERSAMPLING, Question, Split, ask, draw, make_scene
+from midsight.testing.phi4_multimodal import make_tokenizer
+
+USER, END, ASSISTANT = 200021, 200020, 200019
+CROP_PX = 448
+QUESTION_LENGTH = 18
+"""Tokens of the longest question with its answer."""
+FORM_INDEX = {form: i + 1 for i, form in enumerate(SHAPES)}
+COLOR_INDEX = {color: i + 1 for i, color in enumerate(sorted(COLORS))}
+COVERED, UNCOVERED = 0.5, 0.125
+"""Share of an image token that a shape covers where it counts as the shape's, and as background's."""
+HELD_OUT_EASY = 60
+"""The last images of easy-vqa's training half are kept for choosing."""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A picture, what it shows, and questions on it."""
+
+    source: tuple[str, int]
+    """`easy`, `train`, `held-out`, and the picture's number."""
+    shapes: tuple[tuple[str, str], ...]
+    """Colour and form of each shape; empty where they are not known."""
+    questions: tuple[Question, ...]
+    """With their answers."""
+
+    def image(self) -> Image.Image:
+        """The picture, RGB."""
+        if self.source[0] == "easy":
+            with Image.open(easy_image_paths()[self.source[1]]) as image:
+                return image.convert("RGB")
+        return draw(make_scene(*self.source))  # type: ignore[arg-type]
+
+
+@cache
+def easy_image_paths() -> dict[int, str]:
+    """Files of easy-vqa's training images by number."""
+    return dict(easy_vqa.get_train_image_paths())
+
+
+def scene_lesson(split: Split, index: int) -> Lesson:
+    """One of our own scenes."""
+    shapes = tuple((shape.color, shape.form) for shape in make_scene(split, index).shapes)
+    return Lesson((split, index), shapes, tuple(ask(split, index)))
+
+
+def easy_kind(answer: str) -> str:
+    """What a question of easy-vqa asks for, by its answer."""
+    return "color" if answer in COLORS else "shape" if answer in SHAPES else "presence"
+
+
+@cache
+def easy_lessons() -> tuple[Lesson, ...]:
+    """The training half of easy-vqa."""
+    by_image: dict[int, list[Question]] = defaultdict(list)
+    for text, answer, image in zip(*easy_vqa.get_train_questions(), strict=True):
+        by_image[image].append(Question(text, answer, easy_kind(answer)))  # type: ignore[arg-type]
+    return tuple(
+        Lesson(("easy", image), easy_shape(by_image[image]), tuple(by_image[image])) for image in sorted(by_image)
+    )
+
+
+def easy_shape(questions: Sequence[Question]) -> tuple[tuple[str, str], ...]:
+    """Colour and form of the one shape that the answers tell; empty where they do not tell both."""
+    found: dict[str, str] = {}
+    for names, kind in ((COLORS, "color"), (SHAPES, "shape")):
+        for question in questions:
+            words = question.text.rstrip("?").split()
+            named = [word for word in words if word in names]
+            if question.answer in names:
+                found[kind] = question.answer
+            elif question.kind == "presence" and named:
+                denied = "not" in words or "no" in words
+                if (question.answer == "yes") != denied:
+                    found[kind] = named[0]
+            elif question.kind != kind and question.kind != "presence" and named:
+                found[kind] = named[0]
+    return ((found["color"], found["shape"]),) if len(found) == 2 else ()
+
+
+def pixels_of(image: Image.Image) -> Tensor:
+    """The global crop [3, 448, 448] of a square picture, which is its one sub-crop too, as the processor makes it."""
+    large = np.asarray(image.resize((CROP_PX, CROP_PX), Image.Resampling.BILINEAR), dtype=np.float32)
+    return torch.from_numpy(large / 127.5 - 1).permute(2, 0, 1)
+
+
+def window_corner(lesson: Lesson, rng: random.Random) -> tuple[int, int]:
+    """Row and column of the first patch of a window of 16 x 16 patches around one shape, both even."""
+    shape = rng.choice(make_scene(*lesson.source).shapes)  # type: ignore[arg-type]
+    xs, ys = zip(*shape.outline, strict=True)
+    patch = SIDE_PX / (2 * GRID)
+
+    def start(low: float, high: float) -> int:
+        latest, earliest = low / patch, high / patch - GRID
+        chosen = 2 * round(rng.uniform(min(earliest, latest), latest) / 2)
+        return min(max(chosen, 0), GRID)
+
+    return start(min(ys), max(ys)), start(min(xs), max(xs))
+
+
+def token_labels(lesson: Lesson, image: Image.Image) -> tuple[Tensor, Tensor]:
+    """Form and colour [256] of what each image token shows, 0 for background, ignored at borders."""
+    forms = torch.zeros(GRID * GRID, dtype=torch.long)
+    colors = torch.zeros(GRID * GRID, dtype=torch.long)
+    for (color, form), share in zip(lesson.shapes, shares(lesson, image), strict=True):
+        forms[share > UNCOVERED] = IGNORED
+        colors[share > UNCOVERED] = IGNORED
+        forms[share >= COVERED] = FORM_INDEX[form]
+        colors[share >= COVERED] = COLOR_INDEX[color]
+    return forms, colors
+
+
+def shares(lesson: Lesson, image: Image.Image) -> list[Tensor]:
+    """How much of each image token [256] every shape covers."""
+    if lesson.source[0] == "easy":
+        pixels = np.asarray(image, dtype=np.int32)
+        masks = [(np.abs(pixels - pixels[0, 0]).max(axis=-1) > 60).astype(np.float32)]
+    else:
+        masks = []
+        for shape in make_scene(*lesson.source).shapes:  # type: ignore[arg-type]
+            mask = Image.new("L", (SIDE_PX * SUPERSAMPLING, SIDE_PX * SUPERSAMPLING))
+            ImageDraw.Draw(mask).polygon([(x * SUPERSAMPLING, y * SUPERSAMPLING) for x, y in shape.outline], fill=255)
+            masks.append(np.asarray(mask.reduce(SUPERSAMPLING), dtype=np.float32) / 255)
+    cell = SIDE_PX // GRID
+    return [torch.from_numpy(mask.reshape(GRID, cell, GRID, cell).mean(axis=(1, 3)).ravel()) for mask in masks]
+
+
+class Words:
+    """Texts as rows of the token table."""
+
+    def __init__(self) -> None:
+        self.tokenizer = make_tokenizer()
+        self.known: dict[str, list[int]] = {}
+
+    def ids(self, text: str) -> list[int]:
+        """Token ids of a text."""
+        if text not in self.known:
+            self.known[text] = self.tokenizer(text)["input_ids"]
+        return self.known[text]
+
+    def ids_in_use(self) -> list[int]:
+        """Ids of all that the model reads or says in training, ascending."""
+        used = {USER, END, ASSISTANT}
+        lessons = [*easy_lessons(), *(scene_lesson("train", index) for index in range(4000))]
+        for lesson in lessons:
+            for question in lesson.questions:
+                used.update(self.ids(question.text), self.ids(question.answer))
+        for color in COLORS:
+            used.update(i for form in SHAPES for i in self.ids(f" {color} {form}"))
+        return sorted(used)
+
+    def row(self, table: TokenTable, question: Question, answer: str | None = None) -> tuple[list[int], list[int]]:
+        """Input rows and targets of a question from its first token on, each of QUESTION_LENGTH."""
+        asked = [*self.ids(question.text), END, ASSISTANT]
+        told = [*self.ids(answer or question.answer), END]
+        inputs = [table.index[i] for i in (*asked, *told)][:-1]
+        targets = [IGNORED] * (len(asked) - 1) + [table.index[i] for i in told]
+        padding = QUESTION_LENGTH - len(inputs)
+        if padding < 0:
+            raise ValueError(f"{question.text!r} has more than {QUESTION_LENGTH} tokens with its answer.")
+        return inputs + [0] * padding, targets + [IGNORED] * padding
+
+
+class Priors:
+    """Answers that a question's words alone allow, as often as they are right."""
+
+    def __init__(self, lessons: Sequence[Lesson]) -> None:
+        self.answers: dict[str, list[str]] = defaultdict(list)
+        for lesson in lessons:
+            for question in lesson.questions:
+                self.answers[question.text].append(question.answer)
+
+    def draw(self, question: Question, rng: random.Random) -> str:
+        """The answer to the same words on a picture drawn at random."""
+        return rng.choice(self.answers[question.text])

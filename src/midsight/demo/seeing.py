@@ -1,0 +1,135 @@
+"""The demo model that sees: its sizes, and the shipped file made a complete model folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+
+from midsight.errors import MidsightError
+from midsight.testing import phi4_multimodal
+from midsight.testing.phi4_multimodal import (
+    PUBLISHED_LONG_FACTORS,
+    TOKENIZER,
+    make_config,
+    save_weights,
+    write_phi4_multimodal,
+)
+
+PACKED = Path(__file__).with_name("seeing.safetensors")
+"""Written by demo/train.py: weights and LoRA in bfloat16, `token_ids` and their `token_rows`, the last row for all
+other ids."""
+
+LAYERS = 4
+HIDDEN_SIZE = 64
+HEADS, KEY_VALUE_HEADS = 2, 1
+MLP_SIZE = 160
+VISION_LAYERS = 3
+VISION_HEADS = 2
+LORA_RANK, LORA_ALPHA = 16, 32
+AUDIO_SIZE = 16
+AUDIO_WIDTHS = (
+    "hidden_size",
+    "intermediate_size",
+    "ext_pw_out_channel",
+    "depthwise_separable_out_channel",
+    "nemo_conv_channels",
+)
+"""Of the audio tower, which is drawn at random and never trained."""
+VOCABULARY_SIZE = 200064
+SHORT_PROMPT = 4096
+
+
+def seeing_config() -> Any:
+    """The demo model's configuration for transformers: the published one with small widths and few layers."""
+    small = make_config(LAYERS, SHORT_PROMPT, VISION_HEADS)
+    sizes = small.to_dict()
+    sizes |= {
+        "hidden_size": HIDDEN_SIZE,
+        "intermediate_size": MLP_SIZE,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": KEY_VALUE_HEADS,
+    }
+    # 24 of the 32 numbers of a head turn, in pairs: 12 frequencies, four for each of the published factors
+    frequencies = 4 * len(PUBLISHED_LONG_FACTORS)
+    sizes["rope_parameters"] |= {
+        "short_factor": [1.0] * frequencies,
+        "long_factor": [factor for factor in PUBLISHED_LONG_FACTORS for _ in range(4)],
+    }
+    sizes["vision_config"] |= {
+        "hidden_size": HIDDEN_SIZE,
+        "intermediate_size": MLP_SIZE,
+        "num_hidden_layers": VISION_LAYERS,
+    }
+    sizes["audio_config"] |= dict.fromkeys(AUDIO_WIDTHS, AUDIO_SIZE)
+    return type(small)(**sizes)
+
+
+def write_seeing_model(folder: str | Path, packed: Path = PACKED) -> Path:
+    """Writes the demo model as a complete folder in transformers' layout, its LoRA beside it, and returns it.
+
+    What is not weights or config (tokenizer, processor, chat template, generation config) is that of the
+    small random checkpoint.
+    """
+    folder = write_phi4_multimodal(folder, layers=1)
+    seeing_config().save_pretrained(folder)
+    lora = folder / "vision-lora"
+    adapter = json.loads((lora / "adapter_config.json").read_text(encoding="utf-8"))
+    adapter |= {"r": LORA_RANK, "lora_alpha": LORA_ALPHA}
+    (lora / "adapter_config.json").write_text(json.dumps(adapter, indent=2) + "\n", encoding="utf-8")
+
+    weights = load_file(packed)
+    rows, token_ids = weights.pop("token_rows"), weights.pop("token_ids").long()
+    table = rows[-1].repeat(VOCABULARY_SIZE, 1)
+    table[token_ids] = rows[:-1]
+    of_lora = {name: weights.pop(name) for name in sorted(weights) if ".lora_" in name}
+    save_weights(of_lora, lora / "adapter_model.safetensors")
+    save_weights({"model.embed_tokens.weight": table, **weights}, folder / "model.safetensors")
+    return folder
+
+
+def seeing_model(cache: Path | None = None) -> Path:
+    """The demo model's folder in the user's cache, written there at first use.
+
+    Its name follows from what it is written from, so a newer midsight never meets an older one's folder.
+    """
+    cache = cache or cache_folder()
+    target = cache / f"demo-model-{content_address()}"
+    if target.is_dir():
+        return target
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".demo-model-", dir=cache) as beside:
+            written = write_seeing_model(Path(beside) / "model")
+            try:
+                written.rename(target)
+            except OSError:
+                if not target.is_dir():  # else another process was first, with the same files
+                    raise
+    except OSError as error:
+        raise MidsightError(
+            f"The demo model cannot be written to {cache} ({error.strerror or error}); make room there, or set "
+            "XDG_CACHE_HOME to a folder that you may write."
+        ) from error
+    return target
+
+
+def cache_folder() -> Path:
+    """`midsight` in XDG_CACHE_HOME where that is an absolute path, else in ~/.cache."""
+    given = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(given) if Path(given).is_absolute() else Path.home() / ".cache") / "midsight"
+
+
+def content_address() -> str:
+    """First 16 digits of the SHA-256 of all that decides the folder's files."""
+    digest = hashlib.sha256(PACKED.read_bytes())
+    for file in (TOKENIZER, Path(__file__), Path(phi4_multimodal.__file__)):
+        digest.update(file.read_bytes())
+    digest.update(version("transformers").encode())
+    return digest.hexdigest()[:16]
