@@ -95,10 +95,14 @@ def easy_shape(questions: Sequence[Question]) -> tuple[tuple[str, str], ...]:
     return ((found["color"], found["shape"]),) if len(found) == 2 else ()
 
 
-def pixels_of(image: Image.Image) -> Tensor:
-    """The global crop [3, 448, 448] of a square picture, which is its one sub-crop too, as the processor makes it."""
-    large = np.asarray(image.resize((CROP_PX, CROP_PX), Image.Resampling.BILINEAR), dtype=np.float32)
-    return torch.from_numpy(large / 127.5 - 1).permute(2, 0, 1)
+def pixels_of(image: Image.Image, box: tuple[int, int, int, int] | None = None) -> Tensor:
+    """The global crop [3, 448, 448] of a square picture, which is its one sub-crop too, as the processor makes it.
+
+    With `box` only that part of it: left, top, right, bottom.
+    """
+    large = image.resize((CROP_PX, CROP_PX), Image.Resampling.BILINEAR)
+    values = np.asarray(large.crop(box) if box else large, dtype=np.float32)
+    return torch.from_numpy(values / 127.5 - 1).permute(2, 0, 1)
 
 
 def window_corner(lesson: Lesson, rng: random.Random) -> tuple[int, int]:

@@ -63,12 +63,12 @@ ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / "build" / "demo-model"
 SCENES, HELD_OUT_SCENES = 5000, 120
 QUESTIONS_PER_IMAGE = 6
-WORDS_LENGTH = 20
-"""Tokens of the longest description of a scene in words."""
+MOST_SHAPES = 4
 BATCH = 16
-TOWER_STEPS, TOWER_RATE = 700, 3e-3
+TOWER_STEPS, TOWER_RATE = 600, 2e-3
 WINDOWS, WHOLE, WHOLE_WEIGHT = 24, 2, 0.5
-DECODER_STEPS, DECODER_RATE = 2500, 3e-3
+DECODER_STEPS, DECODER_RATE = 2000, 3e-3
+SIGHT_EASY, SIGHT_SCENES = 1500, 4500
 SIGHT_STEPS, SIGHT_RATE = 900, 3e-3
 GLOBAL_STEPS = 600
 """So many steps see the global crop alone, which is the sub-crop once more, at half the cost."""
@@ -188,7 +188,7 @@ def cut_window(lesson: Lesson, row: int, column: int) -> tuple[Tensor, Tensor, T
         labels.view(16, 16)[row // 2 : row // 2 + 8, column // 2 : column // 2 + 8].flatten()
         for labels in token_labels(lesson, image)
     )
-    return pixels_of(image)[:, top : top + side, left : left + side], forms, colors
+    return pixels_of(image, (left, top, left + side, top + side)), forms, colors
 
 
 def label_loss(heads: nn.ModuleList, features: Tensor, labels: tuple[Tensor, ...]) -> tuple[Tensor, list[float]]:
@@ -203,18 +203,11 @@ def label_loss(heads: nn.ModuleList, features: Tensor, labels: tuple[Tensor, ...
     return loss, shares
 
 
-def described(words: Words, network: Network, lesson: Lesson, rng: random.Random) -> tuple[list[int], list[int]]:
-    """The scene in words: rows of the table, and positions anywhere among the image tokens, in rising order."""
-    pieces = [words.ids(f" {color} {form}") for color, form in lesson.shapes]
+def described(words: Words, network: Network, lesson: Lesson, rng: random.Random) -> tuple[list[list[int]], list[int]]:
+    """The scene in words: for every shape the rows of its colour and form, and its place among the image tokens."""
+    pieces = [[network.table.index[i] for i in words.ids(f" {color} {form}")] for color, form in lesson.shapes]
     rng.shuffle(pieces)
-    length = sum(map(len, pieces))
-    starts = sorted(rng.sample(range(1, 1 + IMAGE_TOKENS - length), len(pieces)))
-    rows, positions, before = [], [], 0
-    for start, piece in zip(starts, pieces, strict=True):
-        rows += [network.table.index[i] for i in piece]
-        positions += [start + before + i for i in range(len(piece))]
-        before += len(piece)
-    return rows, positions
+    return pieces, sorted(rng.sample(range(1, 1 + IMAGE_TOKENS), len(pieces)))
 
 
 def question_rows(
@@ -242,7 +235,7 @@ def kind_name(lesson: Lesson, kind: str) -> str:
 
 
 def train_decoder(seed: int) -> None:
-    """The base decoder and the token table, on text alone."""
+    """The base decoder and the token table, on words alone: the sum of a shape's words stands where a picture would."""
     words, ids, log = begin("decoder", seed)
     network, rng = build(ids, seed), seeded(seed)
     lessons = training_lessons()
@@ -250,23 +243,25 @@ def train_decoder(seed: int) -> None:
     own = [lesson for lesson in lessons if lesson.source[0] != "easy"]
     decoder = [*network.model.model.layers.parameters(), *network.model.model.norm.parameters()]
     descent = Descent([*decoder, *network.table.parameters()], DECODER_RATE, DECODER_STEPS)
-    prefix = 1 + WORDS_LENGTH
+    prefix = 1 + MOST_SHAPES
     tally: dict[bool, list[float]] = {True: [], False: []}
     kinds_right: Counter[str] = Counter()
     kinds_seen: Counter[str] = Counter()
     for step in range(DECODER_STEPS):
         chosen = [*rng.sample(easy, BATCH // 8), *rng.sample(own, BATCH - BATCH // 8)]
-        head = torch.full((BATCH, prefix), network.table.index[USER])
+        said = torch.zeros(BATCH, prefix, len(ids) + 1)
+        said[:, 0, network.table.index[USER]] = 1
         places = torch.zeros(BATCH, prefix, dtype=torch.long)
         readable = torch.zeros(BATCH, prefix, dtype=torch.bool)
         readable[:, 0] = True
         told = [bool(lesson.shapes) and rng.random() < DESCRIBED for lesson in chosen]
         for i, lesson in enumerate(chosen):
             if told[i]:
-                rows, positions = described(words, network, lesson, rng)
-                head[i, 1 : 1 + len(rows)] = torch.tensor(rows)
-                places[i, 1 : 1 + len(rows)] = torch.tensor(positions)
-                readable[i, 1 : 1 + len(rows)] = True
+                pieces, positions = described(words, network, lesson, rng)
+                for place, piece in enumerate(pieces, start=1):
+                    said[i, place].index_put_((torch.tensor(piece),), torch.ones(()), accumulate=True)
+                places[i, 1 : 1 + len(pieces)] = torch.tensor(positions)
+                readable[i, 1 : 1 + len(pieces)] = True
         inputs, targets, kinds = question_rows(words, network, chosen, rng)
         positions, allowed = shared_prefix(prefix, QUESTIONS_PER_IMAGE, QUESTION_LENGTH)
         positions = positions.repeat(BATCH, 1) - prefix + 1 + IMAGE_TOKENS
@@ -274,7 +269,7 @@ def train_decoder(seed: int) -> None:
         allowed = allowed.repeat(BATCH, 1, 1, 1)
         allowed[..., :prefix] &= readable[:, None, None, :]
         allowed |= torch.eye(allowed.shape[-1], dtype=torch.bool)  # a row that reads nothing would be NaN
-        embeddings = network.table(torch.cat([head, inputs], dim=1))
+        embeddings = torch.cat([said @ network.table.rows, network.table(inputs)], dim=1)
         states = decode(network, embeddings, positions, allowed)[:, prefix:]
         loss, right = answer_loss(
             network, states.unflatten(1, (-1, QUESTION_LENGTH)), targets.unflatten(1, (-1, QUESTION_LENGTH))
@@ -389,7 +384,7 @@ def accuracy_by_kind(
 def train_sight(seed: int) -> None:
     """LoRA, projection and separators, on pictures; every few steps the base is kept blind."""
     words, ids, log = begin("sight", seed)
-    lessons, held_out = training_lessons(), held_out_lessons()
+    lessons, held_out = [*easy_lessons()[:SIGHT_EASY], *training_lessons()[-SIGHT_SCENES:]], held_out_lessons()
     features, held_out_features = look_at_all(lessons), look_at_all(held_out)
     log(looked=len(lessons) + len(held_out))
     network, rng = finished_base(ids, seed), seeded(seed)

@@ -25,7 +25,9 @@ BLANK = Image.new("RGB", (64, 64), (235, 235, 235))
 
 def card(condition):
     """Interval and questions right, of the card's table on the tests' questions, from 0 to 1."""
-    row = re.search(rf"\| {condition} \| ([\d.]+) % \(([\d.]+) to ([\d.]+)\) \|\n", CARD[CARD.index("figures of the tests") :])
+    row = re.search(
+        rf"\| {condition} \| ([\d.]+) % \(([\d.]+) to ([\d.]+)\) \|\n", CARD[CARD.index("figures of the tests") :]
+    )
     assert row is not None
     value, low, high = (float(number) / 100 for number in row.groups())
     return low, value, high
@@ -135,8 +137,8 @@ def test_ids_outside_the_questions_share_one_row(model):
 
 def test_model_only_writes_a_folder_that_loads(tmp_path):
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
-    command = [sys.executable, "-m", "midsight", "demo", "--model-only", str(tmp_path / "model")]
-    command[1:3] = ["-c", "from midsight.cli import main; main()"]
+    program = "from midsight.cli import main; main()"
+    command = [sys.executable, "-c", program, "demo", "--model-only", str(tmp_path / "model")]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
     assert str(tmp_path / "model") in done.stdout
     assert json.loads((tmp_path / "model" / "config.json").read_text())["num_hidden_layers"] == 4
