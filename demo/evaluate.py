@@ -11,11 +11,16 @@ decoding.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import io
 import re
 import sys
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import easy_vqa
@@ -23,9 +28,9 @@ import torch
 from lessons import Lesson, Words, easy_kind, easy_lessons, pixels_of, scene_lesson
 from network import Network, TokenTable, answer_loss, pooled_features
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
-from train import BATCH, QUESTION_LENGTH, SCENES, read_pictures
+from train import BATCH, QUESTION_LENGTH, SCENES, THREADS, WORK, read_pictures
 
 from midsight.demo.scenes import Question
 from midsight.demo.score import Share
@@ -67,11 +72,17 @@ def open_network(folder: Path, lora: Lora) -> Network:
 
 
 def see(network: Network, lessons: Sequence[Lesson]) -> Tensor:
-    """Pooled features [pictures, 256, width]."""
-    batches = [lessons[i : i + BATCH] for i in range(0, len(lessons), BATCH)]
-    return torch.cat(
-        [pooled_features(network, torch.stack([pixels_of(picture(one)) for one in batch])) for batch in batches]
-    )
+    """Pooled features float32 [pictures, 256, width], from a file where this tower has seen them before."""
+    digest = hashlib.sha256(repr([lesson.source for lesson in lessons]).encode())
+    for tensor in network.embed.img_processor.state_dict().values():
+        digest.update(tensor.numpy().tobytes())
+    path = WORK / f"seen-{digest.hexdigest()[:16]}.safetensors"
+    if not path.exists():
+        batches = [lessons[i : i + BATCH] for i in range(0, len(lessons), BATCH)]
+        seen = [pooled_features(network, torch.stack([pixels_of(picture(one)) for one in batch])) for batch in batches]
+        WORK.mkdir(parents=True, exist_ok=True)
+        save_file({"features": torch.cat(seen)}, path)
+    return load_file(path)["features"]
 
 
 def mark(network: Network, words: Words, lessons: Sequence[Lesson], features: Tensor) -> list[bool]:
@@ -109,23 +120,29 @@ def likeliest(lessons: Sequence[Lesson], learned: Sequence[Lesson]) -> list[bool
     ]
 
 
+def test_lessons(name: str) -> list[Lesson]:
+    """Of `scenes` or `easy-vqa`."""
+    return easy_test_lessons() if name == "easy-vqa" else [scene_lesson("test", index) for index in range(TEST_SCENES)]
+
+
 @torch.inference_mode()
-def measure(lessons: Sequence[Lesson], learned: Sequence[Lesson], folder: Path, say: Callable[[str], None]) -> Marks:
-    """Marks of all questions under every condition."""
-    words = Words()
+def measure(name: str, folder: Path) -> Marks:
+    """Marks of all test questions of `scenes` or `easy-vqa` under every condition."""
+    torch.set_num_threads(THREADS)
+    words, lessons = Words(), test_lessons(name)
+    learned = easy_lessons() if name == "easy-vqa" else [scene_lesson("train", index) for index in range(SCENES)]
     network = open_network(folder, "merged")
     features = see(network, lessons)
-    say(f"{len(lessons)} pictures seen")
     blank = pooled_features(network, pixels_of(Image.new("RGB", (64, 64), (235, 235, 235)))[None])
     marks = {
         "seen": mark(network, words, lessons, features),
         "words alone": likeliest(lessons, learned),
         "blank picture": mark(network, words, lessons, blank.expand_as(features)),
         "another picture": mark(network, words, lessons, features.roll(1, dims=0)),
+        "LoRA off": mark(open_network(folder, "off"), words, lessons, features),
     }
-    marks["LoRA off"] = mark(open_network(folder, "off"), words, lessons, features)
     for condition, right in marks.items():
-        say(f"{condition}: {Share(sum(right), len(right))}")
+        print(f"{name}, {condition}: {Share(sum(right), len(right))}", flush=True)
     return marks
 
 
@@ -150,14 +167,25 @@ def replace_between(path: Path, name: str, text: str) -> None:
     path.write_text(pattern.sub(lambda _: start + text + end, page), encoding="utf-8")
 
 
+def run_example(path: Path, folder: Path) -> None:
+    """Runs the first Python example of a page on the model in `folder` and puts below it what it prints."""
+    page = path.read_text(encoding="utf-8")
+    example = re.search(r"```python\n(import midsight\n.*?)```\n\n```\n(.*?)```", page, re.DOTALL)
+    if example is None:
+        raise SystemExit(f"{path} has no example with its output below it; put it back.")
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(example[1].replace('"demo-model"', f'"{folder}", device="cpu"'), str(path), "exec"), {})  # noqa: S102
+    path.write_text(page[: example.start(2)] + printed.getvalue() + page[example.end(2) :], encoding="utf-8")
+
+
 def main() -> None:
     """Measures and writes."""
-    torch.set_num_threads(2)
-    own, easy = [scene_lesson("test", index) for index in range(TEST_SCENES)], easy_test_lessons()
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         folder = write_seeing_model(Path(name) / "model")
-        own_marks = measure(own, [scene_lesson("train", index) for index in range(SCENES)], folder, print)
-        easy_marks = measure(easy, easy_lessons(), folder, print)
+        own_marks, easy_marks = pool.map(measure, ("scenes", "easy-vqa"), (folder, folder))
+        run_example(ROOT / "README.md", folder)
+    own, easy = test_lessons("scenes"), test_lessons("easy-vqa")
     tested = {condition: Share(sum(right[:TESTED]), TESTED) for condition, right in own_marks.items()}
     everything = {condition: Share(sum(right), len(right)) for condition, right in own_marks.items()}
     card = ROOT / "docs" / "demo_model.md"

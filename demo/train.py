@@ -61,22 +61,22 @@ from midsight.demo.seeing import HIDDEN_SIZE, PACKED
 
 ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / "build" / "demo-model"
-SCENES, HELD_OUT_SCENES = 5000, 120
+SCENES, HELD_OUT_SCENES = 5000, 100
 QUESTIONS_PER_IMAGE = 6
 MOST_SHAPES = 4
 BATCH = 16
 TOWER_STEPS, TOWER_RATE = 600, 2e-3
 WINDOWS, WHOLE, WHOLE_WEIGHT = 24, 2, 0.5
 DECODER_STEPS, DECODER_RATE = 2000, 3e-3
-SIGHT_EASY, SIGHT_SCENES = 1500, 4500
-SIGHT_STEPS, SIGHT_RATE = 900, 3e-3
-GLOBAL_STEPS = 600
+SIGHT_EASY, SIGHT_SCENES = 800, 3200
+SIGHT_STEPS, SIGHT_RATE = 750, 3e-3
+GLOBAL_STEPS = 670
 """So many steps see the global crop alone, which is the sub-crop once more, at half the cost."""
 DESCRIBED = 0.8
 """Share of the decoder's lessons with the scene in words before the question."""
 PROCESSES = 2
 THREADS = 2
-BLIND_EVERY = 4
+BLIND_EVERY = 5
 """One step in so many keeps the base blind: LoRA off, the answers those of other pictures."""
 
 
@@ -244,9 +244,8 @@ def train_decoder(seed: int) -> None:
     decoder = [*network.model.model.layers.parameters(), *network.model.model.norm.parameters()]
     descent = Descent([*decoder, *network.table.parameters()], DECODER_RATE, DECODER_STEPS)
     prefix = 1 + MOST_SHAPES
-    tally: dict[bool, list[float]] = {True: [], False: []}
-    kinds_right: Counter[str] = Counter()
-    kinds_seen: Counter[str] = Counter()
+    answered: dict[bool, list[float]] = {True: [], False: []}
+    kinds_right, kinds_seen = Counter[str](), Counter[str]()
     for step in range(DECODER_STEPS):
         chosen = [*rng.sample(easy, BATCH // 8), *rng.sample(own, BATCH - BATCH // 8)]
         said = torch.zeros(BATCH, prefix, len(ids) + 1)
@@ -276,19 +275,14 @@ def train_decoder(seed: int) -> None:
         )
         descent.step(loss)
         for i, was_told in enumerate(told):
-            tally[was_told].append(float(right[i].float().mean()))
+            answered[was_told].append(float(right[i].float().mean()))
             if was_told:
-                kinds_seen.update(kinds[i])
-                kinds_right.update(k for k, r in zip(kinds[i], right[i].tolist(), strict=True) if r)
+                tally(kinds_seen, kinds_right, kinds[i : i + 1], right[i : i + 1])
         if step % 50 == 49:
-            log(
-                step=step + 1,
-                loss=round(loss.item(), 4),
-                told=round(float(np.mean(tally[True])), 4),
-                not_told=round(float(np.mean(tally[False])), 4),
-                kinds={kind: round(kinds_right[kind] / n, 3) for kind, n in sorted(kinds_seen.items())},
-            )
-            tally, kinds_right, kinds_seen = {True: [], False: []}, Counter(), Counter()
+            told_share, untold_share = mean(answered[True]), mean(answered[False])
+            by_kind = shares(kinds_seen, kinds_right)
+            log(step=step + 1, loss=round(loss.item(), 4), told=told_share, not_told=untold_share, kinds=by_kind)
+            answered, kinds_right, kinds_seen = {True: [], False: []}, Counter[str](), Counter[str]()
     as_bfloat16(network.model.model)
     as_bfloat16(network.table)
     decoder_weights = {
@@ -321,7 +315,7 @@ def look_at_all(lessons: Sequence[Lesson]) -> np.ndarray:
     name = hashlib.sha256(tower.read_bytes() + json.dumps(sources).encode()).hexdigest()[:16]
     path = WORK / f"features-{name}.npy"
     if not path.exists():
-        chunks = [sources[i : i + 40 * BATCH] for i in range(0, len(sources), 40 * BATCH)]
+        chunks = [sources[i : i + 20 * BATCH] for i in range(0, len(sources), 20 * BATCH)]
         with ProcessPoolExecutor(PROCESSES, mp_context=multiprocessing.get_context("spawn")) as pool:
             np.save(path, np.concatenate(list(pool.map(look, [tower] * len(chunks), chunks))))
     return np.load(path, mmap_mode="r")
@@ -375,10 +369,8 @@ def accuracy_by_kind(
             inputs, targets, kinds = question_rows(words, network, lessons[i : i + BATCH], rng)
             states = read_pictures(network, torch.from_numpy(features[i : i + BATCH]).float(), inputs)
             _, rows = answer_loss(network, states, targets.unflatten(1, (-1, QUESTION_LENGTH)))
-            for names, good in zip(kinds, rows.tolist(), strict=True):
-                seen.update(names)
-                right.update(name for name, one in zip(names, good, strict=True) if one)
-    return {kind: round(right[kind] / n, 4) for kind, n in sorted(seen.items())}
+            tally(seen, right, kinds, rows)
+    return shares(seen, right)
 
 
 def train_sight(seed: int) -> None:
@@ -397,25 +389,55 @@ def train_sight(seed: int) -> None:
     easy = [i for i, lesson in enumerate(lessons) if lesson.source[0] == "easy"]
     own = [i for i, lesson in enumerate(lessons) if lesson.source[0] != "easy"]
     losses: dict[bool, list[float]] = {True: [], False: []}
+    kinds_right, kinds_seen = Counter[str](), Counter[str]()
     for step in range(SIGHT_STEPS):
         numbers = [*rng.sample(easy, BATCH // 4), *rng.sample(own, BATCH - BATCH // 4)]
         blind = step % BLIND_EVERY == BLIND_EVERY - 1
         chosen = [lessons[i] for i in numbers]
-        inputs, targets, _ = question_rows(words, network, chosen, rng, priors if blind else None)
-        network.model.disable_adapters() if blind else network.model.enable_adapters()
+        inputs, targets, kinds = question_rows(words, network, chosen, rng, priors if blind else None)
+        switch_lora(network, on=not blind)
         pictures = torch.from_numpy(features[numbers]).float()
         states = read_pictures(network, pictures, inputs, global_only=step < GLOBAL_STEPS)
-        loss, _ = answer_loss(network, states, targets.unflatten(1, (-1, QUESTION_LENGTH)))
+        loss, right = answer_loss(network, states, targets.unflatten(1, (-1, QUESTION_LENGTH)))
         descent.step(loss)
         losses[blind].append(loss.item())
-        if step % 100 == 99:
-            network.model.disable_adapters()
-            off = accuracy_by_kind(network, words, held_out, held_out_features, seed)
-            network.model.enable_adapters()
-            on = accuracy_by_kind(network, words, held_out, held_out_features, seed)
-            log(step=step + 1, loss=mean(losses[False]), blind_loss=mean(losses[True]), held_out=on, off=off)
+        if not blind:
+            tally(kinds_seen, kinds_right, kinds, right)
+        if step % 25 == 24:
+            log(
+                step=step + 1,
+                loss=mean(losses[False]),
+                blind_loss=mean(losses[True]),
+                **shares(kinds_seen, kinds_right),
+            )
             losses = {True: [], False: []}
-            save_file({k: v.detach() for k, v in learned.items()}, WORK / "sight.safetensors")
+            kinds_right, kinds_seen = Counter[str](), Counter[str]()
+        if step % 250 == 249 or step == SIGHT_STEPS - 1:
+            save_file({name: tensor.detach() for name, tensor in learned.items()}, WORK / "sight.safetensors")
+            for on in (True, False):
+                switch_lora(network, on=on)
+                held_out_shares = accuracy_by_kind(network, words, held_out, held_out_features, seed)
+                log(step=step + 1, lora="on" if on else "off", held_out=held_out_shares)
+
+
+def switch_lora(network: Network, *, on: bool) -> None:
+    """The LoRA in or out."""
+    if on:
+        network.model.enable_adapters()
+    else:
+        network.model.disable_adapters()
+
+
+def tally(seen: Counter[str], right: Counter[str], kinds: Sequence[Sequence[str]], marks: Tensor) -> None:
+    """Adds the questions of a batch by kind."""
+    for names, of_picture in zip(kinds, marks.tolist(), strict=True):
+        seen.update(names)
+        right.update(name for name, one in zip(names, of_picture, strict=True) if one)
+
+
+def shares(seen: Counter[str], right: Counter[str]) -> dict[str, float]:
+    """The share that is right, by kind."""
+    return {kind: round(right[kind] / number, 4) for kind, number in sorted(seen.items())}
 
 
 def pack() -> None:

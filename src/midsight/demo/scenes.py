@@ -92,10 +92,15 @@ def make_scene(split: Split, index: int) -> Scene:
         x = (column + 0.5) * CELL_PX + rng.uniform(-slack, slack)
         y = (row + 0.5) * CELL_PX + rng.uniform(-slack, slack)
         corners = outline(form, x, y, radius, rng)
-        rgb = tuple(min(255, max(0, part + rng.randint(-COLOR_SPREAD, COLOR_SPREAD))) for part in COLORS[color])
-        shapes.append(Shape(form, color, corners, rgb))
-    background = tuple(rng.randint(DARKEST_BACKGROUND, 255) for _ in range(3))
-    return Scene(tuple(shapes), background)
+        red, green, blue = (part + rng.randint(-COLOR_SPREAD, COLOR_SPREAD) for part in COLORS[color])
+        shapes.append(Shape(form, color, corners, (in_range(red), in_range(green), in_range(blue))))
+    red, green, blue = (rng.randint(DARKEST_BACKGROUND, 255) for _ in range(3))
+    return Scene(tuple(shapes), (red, green, blue))
+
+
+def in_range(part: int) -> int:
+    """The nearest of 0 to 255."""
+    return min(255, max(0, part))
 
 
 def outline(form: str, x: float, y: float, radius: float, rng: random.Random) -> tuple[tuple[float, float], ...]:
