@@ -1,18 +1,19 @@
 """Trains the demo model from scratch and writes the file that the package ships.
 
-    python demo/train.py tower & python demo/train.py decoder; wait    # one thread each
-    python demo/train.py sight && python demo/train.py pack
+    python demo/train.py tower & python demo/train.py decoder; wait
+    python demo/train.py sight && python demo/train.py again --seed 1 && python demo/train.py pack
 
-Stages, each from its own seed, on one thread, so that a second run gives the same numbers:
-tower: the vision tower names form and colour of what each image token shows. decoder: the base decoder
-answers from words alone, and from none where none are given. sight: both frozen; the LoRA for images and
-the projection learn to answer from the picture, several questions behind one image. Every choice was
-made on held-out training pictures.
+Stages, each with its seed and two threads. tower: the vision tower names form and colour of what each image
+token shows. decoder: the base decoder answers from words where a picture would stand, and without. sight: both
+frozen; the LoRA for images and the projection learn to answer from the picture, several questions behind one
+image. again: once more, from there. pack: the file. Choices were made on held-out training pictures, with the
+logs in build/demo-model.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import json
 import multiprocessing
@@ -71,6 +72,7 @@ DECODER_STEPS, DECODER_RATE = 2000, 3e-3
 SIGHT_EASY, SIGHT_SCENES = 800, 3200
 SIGHT_STEPS, SIGHT_RATE = 750, 3e-3
 GLOBAL_STEPS = 670
+AGAIN_STEPS, AGAIN_GLOBAL_STEPS = 375, 345
 """So many steps see the global crop alone, which is the sub-crop once more, at half the cost."""
 DESCRIBED = 0.8
 """Share of the decoder's lessons with the scene in words before the question."""
@@ -373,31 +375,38 @@ def accuracy_by_kind(
     return shares(seen, right)
 
 
-def train_sight(seed: int) -> None:
-    """LoRA, projection and separators, on pictures; every few steps the base is kept blind."""
-    words, ids, log = begin("sight", seed)
+def train_sight(seed: int, *, again: bool = False) -> None:
+    """LoRA, projection and separators, on pictures; every few steps the base is kept blind.
+
+    `again` goes on from what the first time left, with other draws.
+    """
+    words, ids, log = begin("again" if again else "sight", seed)
+    steps, global_steps = (AGAIN_STEPS, AGAIN_GLOBAL_STEPS) if again else (SIGHT_STEPS, GLOBAL_STEPS)
     lessons, held_out = [*easy_lessons()[:SIGHT_EASY], *training_lessons()[-SIGHT_SCENES:]], held_out_lessons()
     features, held_out_features = look_at_all(lessons), look_at_all(held_out)
     log(looked=len(lessons) + len(held_out))
     network, rng = finished_base(ids, seed), seeded(seed)
     learned = learned_by_sight(network)
+    if again:
+        for name, tensor in load_file(WORK / "sight.safetensors").items():
+            learned[name].data.copy_(tensor)
     for parameter in [*network.model.parameters(), *network.table.parameters()]:
         parameter.requires_grad_(False)
     for parameter in learned.values():
         parameter.requires_grad_(True)
-    descent, priors = Descent(list(learned.values()), SIGHT_RATE, SIGHT_STEPS), Priors(lessons)
+    descent, priors = Descent(list(learned.values()), SIGHT_RATE, steps), Priors(lessons)
     easy = [i for i, lesson in enumerate(lessons) if lesson.source[0] == "easy"]
     own = [i for i, lesson in enumerate(lessons) if lesson.source[0] != "easy"]
     losses: dict[bool, list[float]] = {True: [], False: []}
     kinds_right, kinds_seen = Counter[str](), Counter[str]()
-    for step in range(SIGHT_STEPS):
+    for step in range(steps):
         numbers = [*rng.sample(easy, BATCH // 4), *rng.sample(own, BATCH - BATCH // 4)]
         blind = step % BLIND_EVERY == BLIND_EVERY - 1
         chosen = [lessons[i] for i in numbers]
         inputs, targets, kinds = question_rows(words, network, chosen, rng, priors if blind else None)
         switch_lora(network, on=not blind)
         pictures = torch.from_numpy(features[numbers]).float()
-        states = read_pictures(network, pictures, inputs, global_only=step < GLOBAL_STEPS)
+        states = read_pictures(network, pictures, inputs, global_only=step < global_steps)
         loss, right = answer_loss(network, states, targets.unflatten(1, (-1, QUESTION_LENGTH)))
         descent.step(loss)
         losses[blind].append(loss.item())
@@ -412,8 +421,9 @@ def train_sight(seed: int) -> None:
             )
             losses = {True: [], False: []}
             kinds_right, kinds_seen = Counter[str](), Counter[str]()
-        if step % 250 == 249 or step == SIGHT_STEPS - 1:
-            save_file({name: tensor.detach() for name, tensor in learned.items()}, WORK / "sight.safetensors")
+        if step == steps - 1:
+            left = WORK / ("again.safetensors" if again else "sight.safetensors")
+            save_file({name: tensor.detach() for name, tensor in learned.items()}, left)
             for on in (True, False):
                 switch_lora(network, on=on)
                 held_out_shares = accuracy_by_kind(network, words, held_out, held_out_features, seed)
@@ -444,7 +454,7 @@ def pack() -> None:
     """Writes the file of the package, in bfloat16; the projection and the LoRA are rounded here."""
     network = build(Words().ids_in_use(), 0)
     network.embed.img_processor.load_state_dict(load_file(WORK / "tower.safetensors"))
-    decoder, sight = load_file(WORK / "decoder.safetensors"), load_file(WORK / "sight.safetensors")
+    decoder, sight = load_file(WORK / "decoder.safetensors"), load_file(WORK / "again.safetensors")
     rows = decoder.pop("rows")
     network.model.model.load_state_dict(decoder, strict=False)
     network.model.load_state_dict({k: v for k, v in sight.items() if ".lora_" not in k}, strict=False)
@@ -468,10 +478,16 @@ def mean(numbers: Sequence[float]) -> float:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=["tower", "decoder", "sight", "pack"])
+    parser.add_argument("stage", choices=["tower", "decoder", "sight", "again", "pack"])
     parser.add_argument("--seed", type=int, default=0)
     call = parser.parse_args()
     if call.stage == "pack":
         pack()
     else:
-        {"tower": train_tower, "decoder": train_decoder, "sight": train_sight}[call.stage](call.seed)
+        train = {
+            "tower": train_tower,
+            "decoder": train_decoder,
+            "sight": train_sight,
+            "again": functools.partial(train_sight, again=True),
+        }
+        train[call.stage](call.seed)
