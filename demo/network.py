@@ -29,6 +29,9 @@ IMAGE_TOKENS = 2 * GRID * (GRID + 1) + 1
 class TokenTable(nn.Module):
     """Embedding rows of the ids in use, and one more that stands for all others."""
 
+    offset: Tensor
+    """Added to the logits: log of how many ids a row stands for."""
+
     def __init__(self, token_ids: Sequence[int], width: int) -> None:
         super().__init__()
         self.token_ids = list(token_ids)

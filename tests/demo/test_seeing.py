@@ -168,7 +168,7 @@ def test_every_kind_has_wrong_answers_and_none_is_at_chance(seen, samples):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("condition", ["blank picture", "another picture", "LoRA off"])
-def test_without_its_image_or_its_lora_it_falls_to_what_words_alone_give(condition, folder, model, samples):
+def test_without_its_image_or_its_lora_it_falls_to_what_the_card_says(condition, folder, model, samples):
     asked = model
     pairs = [(image, question.text) for image, _, question in samples]
     if condition == "blank picture":
@@ -181,7 +181,8 @@ def test_without_its_image_or_its_lora_it_falls_to_what_words_alone_give(conditi
     low, value, high = card(condition)
     assert low <= right <= high
     assert value < card("seen")[1] - 0.25
-    assert right <= card("words alone")[2]
+    if condition != "LoRA off":  # which still tells some colors, as the card says
+        assert right <= card("words alone")[2]
 
 
 @pytest.mark.slow
