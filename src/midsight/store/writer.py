@@ -172,7 +172,10 @@ class RunWriter:
         self._buffer = _Buffer(counter=max(mine, default=-1) + 1)
         remove_leftovers(self.path, self._shard, self._buffer.counter)
         remove_replaced(self.path, self._shard, run.commits)
-        self.done = set(run.sample_ids())
+        # Not in dataset order: of ten million samples that would be held several times over.
+        self.done = {
+            sample_id for batch in run.batches(["sample_id"]) for sample_id in batch.column("sample_id").to_pylist()
+        }
         self._failed = {failure.sample_id for failure in run.failures()}
         if not self._retry_failed:
             self.done |= self._failed
