@@ -29,7 +29,7 @@ from midsight.store.layout import (
 )
 from midsight.store.lock import sign_lock, take_lock
 from midsight.store.parts import digest_part, encode_part
-from midsight.store.reader import open_run
+from midsight.store.reader import Run, open_run
 from midsight.store.schema import records_to_table
 from midsight.store.spec import RunSpec, check_same_run, is_run, read_spec, write_spec
 
@@ -185,8 +185,8 @@ class RunWriter:
         self._buffer = _Buffer(counter=max(mine, default=-1) + 1)
         remove_leftovers(self.path, self._shard, self._buffer.counter)
         remove_replaced(self.path, self._shard, run.commits)
+        self.done = stored_ids(run)
         self.failed = {failure.sample_id for failure in run.failures()}
-        self.done = set(run.sample_ids())
         if not self._retry_failed:
             self.done |= self.failed
 
@@ -223,4 +223,9 @@ def samples_done(path: Path, spec: RunSpec, *, retry_failed: bool) -> set[str]:
     check_same_run(path, read_spec(path), spec)
     run = open_run(path)
     failed = () if retry_failed else (failure.sample_id for failure in run.failures())
-    return {*run.sample_ids(), *failed}
+    return {*stored_ids(run), *failed}
+
+
+def stored_ids(run: Run) -> set[str]:
+    """The ids of all rows; not in dataset order: of ten million samples that would be held several times over."""
+    return {sample_id for batch in run.batches(["sample_id"]) for sample_id in batch.column("sample_id").to_pylist()}
