@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import midsight
-from folders import assert_sentence, copy_folder, edit_json, refuse, said_by, write_anew
+from folders import assert_sentence, copy_folder, edit_json, edit_tensors, refuse, said_by, write_anew
+from midsight.check.facts import read_facts
 from midsight.models.catalogue import open_checkpoint
 
 NO_OBJECT = {"empty": b"", "cut": b'{"a": 1', "list": b"[]", "null": b"null", "number": b"3", "binary": b"\xff\xfe\0\0"}
@@ -187,6 +188,43 @@ def test_stop_ids_may_be_one_or_several(folder, eos, ids):
 def test_stop_ids_that_are_no_token_ids(folder, eos):
     edit_json(folder / "generation_config.json", lambda config: config.update(eos_token_id=eos))
     refuse(folder, "generation_config.json", "eos_token_id")
+
+
+@pytest.mark.parametrize("eos", [200060, 200064, 10**9, 10**30, [200020, 200060]], ids=str)
+def test_a_stop_id_that_is_no_token_is_named_before_any_weight_is_read(folder, eos):
+    """In the embedding without a token, and outside of it."""
+    edit_json(folder / "generation_config.json", lambda config: config.update(eos_token_id=eos))
+    unknown = str(max(eos) if isinstance(eos, list) else eos)
+    for call in (read_facts, midsight.load):
+        said = said_by(call, folder)
+        assert said is not None, "it is taken"
+        assert_sentence(said)
+        assert all(part in said for part in ("generation_config.json", f"says {unknown} for eos_token_id"))
+
+
+def test_a_stop_id_beyond_the_models_head_is_named(native):
+    """The tokenizer has the token, no answer can have it."""
+    edit_json(native / "config.json", lambda config: config.update(vocab_size=200020))
+    edit_tensors(
+        native / "model.safetensors",
+        lambda tensors: tensors.update(
+            {"model.embed_tokens.weight": tensors["model.embed_tokens.weight"][:200020].clone()}
+        ),
+    )
+    refuse(native, "generation_config.json", "200020", "eos_token_id")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"max_new_tokens": -5}, {"early_stopping": 3}, {"watermarking_config": {"a": 1}}, {"num_return_sequences": 4}],
+    ids=str,
+)
+def test_a_generation_config_that_transformers_refuses(folder, change):
+    edit_json(folder / "generation_config.json", lambda config: config.update(change))
+    said = [said_by(call, folder) for call in (read_facts, midsight.load)]
+    assert said[0] == said[1] is not None
+    assert_sentence(said[0])
+    assert "generation_config.json" in said[0]
 
 
 @settings(deadline=None, max_examples=25)

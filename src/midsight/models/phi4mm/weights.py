@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from peft import LoraConfig
 from torch import Tensor, nn
-from transformers import GenerationConfig, Phi4MultimodalConfig, Phi4MultimodalForCausalLM
+from transformers import Phi4MultimodalConfig, Phi4MultimodalForCausalLM
 
 from midsight.errors import MidsightError, first_line
 from midsight.models.checkpoint import LoadChoice
@@ -82,11 +82,6 @@ def load_published(folder: Path, published: PublishedFolder, choice: LoadChoice)
     if left:
         raise MidsightError(f"{folder} filled all tensors but {len(left)}, {left[0]} the first; download it again.")
     model.config.dtype = choice.dtype
-    try:
-        model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # transformers checks values, each with an error of its own
-        path = folder / "generation_config.json"
-        raise MidsightError(f"{path} is not usable ({first_line(error)}); download it again.") from error
     return model
 
 
