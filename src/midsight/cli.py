@@ -340,9 +340,7 @@ def check(
 
         for name, value in {"--dtype": dtype, "--device": device, "--lora": lora}.items():
             if value != "auto" and not run:
-                raise MidsightError(
-                    f"{name} {value} goes with --run, which loads the model; add --run or leave it out."
-                )
+                raise MidsightError(f"{name} {value} goes with --run; add --run, or leave it out.")
         facts = read_facts(model, revision=revision)
         proof = None
         if run:

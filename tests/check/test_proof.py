@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
-from folders import copy_folder, edit_json, edit_tensors, write_published
+from folders import copy_folder, edit_json, edit_tensors
 from midsight import load
 from midsight.check import proof
 from midsight.check.facts import read_facts

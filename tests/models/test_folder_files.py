@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -246,6 +247,27 @@ def test_whatever_happens_to_a_small_file_only_a_midsight_error_comes_out(folder
 
     assert_sentence(said_by(open_all) or "It is whole.")
     shutil.rmtree(folder.parent)
+
+
+def test_an_adapter_beside_the_model_is_refused(native, tmp_path):
+    """transformers would load the model that it names, and not this one."""
+    adapter = json.loads((native / "vision-lora" / "adapter_config.json").read_text())
+    (native / "adapter_config.json").write_text(json.dumps({**adapter, "base_model_name_or_path": str(tmp_path)}))
+    refuse(native, str(native), "adapter_config.json")
+
+
+def test_a_model_that_is_quantised_at_load_is_refused(native):
+    quantised = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
+    edit_json(native / "config.json", lambda config: config.update(quantised))
+    refuse(native, "config.json", "quantization_config", "midsight.wrap")
+
+
+@pytest.mark.parametrize("dtype", ["float64", "int8"])
+def test_a_dtype_that_no_model_is_run_in_becomes_float32(native, dtype, monkeypatch):
+    """Also where there is no room for float32, or a GPU, and the checkpoint's dtype would be taken."""
+    edit_json(native / "config.json", lambda config: config.update(dtype=dtype))
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=10))
+    assert midsight.load(native, device="cpu").loaded.dtype == torch.float32
 
 
 class TestLoraFolder:

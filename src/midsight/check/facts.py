@@ -13,7 +13,7 @@ from midsight.models.catalogue import open_checkpoint
 from midsight.models.checkpoint import Checkpoint, count_parameters, left_out_parts, loaded_parameters
 from midsight.models.fingerprint import fingerprint
 from midsight.models.generation import read_generation
-from midsight.models.hub import find_model_folder
+from midsight.models.hub import find_model_folder, how_to_download_again
 from midsight.models.loading import closest_to_float32, load_processors, vocab_size
 from midsight.models.quiet import quiet_transformers
 from midsight.taps.tap import choose_layers
@@ -78,7 +78,7 @@ def read_facts(source: str | Path, *, revision: str | None = None) -> ModelFacts
     Raises MidsightError for whatever would keep it from being loaded.
     """
     found = find_model_folder(source, revision=revision)
-    with quiet_transformers():
+    with quiet_transformers(), how_to_download_again(found.path):
         checkpoint = open_checkpoint(found.path)
         tokenizer, _ = load_processors(checkpoint, found.path)
         _, stop_ids = read_generation(found.path, tokenizer, vocab_size(checkpoint.config))

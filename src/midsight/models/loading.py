@@ -15,7 +15,7 @@ from midsight.models.catalogue import find_adapter, open_checkpoint
 from midsight.models.checkpoint import Checkpoint, LoadChoice, LoraMode, loaded_parameters
 from midsight.models.fingerprint import fingerprint, weights_fingerprint
 from midsight.models.generation import as_ids, check_stop_ids, read_generation
-from midsight.models.hub import find_model_folder
+from midsight.models.hub import find_model_folder, how_to_download_again
 from midsight.models.quiet import quiet_transformers
 
 Lora = Literal["auto", "merged", "unmerged", "off"]
@@ -105,7 +105,7 @@ def load_model(
     target = choose_device(device)
     found = find_model_folder(source, revision=revision)
     folder = found.path
-    with quiet_transformers():
+    with quiet_transformers(), how_to_download_again(folder):
         checkpoint = open_checkpoint(folder)
         torch_dtype, dtype_notes = choose_dtype(dtype, target, checkpoint)
         mode, lora_notes = choose_lora(lora, torch_dtype, checkpoint, folder)
@@ -204,7 +204,9 @@ def choose_dtype(dtype: str, device: torch.device, checkpoint: Checkpoint) -> tu
         if dtype not in {"float32", "bfloat16", "float16"}:
             raise MidsightError(f"--dtype {dtype!r} is unknown; give auto, float32, bfloat16 or float16.")
         return getattr(torch, dtype), ()
-    stored = checkpoint.config.dtype or torch.float32
+    stored = checkpoint.config.dtype
+    if stored not in (torch.bfloat16, torch.float16):
+        stored = torch.float32
     if device.type != "cpu":
         return stored, ()
     needed = 4 * loaded_parameters(checkpoint, "merged")

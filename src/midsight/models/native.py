@@ -15,14 +15,15 @@ from midsight.models.adapter import Adapter
 from midsight.models.catalogue import find_adapter
 from midsight.models.checkpoint import Checkpoint, LoadChoice
 from midsight.models.headers import Headers, read_header, read_headers, read_json
+from midsight.models.hub import LORA_FILES
 from midsight.models.reading import tensor_reader
 
 LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-LORA_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 def open_native(folder: Path) -> Checkpoint:
     """Reads the folder's config and headers; raises MidsightError where it is no model that transformers can load."""
+    refuse_what_transformers_adds(folder)
     headers = read_headers(folder)
     adapter = find_adapter(read_architectures(folder), str(folder))
     lora_folder = find_lora(folder, adapter)
@@ -60,6 +61,19 @@ def open_native(folder: Path) -> Checkpoint:
         load_tokenizer=lambda: from_pretrained(transformers.AutoTokenizer, "tokenizer.json", "tokenizer_config.json"),
         load_image_processor=lambda: from_pretrained(transformers.AutoImageProcessor, processor_file(folder)),
     )
+
+
+def refuse_what_transformers_adds(folder: Path) -> None:
+    """Raises MidsightError for what makes transformers load other weights than the folder's, or not as they are."""
+    if (folder / "adapter_config.json").exists():
+        raise MidsightError(
+            f"{folder} has adapter_config.json beside the model's config, and transformers would load that adapter "
+            "and its base model; give the model's own folder, or merge the adapter."
+        )
+    if read_json(folder / "config.json").get("quantization_config") is not None:
+        raise MidsightError(
+            f"{folder / 'config.json'} has a quantization_config; load it with transformers and use midsight.wrap."
+        )
 
 
 def read_architectures(folder: Path) -> list[str]:
