@@ -222,10 +222,10 @@ def test_a_stop_id_beyond_the_models_head_is_named(native):
 )
 def test_a_generation_config_that_transformers_refuses(folder, change):
     edit_json(folder / "generation_config.json", lambda config: config.update(change))
-    said = [said_by(call, folder) for call in (read_facts, midsight.load)]
-    assert said[0] == said[1] is not None
-    assert_sentence(said[0])
-    assert "generation_config.json" in said[0]
+    said = {said_by(call, folder) or "It is taken." for call in (read_facts, midsight.load)}
+    assert len(said) == 1
+    assert_sentence(*said)
+    assert "generation_config.json" in said.pop()
 
 
 @settings(deadline=None, max_examples=25)

@@ -42,7 +42,7 @@ Headers = Mapping[str, TensorHeader]
 
 
 def read_header(path: Path) -> dict[str, TensorHeader]:
-    """The tensors of one safetensors file; raises MidsightError where it is missing, cut short, damaged or quantised."""
+    """The tensors of one safetensors file; raises MidsightError where it is missing, damaged or quantised."""
     try:
         with safe_open(path, framework="numpy") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
