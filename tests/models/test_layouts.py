@@ -228,20 +228,24 @@ def test_weights_stored_in_float32_are_merged_before_they_are_rounded_to_bfloat1
 
 @pytest.mark.parametrize(
     ("settings", "suffix"),
-    [({"use_dora": True}, "lora_magnitude_vector.weight"), ({"alora_invocation_tokens": [1, 2]}, None)],
-    ids=["with magnitudes", "for some tokens"],
+    [
+        ({"use_dora": True}, "lora_magnitude_vector.weight"),
+        pytest.param({"lora_bias": True}, "lora_B.bias", marks=pytest.mark.filterwarnings("ignore::UserWarning")),
+        ({"alora_invocation_tokens": [1, 2]}, None),
+    ],
+    ids=["with magnitudes", "with biases", "for some tokens"],
 )
 def test_an_adapter_that_is_no_plain_lora_is_not_merged(layouts, tmp_path, settings, suffix):
     """W + scale B A would be another model's weights."""
     folder = copy_folder(layouts["native"], tmp_path / "copy")
     edit_json(folder / "vision-lora" / "adapter_config.json", lambda config: config.update(settings))
 
-    def add_magnitudes(tensors):
+    def add_tensors(tensors):
         for name in [name for name in tensors if name.endswith("lora_B.weight")]:
             tensors[name.replace("lora_B.weight", suffix)] = torch.ones(len(tensors[name]))
 
     if suffix:
-        edit_tensors(folder / "vision-lora" / "adapter_model.safetensors", add_magnitudes)
+        edit_tensors(folder / "vision-lora" / "adapter_model.safetensors", add_tensors)
     with pytest.raises(midsight.MidsightError, match=r"vision-lora is no plain LoRA .*--lora unmerged"):
         midsight.load(folder, device="cpu", lora="merged")
     assert midsight.load(folder, device="cpu", lora="unmerged").loaded.lora == "unmerged"
