@@ -37,7 +37,7 @@ def describe(facts: ModelFacts) -> dict[str, str]:
     free = ", ".join(f"{decimal(size)} on {device}" for device, size in facts.free_bytes.items())
     return {
         "model": facts.source,
-        "folder": facts.folder,
+        **({"folder": facts.folder} if facts.folder != facts.source else {}),
         "layout": facts.layout,
         "family": f"{facts.family} ({facts.architecture})",
         "revision": facts.revision or "a plain folder, none known",

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig
 from torch import Tensor, nn
 from transformers import Phi4MultimodalConfig, Phi4MultimodalForCausalLM
 
@@ -107,6 +106,8 @@ def read_weights(published: PublishedFolder, choice: LoadChoice) -> Iterator[tup
 
 def add_empty_lora(model: Any, lora: LoraScale) -> None:
     """PEFT's layers beside the decoder's weights, under the names the published factors have."""
+    from peft import LoraConfig  # takes seconds to import, and only this needs it
+
     alpha: Any = lora.alpha  # PEFT's annotation says int, its arithmetic takes both
     config = LoraConfig(r=lora.rank, lora_alpha=alpha, target_modules=LORA_TARGETS, lora_dropout=0.0)
     model.add_adapter(config, adapter_name="vision")
