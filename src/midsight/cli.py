@@ -315,20 +315,23 @@ def check(
     with reported_errors(debug=debug):
         from midsight.check.facts import read_facts
         from midsight.check.proof import prove
-        from midsight.check.terminal import checks_as_json, render_checks, render_facts
+        from midsight.check.terminal import as_plain_data, render_facts, render_proof
 
-        console = Console(highlight=False)
+        for name, value in {"--dtype": dtype, "--device": device, "--lora": lora}.items():
+            if value != "auto" and not run:
+                raise MidsightError(f"{name} {value} goes with --run; add --run, or leave it out.")
         facts = read_facts(model, revision=revision)
-        checks = ()
+        proof = None
         if run:
             with Console(stderr=True).status("Measuring"):
-                checks = prove(model, revision=revision, dtype=dtype, device=device, lora=cast("Lora", lora))
+                proof = prove(facts.folder, dtype=dtype, device=device, lora=cast("Lora", lora))
         if as_json:
-            typer.echo(json.dumps({"model": asdict(facts), "checks": checks_as_json(checks)}, indent=2))
+            typer.echo(json.dumps(as_plain_data(facts, proof), indent=2, allow_nan=False))
         else:
+            console = Console(highlight=False)
             console.print(render_facts(facts))
-            console.print(render_checks(checks) if run else "OK: every tensor is accounted for.")
-        if not all(one.passed for one in checks):
+            console.print(render_proof(proof) if proof else "OK: every tensor is accounted for.")
+        if proof and not proof.passed:
             raise typer.Exit(SOME_FAILED)
 
 

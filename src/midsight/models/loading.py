@@ -14,8 +14,8 @@ from midsight.models.adapter import Adapter, submodule
 from midsight.models.catalogue import find_adapter, open_checkpoint
 from midsight.models.checkpoint import Checkpoint, LoadChoice, LoraMode, loaded_parameters
 from midsight.models.fingerprint import fingerprint, weights_fingerprint
-from midsight.models.headers import read_json
-from midsight.models.hub import find_model_folder
+from midsight.models.generation import as_ids, check_stop_ids, read_generation
+from midsight.models.hub import find_model_folder, how_to_download_again
 from midsight.models.quiet import quiet_transformers
 
 Lora = Literal["auto", "merged", "unmerged", "off"]
@@ -111,18 +111,19 @@ def load_model(
     """
     if lora not in get_args(Lora):
         raise MidsightError(f"--lora {lora!r} is unknown; give {' or '.join(get_args(Lora))}.")
+    target = choose_device(device)
     found = find_model_folder(source, revision=revision)
     folder = found.path
-    target = choose_device(device)
-    with quiet_transformers():
+    with quiet_transformers(), how_to_download_again(folder):
         checkpoint = open_checkpoint(folder)
         torch_dtype, dtype_notes = choose_dtype(dtype, target, checkpoint)
         mode, lora_notes = choose_lora(lora, torch_dtype, checkpoint, folder)
         tokenizer, image_processor = load_processors(checkpoint, folder)
-        stop_ids = read_stop_ids(folder)
+        generation_config, stop_ids = read_generation(folder, tokenizer, vocab_size(checkpoint.config))
         hf_model: Any = WithoutWeights(checkpoint.config)
         if weights:
             hf_model = checkpoint.load_weights(LoadChoice(torch_dtype, target, mode, unused=audio)).eval()
+            hf_model.generation_config = generation_config
         else:
             checkpoint.account()
     return LoadedModel(
@@ -153,6 +154,8 @@ def wrap_model(hf_model: Any, processor: Any) -> LoadedModel:
     hf_model.eval()
     embedding: Any = submodule(hf_model, adapter.lm_head).weight
     config: Any = hf_model.config
+    stop_ids = as_ids(hf_model.generation_config.eos_token_id, "The model's generation config")
+    check_stop_ids(stop_ids, processor.tokenizer, vocab_size(config), "The model's generation config")
     return LoadedModel(
         hf_model=hf_model,
         tokenizer=processor.tokenizer,
@@ -164,7 +167,7 @@ def wrap_model(hf_model: Any, processor: Any) -> LoadedModel:
         fingerprint=weights_fingerprint(hf_model),
         dtype=embedding.dtype,
         device=embedding.device,
-        stop_ids=as_ids(hf_model.generation_config.eos_token_id, "The model's generation config"),
+        stop_ids=stop_ids,
         attention=config._attn_implementation,
         lora="as given",
         mends=adapter.mends(hf_model),
@@ -186,21 +189,9 @@ def load_processors(checkpoint: Checkpoint, folder: Path) -> tuple[Any, Any]:
     return tokenizer, image_processor
 
 
-def read_stop_ids(folder: Path) -> tuple[int, ...]:
-    """Token ids that end an answer, from the folder's generation config; raises MidsightError without one.
-
-    The ids of tokenizer and config end a text, not a turn: Phi-4-multimodal would answer on and on.
-    """
-    path = folder / "generation_config.json"
-    return as_ids(read_json(path).get("eos_token_id"), str(path))
-
-
-def as_ids(eos: Any, source: str) -> tuple[int, ...]:
-    """One token id or several, ascending; raises MidsightError for anything else."""
-    ids = eos if isinstance(eos, list) else [eos]
-    if not ids or not all(type(one) is int and one >= 0 for one in ids):
-        raise MidsightError(f"{source} says {eos!r} for eos_token_id; give the ids of the tokens that end an answer.")
-    return tuple(sorted(ids))
+def vocab_size(config: Any) -> int:
+    """Number of tokens that the language-model head tells apart."""
+    return config.get_text_config().vocab_size
 
 
 def choose_device(device: str) -> torch.device:
@@ -226,7 +217,9 @@ def choose_dtype(dtype: str, device: torch.device, checkpoint: Checkpoint) -> tu
         if dtype not in {"float32", "bfloat16", "float16"}:
             raise MidsightError(f"--dtype {dtype!r} is unknown; give auto, float32, bfloat16 or float16.")
         return getattr(torch, dtype), ()
-    stored = checkpoint.config.dtype or torch.float32
+    stored = checkpoint.config.dtype
+    if stored not in (torch.bfloat16, torch.float16):
+        stored = torch.float32
     if device.type != "cpu":
         return stored, ()
     needed = 4 * loaded_parameters(checkpoint, "merged")
