@@ -15,6 +15,9 @@ from midsight.models.headers import read_json
 
 FAMILIES = {
     "Phi4MultimodalForCausalLM": "midsight.models.phi4_multimodal",
+    "MllamaForConditionalGeneration": "midsight.models.mllama",
+    "Qwen2_5_VLForConditionalGeneration": "midsight.models.qwen2_5_vl",
+    "Qwen2VLForConditionalGeneration": "midsight.models.qwen2_vl",
 }
 """Architecture, as in config.json, to the module that holds its ADAPTER."""
 

@@ -162,7 +162,7 @@ def wrap_model(hf_model: Any, processor: Any) -> LoadedModel:
 def load_processors(checkpoint: Checkpoint, folder: Path) -> tuple[Any, Any]:
     """Tokenizer and image processor of a folder; raises MidsightError where they cannot make the family's prompts."""
     tokenizer, image_processor = checkpoint.load_tokenizer(), checkpoint.load_image_processor()
-    checkpoint.adapter.check_image_processor(image_processor)
+    checkpoint.adapter.check_image_processor(image_processor, checkpoint.config)
     if tokenizer.pad_token_id is None:
         raise MidsightError(f"{folder / 'tokenizer_config.json'} names no pad_token that the tokenizer has; add it.")
     if checkpoint.adapter.image_token not in tokenizer.get_vocab():
