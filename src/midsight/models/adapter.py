@@ -90,6 +90,7 @@ class MakeDecoderInputs(Protocol):
         token_ids: Tensor,
         layouts: Sequence[TokenLayout],
         images: Sequence[Sequence[EncodedImage]],
+        /,
     ) -> DecoderInputs:
         """`token_ids` int64 [batch, tokens], `layouts` those of the padded rows, `images` of each row in order."""
         ...

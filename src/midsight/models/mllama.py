@@ -121,7 +121,7 @@ def image_embeddings(model: nn.Module, features: Tensor, _image: ImageInputs) ->
 
 
 def decoder_inputs(
-    model: nn.Module, token_ids: Tensor, layouts: Sequence[TokenLayout], images: Sequence[Sequence[EncodedImage]]
+    _model: nn.Module, token_ids: Tensor, layouts: Sequence[TokenLayout], images: Sequence[Sequence[EncodedImage]]
 ) -> DecoderInputs:
     """Tokens, and for cross-attention the states of each row's images and who may read which.
 

@@ -28,7 +28,7 @@ PATCHES_PER_CALL = 16384
 
 
 def render_prompt(user_text: str, question: tuple[int, int], n_images: int, system: str | None) -> PromptText:
-    """A system turn, the template's own where none is given, the user's turn, images first, and the assistant's head."""
+    """A system turn, the template's own by default, the user's turn, images first, and the head of the assistant's."""
     images = f"<|vision_start|>{IMAGE_TOKEN}<|vision_end|>" * n_images
     before = f"<|im_start|>system\n{system or DEFAULT_SYSTEM}<|im_end|>\n<|im_start|>user\n{images}"
     start, stop = question
@@ -78,7 +78,7 @@ def patches_of(images: Sequence[ImageInputs]) -> tuple[Tensor, Tensor]:
 
 
 def encode(model: nn.Module, images: Sequence[ImageInputs]) -> Iterator[Tensor]:
-    """Output of the last block for each image, [patches, vision width], in the encoder's own order, window by window."""
+    """Output of the last block for each image, [patches, vision width], in the encoder's order: window by window."""
     tower: Any = submodule(model, VISION_TOWER)
     device = tower.patch_embed.proj.weight.device
     groups: list[list[ImageInputs]] = []

@@ -15,7 +15,7 @@ from transformers import (
 
 from midsight.models.quiet import quiet_transformers
 from midsight.testing.phi4_multimodal import save_weights
-from midsight.testing.random_weights import draw, draw_rows, make_tokenizer, parameter_shapes
+from midsight.testing.random_weights import draw_weights, make_tokenizer
 
 BEGIN, PAD, EOT, IMAGE = 128000, 128004, 128009, 128256
 SPECIAL_TOKENS = {
@@ -55,13 +55,12 @@ CHAT_TEMPLATE = """\
 """
 """What the published template renders for one user's turn with images; the rest of it is left out."""
 
-STOP_ROW_SCALE = 3.0
+STOP_ROW_SCALE = 8.0
 """How much longer the head's row of `<|eot_id|>` is, so that it wins now and then: answers of all lengths."""
 CONTROL_ROW_SCALE = 0.01
 """The same for the other control tokens, so that no answer contains one."""
 
 GAINS = (
-    ("embedding.gated", 1.0),
     ("self_attn.q_proj.weight", 2.0),
     ("self_attn.k_proj.weight", 2.0),
     ("cross_attn.q_proj.weight", 2.0),
@@ -82,26 +81,18 @@ def write_mllama(folder: str | Path, *, seed: int = 0, layers: int = 8) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     config = make_config(layers)
     generator = Generator().manual_seed(seed)
-    options = {
-        name: SPECIAL_TOKENS[one] for name, one in (("bos_token", BEGIN), ("eos_token", EOT), ("pad_token", PAD))
-    }
-    tokenizer = make_tokenizer(SPECIAL_TOKENS, model_max_length=131072, **options)
-
+    tokenizer = make_tokenizer(
+        SPECIAL_TOKENS,
+        bos_token=SPECIAL_TOKENS[BEGIN],
+        eos_token=SPECIAL_TOKENS[EOT],
+        pad_token=SPECIAL_TOKENS[PAD],
+        model_max_length=131072,
+    )
     words = dict.fromkeys(tokenizer.get_vocab().values(), 1.0)
-    drawn_by_row = {
-        "model.language_model.embed_tokens.weight": words,
-        "lm_head.weight": {
-            **{one: scale for one, scale in words.items() if one != IMAGE},
-            **dict.fromkeys(set(SPECIAL_TOKENS) - {IMAGE}, CONTROL_ROW_SCALE),
-            EOT: STOP_ROW_SCALE,
-        },
-    }
-    weights = {}
-    for name, shape in parameter_shapes(MllamaForConditionalGeneration, config).items():
-        if name in drawn_by_row:
-            weights[name] = draw_rows(*shape, drawn_by_row[name], generator)
-        else:
-            weights[name] = draw(name, shape, generator, GAINS)
+    head = {**words, **dict.fromkeys(SPECIAL_TOKENS, CONTROL_ROW_SCALE), EOT: STOP_ROW_SCALE}
+    del head[IMAGE]
+    rows = {"model.language_model.embed_tokens.weight": words, "lm_head.weight": head}
+    weights = draw_weights(MllamaForConditionalGeneration, config, rows, generator, GAINS)
     save_weights(weights, folder / "model.safetensors")
 
     config.save_pretrained(folder)

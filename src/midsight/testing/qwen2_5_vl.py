@@ -20,7 +20,7 @@ from transformers import (
 
 from midsight.models.quiet import quiet_transformers
 from midsight.testing.phi4_multimodal import save_weights
-from midsight.testing.random_weights import draw, draw_rows, make_tokenizer, parameter_shapes
+from midsight.testing.random_weights import draw_weights, make_tokenizer
 
 ENDOFTEXT, IM_END, IMAGE = 151643, 151645, 151655
 SPECIAL_TOKENS = {
@@ -133,19 +133,16 @@ def write_folder(folder: Path, config: Any, model: type, processor: Any, seed: i
     """The files of a checkpoint of `config`."""
     folder.mkdir(parents=True, exist_ok=True)
     generator = Generator().manual_seed(seed)
-    options = {"eos_token": SPECIAL_TOKENS[IM_END], "pad_token": SPECIAL_TOKENS[ENDOFTEXT]}
-    tokenizer = make_tokenizer(SPECIAL_TOKENS, model_max_length=131072, **options)
+    tokenizer = make_tokenizer(
+        SPECIAL_TOKENS,
+        eos_token=SPECIAL_TOKENS[IM_END],
+        pad_token=SPECIAL_TOKENS[ENDOFTEXT],
+        model_max_length=131072,
+    )
     words = dict.fromkeys(tokenizer.get_vocab().values(), 1.0)
-    drawn_by_row = {
-        "model.language_model.embed_tokens.weight": words,
-        "lm_head.weight": {**words, **dict.fromkeys(SPECIAL_TOKENS, CONTROL_ROW_SCALE), IM_END: STOP_ROW_SCALE},
-    }
-    weights = {}
-    for name, shape in parameter_shapes(model, config).items():
-        if name in drawn_by_row:
-            weights[name] = draw_rows(*shape, drawn_by_row[name], generator)
-        else:
-            weights[name] = draw(name, shape, generator, GAINS)
+    head = {**words, **dict.fromkeys(SPECIAL_TOKENS, CONTROL_ROW_SCALE), IM_END: STOP_ROW_SCALE}
+    rows = {"model.language_model.embed_tokens.weight": words, "lm_head.weight": head}
+    weights = draw_weights(model, config, rows, generator, GAINS)
     save_weights(weights, folder / "model.safetensors")
 
     config.save_pretrained(folder)

@@ -23,11 +23,22 @@ Gains = Sequence[tuple[str, float]]
 """Standard deviation of a weight times the root of its fan-in, by the end of its name; 1 where none fits."""
 
 
-def parameter_shapes(model: type[nn.Module], config: Any) -> dict[str, tuple[int, ...]]:
-    """Shapes by sorted name of all that a class stores."""
+def draw_weights(
+    model: type[nn.Module],
+    config: Any,
+    rows: Mapping[str, Mapping[int, float]],
+    generator: Generator,
+    gains: Gains,
+) -> dict[str, Tensor]:
+    """Every tensor that a class stores, by sorted name; those in `rows`, embedding and head, as draw_rows does."""
     with torch.device("meta"):
         state = model(config).state_dict()
-    return {name: tuple(tensor.shape) for name, tensor in sorted(state.items())}
+    return {
+        name: draw_rows(len(tensor), tensor.shape[1], rows[name], generator)
+        if name in rows
+        else draw(name, tuple(tensor.shape), generator, gains)
+        for name, tensor in sorted(state.items())
+    }
 
 
 def draw(name: str, shape: tuple[int, ...], generator: Generator, gains: Gains) -> Tensor:
@@ -36,16 +47,13 @@ def draw(name: str, shape: tuple[int, ...], generator: Generator, gains: Gains) 
     *_, module, parameter = name.split(".")
     if parameter.endswith("gate") or parameter.startswith("gate_"):
         smallest, largest = GATES
-        size = smallest + (largest - smallest) * torch.rand(shape, generator=generator)
-        return size * noise.sign()
-    if ("norm" in module or module == "ln_q") and parameter == "weight":
+        return noise.sign() * (smallest + (largest - smallest) * torch.rand(shape, generator=generator))
+    if parameter == "weight" and len(shape) == 1:
         return 1 + NORM_SPREAD * noise
     if parameter == "bias":
         return BIAS_STD * noise
     gain = next((gain for end, gain in gains if name.endswith(end)), 1.0)
-    if len(shape) == 1 or "embedding" in parameter:
-        return gain * noise
-    if "embedding" in module and "patch" not in module:
+    if parameter.endswith("embedding") or (module.endswith("embedding") and len(shape) == 2):
         return gain * noise
     return noise * (gain / math.sqrt(math.prod(shape[1:])))
 
@@ -60,7 +68,7 @@ def draw_rows(rows: int, width: int, scales: Mapping[int, float], generator: Gen
 
 
 def make_tokenizer(special_tokens: Mapping[int, str], **options: Any) -> PreTrainedTokenizerFast:
-    """The shipped byte-level tokenizer with other special tokens, at the ids given; `options` as transformers' class."""
+    """The shipped byte-level tokenizer with other special tokens, at the ids given; `options` as of the class."""
     content = json.loads(TOKENIZER.read_text(encoding="utf-8"))
     shipped = {token["content"] for token in content["added_tokens"]}
     vocabulary = content["model"]["vocab"]
