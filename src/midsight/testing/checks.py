@@ -141,9 +141,9 @@ def check_useful_patches(model: LoadedModel, prepared: Sequence[PreparedSample])
     """Which patches reach the decoder, found by gradients, against those declared useful.
 
     Pooling may join a last odd row or column of the image with one of padding, so a few more may
-    reach the decoder than are useful.
+    reach the decoder than are useful, but not from crops that the image fills.
     """
-    unseen = seen = extra = 0
+    unseen = seen = extra = left_out = 0
     for image in (image for item in prepared for image in item.images):
         useful = model.adapter.useful_patches(image)
         width = model.adapter.vision_width(model.config)
@@ -155,9 +155,13 @@ def check_useful_patches(model: LoadedModel, prepared: Sequence[PreparedSample])
         reaches = gradient.abs().sum(dim=-1).cpu() > 0
         unseen += int((useful & ~reaches).sum())
         seen += int(reaches.sum())
-        extra += int((reaches & ~useful).sum())
+        not_useful = reaches & ~useful
+        extra += int(not_useful.sum())
+        filled = image.patch_mask.flatten(1).all(dim=1)
+        left_out += int(not_useful.view(len(filled), -1)[filled].sum())
     return [
         Check("useful patches that the decoder never sees", unseen, 0),
+        Check("patches of filled crops that it sees and are not useful", left_out, 0),
         Check("share of the patches it sees that are not useful", extra / seen, 1 / 16),
     ]
 
