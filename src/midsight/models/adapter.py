@@ -116,8 +116,14 @@ class Adapter:
     """Module path of the language-model head."""
     vision_tower: str
     """Module path of the vision encoder."""
+    vision_encoder: Callable[[Any], str]
+    """Config -> what the vision encoder is, in words."""
+    vision_access: str
+    """Where its features are taken, in words."""
     image_token: str
     """The token that stands for image content in the prompt."""
+    image_token_id: Callable[[Any], int]
+    """Config -> its id."""
     placeholder: str | None
     """Pattern of image and audio placeholders, beside the tokenizer's own tokens, that a prompt may not contain."""
     default_pixels: Pixels
@@ -127,6 +133,8 @@ class Adapter:
     it cannot work."""
     crop_px: Callable[[Any], int] | None
     """Image processor -> side of a square crop, in pixels; None where nothing is cut into crops."""
+    processor_columns: Callable[[Any], int] | None
+    """Config -> the same side; None where nothing is cut into crops."""
     lora_folder: str | None
     """Folder, inside the model's, of the LoRA that image input needs."""
     unused_modules: Mapping[str, str]

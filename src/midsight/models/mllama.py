@@ -178,11 +178,19 @@ ADAPTER = Adapter(
     token_embedding="model.language_model.embed_tokens",  # noqa: S106  (a module path)
     lm_head="lm_head",
     vision_tower=VISION_TOWER,
+    vision_encoder=lambda config: (
+        f"ViT, {config.vision_config.num_hidden_layers} + {config.vision_config.num_global_layers} layers, "
+        f"up to {config.vision_config.max_num_tiles} tiles of {config.vision_config.image_size} px "
+        f"in patches of {config.vision_config.patch_size}"
+    ),
+    vision_access="vision_model forward: last_hidden_state of the real tiles, CLS too",
     image_token=IMAGE_TOKEN,
+    image_token_id=lambda config: config.image_token_index,
     placeholder=None,
     default_pixels="pil",
     check_image_processor=check_image_processor,
     crop_px=lambda image_processor: image_processor.size["height"],
+    processor_columns=lambda config: config.vision_config.image_size,
     lora_folder=None,
     unused_modules={},
     older_names={

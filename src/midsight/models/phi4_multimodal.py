@@ -231,11 +231,18 @@ ADAPTER = Adapter(
     token_embedding="model.embed_tokens",  # noqa: S106  (a module path)
     lm_head="lm_head",
     vision_tower=VISION_TOWER,
+    vision_encoder=lambda config: (
+        f"SigLIP, {config.vision_config.num_hidden_layers} layers, "
+        f"crops of {config.vision_config.crop_size} px in patches of {config.vision_config.patch_size}"
+    ),
+    vision_access="img_processor hidden_states[-2], the patches that image_attention_mask keeps",
     image_token=IMAGE_TOKEN,
+    image_token_id=lambda config: config.vision_config.image_token_id,
     placeholder=r"<\|(image|audio)_\d+\|>",
     default_pixels="pil",
     check_image_processor=check_image_processor,
     crop_px=lambda image_processor: image_processor.size["height"],
+    processor_columns=lambda config: config.vision_config.crop_size,
     lora_folder="vision-lora",
     unused_modules={"audio": AUDIO_EMBED},
     older_names={},

@@ -153,11 +153,17 @@ ADAPTER = Adapter(
     token_embedding="model.language_model.embed_tokens",  # noqa: S106  (a module path)
     lm_head="lm_head",
     vision_tower=VISION_TOWER,
+    vision_encoder=lambda config: (
+        f"ViT, {config.vision_config.depth} layers, any size in patches of {config.vision_config.patch_size}"
+    ),
+    vision_access="visual last_hidden_state, before the merger",
     image_token=IMAGE_TOKEN,
+    image_token_id=lambda config: config.image_token_id,
     placeholder=None,
     default_pixels="pil",
     check_image_processor=check_image_processor,
     crop_px=None,
+    processor_columns=None,
     lora_folder=None,
     unused_modules={},
     older_names={r"^visual\.": "model.visual.", r"^model\.(?!visual\.|language_model\.)": "model.language_model."},

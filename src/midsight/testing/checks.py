@@ -88,6 +88,7 @@ def check_adapter(
     no_answers = replace(plan, answers=False)
     checks = [
         Check("decoder layers declared and configured, difference", _layer_difference(loaded), 0),
+        Check("image token's id in config and tokenizer, difference", _token_difference(loaded), 0),
         Check("defects left to mend", len(loaded.adapter.mends(loaded.hf_model)), 0),
         *check_taps(loaded, plan, alone, prepared, forwards, limit),
         Check("vision features and transformers' tower", _vision_error(loaded, alone, prepared, forwards), limit),
@@ -340,6 +341,11 @@ def _transformers_inputs(model: LoadedModel, item: PreparedSample) -> dict[str, 
 
 def _layer_difference(model: LoadedModel) -> int:
     return abs(len(decoder_layers(model.hf_model, model.adapter)) - model.n_layers)
+
+
+def _token_difference(model: LoadedModel) -> int:
+    declared = model.adapter.image_token_id(model.config)
+    return abs(declared - model.tokenizer.convert_tokens_to_ids(model.adapter.image_token))
 
 
 @torch.inference_mode()
