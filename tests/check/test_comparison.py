@@ -13,11 +13,11 @@ from typer.testing import CliRunner
 
 import midsight
 from folders import assert_sentence, said_by
-from midsight.check import comparison
 from midsight.check.comparison import compare, describe_model
 from midsight.check.comparison_table import models_as_json, models_as_markdown
 from midsight.check.facts import read_facts
 from midsight.cli import app
+from midsight.models import sizes
 from midsight.models.catalogue import FAMILIES
 from midsight.testing import write_mllama, write_published_phi4mm, write_qwen2_5_vl
 
@@ -44,7 +44,7 @@ def no_network(monkeypatch):
     def fetch(*args, **kwargs):
         pytest.fail(f"{args} was fetched")
 
-    monkeypatch.setattr(comparison, "fetch", fetch)
+    monkeypatch.setattr(sizes, "fetch", fetch)
 
 
 def run(*arguments):
@@ -133,6 +133,18 @@ def test_phi4_is_given_both_numbers_and_why():
     together = " ".join(said.split())
     assert "Phi-4-multimodal: 1152 is the width of the vision encoder's features" in together
     assert "448 is the side of the processor's crops in pixels" in together
+
+
+def test_the_table_of_the_documentation_says_the_same(rows):
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+    cells = [re.split(r"(?<!\\)\|", line)[1:-1] for line in page.splitlines() if line.startswith("|")]
+    table = {row[0].strip(): [cell.strip() for cell in row[1:]] for row in cells if len(row) == 1 + len(rows)}
+    assert table["published model"] == [row.name for row in rows]
+    assert table["architecture"] == [f"`{row.architecture}`" for row in rows]
+    assert table["vision width"] == [str(row.vision_width) for row in rows]
+    assert table["decoder layers, width"] == [f"{row.layers}, {row.hidden_size}" for row in rows]
+    for said, row in zip(table["image token, id"][:3], rows, strict=False):
+        assert said.replace("\\|", "|") == f"`{row.image_token}` {row.image_token_id}"
 
 
 def test_markdown_is_one_table_with_a_column_for_each_model(rows):

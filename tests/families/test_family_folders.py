@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, MllamaForConditionalGeneration
 
 import midsight
+from family_reference import FamilyReference
 from folders import said_by
 from midsight.check.facts import read_facts
 from midsight.models.mllama import ADAPTER
 from midsight.reports.summary import summarise
 from midsight.taps.tap import choose_layers
 from midsight.testing.checks import largest_error
+from parity import assert_parity, expect
 from pictures import CASES, picture
 
 FACTS = Path(os.environ.get("MIDSIGHT_FACTS", Path(__file__).parents[3] / "shared" / "facts")) / "mllama"
@@ -77,6 +80,22 @@ def test_the_published_layout_gives_the_same_numbers_and_parts(name, family, mod
     records = [m.extract(CASES[3].image, "What is it?", max_new_tokens=3) for m in (midsight.load(folder), model)]
     assert largest_error(*records) == 0
     assert records[0].answer_token_ids == records[1].answer_token_ids
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_vl"], indirect=True)
+def test_a_head_tied_to_the_embedding_is_not_stored(family, tmp_path):
+    """As in the smaller Qwen2.5-VL."""
+    folder = family.write(tmp_path / "tied")
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["lm_head.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+    assert "language-model head" not in read_facts(folder).parameters
+    record = midsight.load(folder).extract(CASES[3].image, "What is it?", layers="all", residual=True, max_new_tokens=6)
+    expected = expect(FamilyReference(folder, family), [CASES[3].image], "What is it?", new_tokens=6)
+    vectors = {name: vector for name, vector in expected.vectors.items() if name in record.vectors}
+    assert_parity(record, replace(expected, vectors=vectors))
 
 
 @pytest.mark.skipif(not FACTS.is_dir(), reason="the published Llama 3.2 files are not here; set MIDSIGHT_FACTS")

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
-
-from midsight.errors import MidsightError
 from midsight.models.adapter import Adapter
-from midsight.models.catalogue import LAYOUTS, find_adapter, open_checkpoint, read_model_type
-from midsight.models.checkpoint import left_out_parts, part_of
-from midsight.models.hub import TEXTS, fetch, is_hub_id
-from midsight.models.native import read_architectures
+from midsight.models.catalogue import find_adapter
+from midsight.models.checkpoint import left_out_parts
 from midsight.models.published import PUBLISHED
 from midsight.models.quiet import quiet_transformers
+from midsight.models.sizes import count_by_part, read_config
 from midsight.taps.tap import choose_layers
 
 
@@ -86,27 +80,6 @@ def describe_model(source: str) -> ModelRow:
     return make_row(source, "config.json", adapter, config, "")
 
 
-def read_config(source: str) -> tuple[Adapter, Any]:
-    """Adapter and transformers' config of a folder or hub id, of which no weights are fetched."""
-    is_folder = Path(source).is_dir()
-    if not is_folder and not is_hub_id(source):
-        raise MidsightError(f"{source} is no folder, and no hub id like owner/name; give one of them.")
-    folder = Path(source) if is_folder else fetch(source, None, allow=TEXTS, ignore="*/*")
-    if read_model_type(folder) in LAYOUTS:
-        if not is_folder:
-            raise MidsightError(
-                f"{source} has a layout whose config.json leaves out sizes that its tensors tell; give a folder "
-                "with its weights."
-            )
-        checkpoint = open_checkpoint(folder)
-        return checkpoint.adapter, checkpoint.config
-    adapter = find_adapter(read_architectures(folder), source)
-    try:
-        return adapter, transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise MidsightError(f"{folder / 'config.json'} is no config of {adapter.family}; download it again.") from error
-
-
 def make_row(name: str, origin: str, adapter: Adapter, config: Any, beside: str) -> ModelRow:
     """The row of a model with this config."""
     text = config.get_text_config()
@@ -129,13 +102,3 @@ def make_row(name: str, origin: str, adapter: Adapter, config: Any, beside: str)
         left_out=tuple(part for part in left_out_parts(adapter) if part in adapter.unused_modules),
         beside=beside,
     )
-
-
-def count_by_part(adapter: Adapter, config: Any) -> dict[str, int]:
-    """Parameters of the class with this config, by part; nothing is allocated."""
-    with torch.device("meta"):
-        model = getattr(transformers, adapter.architecture)(config)
-    counts: Counter[str] = Counter()
-    for name, parameter in model.named_parameters():
-        counts[part_of(name, adapter)] += parameter.numel()
-    return dict(counts)

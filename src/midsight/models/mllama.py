@@ -69,7 +69,7 @@ def patches_per_side(config: Any) -> int:
 def image_inputs(image_processor: Any, image: Image.Image, pixels: Pixels, config: Any) -> ImageInputs:
     """Runs the folder's own image processor on one RGB image.
 
-    All tiles are kept: in the encoder the image's patches attend to those of padding tiles, as in training.
+    All tiles are kept: in the encoder the image's patches attend to those of padding tiles.
     """
     processor = with_resizing(image_processor, pixels, pil=MllamaImageProcessorPil, tensors=MllamaImageProcessor)
     processed = processor(image, return_tensors="pt")
