@@ -59,7 +59,7 @@ def folder(tmp_path):
     config = LlavaConfig(
         vision_config=vision,
         text_config=text,
-        image_token_id=32000,
+        image_token_index=32000,
         architectures=["LlavaForConditionalGeneration"],
         dtype="bfloat16",
     )

@@ -1,10 +1,13 @@
 """Prompts of every family: as the folder's chat template and processor make them; and what is refused."""
 
+import json
 from typing import Any
 
 import pytest
 import torch
 
+import midsight
+from midsight.check.facts import read_facts
 from midsight.errors import MidsightError, SampleError
 from midsight.extraction.prepare import prepare
 from midsight.extraction.request import Request, resolve
@@ -32,6 +35,29 @@ def test_a_prompt_is_what_template_and_processor_make(model, reference, n_images
     assert layout.image_indices().tolist() == is_image.nonzero()[:, 0].tolist()
     asked = model.loaded.tokenizer.decode(item.prompt.token_ids[layout.question.start : layout.question.stop])
     assert asked == question
+
+
+def test_a_tokenizer_that_would_begin_the_text_itself_adds_nothing(family, model, tmp_path):
+    """Llama's published tokenizer puts `<|begin_of_text|>` before every text, and the prompt has it already."""
+    folder = family.write(tmp_path / "model")
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    first = content["added_tokens"][0]
+    content["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": first["content"], "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {
+            first["content"]: {"id": first["content"], "ids": [first["id"]], "tokens": [first["content"]]}
+        },
+    }
+    path.write_text(json.dumps(content), encoding="utf-8")
+    changed = midsight.load(folder, device="cpu")
+    assert changed.loaded.tokenizer("a")["input_ids"] == [first["id"], *model.loaded.tokenizer("a")["input_ids"]]
+    sample = samples_of([CASES[0]])[0]
+    assert prepared(changed, sample).prompt == prepared(model, sample).prompt
+    facts = read_facts(folder)
+    assert facts.example_token_ids.count(first["id"]) == facts.example_prompt.count(first["content"])
 
 
 @pytest.mark.parametrize("pixels", ["pil", "transformers"])
