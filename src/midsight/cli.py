@@ -336,6 +336,31 @@ def check(
 
 
 @app.command()
+def models(
+    model: Annotated[
+        list[str] | None, typer.Argument(help="Folders or hub ids; by default the published model of every family.")
+    ] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print plain data.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Compare models side by side, from their configs alone: encoders, widths, layers, image tokens, parameters."""
+    with reported_errors(debug=debug):
+        from midsight.check.comparison import compare
+        from midsight.check.comparison_table import models_as_json, models_as_markdown, render_models
+
+        if markdown and as_json:
+            raise MidsightError("--markdown and --json are two formats; give one.")
+        rows = compare(model or [])
+        if as_json:
+            typer.echo(json.dumps(models_as_json(rows), indent=2))
+        elif markdown:
+            typer.echo(models_as_markdown(rows))
+        else:
+            Console(highlight=False).print(render_models(rows))
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the model, the images and the run.")] = Path("demo-run"),
     checkpoint_only: Annotated[

@@ -112,7 +112,7 @@ def read_facts(source: str | Path, *, revision: str | None = None) -> ModelFacts
         stop_ids=stop_ids,
         longrope_border_tokens=adapter.longrope_border(config),
         example_prompt=prompt,
-        example_token_ids=tuple(tokenizer(prompt)["input_ids"]),
+        example_token_ids=tuple(tokenizer(prompt, add_special_tokens=False)["input_ids"]),
         memory_bytes={str(dtype).removeprefix("torch."): bytes_in(dtype) for dtype in DTYPES},
         free_bytes=free_memory(),
     )

@@ -20,7 +20,7 @@ from midsight.extraction.decode import (
 from midsight.extraction.prefill import Prefill, encode_distinct, pad_rows, prefill
 from midsight.extraction.prepare import PreparedSample, pooled_pixels, prepare
 from midsight.extraction.request import PaddingSide, Plan
-from midsight.models.adapter import EncodedImage, mean_over_patches
+from midsight.models.adapter import EncodedImage, continue_positions, mean_over_patches
 from midsight.models.layout import Span
 from midsight.models.loading import LoadedModel
 from midsight.records import PROCESSOR_POOLED_PIXELS, VISION_ONLY, Record
@@ -104,7 +104,12 @@ def extract_group(
     images = encode_distinct(model, [item.images for item in group])
     layouts = [item.prompt.layout for item in group]
     rows = pad_rows(
-        [item.prompt.token_ids for item in group], layouts, pad_id=model.pad_id, side=padding_side, device=model.device
+        [item.prompt.token_ids for item in group],
+        layouts,
+        [item.positions for item in group],
+        pad_id=model.pad_id,
+        side=padding_side,
+        device=model.device,
     )
     filled = prefill(model, rows, images, plan.taps, keep_cache=plan.answers)
     vectors = collect_vectors(plan, group, images, filled)
@@ -138,7 +143,8 @@ def decode_answers(
             replace(group[i].prompt.layout, prompt=Span(0, len(ids)))
             for i, ids in zip(at_border, token_ids, strict=True)
         ]
-        rows = pad_rows(token_ids, layouts, pad_id=model.pad_id, side="left", device=model.device)
+        positions = [continue_positions(group[i].positions, len(answers[i].token_ids)) for i in at_border]
+        rows = pad_rows(token_ids, layouts, positions, pad_id=model.pad_id, side="left", device=model.device)
         refilled = prefill(model, rows, [images[i] for i in at_border], taps=(), keep_cache=True)
         crossed = continue_from(model, refilled)
         decode_until(model, [answers[i] for i in at_border], crossed, max_new_tokens=plan.max_new_tokens, border=None)

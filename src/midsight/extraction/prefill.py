@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from midsight.extraction.request import PaddingSide
 from midsight.models.adapter import EncodedImage, ImageInputs, KVCache, encode_images, submodule
-from midsight.models.layout import TokenLayout
+from midsight.models.layout import Span, TokenLayout
 from midsight.models.loading import LoadedModel
 from midsight.taps.capture import capture
 from midsight.taps.tap import Tap
@@ -25,7 +25,9 @@ class PaddedRows:
     attention_mask: Tensor
     """int64 [batch, tokens], 0 on padding."""
     position_ids: Tensor
-    """int64 [batch, tokens], counted over real tokens; 0 on padding before the prompt."""
+    """int64 [batch, tokens], or [axes, batch, tokens] where a token has several; 0 on padding."""
+    position_offsets: tuple[int, ...]
+    """Of each row: position of the token that would come next, less the number of its tokens."""
     layouts: tuple[TokenLayout, ...]
     """Of the padded rows."""
 
@@ -40,6 +42,8 @@ class Prefill:
     """Model dtype [batch, hidden size]: each prompt's last token after the final norm."""
     cache: KVCache | None
     """Keys and values of every layer; None where no answers were asked for."""
+    later: Mapping[str, Tensor]
+    """What every later call on the cache takes beside its tokens."""
     rows: PaddedRows
     """The prompts."""
 
@@ -47,23 +51,27 @@ class Prefill:
 def pad_rows(
     rows: Sequence[Sequence[int]],
     layouts: Sequence[TokenLayout],
+    positions: Sequence[Tensor],
     *,
     pad_id: int,
     side: PaddingSide,
     device: torch.device,
 ) -> PaddedRows:
-    """Fills all rows to the longest one's length."""
+    """Fills all rows to the longest one's length; `positions` are those of each row, [axes, tokens]."""
     length = max(map(len, rows))
     token_ids = torch.full((len(rows), length), pad_id)
     attention_mask = torch.zeros((len(rows), length), dtype=torch.int64)
+    position_ids = torch.zeros((len(positions[0]), len(rows), length), dtype=torch.int64)
     offsets = [length - len(row) if side == "left" else 0 for row in rows]
     for index, (row, offset) in enumerate(zip(rows, offsets, strict=True)):
         token_ids[index, offset : offset + len(row)] = torch.tensor(row)
         attention_mask[index, offset : offset + len(row)] = 1
+        position_ids[:, index, offset : offset + len(row)] = positions[index]
     return PaddedRows(
         token_ids=token_ids.to(device),
         attention_mask=attention_mask.to(device),
-        position_ids=(attention_mask.cumsum(dim=1) - 1).clamp(min=0).to(device),
+        position_ids=(position_ids[0] if len(position_ids) == 1 else position_ids).to(device),
+        position_offsets=tuple(int(p.max()) + 1 - len(row) for p, row in zip(positions, rows, strict=True)),
         layouts=tuple(layout.shifted(offset) for layout, offset in zip(layouts, offsets, strict=True)),
     )
 
@@ -76,18 +84,6 @@ def encode_distinct(model: LoadedModel, images: Sequence[Sequence[ImageInputs]])
     return [[by_id[id(image)] for image in row] for row in images]
 
 
-def embed(model: LoadedModel, rows: PaddedRows, images: Sequence[Sequence[EncodedImage]]) -> Tensor:
-    """What enters layer 0: token embeddings, those of image tokens replaced by the images.
-
-    Model dtype [batch, tokens, hidden size].
-    """
-    embeddings = model.hf_model.get_input_embeddings()(rows.token_ids)
-    for row, layout in enumerate(rows.layouts):
-        indices = torch.from_numpy(layout.image_indices()).to(embeddings.device)
-        embeddings[row, indices] = torch.cat([image.embeddings for image in images[row]])
-    return embeddings
-
-
 def prefill(
     model: LoadedModel,
     rows: PaddedRows,
@@ -98,9 +94,10 @@ def prefill(
 ) -> Prefill:
     """Runs the decoder once over whole prompts and keeps the tapped states and what decoding goes on from."""
     decoder = submodule(model.hf_model, model.adapter.decoder)
+    inputs = model.adapter.decoder_inputs(model.hf_model, rows.token_ids, rows.layouts, images)
     with capture(model.hf_model, model.adapter, taps, rows.layouts) as states:
         output = decoder(
-            inputs_embeds=embed(model, rows, images),
+            **inputs.prefill,
             attention_mask=rows.attention_mask,
             position_ids=rows.position_ids,
             use_cache=keep_cache,
@@ -110,5 +107,38 @@ def prefill(
         states=states,
         end_states=output.last_hidden_state[range(len(ends)), ends],
         cache=output.past_key_values if keep_cache else None,
+        later=inputs.later,
         rows=rows,
     )
+
+
+def ask_on_prefix(
+    model: LoadedModel, prefix: Prefill, questions: Sequence[Sequence[int]], taps: Sequence[Tap]
+) -> dict[Tap, Tensor]:
+    """The rest of several prompts, run on the cache of what they begin with: `prefix`, one row.
+
+    float32 [questions, hidden size] by tap, at positions of the rest. The cache is used up.
+    """
+    if prefix.cache is None:
+        raise ValueError("This prefill kept no cache to go on from; call prefill with keep_cache.")
+    device = prefix.rows.token_ids.device
+    length, count = max(map(len, questions)), len(questions)
+    start = prefix.rows.attention_mask.sum().item() + prefix.rows.position_offsets[0]
+    token_ids = torch.full((count, length), model.pad_id)
+    attention_mask = torch.zeros((count, length), dtype=torch.int64)
+    for row, question in enumerate(questions):
+        token_ids[row, : len(question)] = torch.tensor(question)
+        attention_mask[row, : len(question)] = 1
+    prefix.cache.batch_repeat_interleave(count)
+    layouts = [TokenLayout(Span(0, len(question)), image=(), question=Span(0, 0)) for question in questions]
+    with capture(model.hf_model, model.adapter, taps, layouts) as states:
+        submodule(model.hf_model, model.adapter.decoder)(
+            input_ids=token_ids.to(device),
+            # over past and new tokens: a mask of the new ones alone corrupts without a word
+            attention_mask=torch.cat([prefix.rows.attention_mask.expand(count, -1), attention_mask.to(device)], dim=1),
+            position_ids=(start + torch.arange(length, device=device)).expand(count, -1),
+            past_key_values=prefix.cache,
+            use_cache=True,
+            **{name: value.repeat_interleave(count, dim=0) for name, value in prefix.later.items()},
+        )
+    return states

@@ -84,6 +84,11 @@ def resolve(request: Request, model: LoadedModel) -> Plan:
     if request.vision == "mean":
         vectors[VISION_ONLY] = model.adapter.vision_width(model.config)
     if request.processor_pooled_pixels:
+        if model.adapter.crop_px is None:
+            raise MidsightError(
+                f"--processor-pooled-pixels averages the crops of an image, and {model.adapter.family} cuts none; "
+                "leave it out."
+            )
         vectors[PROCESSOR_POOLED_PIXELS] = model.adapter.crop_px(model.image_processor)
     vectors |= {str(tap): model.hidden_size for tap in taps}
     return Plan(

@@ -121,7 +121,9 @@ def without_modules(architecture: type[nn.Module], paths: Sequence[str]) -> Any:
         for path in paths:
             self.set_submodule(path, nn.Identity())
 
-    return type(architecture.__name__, (architecture,), {"__init__": init})
+    # of transformers' own module: for code from elsewhere it does not rename the tensors of older checkpoints
+    members = {"__init__": init, "__module__": architecture.__module__}
+    return type(architecture.__name__, (architecture,), members)
 
 
 def load_weights(folder: Path, adapter: Adapter, choice: LoadChoice) -> Any:

@@ -16,16 +16,15 @@ from torch import Tensor
 from midsight.errors import SampleError
 from midsight.extraction.batch import extract_samples
 from midsight.extraction.model import Model
-from midsight.extraction.prefill import encode_distinct, pad_rows, prefill
+from midsight.extraction.prefill import Prefill, ask_on_prefix, encode_distinct, pad_rows, prefill
 from midsight.extraction.prepare import PreparedSample, prepare
 from midsight.extraction.request import PaddingSide, Plan, Request, resolve
 from midsight.models.adapter import decoder_layers, submodule
-from midsight.models.layout import Span, TokenLayout
+from midsight.models.layout import Span
 from midsight.models.loading import LoadedModel
 from midsight.models.quiet import quiet_transformers
 from midsight.records import VISION_ONLY, Record
 from midsight.samples.sample import Failure, Sample
-from midsight.taps.capture import capture
 from midsight.taps.tap import POSITIONS, Tap
 
 LORA_DIFFERS_BY = 1e-3
@@ -68,8 +67,8 @@ class FullForward:
     """float32 [layers + 1, tokens, hidden size]."""
     last_residual: Tensor
     """float32 [tokens, hidden size]: what enters the final norm."""
-    tower_feature: Tensor
-    """float32 [crops with padding, patches, vision width]."""
+    tower_features: list[Tensor]
+    """Of each image, float32 [..., vision width]."""
 
 
 def check_adapter(
@@ -89,6 +88,7 @@ def check_adapter(
     no_answers = replace(plan, answers=False)
     checks = [
         Check("decoder layers declared and configured, difference", _layer_difference(loaded), 0),
+        Check("image token's id in config and tokenizer, difference", _token_difference(loaded), 0),
         Check("defects left to mend", len(loaded.adapter.mends(loaded.hf_model)), 0),
         *check_taps(loaded, plan, alone, prepared, forwards, limit),
         Check("vision features and transformers' tower", _vision_error(loaded, alone, prepared, forwards), limit),
@@ -142,23 +142,27 @@ def check_useful_patches(model: LoadedModel, prepared: Sequence[PreparedSample])
     """Which patches reach the decoder, found by gradients, against those declared useful.
 
     Pooling may join a last odd row or column of the image with one of padding, so a few more may
-    reach the decoder than are useful.
+    reach the decoder than are useful, but not from crops that the image fills.
     """
-    unseen = seen = extra = 0
+    unseen = seen = extra = left_out = 0
     for image in (image for item in prepared for image in item.images):
         useful = model.adapter.useful_patches(image)
         width = model.adapter.vision_width(model.config)
         generator = torch.Generator().manual_seed(0)
         random = torch.randn((*useful.shape, width), generator=generator)
         features = random.to(model.device, model.dtype).requires_grad_()
-        embeddings = model.adapter.image_embeddings(model.hf_model, features, image)
+        embeddings = model.adapter.image_embeddings(model.hf_model, features, image)[: image.attended]
         (gradient,) = torch.autograd.grad(embeddings.float().pow(2).sum(), features)
         reaches = gradient.abs().sum(dim=-1).cpu() > 0
         unseen += int((useful & ~reaches).sum())
         seen += int(reaches.sum())
-        extra += int((reaches & ~useful).sum())
+        not_useful = reaches & ~useful
+        extra += int(not_useful.sum())
+        filled = image.patch_mask.flatten(1).all(dim=1)
+        left_out += int(not_useful.view(len(filled), -1)[filled].sum())
     return [
         Check("useful patches that the decoder never sees", unseen, 0),
+        Check("patches of filled crops that it sees and are not useful", left_out, 0),
         Check("share of the patches it sees that are not useful", extra / seen, 1 / 16),
     ]
 
@@ -203,49 +207,47 @@ def check_prefix(
 def check_continued(
     model: LoadedModel, plan: Plan, alone: Sequence[Record], prepared: Sequence[PreparedSample], limit: float
 ) -> list[Check]:
-    """The question run on the cache of the image's prefix, against the whole prompt at once.
+    """Questions run on the cache of the image's prefix, one and three at a time, against the whole prompt at once.
 
     Nothing is measured where the prefix is declared not to be shared, or where it lies on one side of
     the longrope border and the whole prompt on the other.
     """
     border = model.adapter.longrope_border(model.config)
-    errors = [
-        relative_error(states[tap].cpu().numpy()[0], record.vectors[str(tap)])
-        for record, item in zip(alone, prepared, strict=True)
-        if border is None or not item.prompt.layout.vision_token < border < len(item.prompt.token_ids)
-        for states in [continued_states(model, plan, item)]
-        for tap in states
-    ]
-    if not model.adapter.shares_image_prefix or not errors:
+    if not model.adapter.shares_image_prefix:
         return []
-    return [Check("a question on the image's prefix and the full forward", worst(errors), limit)]
+    taps = [tap for tap in plan.taps if tap.position == "query_token"]
+    alone_errors, together_errors = [], []
+    for record, item in zip(alone, prepared, strict=True):
+        cut = item.prompt.layout.vision_token + 1
+        if border is not None and cut <= border < len(item.prompt.token_ids):
+            continue
+        rest = item.prompt.token_ids[cut:]
+        expected = {tap: record.vectors[str(tap)] for tap in taps}
+        for questions, errors in (([rest], alone_errors), ([rest[:1], rest, [*rest, *rest]], together_errors)):
+            states = ask_on_prefix(model, image_prefix(model, item), questions, taps)
+            own = questions.index(rest)
+            errors.append(worst(relative_error(states[tap][own].cpu().numpy(), expected[tap]) for tap in taps))
+    if not alone_errors:
+        return []
+    return [
+        Check("a question on the image's prefix and the full forward", worst(alone_errors), limit),
+        Check("several questions on one prefix and the full forward", worst(together_errors), limit),
+    ]
 
 
-def continued_states(model: LoadedModel, plan: Plan, item: PreparedSample) -> dict[Tap, Tensor]:
-    """States at the query token, the decoder run up to the last image token first and then on from its cache."""
-    token_ids, layout = item.prompt.token_ids, item.prompt.layout
+def image_prefix(model: LoadedModel, item: PreparedSample) -> Prefill:
+    """A prompt up to its last image token, with its cache."""
+    layout = item.prompt.layout
     cut = layout.vision_token + 1
-    prefix = pad_rows(
-        [token_ids[:cut]],
+    rows = pad_rows(
+        [item.prompt.token_ids[:cut]],
         [replace(layout, prompt=Span(0, cut), question=Span(0, 0))],
+        [item.positions[:, :cut]],
         pad_id=model.pad_id,
         side="left",
         device=model.device,
     )
-    filled = prefill(model, prefix, encode_distinct(model, [item.images]), taps=(), keep_cache=True)
-    rest = torch.tensor([token_ids[cut:]], device=model.device)
-    taps = [tap for tap in plan.taps if tap.position == "query_token"]
-    question = TokenLayout(Span(0, rest.shape[1]), image=(), question=Span(0, 0))
-    with capture(model.hf_model, model.adapter, taps, [question]) as states:
-        decoder: Any = submodule(model.hf_model, model.adapter.decoder)
-        decoder(
-            input_ids=rest,
-            attention_mask=torch.ones((1, len(token_ids)), dtype=torch.int64, device=model.device),
-            position_ids=torch.arange(cut, len(token_ids), device=model.device)[None],
-            past_key_values=filled.cache,
-            use_cache=True,
-        )
-    return states
+    return prefill(model, rows, encode_distinct(model, [item.images]), taps=(), keep_cache=True)
 
 
 def check_eager(
@@ -283,6 +285,7 @@ def compare_lora(without: Sequence[Record], with_lora: Sequence[Record]) -> Chec
 def full_forward(model: LoadedModel, item: PreparedSample) -> FullForward:
     """Transformers' own forward over one prompt, hidden states kept at every layer and position."""
     seen: dict[str, Tensor] = {}
+    features: list[Tensor] = []
     final_norm = submodule(model.hf_model, model.adapter.final_norm)
     tower = submodule(model.hf_model, model.adapter.vision_tower)
 
@@ -290,7 +293,7 @@ def full_forward(model: LoadedModel, item: PreparedSample) -> FullForward:
         seen["residual"] = args[0][0].float().cpu()
 
     def keep_feature(_module: object, _args: object, output: Any) -> None:
-        seen["feature"] = model.adapter.tower_feature(output).float().cpu()
+        features.extend(one.float().cpu() for one in model.adapter.tower_feature(output, item.images))
 
     hooks = [final_norm.register_forward_pre_hook(keep_residual), tower.register_forward_hook(keep_feature)]
     try:
@@ -299,7 +302,7 @@ def full_forward(model: LoadedModel, item: PreparedSample) -> FullForward:
         for hook in hooks:
             hook.remove()
     states = torch.cat(output.hidden_states).float().cpu()
-    return FullForward(states, seen["residual"], seen["feature"])
+    return FullForward(states, seen["residual"], features)
 
 
 def relative_error(value: np.ndarray, reference: np.ndarray) -> float:
@@ -331,12 +334,18 @@ def _record(outcome: Record | Failure) -> Record:
 
 
 def _transformers_inputs(model: LoadedModel, item: PreparedSample) -> dict[str, Tensor]:
-    inputs = {"input_ids": torch.tensor([item.prompt.token_ids]), **model.adapter.forward_inputs(item.images)}
+    token_ids = torch.tensor([item.prompt.token_ids])
+    inputs = {"input_ids": token_ids, **model.adapter.forward_inputs(model.config, token_ids, item.images)}
     return {name: tensor.to(model.device) for name, tensor in inputs.items()}
 
 
 def _layer_difference(model: LoadedModel) -> int:
     return abs(len(decoder_layers(model.hf_model, model.adapter)) - model.n_layers)
+
+
+def _token_difference(model: LoadedModel) -> int:
+    declared = model.adapter.image_token_id(model.config)
+    return abs(declared - model.tokenizer.convert_tokens_to_ids(model.adapter.image_token))
 
 
 @torch.inference_mode()
@@ -345,10 +354,9 @@ def _vision_error(
 ) -> float:
     errors = []
     for record, item, forward in zip(records, prepared, forwards, strict=True):
-        by_image = forward.tower_feature.unflatten(0, (len(item.images), -1))
         useful = [
-            crops[: len(image.pixel_values)][model.adapter.useful_patches(image)]
-            for crops, image in zip(by_image, item.images, strict=True)
+            features[model.adapter.useful_patches(image)]
+            for features, image in zip(forward.tower_features, item.images, strict=True)
         ]
         errors.append(relative_error(record.vectors[VISION_ONLY], torch.cat(useful).double().mean(dim=0).numpy()))
     return worst(errors)

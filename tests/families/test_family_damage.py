@@ -1,0 +1,237 @@
+"""The parity test of every family fails for each kind of wrong number: damage done on purpose."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from midsight.extraction import batch, decode
+from midsight.extraction.request import Request, resolve
+from midsight.models import adapter as adapters
+from midsight.models.layout import TokenLayout
+from midsight.taps import capture
+from midsight.taps.tap import POSITIONS
+from midsight.testing import check_adapter
+from midsight.testing.checks import largest_error
+from parity import assert_parity, expect, extract_records, samples_of
+from pictures import CASES, picture
+
+EVERYTHING = Request(layers="all", residual=True, positions=POSITIONS, max_new_tokens=16)
+DAMAGED_CASES = [CASES[0], CASES[3], CASES[4]]
+"""One tile, two by two, and four in a line; grids of patches that are no squares."""
+
+
+@pytest.fixture(scope="module")
+def expected(reference):
+    return {case.name: expect(reference, [case.image], case.question) for case in DAMAGED_CASES}
+
+
+@pytest.fixture
+def compare(expected):
+    """Extracts the cases in one batch and asserts parity for each."""
+
+    def run(model, padding_side="right"):
+        plan = resolve(EVERYTHING, model.loaded)
+        for record in extract_records(model, plan, samples_of(DAMAGED_CASES), padding_side=padding_side):
+            assert_parity(record, expected[record.sample_id])
+
+    return run
+
+
+@pytest.fixture
+def declaring(model):
+    """The model with some of its adapter's declarations replaced."""
+
+    def declare(**declared):
+        adapter = dataclasses.replace(model.loaded.adapter, **declared)
+        return dataclasses.replace(model, loaded=dataclasses.replace(model.loaded, adapter=adapter))
+
+    return declare
+
+
+def failing(model):
+    checks = check_adapter(model, samples_of(DAMAGED_CASES), max_new_tokens=3)
+    return {check.name for check in checks if not check.passed}
+
+
+def test_undamaged_it_passes(compare, model):
+    compare(model)
+
+
+@pytest.mark.parametrize("shift", [-1, 1])
+def test_layer_off_by_one(compare, model, monkeypatch, shift):
+    original, last = capture.tapped_module, model.loaded.n_layers - 1
+
+    def shifted(hf_model, adapter, tap):
+        return original(hf_model, adapter, dataclasses.replace(tap, layer=min(max(tap.layer + shift, 0), last)))
+
+    monkeypatch.setattr(capture, "tapped_module", shifted)
+    with pytest.raises(AssertionError, match="is off by"):
+        compare(model)
+
+
+@pytest.mark.parametrize("position", ["vision_token", "query_token"])
+@pytest.mark.parametrize("shift", [-1, 1])
+def test_position_off_by_one(compare, expected, model, monkeypatch, position, shift):
+    original = vars(TokenLayout)[position].fget
+    last = max(e.prompt_tokens for e in expected.values()) - 1
+    monkeypatch.setattr(TokenLayout, position, property(lambda self: min(original(self) + shift, last)))
+    with pytest.raises(AssertionError, match=f"{position}_representation.* is off by"):
+        compare(model)
+
+
+def test_pooling_that_misses_a_patch_or_counts_padding(compare, declaring, model):
+    """Padding tiles where there are any; else the last patch left out."""
+    useful = model.loaded.adapter.useful_patches
+
+    def damaged(image):
+        patches = useful(image)
+        if not patches.all():
+            return torch.ones_like(patches)
+        patches = patches.clone()
+        patches.view(-1)[-1] = False
+        return patches
+
+    with pytest.raises(AssertionError, match="vision_only_representation is off by"):
+        compare(declaring(useful_patches=damaged))
+
+
+def test_images_exchanged_between_samples(model, monkeypatch):
+    pairs = [(picture((64, 64), seed), "What is it?") for seed in (1, 2)]
+    right = model.extract_many(pairs, answers=False)
+    original = batch.encode_distinct
+    monkeypatch.setattr(batch, "encode_distinct", lambda *args: original(*args)[::-1])
+    exchanged = model.extract_many(pairs, answers=False)
+    assert largest_error(right[0], exchanged[0]) > 0.01
+    assert largest_error(right[0], exchanged[1]) < 1e-5
+
+
+def test_decode_positions_counted_over_padding(compare, model, monkeypatch):
+    original = decode.feed_tokens
+
+    def shifted(loaded, open_rows):
+        state = open_rows.state
+        padded = [state.attention_mask.shape[1]] * len(state.lengths)
+        stepped = original(loaded, decode.OpenRows(open_rows.answers, dataclasses.replace(state, lengths=padded)))
+        return dataclasses.replace(stepped, lengths=[length + 1 for length in state.lengths])
+
+    monkeypatch.setattr(decode, "feed_tokens", shifted)
+    with pytest.raises(AssertionError):
+        compare(model)
+
+
+def test_a_prefix_declared_unshareable_is_caught(declaring):
+    assert failing(declaring(shares_image_prefix=False)) == {"image states under another question"}
+
+
+def test_embeddings_in_the_wrong_order_are_caught(declaring, model):
+    original = model.loaded.adapter.image_embeddings
+
+    def turned(hf_model, features, image):
+        return original(hf_model, features, image).flip(0)
+
+    assert "query_token at every layer and the full forward" in failing(declaring(image_embeddings=turned))
+
+
+@pytest.mark.parametrize("name", ["mllama"], indirect=True)
+class TestLlama:
+    """What cross-attention needs."""
+
+    @pytest.fixture
+    def changing(self, declaring, model):
+        """The model whose decoder inputs are changed by a function of (prefill, later)."""
+
+        def change(edit):
+            def changed(*args):
+                inputs = model.loaded.adapter.decoder_inputs(*args)
+                return adapters.DecoderInputs(*edit(dict(inputs.prefill), dict(inputs.later)))
+
+            return declaring(decoder_inputs=changed)
+
+        return change
+
+    def test_without_the_mask_in_decode_answers_differ(self, compare, changing):
+        model = changing(lambda prefill, later: (prefill, {}))
+        with pytest.raises(AssertionError):
+            compare(model)
+
+    def test_padding_tiles_read_by_the_question(self, compare, changing):
+        def open_all(prefill, later):
+            return {**prefill, "cross_attention_mask": torch.zeros_like(prefill["cross_attention_mask"])}, later
+
+        with pytest.raises(AssertionError, match="is off by"):
+            compare(changing(open_all))
+
+    def test_tokens_before_the_image_kept_from_padding_tiles(self, compare, changing):
+        """transformers lets them read all tiles; that changes every later state."""
+
+        def close(prefill, later):
+            mask = prefill["cross_attention_mask"].clone()
+            mask[:, :, :5] = mask[:, :, -1:]
+            return {**prefill, "cross_attention_mask": mask}, later
+
+        with pytest.raises(AssertionError, match="is off by"):
+            compare(changing(close), padding_side="right")
+
+    def test_the_class_token_left_out_of_the_mean(self, compare, declaring, model):
+        def without_class_token(image):
+            useful = model.loaded.adapter.useful_patches(image)
+            useful[:, 0] = False
+            return useful
+
+        with pytest.raises(AssertionError, match="vision_only_representation is off by"):
+            compare(declaring(useful_patches=without_class_token))
+        assert failing(declaring(useful_patches=without_class_token)) == {
+            "patches of filled crops that it sees and are not useful"
+        }
+
+    def test_padding_tiles_counted_are_caught(self, declaring):
+        assert failing(declaring(useful_patches=lambda image: torch.ones((4, 65), dtype=torch.bool))) == {
+            "useful patches that the decoder never sees"
+        }
+
+    def test_the_mask_of_a_question_on_a_prefix_is_proved(self, changing):
+        assert failing(changing(lambda prefill, later: (prefill, {}))) >= {
+            "a question on the image's prefix and the full forward",
+            "several questions on one prefix and the full forward",
+        }
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen2_vl"], indirect=True)
+class TestQwen:
+    """What positions with three axes need."""
+
+    def test_positions_counted_like_text(self, compare, declaring):
+        with pytest.raises(AssertionError, match="is off by"):
+            compare(declaring(positions=adapters.count_up))
+
+    def test_rows_and_columns_exchanged(self, compare, declaring, model):
+        original = model.loaded.adapter.positions
+        with pytest.raises(AssertionError, match="is off by"):
+            compare(declaring(positions=lambda *args: original(*args)[[0, 2, 1]]))
+
+    def test_a_question_that_goes_on_from_the_number_of_tokens(self, declaring, model, monkeypatch):
+        """Positions behind an image are smaller than the count of tokens."""
+        original = batch.pad_rows
+
+        def without_offsets(*args, **kwargs):
+            return dataclasses.replace(original(*args, **kwargs), position_offsets=(0,) * len(args[0]))
+
+        monkeypatch.setattr("midsight.testing.checks.pad_rows", without_offsets)
+        assert "a question on the image's prefix and the full forward" in failing(model)
+
+    def test_what_an_earlier_call_left_on_the_model_changes_nothing(self, compare, model):
+        model.loaded.hf_model.model.rope_deltas = torch.tensor([[-77]])
+        compare(model)
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_vl"], indirect=True)
+class TestWindows:
+    """Qwen2.5-VL keeps its patches window by window."""
+
+    def test_tokens_left_in_the_order_of_windows(self, compare, declaring):
+        def in_window_order(hf_model, features, _image):
+            return hf_model.model.visual.merger(features)
+
+        with pytest.raises(AssertionError, match="is off by"):
+            compare(declaring(image_embeddings=in_window_order))
