@@ -92,9 +92,8 @@ def continue_from(model: LoadedModel, filled: Prefill) -> Continuation:
     if filled.cache is None:
         raise ValueError("This prefill kept no cache to decode on from; call prefill with keep_cache.")
     logits = submodule(model.hf_model, model.adapter.lm_head)(filled.end_states).float()
-    lengths = [len(layout.prompt) for layout in filled.rows.layouts]
-    offsets = list(filled.rows.position_offsets)
-    return Continuation(logits, filled.cache, filled.rows.attention_mask, lengths, offsets, filled.later)
+    lengths, offsets = list(filled.lengths), list(filled.position_offsets)
+    return Continuation(logits, filled.cache, filled.attention_mask, lengths, offsets, filled.later)
 
 
 def describe_first_token(logits: Tensor) -> list[FirstToken]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from midsight.extraction.request import PaddingSide
 from midsight.models.adapter import EncodedImage, ImageInputs, KVCache, encode_images, submodule
-from midsight.models.layout import Span, TokenLayout
+from midsight.models.layout import TokenLayout
 from midsight.models.loading import LoadedModel
 from midsight.taps.capture import capture
 from midsight.taps.tap import Tap
@@ -43,9 +43,13 @@ class Prefill:
     cache: KVCache | None
     """Keys and values of every layer; None where no answers were asked for."""
     later: Mapping[str, Tensor]
-    """What every later call on the cache takes beside its tokens."""
-    rows: PaddedRows
-    """The prompts."""
+    """What every later call on the cache takes beside its tokens, batch first."""
+    attention_mask: Tensor
+    """int64 [batch, tokens in the cache], 0 on padding."""
+    lengths: tuple[int, ...]
+    """Tokens of each row, padding not counted."""
+    position_offsets: tuple[int, ...]
+    """Of each row: position of its next token, less its tokens."""
 
 
 def pad_rows(
@@ -108,37 +112,44 @@ def prefill(
         end_states=output.last_hidden_state[range(len(ends)), ends],
         cache=output.past_key_values if keep_cache else None,
         later=inputs.later,
-        rows=rows,
+        attention_mask=rows.attention_mask,
+        lengths=tuple(len(layout.prompt) for layout in rows.layouts),
+        position_offsets=rows.position_offsets,
     )
 
 
-def ask_on_prefix(
-    model: LoadedModel, prefix: Prefill, questions: Sequence[Sequence[int]], taps: Sequence[Tap]
-) -> dict[Tap, Tensor]:
-    """The rest of several prompts, run on the cache of what they begin with: `prefix`, one row.
+def continue_prefill(
+    model: LoadedModel, begun: Prefill, owners: Sequence[int], rest: PaddedRows, taps: Sequence[Tap]
+) -> Prefill:
+    """Runs the rest of several prompts on the cache of what they begin with, and keeps the cache.
 
-    float32 [questions, hidden size] by tap, at positions of the rest. The cache is used up.
+    `owners` names for each row of `rest` the row of `begun` that it goes on from; `taps` read positions of
+    the rest. The cache of `begun` is used up. Raises ValueError where it kept none.
     """
-    if prefix.cache is None:
+    if begun.cache is None:
         raise ValueError("This prefill kept no cache to go on from; call prefill with keep_cache.")
-    device = prefix.rows.token_ids.device
-    length, count = max(map(len, questions)), len(questions)
-    start = prefix.rows.attention_mask.sum().item() + prefix.rows.position_offsets[0]
-    token_ids = torch.full((count, length), model.pad_id)
-    attention_mask = torch.zeros((count, length), dtype=torch.int64)
-    for row, question in enumerate(questions):
-        token_ids[row, : len(question)] = torch.tensor(question)
-        attention_mask[row, : len(question)] = 1
-    prefix.cache.batch_repeat_interleave(count)
-    layouts = [TokenLayout(Span(0, len(question)), image=(), question=Span(0, 0)) for question in questions]
-    with capture(model.hf_model, model.adapter, taps, layouts) as states:
-        submodule(model.hf_model, model.adapter.decoder)(
-            input_ids=token_ids.to(device),
-            # over past and new tokens: a mask of the new ones alone corrupts without a word
-            attention_mask=torch.cat([prefix.rows.attention_mask.expand(count, -1), attention_mask.to(device)], dim=1),
-            position_ids=(start + torch.arange(length, device=device)).expand(count, -1),
-            past_key_values=prefix.cache,
+    owner = torch.tensor(owners, device=begun.attention_mask.device)
+    begun.cache.batch_select_indices(owner)
+    later = {name: value[owner] for name, value in begun.later.items()}
+    # Over past and new tokens: a mask of the new ones alone corrupts without a word.
+    attention_mask = torch.cat([begun.attention_mask[owner], rest.attention_mask], dim=1)
+    with capture(model.hf_model, model.adapter, taps, rest.layouts) as states:
+        output = submodule(model.hf_model, model.adapter.decoder)(
+            input_ids=rest.token_ids,
+            attention_mask=attention_mask,
+            position_ids=rest.position_ids,
+            past_key_values=begun.cache,
             use_cache=True,
-            **{name: value.repeat_interleave(count, dim=0) for name, value in prefix.later.items()},
+            **later,
         )
-    return states
+    ends = [layout.query_token for layout in rest.layouts]
+    before = [begun.lengths[owner] for owner in owners]
+    return Prefill(
+        states=states,
+        end_states=output.last_hidden_state[range(len(ends)), ends],
+        cache=begun.cache,
+        later=later,
+        attention_mask=attention_mask,
+        lengths=tuple(past + len(layout.prompt) for past, layout in zip(before, rest.layouts, strict=True)),
+        position_offsets=tuple(o - past for past, o in zip(before, rest.position_offsets, strict=True)),
+    )

@@ -124,21 +124,34 @@ def group_by_image(samples: Iterable[Sample]) -> list[Sample]:
 
 
 def batched(samples: Iterable[Sample], size: int) -> Iterator[list[Sample]]:
-    """Lists of `size` samples, the last one shorter; where the samples break off, it comes before the error."""
+    """Lists of at most `size` samples that keep the questions of an image together, as far as they follow each other.
+
+    More than `size` of them are cut evenly. Where the samples break off, what has come is given before the error.
+    """
+    broken: list[BrokenOffError] = []
     batch: list[Sample] = []
-    broken: BrokenOffError | None = None
-    try:
-        for sample in samples:
-            batch.append(sample)
-            if len(batch) == size:
-                yield batch
-                batch = []
-    except BrokenOffError as error:
-        broken = error
+    for _, same_image in itertools.groupby(until_broken(samples, broken), key=attrgetter("image_key")):
+        group = list(same_image)
+        if len(batch) + len(group) > size and batch:
+            yield batch
+            batch = []
+        pieces = -(-len(group) // size)
+        bounds = [piece * len(group) // pieces for piece in range(pieces + 1)]
+        *full, last = [group[start:stop] for start, stop in itertools.pairwise(bounds)]
+        yield from full
+        batch = [*batch, *last]
     if batch:
         yield batch
-    if broken is not None:
-        raise broken
+    if broken:
+        raise broken[0]
+
+
+def until_broken(samples: Iterable[Sample], broken: list[BrokenOffError]) -> Iterator[Sample]:
+    """The samples; where they break off it ends, and the error is in `broken`."""
+    try:
+        yield from samples
+    except BrokenOffError as error:
+        broken.append(error)
 
 
 def count_images(outcomes: Iterable[Sample | Failure]) -> int:

@@ -5,7 +5,7 @@ The reference is transformers' own full forward with output_hidden_states, one s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,11 +16,12 @@ from torch import Tensor
 from midsight.errors import SampleError
 from midsight.extraction.batch import extract_samples
 from midsight.extraction.model import Model
-from midsight.extraction.prefill import Prefill, ask_on_prefix, encode_distinct, pad_rows, prefill
+from midsight.extraction.prefill import continue_prefill, encode_distinct, pad_rows, prefill
 from midsight.extraction.prepare import PreparedSample, prepare
 from midsight.extraction.request import PaddingSide, Plan, Request, resolve
-from midsight.models.adapter import decoder_layers, submodule
-from midsight.models.layout import Span
+from midsight.extraction.sharing import pad_prefixes, prefix_length
+from midsight.models.adapter import continue_positions, decoder_layers, submodule
+from midsight.models.layout import Span, TokenLayout
 from midsight.models.loading import LoadedModel
 from midsight.models.quiet import quiet_transformers
 from midsight.records import VISION_ONLY, Record
@@ -221,10 +222,10 @@ def check_continued(
         cut = item.prompt.layout.vision_token + 1
         if border is not None and cut <= border < len(item.prompt.token_ids):
             continue
-        rest = item.prompt.token_ids[cut:]
+        rest = tuple(item.prompt.token_ids[cut:])
         expected = {tap: record.vectors[str(tap)] for tap in taps}
-        for questions, errors in (([rest], alone_errors), ([rest[:1], rest, [*rest, *rest]], together_errors)):
-            states = ask_on_prefix(model, image_prefix(model, item), questions, taps)
+        for questions, errors in (([rest], alone_errors), ([rest[:1], rest, (*rest, *rest)], together_errors)):
+            states = ask_on_prefix(model, item, questions, taps)
             own = questions.index(rest)
             errors.append(worst(relative_error(states[tap][own].cpu().numpy(), expected[tap]) for tap in taps))
     if not alone_errors:
@@ -235,19 +236,23 @@ def check_continued(
     ]
 
 
-def image_prefix(model: LoadedModel, item: PreparedSample) -> Prefill:
-    """A prompt up to its last image token, with its cache."""
-    layout = item.prompt.layout
-    cut = layout.vision_token + 1
-    rows = pad_rows(
-        [item.prompt.token_ids[:cut]],
-        [replace(layout, prompt=Span(0, cut), question=Span(0, 0))],
-        [item.positions[:, :cut]],
+def ask_on_prefix(
+    model: LoadedModel, item: PreparedSample, questions: Sequence[Sequence[int]], taps: Sequence[Tap]
+) -> Mapping[Tap, Tensor]:
+    """Other ends of a prompt on the cache of its image's prefix: float32 [questions, hidden size] by tap."""
+    cut = prefix_length(item)
+    begun = prefill(
+        model, pad_prefixes(model, [item], "left"), encode_distinct(model, [item.images]), taps=(), keep_cache=True
+    )
+    rest = pad_rows(
+        questions,
+        [TokenLayout(Span(0, len(question)), image=(), question=Span(0, 0)) for question in questions],
+        [continue_positions(item.positions[:, :cut], len(question))[:, cut:] for question in questions],
         pad_id=model.pad_id,
-        side="left",
+        side="right",
         device=model.device,
     )
-    return prefill(model, rows, encode_distinct(model, [item.images]), taps=(), keep_cache=True)
+    return continue_prefill(model, begun, [0] * len(questions), rest, taps).states
 
 
 def check_eager(
