@@ -112,7 +112,14 @@ def test_a_prefix_of_the_other_longrope_regime_is_not_shared(model, samples):
 
 def test_states_that_depend_on_the_question_are_not_shared(model, samples):
     adapter = replace(model.loaded.adapter, shares_image_prefix=False)
-    assert sharing.find_shared(replace(model.loaded, adapter=adapter), ready(model, samples)) is None
+    assert not resolve(Request(), replace(model.loaded, adapter=adapter)).share
+    assert resolve(Request(), model.loaded).share
+
+
+def test_sharing_can_be_left_out(model, samples, token_counts):
+    plan = resolve(replace(EVERYTHING, share=False), model.loaded)
+    records(model, plan, samples)
+    assert token_counts[0][0] == len(samples)
 
 
 def test_a_prefix_that_is_another_images_is_seen(model, samples, monkeypatch):

@@ -103,7 +103,7 @@ def extract_group(
 ) -> list[Outcome]:
     """Samples of one longrope regime: one prefill for all, then their answers."""
     images = encode_distinct(model, [item.images for item in group])
-    shared = find_shared(model, group)
+    shared = find_shared(model, group) if plan.share else None
     if shared is not None:
         filled = prefill_shared(model, group, images, shared, plan.taps, padding_side)
     else:

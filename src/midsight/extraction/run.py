@@ -275,6 +275,7 @@ def describe_run(
         "--max-new-tokens": plan.max_new_tokens if plan.answers else None,
         "--dtype": str(model.dtype).removeprefix("torch."),
         "--device": model.device.type,
+        "--share": plan.share,
         "--store-dtype": store_dtype,
         "--lora": model.lora,
     }

@@ -33,8 +33,6 @@ def find_shared(model: LoadedModel, group: Sequence[PreparedSample]) -> SharedPr
     the question then. A prefix that alone would fall into the other regime is not shared.
     """
     border = model.adapter.longrope_border(model.config)
-    if not model.adapter.shares_image_prefix:
-        return None
     numbers: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
     first, owners = [], []
     for index, item in enumerate(group):
