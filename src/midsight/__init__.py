@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from midsight.errors import DamagedRunError, MidsightError, RunError, SampleError
     from midsight.extraction.model import Model, load, wrap
     from midsight.extraction.request import Request
-    from midsight.extraction.run import Progress, extract
+    from midsight.extraction.run import extract
+    from midsight.extraction.todo import Progress
     from midsight.records import Record
     from midsight.samples.sample import Failure, Sample
     from midsight.store.reader import Run, open_run
@@ -25,7 +26,7 @@ _HOME = {
     "Failure": "midsight.samples.sample",
     "MidsightError": "midsight.errors",
     "Model": "midsight.extraction.model",
-    "Progress": "midsight.extraction.run",
+    "Progress": "midsight.extraction.todo",
     "Record": "midsight.records",
     "Request": "midsight.extraction.request",
     "Run": "midsight.store.reader",

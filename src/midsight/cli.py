@@ -20,7 +20,6 @@ from midsight import __version__
 from midsight.errors import MidsightError
 
 if TYPE_CHECKING:
-    from midsight.extraction.run import Progress
     from midsight.models.loading import Lora
 
 DONE, SOME_FAILED, WRONG_CALL, STOPPED = 0, 1, 2, 3
@@ -71,47 +70,11 @@ def reported_errors(*, debug: bool) -> Iterator[None]:
         raise typer.Exit(STOPPED if error.resumable else WRONG_CALL) from None
 
 
-@contextmanager
-def progress_display(console: Console) -> Iterator[Any]:
-    """A live line: samples done and failed, samples per second, time left."""
-    from rich.filesize import decimal
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
-
-    bars = Bars(
-        TextColumn("extracting"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("samples, {task.fields[failed]} failed, {task.fields[speed]}"),
-        TimeRemainingColumn(),
-        console=console,
-    )
-    with bars:
-        task = bars.add_task("extracting", total=None, failed=0, speed="")
-
-        def show(progress: Progress) -> None:
-            finished = progress.samples - progress.remaining
-            if progress.done + progress.failed == 0 or bars.tasks[task].total is None:
-                console.print(
-                    f"{progress.samples} samples on {progress.images} images, {progress.already} done before; "
-                    f"the vectors take up to {decimal(progress.estimated_bytes)} before compression."
-                )
-                bars.reset(task, total=progress.samples, completed=finished, failed=progress.failed, speed="")
-            speed = bars.tasks[task].speed
-            bars.update(
-                task,
-                completed=finished,
-                failed=progress.failed,
-                speed=f"{speed:.1f} per second" if speed else "",
-            )
-
-        yield show
-
-
 @app.command()
 def extract(
     data: Annotated[
-        str, typer.Argument(help="JSONL, JSON, CSV, TSV or Parquet file, saved dataset, or folder of images.")
+        str,
+        typer.Argument(help="JSONL, JSON, CSV, TSV or Parquet file, saved dataset, folder of images, or hf:// name."),
     ],
     model: Annotated[str, typer.Option("--model", help="Folder or hub id of the model.")],
     out: Out,
@@ -127,6 +90,7 @@ def extract(
     id_column: Annotated[str | None, typer.Option(help="Column of unique ids; by default id.")] = None,
     question: Annotated[str | None, typer.Option(help="The question about each image of a folder.")] = None,
     split: Annotated[str | None, typer.Option(help="Which split, where the data have several.")] = None,
+    allow_urls: Annotated[bool, typer.Option("--allow-urls", help="Download images that are web addresses.")] = False,
     prompt: Annotated[str, typer.Option(help="The user's text around the question.")] = "{question}",
     system: Annotated[str | None, typer.Option(help="Text of a system turn.")] = None,
     layers: Annotated[str, typer.Option(help="default, all, or decoder layers like 0,8,16.")] = "default",
@@ -148,15 +112,22 @@ def extract(
     device: Annotated[str, typer.Option(help="auto, cpu, mps, cuda or cuda:N.")] = "auto",
     lora: Annotated[str, typer.Option(help="auto, merged, unmerged or off: the LoRA for images.")] = "auto",
     limit: Annotated[int | None, typer.Option(help="Only the first rows.")] = None,
+    shard: Annotated[str, typer.Option(metavar="I/N", help="Which share: 0/4 to 3/4 fill one run together.")] = "0/1",
     store_dtype: Annotated[str, typer.Option(help="float32 or float16.")] = "float32",
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed samples again.")] = False,
     commit_seconds: Annotated[float, typer.Option(help="Longest time between two commits.")] = 60.0,
+    plan: Annotated[bool, typer.Option("--plan", help="Only say what there is to do; write nothing.")] = False,
     debug: Debug = False,
 ) -> None:
     """Extract a dataset into a run folder; the same command resumes it."""
     with reported_errors(debug=debug):
-        from midsight.extraction.run import open_dataset
+        from midsight.extraction.display import describe_start
+        from midsight.extraction.model import check_batch_size
+        from midsight.extraction.run import forecast, open_dataset
+        from midsight.store.layout import parse_shard
 
+        check_batch_size(batch_size)
+        own = parse_shard(shard)
         dataset = open_dataset(
             data,
             images=images,
@@ -166,28 +137,30 @@ def extract(
             id_column=id_column,
             question=question,
             split=split,
+            allow_urls=allow_urls,
         )
-        run = run_with_progress(
-            dataset,
-            model=load_with_notes(model, revision=revision, dtype=dtype, device=device, lora=lora),
-            out=out,
-            layers=layers,
-            positions=positions,
-            residual=residual,
-            vision=vision,
-            processor_pooled_pixels=processor_pooled_pixels,
-            pixels=pixels,
-            prompt=prompt,
-            system=system,
-            answers=answers,
-            max_new_tokens=max_new_tokens,
-            batch_size=batch_size,
-            store_dtype=store_dtype,
-            limit=limit,
-            retry_failed=retry_failed,
-            commit_seconds=commit_seconds,
-        )
-        report_failures(run)
+        call: dict[str, Any] = {
+            "model": load_with_notes(model, revision=revision, dtype=dtype, device=device, lora=lora, weights=not plan),
+            "out": out,
+            "layers": layers,
+            "positions": positions,
+            "residual": residual,
+            "vision": vision,
+            "processor_pooled_pixels": processor_pooled_pixels,
+            "pixels": pixels,
+            "prompt": prompt,
+            "system": system,
+            "answers": answers,
+            "max_new_tokens": max_new_tokens,
+            "store_dtype": store_dtype,
+            "limit": limit,
+            "shard": own,
+            "retry_failed": retry_failed,
+        }
+        if plan:
+            typer.echo(f"{describe_start(forecast(dataset, **call))} Nothing was written.")
+            return
+        report_failures(run_with_progress(dataset, batch_size=batch_size, commit_seconds=commit_seconds, **call))
 
 
 def load_with_notes(model: str, **options: Any) -> Any:
@@ -204,6 +177,7 @@ def load_with_notes(model: str, **options: Any) -> Any:
 
 def run_with_progress(data: Any, **arguments: Any) -> Any:
     """The main job with a live display."""
+    from midsight.extraction.display import progress_display
     from midsight.extraction.run import extract as extract_dataset
 
     with progress_display(Console(stderr=True, soft_wrap=True, highlight=False)) as show:
@@ -215,9 +189,14 @@ def report_failures(run: Any) -> None:
     failures = run.failures()
     typer.echo(f"{run.path}: {len(run)} samples stored, {len(failures)} failed.")
     if failures:
-        typer.echo(f"{failures[0].sample_id}: {failures[0].reason}")
+        typer.echo(f"{in_one_line(failures[0].sample_id)}: {failures[0].reason}")
         typer.echo(f"See all with: midsight show {run.path} --failures")
         raise typer.Exit(SOME_FAILED)
+
+
+def in_one_line(sample_id: str) -> str:
+    """An id for the terminal: control characters, a newline among them, as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in sample_id)
 
 
 @app.command()
@@ -235,7 +214,7 @@ def show(
         opened = open_run(run)
         if failures:
             for failure in opened.failures():
-                typer.echo(f"{failure.sample_id}\t{failure.reason}")
+                typer.echo(f"{in_one_line(failure.sample_id)}\t{failure.reason}")
             return
         Console(highlight=False).print(render_summary(summarise(opened)))
 
@@ -336,20 +315,23 @@ def check(
     with reported_errors(debug=debug):
         from midsight.check.facts import read_facts
         from midsight.check.proof import prove
-        from midsight.check.terminal import checks_as_json, render_checks, render_facts
+        from midsight.check.terminal import as_plain_data, render_facts, render_proof
 
-        console = Console(highlight=False)
+        for name, value in {"--dtype": dtype, "--device": device, "--lora": lora}.items():
+            if value != "auto" and not run:
+                raise MidsightError(f"{name} {value} goes with --run; add --run, or leave it out.")
         facts = read_facts(model, revision=revision)
-        checks = ()
+        proof = None
         if run:
             with Console(stderr=True).status("Measuring"):
-                checks = prove(model, revision=revision, dtype=dtype, device=device, lora=cast("Lora", lora))
+                proof = prove(facts.folder, dtype=dtype, device=device, lora=cast("Lora", lora))
         if as_json:
-            typer.echo(json.dumps({"model": asdict(facts), "checks": checks_as_json(checks)}, indent=2))
+            typer.echo(json.dumps(as_plain_data(facts, proof), indent=2, allow_nan=False))
         else:
+            console = Console(highlight=False)
             console.print(render_facts(facts))
-            console.print(render_checks(checks) if run else "OK: every tensor is accounted for.")
-        if not all(one.passed for one in checks):
+            console.print(render_proof(proof) if proof else "OK: every tensor is accounted for.")
+        if proof and not proof.passed:
             raise typer.Exit(SOME_FAILED)
 
 

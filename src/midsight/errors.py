@@ -20,6 +20,12 @@ class DamagedRunError(RunError):
     """Stored data that is not what was written; the message names the part."""
 
 
+class BrokenOffError(MidsightError):
+    """Work that ended early for a reason outside the samples: a stream's network, a lost device."""
+
+    resumable = True
+
+
 class CommitError(RunError):
     """A commit that could not be written, on a full disk for example; all commits before it are intact."""
 

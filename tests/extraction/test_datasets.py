@@ -97,7 +97,8 @@ def test_the_command_takes_folders_splits_and_shapes(tables, checkpoint, tmp_pat
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["hf://owner/name"], "hf://owner/name is a stream, which a run cannot take yet; save it"),
+        (["hf://owner/name", "--question", "?"], "hf://owner/name has questions of its own; leave --question out"),
+        (["hf://name"], "'hf://name' is no dataset of the Hub; write hf://owner/name[/config][@revision]"),
         (["FOLDER"], "for a folder of images give --question"),
         (["FOLDER", "--question", "?", "--split", "x"], "leave --question out"),
         (["FOLDER/a.parquet", "--split", "x"], "has no splits; leave --split x out"),

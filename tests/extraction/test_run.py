@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 
 import midsight
 from midsight.cli import app
-from midsight.extraction.run import group_by_image, open_dataset
+from midsight.extraction.run import open_dataset
+from midsight.extraction.todo import group_by_image
 from midsight.records import VISION_ONLY
 from midsight.samples.sample import Sample
 from midsight.testing.phi4_multimodal import write_phi4_multimodal
@@ -74,6 +75,8 @@ def test_every_way_in_takes_one_path(dataset, checkpoint, model, tmp_path):
             assert np.array_equal(from_jsonl.matrix(name), other.matrix(name)), name
     assert_same_vectors(vectors(single), vectors(from_jsonl))
     assert single.table()["answer_token_ids"] == table["answer_token_ids"]
+    last = from_jsonl.matrix("query_token_representation", layer=7)
+    assert np.array_equal(from_jsonl.matrix("query_token_representation", layer=-1), last)
     for n in (0, 7):
         record = model.extract(dataset / "images" / f"{n % 6}.png", QUESTIONS[n % 4], **options)
         assert record.answer == table["answer"][n].as_py()

@@ -7,7 +7,6 @@ import itertools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,25 +14,16 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
+from hub_rows import ENCODED, image_rows, iterable, stand_in
 from midsight.errors import MidsightError
 from midsight.samples.sample import Failure, Sample
 from midsight.samples.shapes import ColumnOptions
 from midsight.samples.streams import HubDataset, SampleStream, grouped, open_hub, stream_rows
-from pictures import encoded, picture
-
-ENCODED = [encoded(picture((12 + 4 * i, 9), i)) for i in range(3)]
 
 
 @pytest.fixture
 def datasets():
     return pytest.importorskip("datasets", reason="the extra `datasets` is not installed")
-
-
-def iterable(datasets, rows: list[dict], image_column: str = "image"):
-    """The rows as a stream with an Image column, as the Hub gives it."""
-    columns = {name: [row.get(name) for row in rows] for name in rows[0]}
-    built = datasets.Dataset.from_dict(columns).cast_column(image_column, datasets.Image())
-    return built.to_iterable_dataset()
 
 
 def samples_of(stream: SampleStream) -> list[Sample]:
@@ -42,13 +32,6 @@ def samples_of(stream: SampleStream) -> list[Sample]:
     samples = [outcome for outcome in outcomes if isinstance(outcome, Sample)]
     assert samples == outcomes
     return samples
-
-
-def image_rows(order: list[int]) -> list[dict]:
-    return [
-        {"image": {"bytes": ENCODED[i], "path": "image.png"}, "question": f"What is {n}?", "n": n}
-        for n, i in enumerate(order)
-    ]
 
 
 def test_the_rows_of_a_stream_become_samples_with_their_encoded_images(datasets):
@@ -60,7 +43,7 @@ def test_the_rows_of_a_stream_become_samples_with_their_encoded_images(datasets)
         assert [sample.question for sample in samples] == [f"What is {n}?" for n in range(4)]
         assert samples[0].image == samples[2].image != samples[1].image
         assert [dict(sample.extras) for sample in samples] == [{"n": n} for n in range(4)]
-    assert (stream.extras, stream.sha256) == (("n",), "digest")
+    assert (stream.extras, stream.sha256) == ({"n": "int64"}, "digest")
 
 
 def test_columns_of_a_stream_are_chosen_by_options_and_other_images_are_not_read(datasets):
@@ -99,7 +82,8 @@ def test_a_stream_is_read_no_further_than_it_is_asked(datasets):
     source = datasets.IterableDataset.from_generator(rows, features=features)
     outcomes = stream_rows(source, "hf://a/b", "").outcomes()
     samples = grouped((item for item in outcomes if isinstance(item, Sample)), look_ahead=30)
-    first = [next(samples) for _ in range(5)]
+    first = [sample for sample in itertools.islice(samples, 5) if isinstance(sample, Sample)]
+    assert len(first) == 5
     assert {id(sample.images[0]) for sample in first} == {id(first[0].images[0])}
     assert np.asarray(Image.open(io.BytesIO(first[0].images[0]))).shape == (9, 12, 3)  # pyright: ignore
     assert len(taken) <= 40
@@ -120,28 +104,9 @@ def test_a_bad_row_of_a_stream_fails_alone_and_an_id_that_repeats_stops_it(datas
         list(stream_rows(iterable(datasets, same), "hf://a/b", "").outcomes())
 
 
-class Hub:
-    """Stands for the Hub: remembers what was asked for."""
-
-    def __init__(self, source):
-        self.source = source
-        self.asked = []
-
-    def dataset_info(self, repository, revision=None):
-        self.asked.append((repository, revision))
-        return SimpleNamespace(sha="c0ffee")
-
-    def load_dataset(self, repository, config, **options):
-        self.asked.append((repository, config, options))
-        return self.source
-
-
 @pytest.fixture
 def hub(datasets, monkeypatch):
-    hub = Hub(iterable(datasets, image_rows([0, 1])))
-    monkeypatch.setattr(datasets, "load_dataset", hub.load_dataset)
-    monkeypatch.setattr("huggingface_hub.HfApi", lambda: hub)
-    return hub
+    return stand_in(datasets, iterable(datasets, image_rows([0, 1])), monkeypatch)
 
 
 def test_a_name_is_streamed_at_the_commit_that_its_revision_names(hub):
@@ -165,6 +130,20 @@ def test_what_the_hub_refuses_is_one_sentence(hub, monkeypatch):
     monkeypatch.setattr(hub, "dataset_info", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("gone\nfishing.")))
     with pytest.raises(MidsightError, match=r"^hf://owner/name cannot be opened: gone fishing\.$"):
         open_hub("hf://owner/name")
+
+
+def test_failures_pass_the_look_ahead_at_once():
+    failure = Failure("bad", 1, "because")
+    samples = [Sample("0", 0, (b"",), "?", image="a"), failure, Sample("2", 2, (b"",), "?", image="a")]
+    assert [outcome.sample_id for outcome in grouped(samples)] == ["bad", "0", "2"]
+
+
+def test_extra_columns_of_a_stream_have_the_types_of_its_schema(datasets):
+    rows = [{**row, "text": "a", "share": 0.5, "sure": True, "box": [1, 2], "huge": 1} for row in image_rows([0])]
+    source = iterable(datasets, rows).cast_column("huge", datasets.Value("uint64"))
+    assert dict(stream_rows(source, "hf://a/b", "").extras) == {
+        "n": "int64", "text": "string", "share": "float64", "sure": "bool", "box": "json", "huge": "json",
+    }  # fmt: skip
 
 
 def test_a_missing_extra_says_how_to_install_it(monkeypatch):
@@ -197,6 +176,7 @@ def test_grouping_loses_nothing_holds_little_and_joins_what_is_near(images, look
     max_bytes = 10_000 if max_images is None else 10 * max_images
     out: list[Sample] = []
     for sample in grouped(source(), look_ahead, max_bytes):
+        assert isinstance(sample, Sample)
         out.append(sample)
         assert taken - len(out) < look_ahead, "more is held than the look-ahead"
     assert sorted(int(sample.sample_id) for sample in out) == list(range(len(samples)))
@@ -219,13 +199,6 @@ def test_the_look_ahead_is_bounded_in_bytes():
     assert next(taken).sample_id == "4"
     with pytest.raises(MidsightError, match="The look-ahead is 0"):
         next(grouped([], 0))
-
-
-def test_a_run_refuses_a_stream_and_says_what_to_do():
-    from midsight.extraction.run import open_dataset
-
-    with pytest.raises(MidsightError, match="is a stream, which a run cannot take yet; save it"):
-        open_dataset("hf://owner/name")
 
 
 def test_a_dataset_that_datasets_saved_is_read_without_it(datasets, tmp_path, monkeypatch):

@@ -215,6 +215,35 @@ def test_a_sample_that_is_stored_twice_is_found_and_the_later_one_dropped(run_fo
     assert content_of(run_folder) == expected
 
 
+def test_a_row_of_the_dataset_that_is_stored_under_two_ids_is_found(run_folder):
+    expected = content_of(run_folder)
+    commit_as(run_folder, 10, records_to_table([make_record(4, sample_id="other")], make_spec()))
+    (finding,) = verify_run(run_folder).findings
+    assert finding.file == "parts/0-of-1-000010.parquet"
+    assert "its row of the dataset, 4, is in 0-of-1-000001 already" in finding.problem
+    drop_bad(run_folder)
+    assert content_of(run_folder) == expected
+
+
+def test_what_a_dead_writer_left_goes_with_the_last_commit_and_the_run_opens(run_folder):
+    expected = content_of(run_folder)
+    part = files_of(run_folder, ".parquet")[9]
+    part.with_name("0-of-1-000010.parquet").write_bytes(part.read_bytes())
+    part.write_bytes(b"")
+    assert [finding.file for finding in drop_bad(run_folder).findings] == [f"parts/{part.name}"]
+    assert len(files_of(run_folder, ".parquet")) == 9
+    finish(run_folder)
+    assert content_of(run_folder) == expected
+
+
+def test_a_flipped_bit_that_makes_the_format_a_newer_one_is_damage(run_folder):
+    file = run_folder / "run.json"
+    file.write_text(file.read_text().replace('"format_version": 1', '"format_version": 3'))
+    (finding,) = verify_run(run_folder).findings
+    assert finding.file == "run.json"
+    assert "its content does not match its seal" in finding.problem
+
+
 def test_columns_that_are_not_those_of_run_json_are_found(run_folder):
     table = records_to_table([make_record(40)], make_spec())
     commit_as(run_folder, 10, table.drop_columns(["hard", QUERY_0]))

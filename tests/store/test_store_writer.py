@@ -222,7 +222,7 @@ def test_shards_of_another_cut_are_refused(tmp_path):
 
 @pytest.mark.parametrize("shard", [(1, 1), (-1, 2), (0, 0)])
 def test_a_shard_that_does_not_exist_is_refused(tmp_path, shard):
-    with pytest.raises(MidsightError, match=f"The shard {shard[0]}/{shard[1]} does not exist"):
+    with pytest.raises(MidsightError, match=f"--shard {shard[0]}/{shard[1]} does not exist"):
         RunWriter(tmp_path, make_spec(), shard=shard)
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from midsight.errors import first_line
+from midsight.errors import BrokenOffError, first_line
 from midsight.extraction.decode import (
     Answer,
     Continuation,
@@ -44,7 +44,9 @@ def extract_samples(
         else:
             ready.append(item)
     for group in split_by_regime(ready, model.adapter.longrope_border(model.config)):
-        for outcome in isolate_failures(group, lambda part: extract_group(model, plan, part, padding_side)):
+        for outcome in isolate_failures(
+            group, lambda part: extract_group(model, plan, part, padding_side), lambda: still_works(model.device)
+        ):
             outcomes[outcome.sample_id] = outcome
     return [outcomes[sample.sample_id] for sample in samples]
 
@@ -58,19 +60,40 @@ def split_by_regime(prepared: Sequence[PreparedSample], border: int | None) -> l
     return [group for group in groups if group]
 
 
+def still_works(device: torch.device) -> bool:
+    """Whether the device computes; after some errors a CUDA device does not until its process ends."""
+    try:
+        return bool(torch.ones(1, device=device).sum().item() == 1)
+    except Exception:  # a lost device raises many types
+        return False
+
+
 def isolate_failures(
-    group: Sequence[PreparedSample], extract: Callable[[Sequence[PreparedSample]], list[Outcome]]
+    group: Sequence[PreparedSample],
+    extract: Callable[[Sequence[PreparedSample]], list[Outcome]],
+    device_works: Callable[[], bool],
 ) -> list[Outcome]:
-    """Calls `extract`; where it raises, tries again with halves down to single samples."""
+    """Calls `extract`; where it raises, tries again with halves down to single samples.
+
+    Raises BrokenOffError where the device has been lost: the samples are not at fault then.
+    """
     try:
         return extract(group)
     except Exception as error:  # whatever one sample does to the model, the others are extracted
+        if not device_works():
+            raise BrokenOffError(
+                f"The device was lost ({type(error).__name__}: {first_line(error)}); the same command goes on from "
+                "what is stored."
+            ) from error
         if len(group) == 1:
             sample = group[0].sample
             reason = f"The model failed on this sample: {type(error).__name__}: {first_line(error)}."
             return [Failure(sample.sample_id, sample.input_index, reason)]
     middle = len(group) // 2
-    return [*isolate_failures(group[:middle], extract), *isolate_failures(group[middle:], extract)]
+    return [
+        *isolate_failures(group[:middle], extract, device_works),
+        *isolate_failures(group[middle:], extract, device_works),
+    ]
 
 
 @torch.inference_mode()

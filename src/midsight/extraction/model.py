@@ -68,9 +68,12 @@ def load(
     device: str = "auto",
     lora: Lora = "auto",
     audio: bool = False,
+    weights: bool = True,
 ) -> Model:
     """Loads a model folder or hub id; see load_model for the options. Raises MidsightError."""
-    return Model(load_model(source, revision=revision, dtype=dtype, device=device, lora=lora, audio=audio))
+    return Model(
+        load_model(source, revision=revision, dtype=dtype, device=device, lora=lora, audio=audio, weights=weights)
+    )
 
 
 def wrap(hf_model: Any, hf_processor: Any) -> Model:

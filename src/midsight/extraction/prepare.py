@@ -15,7 +15,7 @@ from midsight.models.adapter import ImageInputs
 from midsight.models.loading import LoadedModel
 from midsight.models.prompts import PromptTokens, tokenise_prompt
 from midsight.samples.images import decode_image, image_id, joint_image_id
-from midsight.samples.places import StoredImage
+from midsight.samples.places import ImageUrl, StoredImage
 from midsight.samples.sample import Failure, ImageSource, Sample
 
 
@@ -47,10 +47,10 @@ class PreparedSample:
 
 def prepare(model: LoadedModel, plan: Plan, samples: Sequence[Sample]) -> list[PreparedSample | Failure]:
     """Each sample ready for the model, or why it cannot be; an image shared by samples is prepared once."""
-    prepared_images: dict[Path | StoredImage | int, PreparedImage] = {}
+    prepared_images: dict[Path | StoredImage | ImageUrl | int, PreparedImage] = {}
 
     def prepare_image(source: ImageSource) -> PreparedImage:
-        key = source if isinstance(source, Path | StoredImage) else id(source)
+        key = source if isinstance(source, Path | StoredImage | ImageUrl) else id(source)
         if key not in prepared_images:
             image = decode_image(source)
             inputs = model.adapter.image_inputs(model.image_processor, image, plan.pixels, model.config)

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from midsight.errors import MidsightError, SampleError
+from midsight.extraction.apart import extract_apart, killed
 from midsight.extraction.batch import Outcome, extract_samples
 from midsight.extraction.model import DEFAULT_BATCH_SIZE, Model, check_batch_size, load
 from midsight.extraction.request import Plan, Request, resolve
+from midsight.extraction.todo import Progress, StoreDtype, Todo, batched, choose, estimate_bytes
 from midsight.models.loading import LoadedModel
 from midsight.models.prompts import QUESTION
+from midsight.records import Record
 from midsight.samples.sample import Failure, ImageSource, Sample
-from midsight.samples.streams import HUB_PREFIX
+from midsight.samples.shapes import ColumnOptions
+from midsight.samples.streams import HUB_PREFIX, SampleStream, open_hub
 from midsight.samples.tables import Dataset, make_samples, read_table
+from midsight.store.attempts import DEADLY
+from midsight.store.layout import Shard, check_shard, free_bytes
 from midsight.store.reader import Run, open_run
-from midsight.store.spec import RunSpec
-from midsight.store.writer import RunWriter
+from midsight.store.spec import RunSpec, is_run
+from midsight.store.writer import RunWriter, samples_done
 
 RECORDED_PACKAGES = (
     "midsight",
@@ -33,30 +39,6 @@ RECORDED_PACKAGES = (
     "torchvision",
     "transformers",
 )
-StoreDtype = Literal["float32", "float16"]
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a run is."""
-
-    samples: int
-    """Rows of the dataset that this call is about."""
-    images: int
-    """Distinct image references among them."""
-    already: int
-    """Samples that were stored or failed before this call."""
-    done: int
-    """Samples stored by this call."""
-    failed: int
-    """Samples that failed in this call."""
-    estimated_bytes: int
-    """Size of all vectors before compression."""
-
-    @property
-    def remaining(self) -> int:
-        """Samples still to do."""
-        return self.samples - self.already - self.done - self.failed
 
 
 def open_dataset(
@@ -69,43 +51,120 @@ def open_dataset(
     id_column: str | None = None,
     question: str | None = None,
     split: str | None = None,
-) -> Dataset:
-    """A table file, Parquet shards, a saved Hugging Face dataset, a folder of images, or pairs, as a dataset.
+    allow_urls: bool = False,
+) -> Dataset | SampleStream:
+    """A table file, Parquet shards, a saved Hugging Face dataset, one on the Hub, a folder of images, or pairs.
 
     images: folder that image paths start from and may not leave; the file's own by default.
     image_column: `image` by default; question_column: `question`; answer_column: `answer` or `answers`;
     id_column: `id`. question: asked about every image of a folder. split: which one, where there are several.
-    docs/datasets.md says what goes in. Raises MidsightError.
+    allow_urls: take web addresses as images. docs/datasets.md says what goes in. Raises MidsightError.
     """
     if not isinstance(data, str | Path):
         return make_samples(data)
+    folder = Path(images) if images is not None else None
     if str(data).startswith(HUB_PREFIX):
-        raise MidsightError(
-            f"{data} is a stream, which a run cannot take yet; save it with the package datasets "
-            "(load_dataset(...).save_to_disk(FOLDER)) and give FOLDER."
-        )
+        if question is not None:
+            raise MidsightError(f"{data} has questions of its own; leave --question out.")
+        columns = ColumnOptions(image_column, question_column, answer_column, id_column)
+        return open_hub(str(data), split=split, images=folder, allow_urls=allow_urls, columns=columns)
     return read_table(
         Path(data),
-        images=Path(images) if images is not None else None,
+        images=folder,
         image_column=image_column,
         question_column=question_column,
         answer_column=answer_column,
         id_column=id_column,
         question=question,
         split=split,
+        allow_urls=allow_urls,
     )
 
 
+Data = Dataset | SampleStream | str | Path | Iterable[Sample | tuple[ImageSource | str, str]]
+"""What open_dataset takes or gives."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A call of extract, checked against its model before anything is written."""
+
+    data: Dataset | SampleStream
+    """What goes in."""
+    model: LoadedModel
+    """What it goes through."""
+    plan: Plan
+    """What is extracted."""
+    spec: RunSpec
+    """What the run is."""
+    shard: Shard
+    """Which share of the data this call does."""
+    limit: int | None
+    """Rows of the data, from the first."""
+    retry_failed: bool
+    """Whether samples that failed before are tried again."""
+
+    def todo(self, done: Collection[str]) -> Todo:
+        """What is to do beside the samples `done`."""
+        return choose(self.data, done, shard=self.shard, limit=self.limit)
+
+    def before(self, todo: Todo, out: Path) -> Progress:
+        """How far the run in `out` is before `todo`; raises MidsightError where that cannot fit on its disk."""
+        size = None
+        if todo.remaining is not None and todo.remaining_images is not None:
+            size = estimate_bytes(
+                self.model, self.plan, self.spec.store_dtype, samples=todo.remaining, images=todo.remaining_images
+            )
+        progress = Progress(todo.samples, todo.images, todo.already, 0, 0, size, free_bytes(out))
+        if size is not None and size > progress.free_bytes:
+            raise MidsightError(
+                f"{out} will take about {size / 1e9:,.3g} GB more and its disk has {progress.free_bytes / 1e9:,.3g} GB "
+                "free; free some, choose another --out, fewer --layers, or --store-dtype float16."
+            )
+        return progress
+
+
+def make_job(
+    data: Data,
+    *,
+    model: Model | str | Path,
+    images: str | Path | None = None,
+    store_dtype: StoreDtype = "float32",
+    limit: int | None = None,
+    shard: Shard = (0, 1),
+    retry_failed: bool = False,
+    **options: Any,
+) -> Job:
+    """A call of extract with its options checked; raises MidsightError."""
+    if store_dtype not in get_args(StoreDtype):
+        raise MidsightError(f"--store-dtype {store_dtype!r} is unknown; give {' or '.join(get_args(StoreDtype))}.")
+    if limit is not None and limit < 1:
+        raise MidsightError(f"--limit is {limit}; give 1 or more.")
+    check_shard(shard)
+    source = data if isinstance(data, Dataset | SampleStream) else open_dataset(data, images=images)
+    loaded = (model if isinstance(model, Model) else load(model)).loaded
+    request = Request(**options)
+    plan = resolve(request, loaded)
+    spec = describe_run(source, loaded, request, plan, store_dtype)
+    return Job(source, loaded, plan, spec, shard, limit, retry_failed)
+
+
+def forecast(data: Data, *, model: Model | str | Path, out: str | Path, **options: Any) -> Progress:
+    """How far the run `out` is before `extract` with the same arguments, of which nothing is written.
+
+    `model` may be one that was loaded without weights. Raises MidsightError as `extract` would.
+    """
+    job = make_job(data, model=model, **options)
+    done = samples_done(Path(out), job.spec, retry_failed=job.retry_failed)
+    return job.before(job.todo(done), Path(out))
+
+
 def extract(
-    data: Dataset | str | Path | Iterable[Sample | tuple[ImageSource | str, str]],
+    data: Data,
     *,
     model: Model | str | Path,
     out: str | Path,
-    images: str | Path | None = None,
     batch_size: int = DEFAULT_BATCH_SIZE,
-    store_dtype: StoreDtype = "float32",
-    limit: int | None = None,
-    retry_failed: bool = False,
     commit_seconds: float = 60.0,
     on_progress: Callable[[Progress], None] = lambda _: None,
     **options: Any,
@@ -113,60 +172,70 @@ def extract(
     """Extracts a whole dataset into the run folder `out` and opens it.
 
     data: a table, a folder or pairs as for open_dataset, or what open_dataset gives, for other column
-    names. model: a loaded model or its folder. `options` are the fields of Request. Where
-    `out` exists the run goes on from its last commit; other options than its own are refused.
-    Samples that cannot be extracted end in the run's failures.
+    names. model: a loaded model or its folder. `options` are those of make_job (images, store_dtype, limit,
+    shard, retry_failed) and the fields of Request. Where `out` exists the run goes on from its last commit;
+    other options than its own are refused. Of the shards (0, N) to (N - 1, N) of one run, each may be another
+    process's. Samples that cannot be extracted end in the run's failures.
     Raises MidsightError for a call that cannot be carried out.
     """
     check_batch_size(batch_size)
-    if store_dtype not in get_args(StoreDtype):
-        raise MidsightError(f"--store-dtype {store_dtype!r} is unknown; give {' or '.join(get_args(StoreDtype))}.")
-    if limit is not None and limit < 1:
-        raise MidsightError(f"--limit is {limit}; give 1 or more.")
-    dataset = data if isinstance(data, Dataset) else open_dataset(data, images=images)
-    if not isinstance(model, Model):
-        model = load(model)
-    request = Request(**options)
-    plan = resolve(request, model.loaded)
-    spec = describe_run(dataset, model.loaded, request, plan, store_dtype)
-    with RunWriter(Path(out), spec, retry_failed=retry_failed, commit_seconds=commit_seconds) as writer:
-        fill(writer, dataset, model.loaded, plan, batch_size=batch_size, limit=limit, on_progress=on_progress)
+    job = make_job(data, model=model, **options)
+    out = Path(out)
+    if not is_run(out):
+        job.before(job.todo(()), out)
+    with RunWriter(
+        out, job.spec, shard=job.shard, retry_failed=job.retry_failed, commit_seconds=commit_seconds
+    ) as writer:
+        fill(writer, job, batch_size=batch_size, on_progress=on_progress)
     return open_run(out)
 
 
-def fill(
-    writer: RunWriter,
-    dataset: Dataset,
-    model: LoadedModel,
-    plan: Plan,
-    *,
-    batch_size: int,
-    limit: int | None,
-    on_progress: Callable[[Progress], None],
-) -> None:
-    """Extracts every sample the run does not have yet, the questions of an image one after the other."""
-    last = dataset.rows if limit is None else limit
-    chosen = [sample for sample in dataset.samples if sample.input_index < last]
-    unreadable = [failure for failure in dataset.failures if failure.input_index < last]
-    todo = group_by_image([sample for sample in chosen if sample.sample_id not in writer.done])
-    new_failures = [failure for failure in unreadable if failure.sample_id not in writer.done]
-    width = sum(plan.vectors.values())
-    progress = Progress(
-        samples=len(chosen) + len(unreadable),
-        images=len({image_key(sample) for sample in chosen}),
-        already=len(chosen) + len(unreadable) - len(todo) - len(new_failures),
-        done=0,
-        failed=len(new_failures),
-        estimated_bytes=len(chosen) * width * 4,
-    )
-    for failure in new_failures:
-        writer.fail(failure)
+def fill(writer: RunWriter, job: Job, *, batch_size: int, on_progress: Callable[[Progress], None]) -> None:
+    """Extracts every sample the run does not have yet.
+
+    Samples during which a process died come last and one by one; those during which two did are set aside.
+    """
+    todo = job.todo(writer.done)
+    progress = job.before(todo, writer.path)
     on_progress(progress)
-    for start in range(0, len(todo), batch_size):
-        stored = [store(writer, outcome) for outcome in extract_samples(model, plan, todo[start : start + batch_size])]
-        done = sum(stored)
-        progress = replace(progress, done=progress.done + done, failed=progress.failed + len(stored) - done)
+    suspects: list[Sample] = []
+    set_aside: list[Sample] = []
+
+    def stored(outcomes: Iterable[Outcome]) -> None:
+        nonlocal progress
+        done = [store(writer, outcome) for outcome in outcomes]
+        progress = replace(progress, done=progress.done + sum(done), failed=progress.failed + len(done) - sum(done))
         on_progress(progress)
+
+    def extracted(batch: Sequence[Sample]) -> None:
+        with writer.attempts.working_on([sample.sample_id for sample in batch]):
+            outcomes = extract_samples(job.model, job.plan, batch)
+        stored(outcomes)
+
+    def expected(outcomes: Iterable[Sample | Failure]) -> Iterator[Sample]:
+        """The samples of which nothing bad is known; the others are recorded or kept for the end."""
+        for outcome in outcomes:
+            if isinstance(outcome, Failure):
+                stored([outcome])
+            elif (deaths := writer.attempts.deaths(outcome.sample_id)) == 0:
+                yield outcome
+            elif deaths < DEADLY or outcome.sample_id in writer.failed:
+                suspects.append(outcome)
+            else:
+                set_aside.append(outcome)
+
+    for batch in batched(expected(todo.outcomes), batch_size):
+        extracted(batch)
+    for sample in suspects:
+        extracted([sample])
+    stored([killed(sample) for sample in set_aside])
+    writer.commit()
+    writer.attempts.clear([sample.sample_id for sample in set_aside])
+    for sample in set_aside:
+        outcome = extract_apart(job.model, job.plan, sample)
+        if isinstance(outcome, Record) and store(writer, outcome):
+            progress = replace(progress, done=progress.done + 1, failed=progress.failed - 1)
+            on_progress(progress)
 
 
 def store(writer: RunWriter, outcome: Outcome) -> bool:
@@ -182,24 +251,12 @@ def store(writer: RunWriter, outcome: Outcome) -> bool:
     return True
 
 
-def group_by_image(samples: Iterable[Sample]) -> list[Sample]:
-    """The samples with those of one image reference together, images in the order they first appear."""
-    groups: dict[str, list[Sample]] = {}
-    for sample in samples:
-        groups.setdefault(image_key(sample), []).append(sample)
-    return [sample for group in groups.values() for sample in group]
-
-
-def image_key(sample: Sample) -> str:
-    """What samples on the same image share before it is decoded; images in memory count as one each."""
-    return sample.image or sample.sample_id
-
-
 def describe_run(
-    dataset: Dataset, model: LoadedModel, request: Request, plan: Plan, store_dtype: StoreDtype
+    dataset: Dataset | SampleStream, model: LoadedModel, request: Request, plan: Plan, store_dtype: StoreDtype
 ) -> RunSpec:
     """What run.json holds: everything that decides the numbers, and where they come from."""
-    question = dataset.samples[0].question if dataset.samples else QUESTION
+    asked = dataset.samples if isinstance(dataset, Dataset) else ()
+    question = asked[0].question if asked else QUESTION
     user_text = plan.template.user.replace(QUESTION, question)
     example = model.adapter.render_prompt(user_text, (0, 0), 1, plan.template.system)
     options = {
@@ -240,7 +297,7 @@ def describe_run(
             "longrope_border_tokens": model.adapter.longrope_border(model.config),
         },
         prompt={"template": plan.template.user, "system": plan.template.system, "rendered": example.text},
-        dataset={"path": str(dataset.path) if dataset.path else None, "rows": dataset.rows, "sha256": dataset.sha256},
+        dataset=describe_dataset(dataset),
         environment={
             "device": str(model.device),
             "python": platform.python_version(),
@@ -252,3 +309,11 @@ def describe_run(
         extras=dict(dataset.extras),
         store_dtype=store_dtype,
     )
+
+
+def describe_dataset(dataset: Dataset | SampleStream) -> dict[str, Any]:
+    """Where the rows come from; of a stream it is not known how many there are."""
+    if isinstance(dataset, SampleStream):
+        return {"path": dataset.name, "rows": None, "sha256": dataset.sha256}
+    path = str(dataset.path) if dataset.path else None
+    return {"path": path, "rows": dataset.rows, "sha256": dataset.sha256}

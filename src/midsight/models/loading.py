@@ -14,8 +14,8 @@ from midsight.models.adapter import Adapter, submodule
 from midsight.models.catalogue import FAMILIES, find_adapter, open_checkpoint
 from midsight.models.checkpoint import Checkpoint, LoadChoice, LoraMode, loaded_parameters
 from midsight.models.fingerprint import fingerprint, weights_fingerprint
-from midsight.models.headers import read_json
-from midsight.models.hub import find_model_folder
+from midsight.models.generation import as_ids, check_stop_ids, read_generation
+from midsight.models.hub import find_model_folder, how_to_download_again
 from midsight.models.quiet import quiet_transformers
 
 Lora = Literal["auto", "merged", "unmerged", "off"]
@@ -84,6 +84,14 @@ class LoadedModel:
         return self.tokenizer.pad_token_id
 
 
+@dataclass(frozen=True)
+class WithoutWeights:
+    """What stands for transformers' model where its weights stay on disk."""
+
+    config: Any
+    """transformers' config of the whole model."""
+
+
 def load_model(
     source: str | Path,
     *,
@@ -92,26 +100,32 @@ def load_model(
     device: str = "auto",
     lora: Lora = "auto",
     audio: bool = False,
+    weights: bool = True,
 ) -> LoadedModel:
     """Loads a model folder or hub id, in transformers' layout or as Phi-4-multimodal is published.
 
     revision: branch, tag or commit of a hub id. dtype: auto, float32, bfloat16 or float16; auto is the
     checkpoint's on a GPU, and float32 on CPU where it fits in memory. device: auto, cpu, mps, cuda or
     cuda:N. lora: auto, merged, unmerged or off. audio: load the audio tower too, which no image prompt
-    uses. Raises MidsightError.
+    uses. weights: without them `hf_model` is the config and nothing else, enough to plan a run. Raises MidsightError.
     """
     if lora not in get_args(Lora):
         raise MidsightError(f"--lora {lora!r} is unknown; give {' or '.join(get_args(Lora))}.")
+    target = choose_device(device)
     found = find_model_folder(source, revision=revision)
     folder = found.path
-    target = choose_device(device)
-    with quiet_transformers():
+    with quiet_transformers(), how_to_download_again(folder):
         checkpoint = open_checkpoint(folder)
         torch_dtype, dtype_notes = choose_dtype(dtype, target, checkpoint)
         mode, lora_notes = choose_lora(lora, torch_dtype, checkpoint, folder)
         tokenizer, image_processor = load_processors(checkpoint, folder)
-        stop_ids = read_stop_ids(folder)
-        hf_model = checkpoint.load_weights(LoadChoice(torch_dtype, target, mode, unused=audio)).eval()
+        generation_config, stop_ids = read_generation(folder, tokenizer, vocab_size(checkpoint.config))
+        hf_model: Any = WithoutWeights(checkpoint.config)
+        if weights:
+            hf_model = checkpoint.load_weights(LoadChoice(torch_dtype, target, mode, unused=audio)).eval()
+            hf_model.generation_config = generation_config
+        else:
+            checkpoint.account()
     return LoadedModel(
         hf_model=hf_model,
         tokenizer=tokenizer,
@@ -124,9 +138,9 @@ def load_model(
         dtype=torch_dtype,
         device=target,
         stop_ids=stop_ids,
-        attention=hf_model.config._attn_implementation,
+        attention=hf_model.config._attn_implementation or "not loaded",
         lora=mode or ("in the weights" if checkpoint.adapter.lora_folder else "none"),
-        mends=checkpoint.adapter.mends(hf_model),
+        mends=checkpoint.adapter.mends(hf_model) if weights else (),
         notes=(*dtype_notes, *lora_notes),
     )
 
@@ -156,6 +170,8 @@ def wrap_model(hf_model: Any, processor: Any) -> LoadedModel:
     plain.eval()
     # of all weights the last to be quantised, and where tokens go in
     embedding: Any = submodule(plain, adapter.token_embedding).weight
+    stop_ids = as_ids(plain.generation_config.eos_token_id, "The model's generation config")
+    check_stop_ids(stop_ids, tokenizer, vocab_size(config), "The model's generation config")
     return LoadedModel(
         hf_model=plain,
         tokenizer=tokenizer,
@@ -167,7 +183,7 @@ def wrap_model(hf_model: Any, processor: Any) -> LoadedModel:
         fingerprint=weights_fingerprint(plain),
         dtype=embedding.dtype,
         device=embedding.device,
-        stop_ids=as_ids(plain.generation_config.eos_token_id, "The model's generation config"),
+        stop_ids=stop_ids,
         attention=config._attn_implementation,
         lora="as given",
         mends=adapter.mends(plain),
@@ -206,21 +222,9 @@ def load_processors(checkpoint: Checkpoint, folder: Path) -> tuple[Any, Any]:
     return tokenizer, image_processor
 
 
-def read_stop_ids(folder: Path) -> tuple[int, ...]:
-    """Token ids that end an answer, from the folder's generation config; raises MidsightError without one.
-
-    The ids of tokenizer and config end a text, not a turn: Phi-4-multimodal would answer on and on.
-    """
-    path = folder / "generation_config.json"
-    return as_ids(read_json(path).get("eos_token_id"), str(path))
-
-
-def as_ids(eos: Any, source: str) -> tuple[int, ...]:
-    """One token id or several, ascending; raises MidsightError for anything else."""
-    ids = eos if isinstance(eos, list) else [eos]
-    if not ids or not all(type(one) is int and one >= 0 for one in ids):
-        raise MidsightError(f"{source} says {eos!r} for eos_token_id; give the ids of the tokens that end an answer.")
-    return tuple(sorted(ids))
+def vocab_size(config: Any) -> int:
+    """Number of tokens that the language-model head tells apart."""
+    return config.get_text_config().vocab_size
 
 
 def choose_device(device: str) -> torch.device:
@@ -246,7 +250,9 @@ def choose_dtype(dtype: str, device: torch.device, checkpoint: Checkpoint) -> tu
         if dtype not in {"float32", "bfloat16", "float16"}:
             raise MidsightError(f"--dtype {dtype!r} is unknown; give auto, float32, bfloat16 or float16.")
         return getattr(torch, dtype), ()
-    stored = checkpoint.config.dtype or torch.float32
+    stored = checkpoint.config.dtype
+    if stored not in (torch.bfloat16, torch.float16):
+        stored = torch.float32
     if device.type != "cpu":
         return stored, ()
     needed = 4 * loaded_parameters(checkpoint, "merged")

@@ -69,6 +69,8 @@ class Summary:
     """Samples that are stored."""
     failures: tuple[Failure, ...]
     """Samples that failed, by row in the dataset."""
+    dataset_rows: int | None
+    """Rows of the dataset; None where that is not known."""
     images: int
     """Distinct images."""
     layers: tuple[int, ...]
@@ -148,6 +150,7 @@ def summarise(run: Run) -> Summary:
         model=str(run.spec.model.get("name", "")),
         rows=len(run),
         failures=tuple(run.failures()),
+        dataset_rows=run.spec.dataset.get("rows"),
         images=len(images),
         layers=tuple(sorted({Tap.parse(name).layer for name in run.vector_columns if ".layer_" in name})),
         columns=tuple(_column(field, len(run)) for field in run_schema(run.spec)),

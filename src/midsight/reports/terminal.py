@@ -29,7 +29,7 @@ def _overview(summary: Summary) -> Table:
     facts = {
         "run": summary.path,
         "model": summary.model or "unknown",
-        "samples": f"{summary.rows:,} stored, {len(summary.failures):,} failed",
+        "samples": f"{summary.rows:,} stored, {len(summary.failures):,} failed{_of_all(summary)}",
         "images": f"{summary.images:,}",
         "layers": ", ".join(map(str, summary.layers)) or "none",
         "vectors": _vector_type(summary),
@@ -38,6 +38,10 @@ def _overview(summary: Summary) -> Table:
     for name, value in facts.items():
         table.add_row(Text(name, style="bold"), Text(value, overflow="fold"))
     return table
+
+
+def _of_all(summary: Summary) -> str:
+    return "" if summary.dataset_rows is None else f", of {summary.dataset_rows:,} rows"
 
 
 def _vector_type(summary: Summary) -> str:

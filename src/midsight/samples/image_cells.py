@@ -10,22 +10,24 @@ from typing import Any
 
 from midsight.errors import SampleError
 from midsight.samples.images import image_root_path
-from midsight.samples.places import StoredImage
+from midsight.samples.places import ImageUrl, StoredImage
 from midsight.samples.rows import Row, shown
 from midsight.samples.sample import ImageSource
 from midsight.samples.stored import embedded_bytes, image_values, reference_of
+from midsight.samples.urls import is_web_address
 
 
 class ImageCells:
     """Reads the image cells of one dataset; an image that many rows repeat is kept once.
 
-    Without a root no image is read that is only named.
+    Without a root no image file is read; web addresses are images only with `allow_urls`.
     """
 
-    def __init__(self, root: Path | None) -> None:
+    def __init__(self, root: Path | None, *, allow_urls: bool = False) -> None:
         self._root = root
+        self._allow_urls = allow_urls
         self._resolved_root = root.resolve() if root is not None else None
-        self._paths: dict[str, Path] = {}
+        self._named: dict[str, tuple[str, Path]] = {}
         self._stored: dict[bytes, StoredImage] = {}
 
     def read(self, row: Row, column: str) -> tuple[str, tuple[ImageSource, ...]]:
@@ -49,14 +51,16 @@ class ImageCells:
                 if isinstance(whole, list):
                     raise SampleError(f"the image is {shown(whole)}; a list must hold one or more paths or images.")
                 raise SampleError(f"the image is {shown(whole)}, not text.")
+            if self._allow_urls and is_web_address(path):
+                return path, ImageUrl(path)
             if self._root is None:
                 raise SampleError(
                     f"the image {shown(path)} is not in the stream; name its folder with --images, or stream the "
                     "dataset's @refs/convert/parquet, which holds the images."
                 )
-            if path not in self._paths:
-                self._paths[path] = image_root_path(path, self._root, self._resolved_root)
-            return path, self._paths[path]
+            if path not in self._named:
+                self._named[path] = path, image_root_path(path, self._root, self._resolved_root)
+            return self._named[path]
         digest = hashlib.sha256(encoded).digest()
         if row.place is None:
             return reference_of(digest), encoded

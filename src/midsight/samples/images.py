@@ -24,9 +24,10 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from midsight.errors import SampleError
-from midsight.samples.places import StoredImage
+from midsight.samples.places import ImageUrl, StoredImage
 from midsight.samples.sample import ImageSource
 from midsight.samples.stored import read_stored
+from midsight.samples.urls import download
 
 MAX_BYTES = 100_000_000
 """Encoded size above which an image is refused."""
@@ -71,7 +72,11 @@ def decode_image(source: ImageSource, *, max_bytes: int = MAX_BYTES, max_pixels:
     where a program has set it, still lets truncated images through. Pillow may warn about damaged
     metadata; where warnings are errors, that is a SampleError.
     """
-    name = "The image in memory" if isinstance(source, bytes | Image.Image) else f"The image {source}"
+    name = (
+        "The image in memory"
+        if isinstance(source, bytes | Image.Image)
+        else f"The image {_shortened(str(source), 300)}"
+    )
     if isinstance(source, Image.Image):
         return _to_rgb(source, name, max_pixels)
     match source:
@@ -79,6 +84,8 @@ def decode_image(source: ImageSource, *, max_bytes: int = MAX_BYTES, max_pixels:
             encoded = source
         case StoredImage():
             encoded = read_stored(source)
+        case ImageUrl():
+            encoded = download(source, max_bytes)
         case _:
             encoded = _read_file(source, name, max_bytes)
     if not encoded:
@@ -116,7 +123,7 @@ def image_root_path(reference: str, root: Path, resolved_root: Path | None = Non
     if not reference.strip():
         raise SampleError(f"{reference!r} names no image; give a path.")
     if _URL.match(reference):
-        raise SampleError(f"{_shortened(reference)!r} is a URL; download the image and give its path.")
+        raise SampleError(f"{_shortened(reference)!r} is a URL; allow web addresses with --allow-urls, or give a path.")
     try:
         resolved_root = resolved_root or root.resolve()
         resolved = (resolved_root / reference).resolve()
@@ -189,5 +196,5 @@ def _one_line(error: Exception) -> str:
     return " ".join(reason.split()).rstrip(".") or type(error).__name__
 
 
-def _shortened(text: str) -> str:
-    return text if len(text) <= 100 else f"{text[:97]}..."
+def _shortened(text: str, length: int = 100) -> str:
+    return text if len(text) <= length else f"{text[: length - 3]}..."

@@ -24,11 +24,11 @@ _NO_EXTRAS: Mapping[str, Any] = {}
 class SampleMaker:
     """Makes the samples of one table."""
 
-    def __init__(self, table: Table, roles: Roles, root: Path | None) -> None:
+    def __init__(self, table: Table, roles: Roles, root: Path | None, *, allow_urls: bool = False) -> None:
         self._table = table
         self._roles = roles
         self._named = roles.names
-        self._images = ImageCells(root)
+        self._images = ImageCells(root, allow_urls=allow_urls)
         self._borrowers: list[tuple[int, int]] = []
 
     def __call__(self, row: Row, index: int) -> Sample | Failure:

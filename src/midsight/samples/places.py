@@ -1,4 +1,4 @@
-"""Where a table keeps an image: small enough to hold for every row, and enough to read it when it is decoded."""
+"""Where an image is kept, in a table or on the web: small enough to hold for every row, enough to read it later."""
 
 from __future__ import annotations
 
@@ -54,3 +54,14 @@ class StoredImage:
     def __str__(self) -> str:
         unit = "row" if isinstance(self.place, TablePlace) else "line" if self.place.columns else "record"
         return f"{self.reference} ({self.place.file}, {unit} {self.place.number}, column {self.column!r})"
+
+
+@dataclass(frozen=True, slots=True)
+class ImageUrl:
+    """An image on the web; it is downloaded when it is decoded."""
+
+    url: str
+    """With http or https."""
+
+    def __str__(self) -> str:
+        return self.url

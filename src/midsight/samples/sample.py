@@ -10,10 +10,10 @@ from typing import Any
 
 from PIL import Image
 
-from midsight.samples.places import StoredImage
+from midsight.samples.places import ImageUrl, StoredImage
 
-ImageSource = Path | bytes | Image.Image | StoredImage
-"""An image as it is given: a file, an encoded image in memory, a decoded one, or one that a table keeps."""
+ImageSource = Path | bytes | Image.Image | StoredImage | ImageUrl
+"""An image as it is given: a file, an encoded image in memory, a decoded one, one that a table keeps, or an address."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,11 @@ class Sample:
     """Answers the dataset calls right; may be empty."""
     extras: Mapping[str, Any] = field(default_factory=dict)
     """Every other column of the row, by column name."""
+
+    @property
+    def image_key(self) -> str:
+        """What samples on the same images share before these are decoded; images without a reference share nothing."""
+        return self.image or self.sample_id
 
 
 @dataclass(frozen=True)

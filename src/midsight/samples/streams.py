@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -10,8 +11,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from midsight.errors import MidsightError
+from midsight.errors import BrokenOffError, MidsightError, first_line
 from midsight.samples.columnar import binary_columns
+from midsight.samples.extras import ExtraType, type_of_column
 from midsight.samples.outcomes import SampleMaker
 from midsight.samples.rows import Row, Table
 from midsight.samples.sample import Failure, Sample
@@ -52,28 +54,42 @@ class SampleStream:
     """As the user named it."""
     sha256: str
     """Hex; of what is streamed: repository, configuration, commit and split."""
-    extras: tuple[str, ...]
-    """The columns beyond image, question, answer and id."""
+    extras: Mapping[str, ExtraType]
+    """The columns beyond image, question, answer and id, and how they are stored."""
+    options: Mapping[str, str | None]
+    """What else decides the meaning of a row, by the command's option."""
     outcomes: Callable[[], Iterator[Sample | Failure]]
     """Starts the stream: for each row a sample or why there is none. Raises MidsightError for an id that repeats."""
 
 
 def open_hub(
-    name: str, *, split: str | None = None, images: Path | None = None, columns: ColumnOptions | None = None
+    name: str,
+    *,
+    split: str | None = None,
+    images: Path | None = None,
+    allow_urls: bool = False,
+    columns: ColumnOptions | None = None,
 ) -> SampleStream:
     """The rows of a dataset on the Hub, pinned to the commit that its revision names now.
 
-    `images` is the folder of images that rows only name. Raises MidsightError where the package `datasets` is
-    missing, and for what cannot be opened.
+    `images` is the folder of images that rows only name; `allow_urls` takes web addresses as images. Raises
+    MidsightError where the package `datasets` is missing, and for what cannot be opened.
     """
     hub = HubDataset.parse(name)
     commit, chosen, rows = _load(hub, split)
     identity = hashlib.sha256(f"{hub.repository}/{hub.config}@{commit}:{chosen}".encode()).hexdigest()
-    return stream_rows(rows, name, identity, images=images, columns=columns)
+    return stream_rows(rows, name, identity, split=split, images=images, allow_urls=allow_urls, columns=columns)
 
 
 def stream_rows(
-    dataset: Any, name: str, sha256: str, *, images: Path | None = None, columns: ColumnOptions | None = None
+    dataset: Any,
+    name: str,
+    sha256: str,
+    *,
+    split: str | None = None,
+    images: Path | None = None,
+    allow_urls: bool = False,
+    columns: ColumnOptions | None = None,
 ) -> SampleStream:
     """The rows of an IterableDataset of the package `datasets`, images as they are encoded."""
     features = dataset.features
@@ -82,25 +98,44 @@ def stream_rows(
         features = dataset.features
     if not features:
         raise MidsightError(f"{name} has no rows.")
-    binary = binary_columns(features.arrow_schema)
+    schema = features.arrow_schema
+    binary = binary_columns(schema)
 
     def rows(image: str) -> Iterator[Row]:
         wanted = [column for column in features if column == image or column not in binary]
-        for number, cells in enumerate(dataset.select_columns(wanted).decode(False), start=1):
+        arriving = iter(dataset.select_columns(wanted).decode(False))
+        for number in itertools.count(1):
+            try:
+                cells = next(arriving)
+            except StopIteration:
+                return
+            except Exception as error:  # the network and the readers of formats raise many types
+                raise BrokenOffError(
+                    f"{name} broke off after row {number - 1}: {first_line(error)}; the same command goes on from "
+                    "what is stored."
+                ) from error
             yield Row(number, "", cells)
 
     table = Table(name, "stream", "row", tuple(features), sha256, rows, Path(), binary)
     roles = assign_roles(table, columns or ColumnOptions())
-    extras = tuple(column for column in table.columns if column not in roles.names and column not in binary)
+    extras = [column for column in table.columns if column not in roles.names and column not in binary]
+    folder = None if images is None else str(images.resolve())
     return SampleStream(
-        name, sha256, extras, lambda: _outcomes(table.rows(roles.image), SampleMaker(table, roles, images), name)
+        name=name,
+        sha256=sha256,
+        extras={column: type_of_column(schema.field(column).type) for column in extras},
+        options={"--images": folder, "--split": split, **roles.as_options()},
+        outcomes=lambda: _outcomes(
+            table.rows(roles.image), SampleMaker(table, roles, images, allow_urls=allow_urls), name
+        ),
     )
 
 
 def grouped(
-    samples: Iterable[Sample], look_ahead: int = LOOK_AHEAD_ROWS, max_bytes: int = LOOK_AHEAD_BYTES
-) -> Iterator[Sample]:
-    """The samples with those of one image together, as far as the look-ahead reaches.
+    outcomes: Iterable[Sample | Failure], look_ahead: int = LOOK_AHEAD_ROWS, max_bytes: int = LOOK_AHEAD_BYTES
+) -> Iterator[Sample | Failure]:
+    """The samples with those of one image together, as far as the look-ahead reaches; failures pass at once.
+    Where the stream breaks off, what is held comes first and then the error.
 
     At most `look_ahead` samples are held, and as many as have no more than `max_bytes` of images in memory. All
     samples of an image that come less than `look_ahead` rows after its first one follow that one, and share its
@@ -110,13 +145,25 @@ def grouped(
         raise MidsightError(f"The look-ahead is {look_ahead}; give at least 1 sample.")
     groups: dict[str, list[Sample]] = {}
     held = held_bytes = 0
-    for sample in samples:
-        key = sample.image or sample.sample_id
+    broken: BrokenOffError | None = None
+    arriving = iter(outcomes)
+    while broken is None:
+        try:
+            outcome = next(arriving)
+        except StopIteration:
+            break
+        except BrokenOffError as error:  # what has arrived is good
+            broken = error
+            continue
+        if isinstance(outcome, Failure):
+            yield outcome
+            continue
+        key = outcome.image_key
         if key in groups:
-            groups[key].append(replace(sample, images=groups[key][0].images))
+            groups[key].append(replace(outcome, images=groups[key][0].images))
         else:
-            groups[key] = [sample]
-            held_bytes += _size(sample)
+            groups[key] = [outcome]
+            held_bytes += _size(outcome)
         held += 1
         while groups and (held >= look_ahead or held_bytes > max_bytes):
             group = groups.pop(next(iter(groups)))
@@ -125,6 +172,8 @@ def grouped(
             yield from group
     for group in groups.values():
         yield from group
+    if broken is not None:
+        raise broken
 
 
 def _size(sample: Sample) -> int:

@@ -14,21 +14,17 @@ from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from PIL import Image
 
 from midsight.errors import MidsightError, SampleError
+from midsight.samples.extras import ExtraType, types_of_values
 from midsight.samples.outcomes import SampleMaker, check_question
 from midsight.samples.rows import check_storable
 from midsight.samples.sample import Failure, ImageSource, Sample, make_sample_id
 from midsight.samples.shapes import ColumnOptions, assign_roles
 from midsight.samples.sources import image_folder, open_table
-
-ExtraType = Literal["string", "int64", "float64", "bool", "json"]
-"""How an extra column is stored; `json` is JSON text, for what fits none of the others."""
-
-_EXACT_IN_FLOAT64 = 2**53
 
 
 @dataclass(frozen=True)
@@ -63,6 +59,7 @@ def read_table(
     id_column: str | None = None,
     question: str | None = None,
     split: str | None = None,
+    allow_urls: bool = False,
     limit: int | None = None,
 ) -> Dataset:
     """The dataset in a table file, in Parquet shards, in a saved Hugging Face dataset or in a folder of images.
@@ -75,7 +72,8 @@ def read_table(
     other values count as their JSON text) and `id` (if there is one; rows without an id get one from
     `make_sample_id`), or those of a known benchmark, or those named here. Every other column is an extra: its values
     stay as they are, are text in CSV and TSV, and those that hold bytes are left out. `question` makes a folder of
-    images a dataset, `split` chooses among a folder's, `limit` takes the first rows.
+    images a dataset, `split` chooses among a folder's, `allow_urls` takes web addresses as images and downloads
+    them when they are decoded, `limit` takes the first rows.
 
     Raises MidsightError, for the table as a whole: a file that cannot be read or whose format is not
     known, a missing column, ids that repeat.
@@ -93,7 +91,7 @@ def read_table(
     if not root.is_dir():
         raise MidsightError(f"The image folder {root} is no directory; name an existing one with --images.")
     roles = assign_roles(table, ColumnOptions(image_column, question_column, answer_column, id_column))
-    make = SampleMaker(table, roles, root)
+    make = SampleMaker(table, roles, root, allow_urls=allow_urls)
     numbers = array("q")
     outcomes: list[Sample | Failure] = []
     for index, row in enumerate(itertools.islice(table.rows(roles.image), limit)):
@@ -167,36 +165,4 @@ def _refuse_repeated_ids(outcomes: Sequence[Sample | Failure], place: Callable[[
 def _dataset(outcomes: Sequence[Sample | Failure], extras: Iterable[str], sha256: str, path: Path | None) -> Dataset:
     samples = tuple(outcome for outcome in outcomes if isinstance(outcome, Sample))
     failures = tuple(outcome for outcome in outcomes if isinstance(outcome, Failure))
-    return Dataset(samples, failures, _extra_types(samples, extras), sha256, path, len(outcomes))
-
-
-def _extra_types(samples: Sequence[Sample], names: Iterable[str]) -> dict[str, ExtraType]:
-    """The narrowest type that holds every value of each column; nulls fit all, and nothing but nulls is string."""
-    kinds: dict[str, set[str]] = {name: set() for name in names}
-    for sample in samples:
-        for name, value in sample.extras.items():
-            if value is not None:
-                kinds[name].add(_kind(value))
-    return {name: _common_type(found) for name, found in kinds.items()}
-
-
-def _kind(value: Any) -> str:
-    if isinstance(value, int) and not isinstance(value, bool):
-        if abs(value) <= _EXACT_IN_FLOAT64:
-            return "exact int"
-        return "int64" if -(2**63) <= value < 2**63 else "json"
-    return {bool: "bool", float: "float64", str: "string"}.get(type(value), "json")
-
-
-def _common_type(kinds: set[str]) -> ExtraType:
-    match sorted(kinds):
-        case [] | ["string"]:
-            return "string"
-        case ["bool"]:
-            return "bool"
-        case ["exact int"] | ["int64"] | ["exact int", "int64"]:
-            return "int64"
-        case ["float64"] | ["exact int", "float64"]:
-            return "float64"
-        case _:
-            return "json"
+    return Dataset(samples, failures, types_of_values(samples, extras), sha256, path, len(outcomes))

@@ -6,12 +6,13 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from midsight.errors import DamagedRunError
+from midsight.errors import DamagedRunError, MidsightError
 
 Shard = tuple[int, int]
 """Which share of a dataset a process writes: its number, from 0, and how many there are."""
@@ -21,11 +22,40 @@ PARTS = "parts"
 LOCKS = "locks"
 
 _STEM = re.compile(r"(\d+)-of-(\d+)-(\d{6,})")
+_SHARD = re.compile(r"(\d+)-of-(\d+)")
 
 
 def shard_name(shard: Shard) -> str:
     """The shard as file names spell it: `0-of-1`."""
     return f"{shard[0]}-of-{shard[1]}"
+
+
+def parse_shard_name(name: str) -> Shard | None:
+    """The shard that file names spell so; None for any other name."""
+    match = _SHARD.fullmatch(name)
+    return match and (int(match[1]), int(match[2]))
+
+
+def check_shard(shard: Shard) -> None:
+    """Raise MidsightError for a shard that does not exist."""
+    number, count = shard
+    if not 0 <= number < count:
+        raise MidsightError(f"--shard {number}/{count} does not exist; of N shards, name one from 0/N to N-1/N.")
+
+
+def parse_shard(text: str) -> Shard:
+    """The shard that `I/N` spells; raises MidsightError."""
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if match is None:
+        raise MidsightError(f"--shard {text!r} is no share of a dataset; write I/N, like 0/4 for the first of four.")
+    shard = (int(match[1]), int(match[2]))
+    check_shard(shard)
+    return shard
+
+
+def free_bytes(path: Path) -> int:
+    """Free space on the disk where `path` is, or will be."""
+    return shutil.disk_usage(next(place for place in (path, *path.absolute().parents) if place.exists())).free
 
 
 def commit_stem(shard: Shard, counter: int) -> str:

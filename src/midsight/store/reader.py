@@ -61,8 +61,8 @@ class Run:
         """One vector column as float32 [n, width], rows in dataset order.
 
         `name` is a column, or the name of a position's representation (`query_token_representation`)
-        with its `layer`; `residual` takes the last layer's state before the final norm. Raises
-        MidsightError when the run does not hold it.
+        with its `layer`, a negative one counted from the last; `residual` takes the last layer's state
+        before the final norm. Raises MidsightError when the run does not hold it.
         """
         column = self._vector_column(name, layer, residual)
         matrix = np.empty((len(self), self.spec.vectors[column]), np.float32)
@@ -144,6 +144,8 @@ class Run:
 
     def _vector_column(self, name: str, layer: int | None, residual: bool) -> str:
         column = "" if residual else name
+        if layer is not None and layer < 0:
+            layer += int(self.spec.model.get("layers", 0))
         if layer is not None:
             positions: dict[str, Position] = {f"{position}_representation": position for position in POSITIONS}
             stage = "residual" if residual else "layer"

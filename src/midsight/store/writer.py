@@ -12,16 +12,26 @@ from typing import Self
 
 import pyarrow as pa
 
-from midsight.errors import CommitError, MidsightError, RunError
+from midsight.errors import CommitError, RunError
 from midsight.records import Record
 from midsight.samples.sample import Failure
+from midsight.store.attempts import Attempts
 from midsight.store.commits import Commit, part_path, remove_leftovers, remove_replaced, write_commit
-from midsight.store.layout import LOCKS, PARTS, RUN_JSON, Shard, parse_stem, shard_name, write_atomically
+from midsight.store.layout import (
+    LOCKS,
+    PARTS,
+    RUN_JSON,
+    Shard,
+    check_shard,
+    parse_shard_name,
+    shard_name,
+    write_atomically,
+)
 from midsight.store.lock import sign_lock, take_lock
 from midsight.store.parts import digest_part, encode_part
-from midsight.store.reader import open_run
+from midsight.store.reader import Run, open_run
 from midsight.store.schema import records_to_table
-from midsight.store.spec import RunSpec, check_same_run, read_spec, write_spec
+from midsight.store.spec import RunSpec, check_same_run, is_run, read_spec, write_spec
 
 
 @dataclass
@@ -61,8 +71,7 @@ class RunWriter:
         commit_seconds: float = 60.0,
         commit_bytes: int = 128 * 2**20,
     ) -> None:
-        if not 0 <= shard[0] < shard[1]:
-            raise MidsightError(f"The shard {shard[0]}/{shard[1]} does not exist; of N shards, take one from 0 to N-1.")
+        check_shard(shard)
         self.path = Path(path)
         """The run folder."""
         self.spec = spec
@@ -70,7 +79,10 @@ class RunWriter:
         self.done: set[str] = set()
         """Ids of the samples that need no more work: stored or failed, by this process or before,
         in any shard. Earlier failures are not among them with `retry_failed`."""
-        self._failed: set[str] = set()
+        self.failed: set[str] = set()
+        """Ids of the samples that failed and have no row, by this process or before, in any shard."""
+        self.attempts: Attempts
+        """What this process is working on, and what its forerunners died of; there once entered."""
         self._shard = shard
         self._retry_failed = retry_failed
         self._commit_seconds = commit_seconds
@@ -85,6 +97,7 @@ class RunWriter:
             with take_lock(self.path / LOCKS / "run.lock", wait=True):
                 self._agree_on_spec()
                 self._lock = self._lock_shard()
+                self.attempts = Attempts(self.path, self._shard)
             try:
                 self._resume()
             except BaseException:
@@ -117,7 +130,7 @@ class RunWriter:
         buffer.bytes += row.nbytes
         buffer.last_image_id = record.image_id
         self.done.add(record.sample_id)
-        self._failed.discard(record.sample_id)
+        self.failed.discard(record.sample_id)
 
     def fail(self, failure: Failure) -> None:
         """Store that a sample could not be extracted. Raises RunError as `add` does."""
@@ -126,7 +139,7 @@ class RunWriter:
             self.commit()
         self._started_buffer().failures.append(failure)
         self.done.add(failure.sample_id)
-        self._failed.add(failure.sample_id)
+        self.failed.add(failure.sample_id)
 
     def commit(self) -> None:
         """Make everything added so far durable; does nothing when nothing was.
@@ -147,7 +160,7 @@ class RunWriter:
         self._buffer = _Buffer(counter=buffer.counter + 1)
 
     def _agree_on_spec(self) -> None:
-        if (self.path / RUN_JSON).exists():
+        if is_run(self.path):
             stored = read_spec(self.path)
             check_same_run(self.path, stored, self.spec)
             self.spec = stored
@@ -159,8 +172,8 @@ class RunWriter:
     def _lock_shard(self) -> FileIO:
         for file in (self.path / LOCKS).glob("*-of-*.lock"):
             # Other numbers of shards cut the dataset elsewhere: both would write the same samples.
-            name = parse_stem(f"{file.stem}-000000")
-            if name is not None and name[0][1] != self._shard[1]:
+            name = parse_shard_name(file.stem)
+            if name is not None and name[1] != self._shard[1]:
                 take_lock(file).close()
         lock = take_lock(self.path / LOCKS / f"{shard_name(self._shard)}.lock")
         sign_lock(lock)
@@ -172,10 +185,10 @@ class RunWriter:
         self._buffer = _Buffer(counter=max(mine, default=-1) + 1)
         remove_leftovers(self.path, self._shard, self._buffer.counter)
         remove_replaced(self.path, self._shard, run.commits)
-        self.done = set(run.sample_ids())
-        self._failed = {failure.sample_id for failure in run.failures()}
+        self.done = stored_ids(run)
+        self.failed = {failure.sample_id for failure in run.failures()}
         if not self._retry_failed:
-            self.done |= self._failed
+            self.done |= self.failed
 
     def _due(self) -> bool:
         waited = time.monotonic() - self._buffer.started >= self._commit_seconds
@@ -187,7 +200,7 @@ class RunWriter:
         return self._buffer
 
     def _refuse_repeat(self, sample_id: str) -> None:
-        if sample_id in self.done and sample_id not in self._failed:
+        if sample_id in self.done and sample_id not in self.failed:
             raise RunError(
                 f"The sample {sample_id!r} is stored in {self.path} already; skip what RunWriter.done holds."
             )
@@ -201,3 +214,18 @@ class RunWriter:
                 f"{self.path} could not be {what}: {error.strerror or error}; what was committed before is intact, "
                 "so mend that and run the same command again to resume."
             ) from error
+
+
+def samples_done(path: Path, spec: RunSpec, *, retry_failed: bool) -> set[str]:
+    """What RunWriter.done will hold, with nothing written; raises RunError where `spec` is not the run's."""
+    if not is_run(path):
+        return set()
+    check_same_run(path, read_spec(path), spec)
+    run = open_run(path)
+    failed = () if retry_failed else (failure.sample_id for failure in run.failures())
+    return {*stored_ids(run), *failed}
+
+
+def stored_ids(run: Run) -> set[str]:
+    """The ids of all rows; not in dataset order: of ten million samples that would be held several times over."""
+    return {sample_id for batch in run.batches(["sample_id"]) for sample_id in batch.column("sample_id").to_pylist()}

@@ -219,9 +219,9 @@ def check_continued(
     alone_errors, together_errors = [], []
     for record, item in zip(alone, prepared, strict=True):
         cut = item.prompt.layout.vision_token + 1
-        if border is not None and cut <= border < len(item.prompt.token_ids):
-            continue
         rest = item.prompt.token_ids[cut:]
+        if border is not None and cut <= border < cut + 2 * len(rest):  # the rotary factors are those of the longest
+            continue
         expected = {tap: record.vectors[str(tap)] for tap in taps}
         for questions, errors in (([rest], alone_errors), ([rest[:1], rest, [*rest, *rest]], together_errors)):
             states = ask_on_prefix(model, image_prefix(model, item), questions, taps)
@@ -366,30 +366,36 @@ def _vision_error(
 def _different_answers(
     model: LoadedModel, plan: Plan, records: Sequence[Record], prepared: Sequence[PreparedSample]
 ) -> int:
-    """Answers that part from generate's where generate saw no near-tie."""
+    """Answers that part from generate's where generate saw no near-tie.
+
+    generate decodes greedily and nothing else, whatever the folder's generation config asks for.
+    """
+    published = model.hf_model.generation_config
+    model.hf_model.generation_config = type(published)()
+    try:
+        return sum(not _same_answer(model, plan, *pair) for pair in zip(records, prepared, strict=True))
+    finally:
+        model.hf_model.generation_config = published
+
+
+def _same_answer(model: LoadedModel, plan: Plan, record: Record, item: PreparedSample) -> bool:
     border = model.adapter.longrope_border(model.config)
     near_tie = 0.0 if model.dtype == torch.float32 else NEAR_TIE_NATS
-    different = 0
-    for record, item in zip(records, prepared, strict=True):
-        prompt_tokens = len(item.prompt.token_ids)
-        crosses = border is not None and prompt_tokens <= border < prompt_tokens + plan.max_new_tokens
-        generated = model.hf_model.generate(
-            **_transformers_inputs(model, item),
-            attention_mask=torch.ones((1, prompt_tokens), dtype=torch.int64, device=model.device),
-            max_new_tokens=plan.max_new_tokens,
-            do_sample=False,
-            use_cache=not crosses,
-            eos_token_id=list(model.stop_ids),
-            pad_token_id=model.pad_id,
-            return_dict_in_generate=True,
-            output_logits=True,
-        )
-        theirs = generated.sequences[0, prompt_tokens:].tolist()
-        pairs = zip(record.answer_token_ids or (), theirs, generated.logits, strict=False)
-        parting = next(((our_id, logits[0]) for our_id, their_id, logits in pairs if our_id != their_id), None)
-        if parting is None:
-            different += len(theirs) != len(record.answer_token_ids or ())
-        else:
-            our_id, logits = parting
-            different += not (logits.max() - logits[our_id]).item() <= near_tie
-    return different
+    prompt_tokens = len(item.prompt.token_ids)
+    crosses = border is not None and prompt_tokens <= border < prompt_tokens + plan.max_new_tokens
+    generated = model.hf_model.generate(
+        **_transformers_inputs(model, item),
+        attention_mask=torch.ones((1, prompt_tokens), dtype=torch.int64, device=model.device),
+        max_new_tokens=plan.max_new_tokens,
+        do_sample=False,
+        use_cache=not crosses,
+        eos_token_id=list(model.stop_ids),
+        pad_token_id=model.pad_id,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    ours, theirs = record.answer_token_ids or (), generated.sequences[0, prompt_tokens:].tolist()
+    for our_id, their_id, logits in zip(ours, theirs, generated.logits, strict=False):
+        if our_id != their_id:
+            return (logits[0].max() - logits[0, [our_id, their_id]].min()).item() <= near_tie
+    return len(theirs) == len(ours)

@@ -127,6 +127,7 @@ def published_config(native: Mapping[str, Any], *, rank: int, alpha: float) -> d
     nested = {
         **FIXED,
         **{f"audio_processor.config.{name}": audio[field] for name, field in AUDIO.items()},
+        "audio_processor.config.activation_checkpointing": {"interval": 1, "module": "transformer", "offload": False},
         "audio_processor.config.encoder_embedding_config.input_size": audio["input_size"],
         "embd_layer.audio_embd_layer.compression_rate": audio["time_reduction"],
         "embd_layer.audio_embd_layer.downsample_rate": audio["downsample_rate"],

@@ -1,0 +1,60 @@
+"""How the columns beyond image, question, answer and id are stored: by their values, or by a schema."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from midsight.samples.sample import Sample
+
+ExtraType = Literal["string", "int64", "float64", "bool", "json"]
+"""How an extra column is stored; `json` is JSON text, for what fits none of the others."""
+
+_EXACT_IN_FLOAT64 = 2**53
+
+
+def type_of_column(type_: pa.DataType) -> ExtraType:
+    """What holds every value of a column whose Arrow type is known; dates and decimals are text."""
+    if isinstance(type_, pa.BaseExtensionType):
+        type_ = type_.storage_type
+    if pa.types.is_boolean(type_):
+        return "bool"
+    if pa.types.is_integer(type_):
+        return "json" if type_ == pa.uint64() else "int64"
+    if pa.types.is_floating(type_):
+        return "float64"
+    return "json" if pa.types.is_nested(type_) else "string"
+
+
+def types_of_values(samples: Iterable[Sample], names: Iterable[str]) -> dict[str, ExtraType]:
+    """The narrowest type that holds every value of each column; nulls fit all, and nothing but nulls is string."""
+    kinds: dict[str, set[str]] = {name: set() for name in names}
+    for sample in samples:
+        for name, value in sample.extras.items():
+            if value is not None:
+                kinds[name].add(_kind(value))
+    return {name: _common_type(found) for name, found in kinds.items()}
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        if abs(value) <= _EXACT_IN_FLOAT64:
+            return "exact int"
+        return "int64" if -(2**63) <= value < 2**63 else "json"
+    return {bool: "bool", float: "float64", str: "string"}.get(type(value), "json")
+
+
+def _common_type(kinds: set[str]) -> ExtraType:
+    match sorted(kinds):
+        case [] | ["string"]:
+            return "string"
+        case ["bool"]:
+            return "bool"
+        case ["exact int"] | ["int64"] | ["exact int", "int64"]:
+            return "int64"
+        case ["float64"] | ["exact int", "float64"]:
+            return "float64"
+        case _:
+            return "json"

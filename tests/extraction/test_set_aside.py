@@ -1,0 +1,150 @@
+"""Samples that kill the process, and samples that were in work when something else killed it."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import midsight
+from midsight.errors import BrokenOffError
+from midsight.extraction import apart, batch
+from midsight.store.attempts import Attempts
+from midsight.store.writer import RunWriter
+from pictures import encoded, picture
+
+ROWS = 7
+CALL = {"layers": [0, 7], "max_new_tokens": 2, "batch_size": 3}
+
+DEAD = []
+DEADLY = """
+import os, signal, sys
+import midsight
+from midsight.extraction import batch
+
+prepare = batch.prepare
+
+def die_on_one(model, plan, samples):
+    if any(sample.sample_id == "q4" for sample in samples):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return prepare(model, plan, samples)
+
+batch.prepare = die_on_one
+data, checkpoint, out = sys.argv[1:]
+model = midsight.load(checkpoint, device="cpu")
+run = midsight.extract(data, model=model, out=out, layers=[0, 7], max_new_tokens=2, batch_size=3)
+print(len(run), [failure.sample_id for failure in run.failures()])
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("deadly")
+    for n in range(ROWS):
+        (folder / f"{n}.png").write_bytes(encoded(picture((64, 64 + n), n)))
+    rows = [f"q{n},{n}.png,What is {n}?" for n in range(ROWS)]
+    (folder / "data.csv").write_text("\n".join(["id,image,question", *rows]))
+    return folder / "data.csv"
+
+
+@pytest.fixture(scope="module")
+def whole(data, model, tmp_path_factory):
+    return midsight.extract(data, model=model, out=tmp_path_factory.mktemp("whole") / "run", **CALL)
+
+
+@pytest.mark.slow
+def test_a_sample_that_kills_twice_is_set_aside_on_the_third_start(data, checkpoint, whole, tmp_path):
+    def start():
+        command = [sys.executable, "-c", DEADLY, str(data), str(checkpoint), str(tmp_path / "run")]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert start().returncode == -signal.SIGKILL
+    assert start().returncode == -signal.SIGKILL
+    assert len(midsight.open_run(tmp_path / "run").failures()) == 0
+    third = start()
+    assert third.returncode == 0, third.stderr
+    assert third.stdout.strip() == f"{ROWS - 1} ['q4']"
+    run = midsight.open_run(tmp_path / "run")
+    (failure,) = run.failures()
+    assert "Two processes died while they worked on this sample, so it was set aside" in failure.reason
+    kept = [n for n in range(ROWS) if n != 4]
+    for name in run.vector_columns:
+        assert np.allclose(run.matrix(name), whole.matrix(name)[kept], rtol=0, atol=1e-4), name
+    fourth = start()
+    assert (fourth.returncode, fourth.stdout) == (0, third.stdout), "set aside for good"
+
+
+def killed_while_working_on(out, whole, *sample_ids):
+    """Leaves the run as a process that was killed from outside does."""
+    with RunWriter(out, whole.spec):
+        pass
+    at_work = Attempts(out, (0, 1)).working_on(sample_ids)
+    at_work.__enter__()
+    DEAD.append(at_work)  # collected as garbage, it would end as if the process lived
+
+
+def test_samples_that_were_in_work_come_last_and_one_by_one(data, model, whole, tmp_path, monkeypatch):
+    killed_while_working_on(tmp_path / "run", whole, "q1", "q2")
+    batches = []
+    prepare = batch.prepare
+    monkeypatch.setattr(
+        batch, "prepare", lambda *args: (batches.append([s.sample_id for s in args[2]]), prepare(*args))[1]
+    )
+    run = midsight.extract(data, model=model, out=tmp_path / "run", **CALL)
+    assert batches == [["q0", "q3", "q4"], ["q5", "q6"], ["q1"], ["q2"]]
+    assert run.table()["answer_token_ids"] == whole.table()["answer_token_ids"]
+    assert Attempts(run.path, (0, 1)).deaths("q1") == 0
+
+
+def test_a_sample_in_work_at_two_kills_from_outside_is_extracted_all_the_same(data, model, whole, tmp_path):
+    """It is set aside, and then gets through in a process of its own."""
+    for _ in range(2):
+        killed_while_working_on(tmp_path / "run", whole, "q3", "q5")
+    seen = []
+    run = midsight.extract(data, model=model, out=tmp_path / "run", on_progress=seen.append, **CALL)
+    assert run.failures() == []
+    assert run.sample_ids() == whole.sample_ids()
+    assert run.table()["answer_token_ids"] == whole.table()["answer_token_ids"]
+    for name in run.vector_columns:
+        assert np.allclose(run.matrix(name), whole.matrix(name), rtol=0, atol=1e-4), name
+    assert (seen[-1].done, seen[-1].failed, seen[-1].remaining) == (ROWS, 0, 0)
+    assert [failure.sample_id for commit in run.commits for failure in commit.failures] == ["q3", "q5"]
+
+
+def test_on_a_gpu_a_sample_set_aside_stays_so_until_it_is_asked_for(data, model, whole, tmp_path, monkeypatch):
+    monkeypatch.setattr("midsight.extraction.run.extract_apart", lambda *_: None)
+    for _ in range(2):
+        killed_while_working_on(tmp_path / "run", whole, "q3")
+    run = midsight.extract(data, model=model, out=tmp_path / "run", **CALL)
+    assert [failure.sample_id for failure in run.failures()] == ["q3"]
+    run = midsight.extract(data, model=model, out=tmp_path / "run", retry_failed=True, **CALL)
+    assert run.table()["answer_token_ids"] == whole.table()["answer_token_ids"]
+
+
+def test_a_child_that_dies_or_hangs_costs_the_process_nothing(data, model, monkeypatch):
+    from midsight.extraction.request import Request, resolve
+    from midsight.samples.tables import read_table
+
+    plan = resolve(Request(answers=False, layers=[0]), model.loaded)
+    sample = read_table(data).samples[0]
+    assert isinstance(apart.extract_apart(model.loaded, plan, sample), midsight.Record)
+    monkeypatch.setattr(apart, "extract_samples", lambda *_: os._exit(1))
+    assert apart.extract_apart(model.loaded, plan, sample) is None
+    monkeypatch.setattr(apart, "extract_samples", lambda *_: signal.pause())
+    assert apart.extract_apart(model.loaded, plan, sample, longest_s=0.2) is None
+
+
+def test_a_lost_device_blames_no_sample_and_the_run_can_go_on(data, model, whole, tmp_path, monkeypatch):
+    def lost(*_):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(batch, "extract_group", lost)
+    monkeypatch.setattr(batch, "still_works", lambda _: False)
+    with pytest.raises(BrokenOffError, match=r"The device was lost .*illegal memory access.*; the same command"):
+        midsight.extract(data, model=model, out=tmp_path / "run", **CALL)
+    assert midsight.open_run(tmp_path / "run").failures() == []
+    assert Attempts(tmp_path / "run", (0, 1)).deaths("q0") == 1
+    monkeypatch.undo()
+    assert midsight.extract(data, model=model, out=tmp_path / "run", **CALL).sample_ids() == whole.sample_ids()

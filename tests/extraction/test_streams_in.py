@@ -1,0 +1,106 @@
+"""Datasets of the Hub into a run: grouped, resumed, cut into shards, broken off."""
+
+import itertools
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import midsight
+from hub_rows import image_rows, iterable, stand_in
+from midsight.cli import app
+from midsight.errors import BrokenOffError, MidsightError
+from midsight.extraction.run import open_dataset
+from midsight.samples.streams import open_hub
+from pictures import encoded, picture
+
+IMAGES = [encoded(picture((40 + 30 * i, 64), i)) for i in range(3)]
+ORDER = [0, 1, 2, 0, 1, 0]
+CALL = {"layers": [0, 7], "max_new_tokens": 2, "batch_size": 2}
+
+
+@pytest.fixture
+def datasets():
+    return pytest.importorskip("datasets", reason="the extra `datasets` is not installed")
+
+
+@pytest.fixture
+def hub(datasets, monkeypatch):
+    return stand_in(datasets, iterable(datasets, image_rows(ORDER, IMAGES)), monkeypatch)
+
+
+def by_id(run):
+    rows = run.table().to_pylist()
+    states = run.matrix("query_token_representation", layer=7)
+    return {row["question"]: (row["image_id"], row["n"], row["answer_token_ids"]) for row in rows}, states
+
+
+def test_a_stream_gives_the_rows_that_the_same_images_give_in_a_list(hub, model, tmp_path):
+    seen = []
+    run = midsight.extract("hf://owner/name", model=model, out=tmp_path / "run", on_progress=seen.append, **CALL)
+    pairs = [(IMAGES[i], f"What is {n}?") for n, i in enumerate(ORDER)]
+    listed = midsight.extract(pairs, model=model, out=tmp_path / "list", **CALL)
+    assert run.table()["question"].to_pylist() == [question for _, question in pairs]
+    assert run.table()["n"].to_pylist() == list(range(6))
+    assert run.table()["image_id"] == listed.table()["image_id"]
+    assert run.table()["answer_token_ids"] == listed.table()["answer_token_ids"]
+    for name in run.vector_columns:
+        assert np.allclose(run.matrix(name), listed.matrix(name), rtol=0, atol=1e-4), name
+    stored = list(itertools.chain(*(batch["input_index"].to_pylist() for batch in run.batches(["input_index"]))))
+    assert stored == [0, 3, 5, 1, 4, 2], "the questions of an image are together"
+    assert (seen[0].samples, seen[0].remaining, seen[-1].done) == (None, None, 6)
+    assert run.spec.dataset == {"path": "hf://owner/name", "rows": None, "sha256": run.spec.options["DATA"]}
+
+
+def test_a_stream_goes_on_where_it_was_left_and_a_row_that_is_bad_fails_alone(hub, datasets, model, tmp_path):
+    rows = image_rows(ORDER, IMAGES)
+    rows[3]["question"] = " "
+    hub.source = iterable(datasets, rows)
+    first = midsight.extract("hf://owner/name", model=model, out=tmp_path / "run", limit=2, **CALL)
+    assert len(first) == 2
+    seen = []
+    run = midsight.extract("hf://owner/name", model=model, out=tmp_path / "run", on_progress=seen.append, **CALL)
+    assert (len(run), [failure.input_index for failure in run.failures()]) == (5, [3])
+    assert (seen[0].already, seen[-1].done, seen[-1].failed) == (2, 3, 1)
+
+
+def test_another_commit_split_or_column_of_the_stream_is_another_run(hub, model, tmp_path):
+    midsight.extract("hf://owner/name", model=model, out=tmp_path / "run", limit=1, **CALL)
+    hub.commit = "decade"
+    with pytest.raises(midsight.RunError, match="was started with DATA"):
+        midsight.extract("hf://owner/name", model=model, out=tmp_path / "run", **CALL)
+    hub.commit = "c0ffee"
+    other = open_dataset("hf://owner/name", id_column="n")
+    with pytest.raises(midsight.RunError, match="--id-column"):
+        midsight.extract(other, model=model, out=tmp_path / "run", **CALL)
+    with pytest.raises(MidsightError, match="leave --question out"):
+        open_dataset("hf://owner/name", question="What?")
+
+
+def test_shards_of_a_stream_fill_one_run(hub, model, tmp_path):
+    for number in range(3):
+        run = midsight.extract("hf://owner/name", model=model, out=tmp_path / "run", shard=(number, 3), **CALL)
+        assert len(set(run.table()["image_id"].to_pylist())) == number + 1
+    assert run.table()["n"].to_pylist() == list(range(6))
+
+
+def test_a_stream_that_breaks_off_keeps_what_it_gave_and_exits_with_3(hub, datasets, checkpoint, tmp_path):
+    def broken():
+        yield from image_rows(ORDER[:4], IMAGES)
+        raise ConnectionResetError("the line went dead")
+
+    whole = hub.source
+    hub.source = datasets.IterableDataset.from_generator(broken, features=whole.features)
+    with pytest.raises(BrokenOffError, match="broke off after row 4: the line went dead"):
+        list(open_hub("hf://owner/name").outcomes())
+    arguments = ["extract", "hf://owner/name", "--model", checkpoint, "--device", "cpu", "--out", tmp_path / "run"]
+    more = ["--layers", "0", "--max-new-tokens", "2"]
+    stopped = CliRunner().invoke(app, list(map(str, [*arguments, *more])))
+    assert stopped.exit_code == 3, stopped.output
+    assert "broke off after row 4" in stopped.output
+    assert sorted(midsight.open_run(tmp_path / "run").table()["n"].to_pylist()) == [0, 1, 2, 3]
+    hub.source = whole
+    resumed = CliRunner().invoke(app, list(map(str, [*arguments, *more])))
+    assert resumed.exit_code == 0, resumed.output
+    assert "A stream, its length not known" in resumed.output
+    assert len(midsight.open_run(tmp_path / "run")) == 6

@@ -1,0 +1,75 @@
+"""What a dead process leaves behind of its work, and what the next one makes of it."""
+
+import pytest
+
+from midsight.errors import BrokenOffError, CommitError
+from midsight.store.attempts import Attempts
+from midsight.store.layout import LOCKS
+
+DEAD = []
+
+
+@pytest.fixture
+def run(tmp_path):
+    (tmp_path / LOCKS).mkdir()
+    return tmp_path
+
+
+def die_on(run, *sample_ids, shard=(0, 1)):
+    """A process of that shard is gone while the samples are in work."""
+    at_work = Attempts(run, shard).working_on(sample_ids)
+    at_work.__enter__()
+    DEAD.append(at_work)  # collected as garbage, it would end as if the process lived
+
+
+def deaths(run, *sample_ids, shard=(0, 1)):
+    attempts = Attempts(run, shard)
+    return [attempts.deaths(sample_id) for sample_id in sample_ids]
+
+
+def test_a_death_counts_once_however_often_it_is_read(run):
+    assert deaths(run, "a") == [0]
+    die_on(run, "a", "b")
+    assert deaths(run, "a", "b", "c") == deaths(run, "a", "b", "c") == [1, 1, 0]
+    die_on(run, "a")
+    assert deaths(run, "a", "b") == [2, 1]
+
+
+def test_what_gets_through_is_cleared_and_stays_so(run):
+    die_on(run, "a", "b")
+    attempts = Attempts(run, (0, 1))
+    with attempts.working_on(["a"]):
+        pass
+    assert attempts.deaths("a") == 0
+    assert deaths(run, "a", "b") == [0, 1]
+    attempts.clear(["b"])
+    assert deaths(run, "a", "b") == [0, 0]
+
+
+def test_an_error_or_a_stop_is_no_death_and_a_lost_device_is(run):
+    for error in (KeyboardInterrupt, RuntimeError):
+        with pytest.raises(error), Attempts(run, (0, 1)).working_on(["a"]):
+            raise error
+        assert deaths(run, "a") == [0]
+    with pytest.raises(BrokenOffError), Attempts(run, (0, 1)).working_on(["a"]):
+        raise BrokenOffError
+    assert deaths(run, "a") == [1]
+
+
+def test_processes_of_other_shards_may_be_alive_and_those_of_another_cut_are_dead(run):
+    die_on(run, "a", shard=(0, 2))
+    die_on(run, "b", shard=(1, 2))
+    assert deaths(run, "a", "b", shard=(0, 2)) == [1, 0]
+    assert deaths(run, "a", "b", shard=(2, 3)) == [1, 1]
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"deaths": {"a": "x"}, "in work": []}', '{"deaths": {}}', "\x00"])
+def test_a_file_that_cannot_be_read_tells_of_no_deaths(run, text):
+    (run / LOCKS / "0-of-1.attempts").write_text(text)
+    assert deaths(run, "a") == [0]
+
+
+def test_a_disk_that_refuses_is_one_sentence_and_resumable(tmp_path):
+    with pytest.raises(CommitError, match="could not be written") as caught:
+        die_on(tmp_path / "gone", "a")
+    assert caught.value.resumable
