@@ -3,13 +3,18 @@
 import random
 
 import pytest
+import torch
 
+from midsight.extraction.prefill import ask_on_prefix
+from midsight.extraction.prepare import prepare
 from midsight.extraction.request import Request, resolve
-from midsight.samples.sample import Sample
+from midsight.samples.sample import Failure, Sample
 from midsight.taps.tap import POSITIONS
 from midsight.testing import check_adapter
-from parity import NEW_TOKENS, assert_parity, expect, extract_records, samples_of
+from midsight.testing.checks import image_prefix
+from parity import LIMIT, NEW_TOKENS, assert_parity, expect, extract_records, samples_of
 from pictures import CASES
+from reference import relative_error
 
 EVERYTHING = Request(layers="all", residual=True, positions=POSITIONS, max_new_tokens=NEW_TOKENS)
 USED = [case for case in CASES if not case.slow]
@@ -70,6 +75,28 @@ def test_several_images_in_one_prompt_beside_a_single_one(model, reference, expe
     assert_parity(records[0], expect(reference, images[:2], "Which differs?"))
     assert_parity(records[1], expected[CASES[3].name])
     assert_parity(records[2], expect(reference, images, "Which of the three is the largest?"))
+
+
+def test_several_questions_on_one_prefix_equal_their_full_forwards(model, reference):
+    """The image's prefix is computed once, the questions are of different lengths."""
+    images = (CASES[4].image, CASES[0].image)
+    questions = ["What is this?", "a", "Is there a red circle in the image? Answer yes or no."]
+    plan = resolve(EVERYTHING, model.loaded)
+    items = [
+        item
+        for item in prepare(model.loaded, plan, [Sample(q, i, images, q) for i, q in enumerate(questions)])
+        if not isinstance(item, Failure)
+    ]
+    cut = items[0].prompt.layout.vision_token + 1
+    assert {item.prompt.token_ids[:cut] for item in items} == {items[0].prompt.token_ids[:cut]}
+    taps = [tap for tap in plan.taps if tap.position == "query_token"]
+    with torch.inference_mode():
+        prefix = image_prefix(model.loaded, items[0])
+        states = ask_on_prefix(model.loaded, prefix, [item.prompt.token_ids[cut:] for item in items], taps)
+    for row, question in enumerate(questions):
+        expected = expect(reference, list(images), question).vectors
+        for tap in taps:
+            assert relative_error(states[tap][row].numpy(), expected[str(tap)]) <= LIMIT
 
 
 @pytest.mark.parametrize("case", [CASES[0], CASES[4], CASES[8]], ids=lambda case: case.name)

@@ -220,9 +220,9 @@ def check_continued(
     alone_errors, together_errors = [], []
     for record, item in zip(alone, prepared, strict=True):
         cut = item.prompt.layout.vision_token + 1
-        if border is not None and cut <= border < len(item.prompt.token_ids):
-            continue
         rest = tuple(item.prompt.token_ids[cut:])
+        if border is not None and cut <= border < cut + 2 * len(rest):  # the rotary factors are those of the longest
+            continue
         expected = {tap: record.vectors[str(tap)] for tap in taps}
         for questions, errors in (([rest], alone_errors), ([rest[:1], rest, (*rest, *rest)], together_errors)):
             states = ask_on_prefix(model, item, questions, taps)
