@@ -64,13 +64,32 @@ FAMILIES = {
 }
 
 
+def mend(model: Any) -> None:
+    """Tokens before the image get nothing from Llama's cross-attention, as in Meta's code."""
+    for layer in model.model.language_model.layers:
+        if hasattr(layer, "cross_attn"):
+            seen: dict[str, Any] = {}
+            layer.register_forward_pre_hook(
+                lambda _, __, kwargs, seen=seen: seen.update(mask=kwargs["full_text_row_masked_out_mask"]),
+                with_kwargs=True,
+            )
+            layer.cross_attn.register_forward_hook(
+                lambda _, __, output, seen=seen: (
+                    output[0] if seen["mask"] is None else output[0] * seen["mask"][:, 0],
+                    output[1],
+                )
+            )
+
+
 class FamilyReference:
     """One sample at a time through transformers."""
 
-    def __init__(self, folder: Path, family: Family) -> None:
+    def __init__(self, folder: Path, family: Family, *, mended: bool = True) -> None:
         self.family = family
         self.image_token_id = family.image_token_id
         self.model: Any = family.model.from_pretrained(folder, dtype=torch.float32).eval()
+        if mended:
+            mend(self.model)
         self.processor: Any = AutoProcessor.from_pretrained(folder)
         self.image_processors = {
             "pil": AutoImageProcessor.from_pretrained(folder, backend="pil"),

@@ -1,10 +1,13 @@
 """The parity test of every family fails for each kind of wrong number: damage done on purpose."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from family_reference import FamilyReference
+from midsight import wrap
 from midsight.extraction import batch, decode
 from midsight.extraction.request import Request, resolve
 from midsight.models import adapter as adapters
@@ -13,8 +16,9 @@ from midsight.taps import capture
 from midsight.taps.tap import POSITIONS
 from midsight.testing import check_adapter
 from midsight.testing.checks import largest_error
-from parity import assert_parity, expect, extract_records, samples_of
+from parity import assert_parity, expect, extract_records, rgb, samples_of
 from pictures import CASES, picture
+from reference import relative_error
 
 EVERYTHING = Request(layers="all", residual=True, positions=POSITIONS, max_new_tokens=16)
 DAMAGED_CASES = [CASES[0], CASES[3], CASES[4]]
@@ -212,17 +216,46 @@ class TestQwen:
 
     def test_a_question_that_goes_on_from_the_number_of_tokens(self, declaring, model, monkeypatch):
         """Positions behind an image are smaller than the count of tokens."""
-        original = batch.pad_rows
 
-        def without_offsets(*args, **kwargs):
-            return dataclasses.replace(original(*args, **kwargs), position_offsets=(0,) * len(args[0]))
+        def count_on(positions, more):
+            behind = positions.shape[1] + torch.arange(more)
+            return torch.cat([positions, behind.expand(len(positions), more)], dim=1)
 
-        monkeypatch.setattr("midsight.testing.checks.pad_rows", without_offsets)
+        monkeypatch.setattr("midsight.testing.checks.continue_positions", count_on)
         assert "a question on the image's prefix and the full forward" in failing(model)
 
     def test_what_an_earlier_call_left_on_the_model_changes_nothing(self, compare, model):
         model.loaded.hf_model.model.rope_deltas = torch.tensor([[-77]])
         compare(model)
+
+
+@pytest.mark.parametrize("name", ["mllama"], indirect=True)
+class TestSilenceBeforeImages:
+    """Tokens before the image take nothing from it, as the model was trained."""
+
+    def before_image(self, reference, image):
+        inputs = reference.inputs([image], "What is this?")
+        ids = inputs["input_ids"][0].tolist()
+        return reference.forward(inputs).hidden_states[:, : ids.index(reference.image_token_id)]
+
+    def test_the_installed_transformers_lets_them_read_it(self, family, folder, reference):
+        """Where this fails, the defect is gone and midsight's mend with it."""
+        images = [rgb(CASES[0].image), rgb(CASES[4].image)]
+        plain = FamilyReference(folder, family, mended=False)
+        one, other = (self.before_image(plain, image) for image in images)
+        assert relative_error(one, other) > 1e-2
+        one, other = (self.before_image(reference, image) for image in images)
+        assert relative_error(one, other) <= 1e-6
+
+    def test_a_model_is_mended_once_and_says_so(self, model):
+        hf_model = model.loaded.hf_model
+        kinds = [type(layer) for layer in hf_model.model.language_model.layers]
+        again = wrap(hf_model, SimpleNamespace(
+            tokenizer=model.loaded.tokenizer, image_processor=model.loaded.image_processor
+        ))  # fmt: skip
+        assert [type(layer) for layer in hf_model.model.language_model.layers] == kinds
+        assert "tokens before an image take nothing from it in 2 layers" in model.loaded.mends[0]
+        assert again.loaded.mends == (), "nothing was left to mend"
 
 
 @pytest.mark.parametrize("name", ["qwen2_5_vl"], indirect=True)

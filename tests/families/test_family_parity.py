@@ -3,18 +3,15 @@
 import random
 
 import pytest
-import torch
 
-from midsight.extraction.prefill import ask_on_prefix
 from midsight.extraction.prepare import prepare
 from midsight.extraction.request import Request, resolve
+from midsight.extraction.sharing import find_shared
 from midsight.samples.sample import Failure, Sample
 from midsight.taps.tap import POSITIONS
 from midsight.testing import check_adapter
-from midsight.testing.checks import image_prefix
-from parity import LIMIT, NEW_TOKENS, assert_parity, expect, extract_records, samples_of
+from parity import NEW_TOKENS, assert_parity, expect, extract_records, samples_of
 from pictures import CASES
-from reference import relative_error
 
 EVERYTHING = Request(layers="all", residual=True, positions=POSITIONS, max_new_tokens=NEW_TOKENS)
 USED = [case for case in CASES if not case.slow]
@@ -77,26 +74,22 @@ def test_several_images_in_one_prompt_beside_a_single_one(model, reference, expe
     assert_parity(records[2], expect(reference, images, "Which of the three is the largest?"))
 
 
-def test_several_questions_on_one_prefix_equal_their_full_forwards(model, reference):
-    """The image's prefix is computed once, the questions are of different lengths."""
-    images = (CASES[4].image, CASES[0].image)
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+def test_several_questions_on_one_prefix_equal_their_full_forwards(model, reference, padding_side):
+    """Two prefixes, each computed once, and questions of different lengths, with their answers."""
+    prefixes = ((CASES[4].image, CASES[0].image), (CASES[3].image,))
     questions = ["What is this?", "a", "Is there a red circle in the image? Answer yes or no."]
+    asked = [(images, question) for question in questions for images in prefixes]
+    samples = [Sample(str(i), i, images, question) for i, (images, question) in enumerate(asked)]
     plan = resolve(EVERYTHING, model.loaded)
-    items = [
-        item
-        for item in prepare(model.loaded, plan, [Sample(q, i, images, q) for i, q in enumerate(questions)])
-        if not isinstance(item, Failure)
-    ]
-    cut = items[0].prompt.layout.vision_token + 1
-    assert {item.prompt.token_ids[:cut] for item in items} == {items[0].prompt.token_ids[:cut]}
-    taps = [tap for tap in plan.taps if tap.position == "query_token"]
-    with torch.inference_mode():
-        prefix = image_prefix(model.loaded, items[0])
-        states = ask_on_prefix(model.loaded, prefix, [item.prompt.token_ids[cut:] for item in items], taps)
-    for row, question in enumerate(questions):
-        expected = expect(reference, list(images), question).vectors
-        for tap in taps:
-            assert relative_error(states[tap][row].numpy(), expected[str(tap)]) <= LIMIT
+    items = [item for item in prepare(model.loaded, plan, samples) if not isinstance(item, Failure)]
+    shared = find_shared(model.loaded, items)
+    assert shared is not None
+    assert shared.owners == (0, 1, 0, 1, 0, 1)
+    for record, (images, question) in zip(
+        extract_records(model, plan, samples, padding_side=padding_side), asked, strict=True
+    ):
+        assert_parity(record, expect(reference, list(images), question))
 
 
 @pytest.mark.parametrize("case", [CASES[0], CASES[4], CASES[8]], ids=lambda case: case.name)

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import MllamaImageProcessor, MllamaImageProcessorPil
 from transformers.models.mllama.image_processing_mllama import get_all_supported_aspect_ratios
+from transformers.models.mllama.modeling_mllama import MllamaCrossAttentionDecoderLayer
 from transformers.models.mllama.processing_mllama import (
     convert_sparse_cross_attention_mask_to_dense,
     get_cross_attention_token_mask,
@@ -125,21 +126,19 @@ def decoder_inputs(
 ) -> DecoderInputs:
     """Tokens, and for cross-attention the states of each row's images and who may read which.
 
-    From its own `<|image|>` on a token reads that image's real tiles. The tokens before read all states of the row,
-    padding tiles among them: transformers drops the mask of a row that is masked whole, and silences its MLP only.
+    From its own `<|image|>` on a token reads that image's real tiles. A token before reads nothing; its row of the
+    mask is open all the same, since a softmax over nothing is no number.
     """
     states = nn.utils.rnn.pad_sequence([torch.cat([i.embeddings for i in row]) for row in images], batch_first=True)
     batch, tokens = token_ids.shape
     reads = torch.zeros((batch, tokens, states.shape[1]), dtype=torch.bool)
-    unmasked = torch.zeros_like(reads)
     for row, layout in enumerate(layouts):
         start = 0
         for encoded, position in zip(images[row], layout.image_indices(), strict=True):
             reads[row, int(position) :, start : start + encoded.image.attended] = True
             start += len(encoded.embeddings)
-        unmasked[row, :, :start] = True
     sees_image = reads.any(dim=2, keepdim=True)
-    hidden = (~torch.where(sees_image, reads, unmasked)).to(states.device)
+    hidden = (sees_image & ~reads).to(states.device)
     mask = torch.zeros(hidden.shape, dtype=states.dtype, device=states.device)
     mask = mask.masked_fill(hidden, torch.finfo(states.dtype).min)[:, None]
     is_open = sees_image.to(states.device, states.dtype)[:, None]
@@ -155,6 +154,54 @@ def decoder_inputs(
         "full_text_row_masked_out_mask": is_open,
     }
     return DecoderInputs(prefill, later)
+
+
+class SilentBeforeImages(MllamaCrossAttentionDecoderLayer):
+    """The layer as the model was trained: a token that no image precedes takes nothing from cross-attention.
+
+    Meta's code multiplies what attention gives such a token with zero, and what the MLP gives it; transformers
+    opens the token's mask, lets it read every tile, padding too, and silences the MLP only.
+    """
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        cross_attention_states: Tensor | None,
+        cross_attention_mask: Tensor | None,
+        attention_mask: Tensor | None,  # noqa: ARG002  (of the layers between)
+        full_text_row_masked_out_mask: Tensor | None,
+        position_ids: Tensor | None = None,  # noqa: ARG002
+        past_key_values: Any = None,
+        use_cache: bool | None = False,  # noqa: ARG002
+        position_embeddings: Tensor | None = None,  # noqa: ARG002
+        **kwargs: Any,
+    ) -> Tensor:
+        """Hidden states [batch, tokens, hidden size] after cross-attention and MLP."""
+        reads = 1 if full_text_row_masked_out_mask is None else full_text_row_masked_out_mask[:, 0]
+        attended, _ = self.cross_attn(
+            hidden_states=self.input_layernorm(hidden_states),
+            attention_mask=cross_attention_mask,
+            cross_attention_states=cross_attention_states,
+            past_key_values=past_key_values,
+            **kwargs,
+        )
+        hidden_states = hidden_states + self.cross_attn_attn_gate.tanh() * (reads * attended)
+        changed = self.mlp(self.post_attention_layernorm(hidden_states))
+        return hidden_states + self.cross_attn_mlp_gate.tanh() * (reads * changed)
+
+
+def silence_before_images(model: nn.Module) -> tuple[str, ...]:
+    """Makes every cross-attention layer a SilentBeforeImages; says so where there was one to mend."""
+    layers = submodule(model, "model.language_model.layers").children()
+    defective = [layer for layer in layers if type(layer) is MllamaCrossAttentionDecoderLayer]
+    for layer in defective:
+        layer.__class__ = SilentBeforeImages
+    if not defective:
+        return ()
+    return (
+        f"model.language_model: tokens before an image take nothing from it in {len(defective)} layers (transformers "
+        "lets them attend to it)",
+    )
 
 
 def forward_inputs(config: Any, token_ids: Tensor, images: Sequence[ImageInputs]) -> dict[str, Tensor]:
@@ -198,7 +245,7 @@ ADAPTER = Adapter(
         r"^language_model\.model\.": "model.language_model.",
         r"^(vision_model|multi_modal_projector)\.": r"model.\1.",
     },
-    mends=lambda _: (),
+    mends=silence_before_images,
     longrope_border=lambda _: None,
     vision_width=lambda config: config.vision_config.vision_output_dim,
     takes_system=False,
