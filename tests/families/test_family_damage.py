@@ -166,16 +166,17 @@ class TestLlama:
         with pytest.raises(AssertionError, match="is off by"):
             compare(changing(open_all))
 
-    def test_tokens_before_the_image_kept_from_padding_tiles(self, compare, changing):
-        """transformers lets them read all tiles; that changes every later state."""
+    def test_tokens_before_the_image_that_read_it(self, compare, changing):
+        """As transformers lets them: that changes every later state."""
 
-        def close(prefill, later):
-            mask = prefill["cross_attention_mask"].clone()
-            mask[:, :, :5] = mask[:, :, -1:]
-            return {**prefill, "cross_attention_mask": mask}, later
+        def open_rows(prefill, later):
+            return {
+                **prefill,
+                "full_text_row_masked_out_mask": torch.ones_like(prefill["full_text_row_masked_out_mask"]),
+            }, later
 
         with pytest.raises(AssertionError, match="is off by"):
-            compare(changing(close), padding_side="right")
+            compare(changing(open_rows), padding_side="right")
 
     def test_the_class_token_left_out_of_the_mean(self, compare, declaring, model):
         def without_class_token(image):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
 import sys
@@ -12,8 +13,8 @@ from typing import Any
 
 from faults.injected import Fault, inject
 
-HANGS_S = 600.0
-"""After how long a command counts as one that never ends."""
+HANGS_S = 300.0
+"""After how long a command counts as one that never ends; it then prints where it is, and is killed."""
 
 TESTS = str(Path(__file__).parents[1])
 # The server that forks them takes its path and its number of threads from here.
@@ -35,7 +36,7 @@ class Ended:
 
 
 def start(arguments: list[Any], said: Path, fault: Fault | None = None, *, made_up: bool = True) -> BaseProcess:
-    """The command `midsight ARGUMENTS`, started; prints into the file `said`. Any --model is made up, or not."""
+    """The command `midsight ARGUMENTS`, started; prints into `said`. By default any --model is the made-up one."""
     process = FORKING.Process(target=run_here, args=([*map(str, arguments)], said, fault, made_up))
     process.start()
     return process
@@ -48,7 +49,7 @@ def midsight(arguments: list[Any], said: Path, fault: Fault | None = None) -> En
 
 def ended(process: BaseProcess, said: Path) -> Ended:
     """How a process of `start` ended; waits for it, and kills it where it hangs."""
-    process.join(HANGS_S)
+    process.join(HANGS_S + 10)
     if process.is_alive():
         process.kill()
         process.join()
@@ -68,6 +69,7 @@ def run_here(arguments: list[str], said: Path, fault: Fault | None = None, made_
     sink = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(sink, stream)
+    faulthandler.dump_traceback_later(HANGS_S, file=sink)
     if made_up:
         stand_in()
         model.load = lambda *_, **__: made_up_model()

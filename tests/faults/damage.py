@@ -12,7 +12,7 @@ import numpy as np
 from faults.content import Content, content_of
 from faults.experiment import Experiment, Outcome, attempts, demand, scratch
 from midsight.errors import RunError
-from midsight.store import RunWriter, open_run
+from midsight.store import RunWriter
 from midsight.store.compact import compact
 from midsight.store.verify import verify_run
 from store.made_up import files_of, make_failure, make_record, make_spec
@@ -95,7 +95,7 @@ def is_found(damage: Damage) -> Callable[[int, int], Outcome]:
                 findings = verify_run(run).findings
                 demand([finding.file for finding in findings] == [name], f"of damage in {name} verify finds {findings}")
                 demand(str(file) in findings[0].problem, f"verify says {findings[0].problem}")
-                refused = is_refused(run, whole_run())
+                refused = is_refused(run, file)
                 # Four bytes at a part's start are no part of any page, and no reader uses them.
                 demand(refused or damage is flip_a_bit, f"a run with damage in {name} is read")
                 return {"refused by readers too": refused}
@@ -115,7 +115,7 @@ def lost_last_record(count: int, seed: int) -> Outcome:
         record.unlink()
         (finding,) = verify_run(folder).findings
         demand(finding.file == f"parts/{record.stem}.parquet", f"verify finds {finding}")
-        demand(is_refused(folder, whole_run()), "the run is read as if nothing had been stored")
+        demand(is_refused(folder, record), "the run is read as if nothing had been stored")
         return {}
 
     return attempts(count, seed, attempt)
@@ -139,14 +139,14 @@ def last_record_of_many(count: int, seed: int) -> Outcome:
     return attempts(count, seed, attempt)
 
 
-def is_refused(path: Path, whole: Content) -> bool:
-    """Whether a reader raises; otherwise demands that it reads what was written."""
+def is_refused(path: Path, file: Path) -> bool:
+    """Whether a reader raises, naming the commit of `file`; otherwise demands that it reads what was written."""
     try:
         found = content_of(path)
-    except RunError:
+    except RunError as error:
+        demand(file.stem in str(error), f"damage in {file} is refused with {error}")
         return True
-    demand(found == whole, "damage is read as data")
-    demand(len(open_run(path)) == ROWS, "rows are missing without a word")
+    demand(found == whole_run(), "damage is read as data")
     return False
 
 

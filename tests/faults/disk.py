@@ -6,6 +6,8 @@ import ctypes
 import errno
 import multiprocessing
 import os
+import signal
+import time
 import traceback
 from collections.abc import Mapping
 from multiprocessing.connection import Connection
@@ -13,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from faults.command import FORKING, Ended, extract_call, midsight, run_here
+from faults.command import FORKING, HANGS_S, Ended, extract_call, midsight, run_here
 from faults.content import demand_part_of, demand_sound, demand_whole
 from faults.experiment import Experiment, Outcome, attempts, demand
 from faults.injected import Fault
@@ -73,7 +75,9 @@ def file_system_that_is_full(count: int, seed: int) -> Outcome:
             process = FORKING.Process(target=on_small_disk, args=(whole, folder, bytes_, theirs))
             process.start()
             theirs.close()
-            problem = ours.recv()
+            # Twice the time of a command that hangs: there are two.
+            problem = ours.recv() if ours.poll(2 * HANGS_S + 60) else "it never ends"
+            process.kill()
             process.join()
             demand(not problem, problem)
             return {"kB of disk in all": bytes_ // 1024}
@@ -121,8 +125,13 @@ def forked(arguments: list[object], said: Path) -> Ended:
             code = end.code
         finally:
             os._exit(code if isinstance(code, int) else 70)
-    status = os.waitpid(child, 0)[1]
-    return Ended(os.waitstatus_to_exitcode(status), said.read_text())
+    ends = time.monotonic() + HANGS_S + 10
+    while (status := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < ends:
+        time.sleep(0.01)
+    if status == (0, 0):
+        os.kill(child, signal.SIGKILL)
+        status = os.waitpid(child, 0)
+    return Ended(os.waitstatus_to_exitcode(status[1]), said.read_text())
 
 
 def mount(path: Path, bytes_: int, flags: int = 0) -> None:

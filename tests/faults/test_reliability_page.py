@@ -28,9 +28,9 @@ def test_a_failure_is_counted_and_told(tmp_path, monkeypatch):
     outcome = experiment.attempts(3, 0, fail_the_second)
     assert outcome == experiment.Outcome(3, 2, "attempt 1: DoesNotHoldError: the second does not hold")
     monkeypatch.setattr(page, "PAGE", tmp_path / "page.md")
-    page.PAGE.write_text(f"before\n{page.BEGIN}\nold\n{page.END}\nafter\n")
+    page.PAGE.write_text(f"before\n{page.BEGIN}\nformer\n{page.END}\nafter\n")
     one = experiment.Experiment("Group", "a name", lambda count, seed: outcome, 3, 1)
     page.write_page(page.render([(one, outcome)], 0, 1.0))
     assert page.read_page() == [page.ReadRow("a name", 3, 2, outcome.note)]
     text = page.PAGE.read_text()
-    assert (text.startswith("before\n"), text.endswith("\nafter\n"), "old" in text) == (True, True, False)
+    assert (text.startswith("before\n"), text.endswith("\nafter\n"), "former" in text) == (True, True, False)
