@@ -31,7 +31,7 @@ def random_model(size: str, device: str) -> tuple[Any, Any]:
         processor = AutoProcessor.from_pretrained(write_phi4_multimodal(Path(folder), lora=False))
         if size == "demo":
             return Phi4MultimodalForCausalLM.from_pretrained(folder, dtype=torch.float32).eval(), processor
-    config = make_config(layers=WIDTHS[size]["num_hidden_layers"], original_max_position_embeddings=4096)
+    config: Any = make_config(layers=WIDTHS[size]["num_hidden_layers"], original_max_position_embeddings=4096)
     for name, value in {**WIDTHS[size], "num_key_value_heads": KEY_VALUE_HEADS[size]}.items():
         setattr(config, name, value)
     for name, value in VISION[size].items():

@@ -31,7 +31,8 @@ def original(model: Any, processor: Any, pairs: Sequence[Pair], layers: Sequence
         is_image = (inputs["input_ids"][0] == model.config.vision_config.image_token_id).nonzero()
         for layer in layers:
             states = output.hidden_states[layer + 1][0]
-            states[is_image[-1, 0]].float().cpu().numpy(), states[-1].float().cpu().numpy()
+            for position in (is_image[-1, 0], -1):
+                states[position].float().cpu().numpy()
         if new_tokens:
             generate(model, inputs, new_tokens)
 
