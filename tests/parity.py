@@ -69,7 +69,7 @@ def assert_parity(record: Record, expected: Expected) -> None:
     assert record.prompt_tokens == expected.prompt_tokens
     errors = {name: relative_error(record.vectors[name], vector) for name, vector in expected.vectors.items()}
     assert max(errors.values()) <= LIMIT, f"{max(errors, key=errors.__getitem__)} is off by {max(errors.values()):.1e}"
-    assert record.answer_token_ids == expected.answer_token_ids
+    assert record.answer_token_ids == expected.answer_token_ids, "the answers differ"
 
 
 def extract_records(model: Model, plan: Plan, samples: Sequence[Sample], **options: Any) -> list[Record]:

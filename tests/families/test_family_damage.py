@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 
 from family_reference import FamilyReference
 from midsight import wrap
@@ -120,7 +121,7 @@ def test_decode_positions_counted_over_padding(compare, model, monkeypatch):
         return dataclasses.replace(stepped, lengths=[length + 1 for length in state.lengths])
 
     monkeypatch.setattr(decode, "feed_tokens", shifted)
-    with pytest.raises(AssertionError):
+    with pytest.raises(AssertionError, match="the answers differ"):
         compare(model)
 
 
@@ -156,7 +157,7 @@ class TestLlama:
 
     def test_without_the_mask_in_decode_answers_differ(self, compare, changing):
         model = changing(lambda prefill, later: (prefill, {}))
-        with pytest.raises(AssertionError):
+        with pytest.raises(AssertionError, match="the answers differ"):
             compare(model)
 
     def test_padding_tiles_read_by_the_question(self, compare, changing):
@@ -249,14 +250,24 @@ class TestSilenceBeforeImages:
         assert relative_error(one, other) <= 1e-6
 
     def test_a_model_is_mended_once_and_says_so(self, model):
-        hf_model = model.loaded.hf_model
-        kinds = [type(layer) for layer in hf_model.model.language_model.layers]
-        again = wrap(hf_model, SimpleNamespace(
-            tokenizer=model.loaded.tokenizer, image_processor=model.loaded.image_processor
-        ))  # fmt: skip
-        assert [type(layer) for layer in hf_model.model.language_model.layers] == kinds
+        again = wrap(model.loaded.hf_model, processor_of(model))
         assert "tokens before an image take nothing from it in 2 layers" in model.loaded.mends[0]
         assert again.loaded.mends == (), "nothing was left to mend"
+
+    def test_layers_whose_class_or_forward_is_replaced_are_mended_all_the_same(self, family, folder, model, compare):
+        """As accelerate does where a model is split or offloaded, and FSDP where it is sharded."""
+        hf_model = family.model.from_pretrained(folder, dtype=torch.float32)
+        for number, layer in enumerate(hf_model.model.language_model.layers):
+            if number % 2:
+                layer.__class__ = type(f"Sharded{type(layer).__name__}", (type(layer),), {})
+            add_hook_to_module(layer, AlignDevicesHook(io_same_device=True))
+        wrapped = wrap(hf_model, processor_of(model))
+        assert len(wrapped.loaded.mends) == 1
+        compare(wrapped)
+
+
+def processor_of(model):
+    return SimpleNamespace(tokenizer=model.loaded.tokenizer, image_processor=model.loaded.image_processor)
 
 
 @pytest.mark.parametrize("name", ["qwen2_5_vl"], indirect=True)

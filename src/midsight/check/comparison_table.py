@@ -61,7 +61,7 @@ def notes(rows: Sequence[ModelRow]) -> list[str]:
 
 def render_models(rows: Sequence[ModelRow]) -> RenderableType:
     """A table with a column for each model, to be printed by a rich console."""
-    table = Table(Column("", style="bold"), *(Column(row.name, overflow="fold") for row in rows), show_lines=True)
+    table = Table(Column("", style="bold"), *(Column(Text(row.name), overflow="fold") for row in rows), show_lines=True)
     columns = [cells(row) for row in rows]
     for name in columns[0]:
         table.add_row(Text(name), *(Text(column[name], overflow="fold") for column in columns))
@@ -79,7 +79,7 @@ def models_as_markdown(rows: Sequence[ModelRow]) -> str:
         escaped = value.replace("|", "\\|")
         return f"`{escaped}`" if name in {"image token", "template", "vision access"} else escaped
 
-    head = [line("", [row.name for row in rows]), line("---", ["---"] * len(rows))]
+    head = [line("", [row.name.replace("|", "\\|") for row in rows]), line("---", ["---"] * len(rows))]
     body = [line(name, [cell(name, column[name]) for column in columns]) for name in columns[0]]
     return "\n".join([*head, *body, *(f"\n{note}" for note in notes(rows))])
 

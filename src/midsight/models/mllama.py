@@ -156,52 +156,43 @@ def decoder_inputs(
     return DecoderInputs(prefill, later)
 
 
-class SilentBeforeImages(MllamaCrossAttentionDecoderLayer):
-    """The layer as the model was trained: a token that no image precedes takes nothing from cross-attention.
+def silence_before_images(model: nn.Module) -> tuple[str, ...]:
+    """A token that no image precedes takes nothing from cross-attention any more; says so where that was to mend.
 
     Meta's code multiplies what attention gives such a token with zero, and what the MLP gives it; transformers
-    opens the token's mask, lets it read every tile, padding too, and silences the MLP only.
+    opens the token's mask, lets it read every tile, padding too, and silences the MLP only. Hooks, since libraries
+    that move or shard layers replace their classes and forwards.
     """
-
-    def forward(
-        self,
-        hidden_states: Tensor,
-        cross_attention_states: Tensor | None,
-        cross_attention_mask: Tensor | None,
-        attention_mask: Tensor | None,  # noqa: ARG002  (of the layers between)
-        full_text_row_masked_out_mask: Tensor | None,
-        position_ids: Tensor | None = None,  # noqa: ARG002
-        past_key_values: Any = None,
-        use_cache: bool | None = False,  # noqa: ARG002
-        position_embeddings: Tensor | None = None,  # noqa: ARG002
-        **kwargs: Any,
-    ) -> Tensor:
-        """Hidden states [batch, tokens, hidden size] after cross-attention and MLP."""
-        reads = 1 if full_text_row_masked_out_mask is None else full_text_row_masked_out_mask[:, 0]
-        attended, _ = self.cross_attn(
-            hidden_states=self.input_layernorm(hidden_states),
-            attention_mask=cross_attention_mask,
-            cross_attention_states=cross_attention_states,
-            past_key_values=past_key_values,
-            **kwargs,
-        )
-        hidden_states = hidden_states + self.cross_attn_attn_gate.tanh() * (reads * attended)
-        changed = self.mlp(self.post_attention_layernorm(hidden_states))
-        return hidden_states + self.cross_attn_mlp_gate.tanh() * (reads * changed)
-
-
-def silence_before_images(model: nn.Module) -> tuple[str, ...]:
-    """Makes every cross-attention layer a SilentBeforeImages; says so where there was one to mend."""
     layers = submodule(model, "model.language_model.layers").children()
-    defective = [layer for layer in layers if type(layer) is MllamaCrossAttentionDecoderLayer]
+    defective = [
+        layer
+        for layer in layers
+        if isinstance(layer, MllamaCrossAttentionDecoderLayer) and not hasattr(layer, "silent_before_images")
+    ]
     for layer in defective:
-        layer.__class__ = SilentBeforeImages
+        silence_layer(layer)
     if not defective:
         return ()
     return (
         f"model.language_model: tokens before an image take nothing from it in {len(defective)} layers (transformers "
         "lets them attend to it)",
     )
+
+
+def silence_layer(layer: Any) -> None:
+    """Multiplies the layer's cross-attention with its `full_text_row_masked_out_mask`, 0 before the first image."""
+    seen: dict[str, Tensor | None] = {}
+
+    def note(_layer: nn.Module, _args: Any, arguments: dict[str, Any]) -> None:
+        seen["mask"] = arguments["full_text_row_masked_out_mask"]
+
+    def silence(_attention: nn.Module, _args: Any, output: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
+        mask = seen.pop("mask")
+        return (output[0] if mask is None else output[0] * mask[:, 0], *output[1:])
+
+    layer.register_forward_pre_hook(note, with_kwargs=True)
+    layer.cross_attn.register_forward_hook(silence)
+    layer.silent_before_images = True
 
 
 def forward_inputs(config: Any, token_ids: Tensor, images: Sequence[ImageInputs]) -> dict[str, Tensor]:

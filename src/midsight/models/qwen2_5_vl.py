@@ -30,7 +30,7 @@ PATCHES_PER_CALL = 16384
 def render_prompt(user_text: str, question: tuple[int, int], n_images: int, system: str | None) -> PromptText:
     """A system turn, the template's own by default, the user's turn, images first, and the head of the assistant's."""
     images = f"<|vision_start|>{IMAGE_TOKEN}<|vision_end|>" * n_images
-    before = f"<|im_start|>system\n{system or DEFAULT_SYSTEM}<|im_end|>\n<|im_start|>user\n{images}"
+    before = f"<|im_start|>system\n{DEFAULT_SYSTEM if system is None else system}<|im_end|>\n<|im_start|>user\n{images}"
     start, stop = question
     text = f"{before}{user_text}<|im_end|>\n<|im_start|>assistant\n"
     return PromptText(text, (len(before) + start, len(before) + stop))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import transformers
 
-from midsight.errors import MidsightError
+from midsight.errors import MidsightError, first_line
 from midsight.models.adapter import Adapter
 from midsight.models.catalogue import LAYOUTS, find_adapter, open_checkpoint, read_model_type
 from midsight.models.checkpoint import part_of
@@ -34,14 +34,21 @@ def read_config(source: str) -> tuple[Adapter, Any]:
     adapter = find_adapter(read_architectures(folder), source)
     try:
         return adapter, transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise MidsightError(f"{folder / 'config.json'} is no config of {adapter.family}; download it again.") from error
+    except Exception as error:  # transformers raises whatever a value leads it to
+        raise MidsightError(
+            f"{folder / 'config.json'} is no config of {adapter.family}: {first_line(error)}; download it again."
+        ) from error
 
 
 def count_by_part(adapter: Adapter, config: Any) -> dict[str, int]:
     """Parameters of the class with this config, by part; nothing is allocated."""
-    with torch.device("meta"):
-        model = getattr(transformers, adapter.architecture)(config)
+    try:
+        with torch.device("meta"):
+            model = getattr(transformers, adapter.architecture)(config)
+    except Exception as error:  # as above
+        raise MidsightError(
+            f"The sizes in config.json make no {adapter.family}: {first_line(error)}; download it again."
+        ) from error
     counts: Counter[str] = Counter()
     for name, parameter in model.named_parameters():
         counts[part_of(name, adapter)] += parameter.numel()
