@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from midsight import __version__
 from midsight.errors import MidsightError
@@ -170,7 +171,7 @@ def load_with_notes(model: str, **options: Any) -> Any:
     from midsight.extraction.model import load
 
     console = Console(stderr=True, soft_wrap=True, highlight=False)
-    with console.status(f"Loading {model}"):
+    with console.status(Text(f"Loading {model}")):
         loaded = load(model, **options)
     for sentence in (*loaded.loaded.notes, *loaded.loaded.mends):
         console.print(sentence, markup=False)
@@ -191,14 +192,14 @@ def report_failures(run: Any) -> None:
     failures = run.failures()
     typer.echo(f"{run.path}: {len(run)} samples stored, {len(failures)} failed.")
     if failures:
-        typer.echo(f"{in_one_line(failures[0].sample_id)}: {failures[0].reason}")
+        typer.echo(f"{in_one_line(failures[0].sample_id)}: {in_one_line(failures[0].reason)}")
         typer.echo(f"See all with: midsight show {run.path} --failures")
         raise typer.Exit(SOME_FAILED)
 
 
-def in_one_line(sample_id: str) -> str:
-    """An id for the terminal: control characters, a newline among them, as escapes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in sample_id)
+def in_one_line(text: str) -> str:
+    """An id or a reason for the terminal: control characters, a newline among them, as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 @app.command()
@@ -216,7 +217,7 @@ def show(
         opened = open_run(run)
         if failures:
             for failure in opened.failures():
-                typer.echo(f"{in_one_line(failure.sample_id)}\t{failure.reason}")
+                typer.echo(f"{in_one_line(failure.sample_id)}\t{in_one_line(failure.reason)}")
             return
         Console(highlight=False).print(render_summary(summarise(opened)))
 

@@ -113,6 +113,19 @@ def test_a_sample_in_work_at_two_kills_from_outside_is_extracted_all_the_same(da
     assert [failure.sample_id for commit in run.commits for failure in commit.failures] == ["q3", "q5"]
 
 
+def test_a_failed_sample_that_kills_is_set_aside_also_when_failures_are_tried_again(
+    data, model, whole, tmp_path, monkeypatch
+):
+    with RunWriter(tmp_path / "run", whole.spec) as writer:
+        writer.fail(midsight.Failure("q3", 3, "was not there"))
+    monkeypatch.setattr("midsight.extraction.run.extract_apart", lambda *_: None)
+    for _ in range(2):
+        killed_while_working_on(tmp_path / "run", whole, "q3")
+    run = midsight.extract(data, model=model, out=tmp_path / "run", retry_failed=True, **CALL)
+    (failure,) = run.failures()
+    assert (failure.sample_id, failure.reason[:13]) == ("q3", "Two processes")
+
+
 def test_on_a_gpu_a_sample_set_aside_stays_so_until_it_is_asked_for(data, model, whole, tmp_path, monkeypatch):
     monkeypatch.setattr("midsight.extraction.run.extract_apart", lambda *_: None)
     for _ in range(2):

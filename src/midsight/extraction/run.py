@@ -219,18 +219,20 @@ def fill(writer: RunWriter, job: Job, *, batch_size: int, on_progress: Callable[
                 stored([outcome])
             elif (deaths := writer.attempts.deaths(outcome.sample_id)) == 0:
                 yield outcome
-            elif deaths < DEADLY or outcome.sample_id in writer.failed:
+            elif deaths < DEADLY:
                 suspects.append(outcome)
             else:
                 set_aside.append(outcome)
 
     for batch in batched(expected(todo.outcomes), batch_size):
         extracted(batch)
+    writer.commit()  # the next sample may end the process
     for sample in suspects:
         extracted([sample])
-    stored([killed(sample) for sample in set_aside])
-    writer.commit()
-    writer.attempts.clear([sample.sample_id for sample in set_aside])
+    if set_aside:
+        stored([killed(sample) for sample in set_aside])
+        writer.commit()
+        writer.attempts.clear([sample.sample_id for sample in set_aside])
     for sample in set_aside:
         outcome = extract_apart(job.model, job.plan, sample)
         if isinstance(outcome, Record) and store(writer, outcome):
@@ -315,6 +317,6 @@ def describe_run(
 def describe_dataset(dataset: Dataset | SampleStream) -> dict[str, Any]:
     """Where the rows come from; of a stream it is not known how many there are."""
     if isinstance(dataset, SampleStream):
-        return {"path": dataset.name, "rows": None, "sha256": dataset.sha256}
+        return {"path": dataset.name, "rows": None, "sha256": dataset.sha256, "revision": dataset.revision}
     path = str(dataset.path) if dataset.path else None
     return {"path": path, "rows": dataset.rows, "sha256": dataset.sha256}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import heapq
 import itertools
 from collections.abc import Collection, Iterable, Iterator
@@ -101,16 +102,16 @@ def choose(data: Dataset | SampleStream, done: Collection[str], *, shard: Shard,
 
 
 def cut(outcomes: Iterable[Sample | Failure], shard: Shard) -> Iterator[Sample | Failure]:
-    """The rows of one shard: images are dealt out to the shards in the order in which they first appear.
+    """The rows of one shard: a hash of its image's reference says whose a sample is.
 
-    So the cut depends on nothing but the dataset, and all questions of an image are one shard's.
+    So the cut depends on the row alone, whatever became of the others, and all questions of an image are one shard's.
     """
     number, count = shard
-    dealt: dict[str, int] = {}
     for outcome in outcomes:
         place = outcome.input_index
         if isinstance(outcome, Sample) and count > 1:
-            place = dealt.setdefault(outcome.image_key, len(dealt))
+            digest = hashlib.sha256(outcome.image_key.encode("utf-8", "surrogatepass")).digest()
+            place = int.from_bytes(digest[:8], "big")
         if place % count == number:
             yield outcome
 

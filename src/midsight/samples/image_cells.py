@@ -54,6 +54,8 @@ class ImageCells:
             if self._allow_urls and is_web_address(path):
                 return path, ImageUrl(path)
             if self._root is None:
+                if is_web_address(path):
+                    raise SampleError(f"the image {shown(path)} is a URL; allow web addresses with --allow-urls.")
                 raise SampleError(
                     f"the image {shown(path)} is not in the stream; name its folder with --images, or stream the "
                     "dataset's @refs/convert/parquet, which holds the images."

@@ -54,6 +54,8 @@ class SampleStream:
     """As the user named it."""
     sha256: str
     """Hex; of what is streamed: repository, configuration, commit and split."""
+    revision: str | None
+    """Commit of the Hub that is streamed."""
     extras: Mapping[str, ExtraType]
     """The columns beyond image, question, answer and id, and how they are stored."""
     options: Mapping[str, str | None]
@@ -78,7 +80,9 @@ def open_hub(
     hub = HubDataset.parse(name)
     commit, chosen, rows = _load(hub, split)
     identity = hashlib.sha256(f"{hub.repository}/{hub.config}@{commit}:{chosen}".encode()).hexdigest()
-    return stream_rows(rows, name, identity, split=split, images=images, allow_urls=allow_urls, columns=columns)
+    return stream_rows(
+        rows, name, identity, revision=commit, split=split, images=images, allow_urls=allow_urls, columns=columns
+    )
 
 
 def stream_rows(
@@ -86,6 +90,7 @@ def stream_rows(
     name: str,
     sha256: str,
     *,
+    revision: str | None = None,
     split: str | None = None,
     images: Path | None = None,
     allow_urls: bool = False,
@@ -94,7 +99,10 @@ def stream_rows(
     """The rows of an IterableDataset of the package `datasets`, images as they are encoded."""
     features = dataset.features
     if features is None:
-        dataset = dataset._resolve_features()
+        try:
+            dataset = dataset._resolve_features()
+        except Exception as error:  # it reads the first rows
+            raise BrokenOffError(f"{name} cannot be read: {first_line(error)}; try the same command again.") from error
         features = dataset.features
     if not features:
         raise MidsightError(f"{name} has no rows.")
@@ -110,9 +118,11 @@ def stream_rows(
             except StopIteration:
                 return
             except Exception as error:  # the network and the readers of formats raise many types
+                mend = "the same command goes on from what is stored"
+                if isinstance(error, ValueError | TypeError):
+                    mend = "where its files disagree on a type, stream its @refs/convert/parquet into another --out"
                 raise BrokenOffError(
-                    f"{name} broke off after row {number - 1}: {first_line(error)}; the same command goes on from "
-                    "what is stored."
+                    f"{name} broke off after row {number - 1}: {first_line(error)}; {mend}."
                 ) from error
             yield Row(number, "", cells)
 
@@ -123,6 +133,7 @@ def stream_rows(
     return SampleStream(
         name=name,
         sha256=sha256,
+        revision=revision,
         extras={column: type_of_column(schema.field(column).type) for column in extras},
         options={"--images": folder, "--split": split, **roles.as_options()},
         outcomes=lambda: _outcomes(
