@@ -189,17 +189,14 @@ def run_with_progress(data: Any, **arguments: Any) -> Any:
 
 def report_failures(run: Any) -> None:
     """Says how the run ended; exits with 1 where samples failed."""
+    from midsight.reports.terminal import in_one_line
+
     failures = run.failures()
     typer.echo(f"{run.path}: {len(run)} samples stored, {len(failures)} failed.")
     if failures:
         typer.echo(f"{in_one_line(failures[0].sample_id)}: {in_one_line(failures[0].reason)}")
         typer.echo(f"See all with: midsight show {run.path} --failures")
         raise typer.Exit(SOME_FAILED)
-
-
-def in_one_line(text: str) -> str:
-    """An id or a reason for the terminal: control characters, a newline among them, as escapes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 @app.command()
@@ -211,7 +208,7 @@ def show(
     """Show what a run holds: counts, columns, shapes, norms, constant columns, failures."""
     with reported_errors(debug=debug):
         from midsight.reports.summary import summarise
-        from midsight.reports.terminal import render_summary
+        from midsight.reports.terminal import in_one_line, render_summary
         from midsight.store.reader import open_run
 
         opened = open_run(run)

@@ -13,7 +13,7 @@ from midsight.errors import BrokenOffError
 from midsight.extraction import apart, batch
 from midsight.store.attempts import Attempts
 from midsight.store.writer import RunWriter
-from pictures import encoded, picture
+from pictures import write_csv
 
 ROWS = 7
 CALL = {"layers": [0, 7], "max_new_tokens": 2, "batch_size": 3}
@@ -41,12 +41,8 @@ print(len(run), [failure.sample_id for failure in run.failures()])
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("deadly")
-    for n in range(ROWS):
-        (folder / f"{n}.png").write_bytes(encoded(picture((64, 64 + n), n)))
     rows = [f"q{n},{n}.png,What is {n}?" for n in range(ROWS)]
-    (folder / "data.csv").write_text("\n".join(["id,image,question", *rows]))
-    return folder / "data.csv"
+    return write_csv(tmp_path_factory.mktemp("deadly"), [(64, 64 + n) for n in range(ROWS)], rows)
 
 
 @pytest.fixture(scope="module")

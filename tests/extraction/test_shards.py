@@ -15,7 +15,7 @@ from midsight.extraction.todo import cut
 from midsight.samples.sample import Failure, Sample
 from midsight.store.layout import parse_shard
 from midsight.store.writer import RunWriter
-from pictures import encoded, picture
+from pictures import write_csv
 
 CALL = {"layers": [0, 7], "max_new_tokens": 2, "batch_size": 3}
 ROWS = 18
@@ -25,12 +25,8 @@ IMAGES = 6
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """Eighteen questions on six images, one of them missing, and a row without a question."""
-    folder = tmp_path_factory.mktemp("shards")
-    for i in range(IMAGES - 1):
-        (folder / f"{i}.png").write_bytes(encoded(picture((40 + 30 * i, 64), i)))
     rows = [f"q{n},{n % IMAGES}.png,{'' if n == 4 else f'What is {n}?'}" for n in range(ROWS)]
-    (folder / "data.csv").write_text("\n".join(["id,image,question", *rows]))
-    return folder / "data.csv"
+    return write_csv(tmp_path_factory.mktemp("shards"), [(40 + 30 * i, 64) for i in range(IMAGES - 1)], rows)
 
 
 @pytest.fixture(scope="module")

@@ -20,8 +20,7 @@ from transformers import (
 import midsight
 from midsight.models.catalogue import FAMILIES
 from midsight.testing import check_adapter
-from midsight.testing.phi4_multimodal import save_weights
-from midsight.testing.random_weights import draw_weights, make_tokenizer
+from midsight.testing.random_weights import draw_weights, make_tokenizer, save_weights
 from parity import samples_of
 from pictures import CASES
 

@@ -1,19 +1,17 @@
 """The parity test of every family fails for each kind of wrong number: damage done on purpose."""
 
-import dataclasses
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 
+import damages
 from family_reference import FamilyReference
 from midsight import wrap
-from midsight.extraction import batch, decode
 from midsight.extraction.request import Request, resolve
 from midsight.models import adapter as adapters
-from midsight.models.layout import TokenLayout
-from midsight.taps import capture
 from midsight.taps.tap import POSITIONS
 from midsight.testing import check_adapter
 from midsight.testing.checks import largest_error
@@ -46,12 +44,7 @@ def compare(expected):
 @pytest.fixture
 def declaring(model):
     """The model with some of its adapter's declarations replaced."""
-
-    def declare(**declared):
-        adapter = dataclasses.replace(model.loaded.adapter, **declared)
-        return dataclasses.replace(model, loaded=dataclasses.replace(model.loaded, adapter=adapter))
-
-    return declare
+    return partial(damages.declaring, model)
 
 
 def failing(model):
@@ -65,12 +58,7 @@ def test_undamaged_it_passes(compare, model):
 
 @pytest.mark.parametrize("shift", [-1, 1])
 def test_layer_off_by_one(compare, model, monkeypatch, shift):
-    original, last = capture.tapped_module, model.loaded.n_layers - 1
-
-    def shifted(hf_model, adapter, tap):
-        return original(hf_model, adapter, dataclasses.replace(tap, layer=min(max(tap.layer + shift, 0), last)))
-
-    monkeypatch.setattr(capture, "tapped_module", shifted)
+    damages.shift_layers(monkeypatch, shift, last=model.loaded.n_layers - 1)
     with pytest.raises(AssertionError, match="is off by"):
         compare(model)
 
@@ -78,9 +66,7 @@ def test_layer_off_by_one(compare, model, monkeypatch, shift):
 @pytest.mark.parametrize("position", ["vision_token", "query_token"])
 @pytest.mark.parametrize("shift", [-1, 1])
 def test_position_off_by_one(compare, expected, model, monkeypatch, position, shift):
-    original = vars(TokenLayout)[position].fget
-    last = max(e.prompt_tokens for e in expected.values()) - 1
-    monkeypatch.setattr(TokenLayout, position, property(lambda self: min(original(self) + shift, last)))
+    damages.shift_position(monkeypatch, position, shift, last=max(e.prompt_tokens for e in expected.values()) - 1)
     with pytest.raises(AssertionError, match=f"{position}_representation.* is off by"):
         compare(model)
 
@@ -104,23 +90,14 @@ def test_pooling_that_misses_a_patch_or_counts_padding(compare, declaring, model
 def test_images_exchanged_between_samples(model, monkeypatch):
     pairs = [(picture((64, 64), seed), "What is it?") for seed in (1, 2)]
     right = model.extract_many(pairs, answers=False)
-    original = batch.encode_distinct
-    monkeypatch.setattr(batch, "encode_distinct", lambda *args: original(*args)[::-1])
+    damages.exchange_images(monkeypatch)
     exchanged = model.extract_many(pairs, answers=False)
     assert largest_error(right[0], exchanged[0]) > 0.01
     assert largest_error(right[0], exchanged[1]) < 1e-5
 
 
 def test_decode_positions_counted_over_padding(compare, model, monkeypatch):
-    original = decode.feed_tokens
-
-    def shifted(loaded, open_rows):
-        state = open_rows.state
-        padded = [state.attention_mask.shape[1]] * len(state.lengths)
-        stepped = original(loaded, decode.OpenRows(open_rows.answers, dataclasses.replace(state, lengths=padded)))
-        return dataclasses.replace(stepped, lengths=[length + 1 for length in state.lengths])
-
-    monkeypatch.setattr(decode, "feed_tokens", shifted)
+    damages.count_padding_in_decode(monkeypatch)
     with pytest.raises(AssertionError, match="the answers differ"):
         compare(model)
 

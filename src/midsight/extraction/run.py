@@ -14,7 +14,7 @@ from midsight.extraction.apart import extract_apart, killed
 from midsight.extraction.batch import Outcome, extract_samples
 from midsight.extraction.model import DEFAULT_BATCH_SIZE, Model, check_batch_size, load
 from midsight.extraction.request import Plan, Request, resolve
-from midsight.extraction.todo import Progress, StoreDtype, Todo, batched, choose, estimate_bytes
+from midsight.extraction.todo import Progress, Todo, batched, choose, estimate_bytes
 from midsight.models.loading import LoadedModel
 from midsight.models.prompts import QUESTION
 from midsight.records import Record
@@ -25,7 +25,7 @@ from midsight.samples.tables import Dataset, make_samples, read_table
 from midsight.store.attempts import DEADLY
 from midsight.store.layout import Shard, check_shard, free_bytes
 from midsight.store.reader import Run, open_run
-from midsight.store.spec import RunSpec, is_run
+from midsight.store.spec import RunSpec, StoreDtype, is_run
 from midsight.store.writer import RunWriter, samples_done
 
 RECORDED_PACKAGES = (
@@ -181,21 +181,23 @@ def extract(
     check_batch_size(batch_size)
     job = make_job(data, model=model, **options)
     out = Path(out)
-    if not is_run(out):
-        job.before(job.todo(()), out)
+    todo = None
+    if not is_run(out):  # nothing is written where all of it cannot fit
+        todo = job.todo(())
+        job.before(todo, out)
     with RunWriter(
         out, job.spec, shard=job.shard, retry_failed=job.retry_failed, commit_seconds=commit_seconds
     ) as writer:
-        fill(writer, job, batch_size=batch_size, on_progress=on_progress)
+        todo = todo or job.todo(writer.done)
+        fill(writer, job, todo, batch_size=batch_size, on_progress=on_progress)
     return open_run(out)
 
 
-def fill(writer: RunWriter, job: Job, *, batch_size: int, on_progress: Callable[[Progress], None]) -> None:
-    """Extracts every sample the run does not have yet.
+def fill(writer: RunWriter, job: Job, todo: Todo, *, batch_size: int, on_progress: Callable[[Progress], None]) -> None:
+    """Extracts what is to do.
 
     Samples during which a process died come last and one by one; those during which two did are set aside.
     """
-    todo = job.todo(writer.done)
     progress = job.before(todo, writer.path)
     on_progress(progress)
     suspects: list[Sample] = []

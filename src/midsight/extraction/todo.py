@@ -8,7 +8,6 @@ import itertools
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Literal
 
 import torch
 
@@ -17,12 +16,10 @@ from midsight.extraction.request import Plan
 from midsight.models.loading import LoadedModel
 from midsight.records import PROCESSOR_POOLED_PIXELS, VISION_ONLY
 from midsight.samples.sample import Failure, Sample
-from midsight.samples.streams import SampleStream, grouped
+from midsight.samples.streams import SampleStream, grouped, until_broken
 from midsight.samples.tables import Dataset
 from midsight.store.layout import Shard
-
-StoreDtype = Literal["float32", "float16"]
-
+from midsight.store.spec import StoreDtype
 
 COMPRESSED_SHARE = {
     ("float32", True): 0.9,
@@ -145,14 +142,6 @@ def batched(samples: Iterable[Sample], size: int) -> Iterator[list[Sample]]:
         yield batch
     if broken:
         raise broken[0]
-
-
-def until_broken(samples: Iterable[Sample], broken: list[BrokenOffError]) -> Iterator[Sample]:
-    """The samples; where they break off it ends, and the error is in `broken`."""
-    try:
-        yield from samples
-    except BrokenOffError as error:
-        broken.append(error)
 
 
 def count_images(outcomes: Iterable[Sample | Failure]) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from midsight.errors import BrokenOffError, MidsightError, first_line
 from midsight.samples.columnar import binary_columns
@@ -22,6 +22,8 @@ from midsight.samples.shapes import ColumnOptions, assign_roles
 HUB_PREFIX = "hf://"
 LOOK_AHEAD_ROWS = 1_000
 LOOK_AHEAD_BYTES = 256_000_000
+
+T = TypeVar("T")
 
 _NAME = re.compile(r"hf://(?P<repository>[\w.-]+/[\w.-]+)(?:/(?P<config>[^/@]+))?(?:@(?P<revision>\S+))?")
 
@@ -156,16 +158,8 @@ def grouped(
         raise MidsightError(f"The look-ahead is {look_ahead}; give at least 1 sample.")
     groups: dict[str, list[Sample]] = {}
     held = held_bytes = 0
-    broken: BrokenOffError | None = None
-    arriving = iter(outcomes)
-    while broken is None:
-        try:
-            outcome = next(arriving)
-        except StopIteration:
-            break
-        except BrokenOffError as error:  # what has arrived is good
-            broken = error
-            continue
+    broken: list[BrokenOffError] = []
+    for outcome in until_broken(outcomes, broken):
         if isinstance(outcome, Failure):
             yield outcome
             continue
@@ -183,8 +177,16 @@ def grouped(
             yield from group
     for group in groups.values():
         yield from group
-    if broken is not None:
-        raise broken
+    if broken:
+        raise broken[0]
+
+
+def until_broken(items: Iterable[T], broken: list[BrokenOffError]) -> Iterator[T]:
+    """The items; where they break off it ends, and the error is in `broken`: what has come is good."""
+    try:
+        yield from items
+    except BrokenOffError as error:
+        broken.append(error)
 
 
 def _size(sample: Sample) -> int:

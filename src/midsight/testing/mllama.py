@@ -14,8 +14,7 @@ from transformers import (
 )
 
 from midsight.models.quiet import quiet_transformers
-from midsight.testing.phi4_multimodal import save_weights
-from midsight.testing.random_weights import draw_weights, make_tokenizer
+from midsight.testing.random_weights import draw_weights, make_tokenizer, save_weights
 
 BEGIN, PAD, EOT, IMAGE = 128000, 128004, 128009, 128256
 SPECIAL_TOKENS = {

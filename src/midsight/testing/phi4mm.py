@@ -15,7 +15,8 @@ from torch import Generator, Tensor
 
 from midsight.models.phi4mm.config import AUDIO, CARRIED, FIXED, MODEL_TYPE, VISION_HEADS
 from midsight.models.phi4mm.tensors import native_name
-from midsight.testing.phi4_multimodal import TOKENIZER, write_phi4_multimodal
+from midsight.testing.phi4_multimodal import write_phi4_multimodal
+from midsight.testing.random_weights import TOKENIZER
 
 SPEECH_RANK = 5
 SHARDS = 3

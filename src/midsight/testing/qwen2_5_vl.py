@@ -19,8 +19,7 @@ from transformers import (
 )
 
 from midsight.models.quiet import quiet_transformers
-from midsight.testing.phi4_multimodal import save_weights
-from midsight.testing.random_weights import draw_weights, make_tokenizer
+from midsight.testing.random_weights import draw_weights, make_tokenizer, save_weights
 
 ENDOFTEXT, IM_END, IMAGE = 151643, 151645, 151655
 SPECIAL_TOKENS = {

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Generator, Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from midsight.testing.phi4_multimodal import TOKENIZER
+TOKENIZER = Path(__file__).with_name("assets") / "tokenizer.json"
+"""Written by scripts/train_tokenizer.py."""
 
 NORM_SPREAD = 0.2
 BIAS_STD = 0.1
@@ -65,6 +68,11 @@ def draw_rows(rows: int, width: int, scales: Mapping[int, float], generator: Gen
     sizes = torch.tensor([scales[one] for one in ids])[:, None]
     table[ids] = torch.randn(len(ids), width, generator=generator) * sizes
     return table
+
+
+def save_weights(weights: dict[str, Tensor], path: Path) -> None:
+    """Stores the tensors in bfloat16, as published."""
+    save_file({name: tensor.to(torch.bfloat16) for name, tensor in weights.items()}, path, metadata={"format": "pt"})
 
 
 def make_tokenizer(special_tokens: Mapping[int, str], **options: Any) -> PreTrainedTokenizerFast:
