@@ -2,13 +2,14 @@
 # All that is installed goes into .venv; uv is brought there if the machine has none.
 
 PYTHON ?= python3
+SEED ?= 0
 VENV := .venv
 BIN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null || echo $(BIN)/uv)
 READY := $(VENV)/.ready
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-.PHONY: demo test test-quick lint lock clean
+.PHONY: demo test test-quick faults lint lock clean
 
 demo: $(READY)
 	$(BIN)/midsight demo
@@ -18,6 +19,10 @@ test: lint
 
 test-quick: $(READY)
 	$(PYTEST) -m "not slow"
+
+# All experiments of docs/reliability.md at their full counts, about half an hour; writes its tables.
+faults: $(READY)
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m faults $(SEED)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -12,21 +12,17 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import midsight
-from midsight.extraction.request import resolve
+from midsight import Model
+from midsight.extraction.request import Request, resolve
 from midsight.testing import write_phi4_multimodal
-from parity import EVERYTHING, answer_ids, expect, extract_records, samples_of
+from parity import EVERYTHING, Expected, answer_ids, expect, extract_records, samples_of
 from pictures import CASES
 from reference import Reference, relative_error
 
 
-def main() -> None:
+def compare(model: Model, expected: dict[str, Expected], request: Request) -> None:
     """Prints the largest error by kind of vector, and how many answers agreed."""
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoint = write_phi4_multimodal(folder)
-        reference = Reference(checkpoint)
-        model = midsight.load(checkpoint, device="cpu")
-    expected = {case.name: expect(reference, [case.image], case.question) for case in CASES}
-    plan = resolve(EVERYTHING, model.loaded)
+    plan = resolve(request, model.loaded)
     worst: dict[str, float] = {}
     vectors = answers = agreeing = 0
     started = time.time()
@@ -46,6 +42,16 @@ def main() -> None:
     print(f"{vectors} vectors compared, {agreeing} of {answers} answers agree, {time.time() - started:.0f} s")
     for kind, error in worst.items():
         print(f"{kind}: {error:.1e}")
+
+
+def main() -> None:
+    """The figure of Phi-4-multimodal."""
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = write_phi4_multimodal(folder)
+        reference = Reference(checkpoint)
+        model = midsight.load(checkpoint, device="cpu")
+    expected = {case.name: expect(reference, [case.image], case.question) for case in CASES}
+    compare(model, expected, EVERYTHING)
 
 
 if __name__ == "__main__":

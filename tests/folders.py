@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -114,20 +115,12 @@ def write_sparse(path: Path, shapes: dict[str, list[int]]) -> None:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, shape in shapes.items():
-        start, end = end, end + 2 * product(shape)
+        start, end = end, end + 2 * math.prod(shape)
         header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         file.truncate(8 + len(text) + end)
-
-
-def product(shape: list[int] | tuple[int, ...]) -> int:
-    """How many numbers a tensor of that shape holds."""
-    count = 1
-    for size in shape:
-        count *= size
-    return count
 
 
 def said_by(call: Callable[..., object], *args: Any, **options: Any) -> str | None:

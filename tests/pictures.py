@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -69,3 +71,11 @@ CASES = (
     Case("nine sub-crops", encoded(picture((1344, 1008), 13)), "What stands in the middle?", slow=True),
     Case("over 36 crops", encoded(picture((3000, 2900), 14), "JPEG"), "What is the smallest thing here?", slow=True),
 )
+
+
+def write_csv(folder: Path, sizes: Sequence[Size], rows: Sequence[str]) -> Path:
+    """Images 0.png, 1.png, ... of the sizes, and data.csv with `id,image,question` rows beside them; its path."""
+    for seed, size in enumerate(sizes):
+        (folder / f"{seed}.png").write_bytes(encoded(picture(size, seed)))
+    (folder / "data.csv").write_text("\n".join(["id,image,question", *rows]))
+    return folder / "data.csv"

@@ -88,6 +88,8 @@ def mean_over_real_patches(feature: torch.Tensor, inputs: Any) -> np.ndarray:
 class Reference:
     """One sample at a time through transformers."""
 
+    image_token_id = IMAGE_TOKEN_ID
+
     def __init__(self, folder: Path, **kwargs: Any) -> None:
         self.processor: Any = AutoProcessor.from_pretrained(folder)
         # asking for hidden states after a plain forward raises in transformers, so generate has a model of its own

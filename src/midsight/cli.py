@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from midsight import __version__
 from midsight.errors import MidsightError
@@ -107,6 +108,7 @@ def extract(
     ] = None,
     answers: Annotated[bool, typer.Option(help="Whether to decode answers.")] = True,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 200,
+    share: Annotated[bool, typer.Option(help="Whether questions on an image go on from one prefix.")] = True,
     batch_size: Annotated[int, typer.Option(help="Samples in one call of the model.")] = 8,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, mps, cuda or cuda:N.")] = "auto",
@@ -152,6 +154,7 @@ def extract(
             "system": system,
             "answers": answers,
             "max_new_tokens": max_new_tokens,
+            "share": share,
             "store_dtype": store_dtype,
             "limit": limit,
             "shard": own,
@@ -168,7 +171,7 @@ def load_with_notes(model: str, **options: Any) -> Any:
     from midsight.extraction.model import load
 
     console = Console(stderr=True, soft_wrap=True, highlight=False)
-    with console.status(f"Loading {model}"):
+    with console.status(Text(f"Loading {model}")):
         loaded = load(model, **options)
     for sentence in (*loaded.loaded.notes, *loaded.loaded.mends):
         console.print(sentence, markup=False)
@@ -186,17 +189,14 @@ def run_with_progress(data: Any, **arguments: Any) -> Any:
 
 def report_failures(run: Any) -> None:
     """Says how the run ended; exits with 1 where samples failed."""
+    from midsight.reports.terminal import in_one_line
+
     failures = run.failures()
     typer.echo(f"{run.path}: {len(run)} samples stored, {len(failures)} failed.")
     if failures:
-        typer.echo(f"{in_one_line(failures[0].sample_id)}: {failures[0].reason}")
+        typer.echo(f"{in_one_line(failures[0].sample_id)}: {in_one_line(failures[0].reason)}")
         typer.echo(f"See all with: midsight show {run.path} --failures")
         raise typer.Exit(SOME_FAILED)
-
-
-def in_one_line(sample_id: str) -> str:
-    """An id for the terminal: control characters, a newline among them, as escapes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in sample_id)
 
 
 @app.command()
@@ -208,13 +208,13 @@ def show(
     """Show what a run holds: counts, columns, shapes, norms, constant columns, failures."""
     with reported_errors(debug=debug):
         from midsight.reports.summary import summarise
-        from midsight.reports.terminal import render_summary
+        from midsight.reports.terminal import in_one_line, render_summary
         from midsight.store.reader import open_run
 
         opened = open_run(run)
         if failures:
             for failure in opened.failures():
-                typer.echo(f"{in_one_line(failure.sample_id)}\t{failure.reason}")
+                typer.echo(f"{in_one_line(failure.sample_id)}\t{in_one_line(failure.reason)}")
             return
         Console(highlight=False).print(render_summary(summarise(opened)))
 
@@ -315,21 +315,49 @@ def check(
     with reported_errors(debug=debug):
         from midsight.check.facts import read_facts
         from midsight.check.proof import prove
-        from midsight.check.terminal import checks_as_json, render_checks, render_facts
+        from midsight.check.terminal import as_plain_data, render_facts, render_proof
 
-        console = Console(highlight=False)
+        for name, value in {"--dtype": dtype, "--device": device, "--lora": lora}.items():
+            if value != "auto" and not run:
+                raise MidsightError(f"{name} {value} goes with --run; add --run, or leave it out.")
         facts = read_facts(model, revision=revision)
-        checks = ()
+        proof = None
         if run:
             with Console(stderr=True).status("Measuring"):
-                checks = prove(model, revision=revision, dtype=dtype, device=device, lora=cast("Lora", lora))
+                proof = prove(facts.folder, dtype=dtype, device=device, lora=cast("Lora", lora))
         if as_json:
-            typer.echo(json.dumps({"model": asdict(facts), "checks": checks_as_json(checks)}, indent=2))
+            typer.echo(json.dumps(as_plain_data(facts, proof), indent=2, allow_nan=False))
         else:
+            console = Console(highlight=False)
             console.print(render_facts(facts))
-            console.print(render_checks(checks) if run else "OK: every tensor is accounted for.")
-        if not all(one.passed for one in checks):
+            console.print(render_proof(proof) if proof else "OK: every tensor is accounted for.")
+        if proof and not proof.passed:
             raise typer.Exit(SOME_FAILED)
+
+
+@app.command()
+def models(
+    model: Annotated[
+        list[str] | None, typer.Argument(help="Folders or hub ids; by default the published model of every family.")
+    ] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print plain data.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Compare models side by side, from their configs alone: encoders, widths, layers, image tokens, parameters."""
+    with reported_errors(debug=debug):
+        from midsight.check.comparison import compare
+        from midsight.check.comparison_table import models_as_json, models_as_markdown, render_models
+
+        if markdown and as_json:
+            raise MidsightError("--markdown and --json are two formats; give one.")
+        rows = compare(model or [])
+        if as_json:
+            typer.echo(json.dumps(models_as_json(rows), indent=2))
+        elif markdown:
+            typer.echo(models_as_markdown(rows))
+        else:
+            Console(highlight=False).print(render_models(rows))
 
 
 @app.command()

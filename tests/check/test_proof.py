@@ -2,17 +2,23 @@
 
 import dataclasses
 import json
+import math
+from types import SimpleNamespace
 
 import pytest
 import torch
+from rich.console import Console
 from typer.testing import CliRunner
 
-from folders import copy_folder, edit_tensors, write_published
+from folders import copy_folder, edit_json, edit_tensors
 from midsight import load
 from midsight.check import proof
+from midsight.check.facts import read_facts
+from midsight.check.terminal import as_plain_data, render_proof
 from midsight.cli import app
 from midsight.samples.sample import Sample
-from midsight.testing.checks import check_adapter
+from midsight.testing import write_published_phi4mm
+from midsight.testing.checks import Check, check_adapter
 from midsight.testing.phi4_multimodal import write_phi4_multimodal
 from pictures import picture
 
@@ -27,6 +33,9 @@ PROVED = (
     "answers that differ from generate",
     "LoRA off and on",
 )
+
+
+SMALL_SAMPLES = [Sample(str(i), i, (picture((64, 64), i),), "What is it? " * 4) for i in range(2)]
 
 
 def check_run(*arguments):
@@ -54,28 +63,90 @@ def test_shipped_images_fill_their_crops_and_do_not(model):
     assert len({image.grid for image in images}) > 1
 
 
+@pytest.fixture(scope="module")
+def demo(checkpoint, tmp_path_factory):
+    """The demo checkpoint, eight layers, in both layouts."""
+    published = write_published_phi4mm(tmp_path_factory.mktemp("demo") / "published")
+    return {"transformers": checkpoint, "published phi4mm": published}
+
+
 @pytest.mark.slow
-def test_every_limit_is_kept_on_the_published_layout(small, tmp_path):
-    done = check_run(write_published(tmp_path / "published", small), "--json")
+@pytest.mark.parametrize("layout", ["transformers", "published phi4mm"])
+@pytest.mark.parametrize(("dtype", "lora"), [("float32", "merged"), ("bfloat16", "unmerged")])
+def test_the_demo_checkpoint_keeps_every_limit_in_both_layouts(demo, layout, dtype, lora):
+    done = check_run(demo[layout], "--dtype", dtype, "--json")
     assert done.exit_code == 0, done.output
-    checks = {check["name"]: check for check in json.loads(done.output)["checks"]}
-    assert all(check["passed"] for check in checks.values())
+    told = json.loads(done.output)
+    assert told["model"]["layout"] == layout
+    loaded = told["loaded"]
+    assert loaded.pop("mends")[0].endswith("(transformers marks it causal)")
+    assert loaded == {"dtype": dtype, "device": "cpu", "attention": "sdpa", "lora": lora, "notes": []}
+    checks = {check["name"]: check for check in told["checks"]}
+    assert [check for check in checks.values() if not check["passed"]] == []
     assert set(PROVED) <= set(checks)
+    assert checks["LoRA off and on"]["must_differ"]
     assert checks["LoRA off and on"]["figure"] > 0.01
     assert checks["sdpa and eager attention"]["figure"] > 0
 
 
-@pytest.mark.slow
-def test_sixteen_bits_keep_their_limits_and_the_lora_beside_the_weights(small):
-    checks = {check.name: check for check in proof.prove(small, dtype="bfloat16", device="cpu", lora="unmerged")}
-    assert [check for check in checks.values() if not check.passed] == []
-    assert checks["LoRA off and on"].must_differ
+def test_how_the_model_was_loaded_stands_above_the_figures():
+    notes, mends = ("The weights need room.",), ("The tower was mended.",)
+    made_up = proof.Proof("bfloat16", "cuda:1", "sdpa", "unmerged", mends, notes, (Check("one", 0.0, 1.0),))
+    console = Console(width=100)
+    with console.capture() as shown:
+        console.print(render_proof(made_up))
+    first, *others = shown.get().splitlines()
+    assert first == "Loaded in bfloat16 on cuda:1, attention sdpa, LoRA unmerged."
+    assert others[:2] == [*notes, *mends]
+    assert others[-1] == "All 1 limits kept."
+
+
+@pytest.mark.parametrize("figure", [math.nan, math.inf, -math.inf])
+def test_a_figure_that_is_no_number_is_missed_and_null(small, figure):
+    made_up = proof.Proof("float32", "cpu", "sdpa", "off", (), (), (Check("one", 0.0, 1.0), Check("two", figure, 1.0)))
+    told = json.dumps(as_plain_data(read_facts(small), made_up), allow_nan=False)
+    assert [(check["figure"], check["passed"]) for check in json.loads(told)["checks"]] == [(0.0, True), (None, False)]
+    assert not made_up.passed
+
+
+def test_the_model_without_its_lora_has_the_dtype_of_the_one_with_it(small, two_small_images, monkeypatch):
+    """With less memory free than at the first load, `auto` would choose another."""
+    free, dtypes = iter([10**12]), []
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=next(free, 10)))
+
+    def remember(*args, **options):
+        model = load(*args, **options)
+        dtypes.append((model.loaded.lora, model.loaded.dtype))
+        return model
+
+    monkeypatch.setattr(proof, "load", remember)
+    assert proof.prove(small, device="cpu").passed
+    assert dtypes == [("merged", torch.float32), ("off", torch.float32)]
+
+
+@pytest.mark.parametrize("option", [("--dtype", "bfloat16"), ("--device", "cpu"), ("--lora", "off")])
+def test_options_of_the_proof_are_refused_without_it(small, option):
+    done = CliRunner().invoke(app, ["check", str(small), *option])
+    assert done.exit_code == 2
+    assert f"{' '.join(option)} goes with --run" in done.output.replace("\n", " ")
+    assert "OK" not in done.output
+
+
+def test_a_folder_that_asks_for_beams_and_penalties_is_held_against_plain_greedy_decoding(small, tmp_path):
+    other = copy_folder(small, tmp_path / "beams")
+    asked = {"num_beams": 3, "repetition_penalty": 5.0, "no_repeat_ngram_size": 1, "do_sample": True, "top_k": 3}
+    edit_json(other / "generation_config.json", lambda config: config.update(asked))
+    model = load(other, device="cpu")
+    checks = {check.name: check for check in check_adapter(model, SMALL_SAMPLES, max_new_tokens=6)}
+    assert checks["answers that differ from generate"].passed
+    assert model.loaded.hf_model.generation_config.num_beams == 3
 
 
 def test_a_missed_limit_exits_with_1_and_is_shown(small, two_small_images, monkeypatch):
     monkeypatch.setattr(proof, "LIMITS", {torch.float32: 1e-12})
     done = check_run(small, "--lora", "off")
     assert done.exit_code == 1
+    assert "Loaded in float32 on cpu, attention sdpa, LoRA off." in done.output
     assert "MISSED" in done.output
     assert "limits missed" in done.output
 
@@ -87,7 +158,7 @@ def test_a_lora_without_effect_is_caught(small, two_small_images, tmp_path, lora
         idle / "vision-lora" / "adapter_model.safetensors",
         lambda tensors: [tensor.zero_() for name, tensor in tensors.items() if "lora_B" in name],
     )
-    missed = {check.name for check in proof.prove(idle, device="cpu", lora=lora) if not check.passed}
+    missed = {check.name for check in proof.prove(idle, device="cpu", lora=lora).checks if not check.passed}
     assert missed == {"LoRA off and on"}
 
 
@@ -107,7 +178,6 @@ def bordered(tmp_path_factory):
     return write_phi4_multimodal(folder, layers=2, original_max_position_embeddings=550)
 
 
-BEYOND_THE_BORDER = [Sample(str(i), i, (picture((64, 64), i),), "What is it? " * 4) for i in range(2)]
 PREFIX = "a question on the image's prefix and the full forward"
 
 
@@ -115,11 +185,11 @@ def test_a_prefix_of_the_other_longrope_regime_is_caught(bordered):
     model = load(bordered, device="cpu")
     adapter = dataclasses.replace(model.loaded.adapter, longrope_border=lambda config: None)
     careless = dataclasses.replace(model, loaded=dataclasses.replace(model.loaded, adapter=adapter))
-    (found,) = [check for check in check_adapter(careless, BEYOND_THE_BORDER) if check.name == PREFIX]
+    (found,) = [check for check in check_adapter(careless, SMALL_SAMPLES) if check.name == PREFIX]
     assert not found.passed
 
 
 def test_a_prefix_of_the_other_longrope_regime_is_not_measured(bordered):
-    checks = check_adapter(load(bordered, device="cpu"), BEYOND_THE_BORDER)
+    checks = check_adapter(load(bordered, device="cpu"), SMALL_SAMPLES)
     assert PREFIX not in {check.name for check in checks}
     assert all(check.passed for check in checks)

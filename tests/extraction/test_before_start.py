@@ -10,19 +10,15 @@ import midsight
 from midsight.cli import app
 from midsight.errors import MidsightError
 from midsight.extraction.run import forecast
-from pictures import encoded, picture
+from pictures import write_csv
 
 CALL = {"layers": [0, 7], "max_new_tokens": 2}
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("plan")
-    for i in range(4):
-        (folder / f"{i}.png").write_bytes(encoded(picture((64, 64), i)))
     rows = [f"q{n},{n % 4}.png,What is {n}?" for n in range(12)]
-    (folder / "data.csv").write_text("\n".join(["id,image,question", *rows, "bad,0.png,"]))
-    return folder / "data.csv"
+    return write_csv(tmp_path_factory.mktemp("plan"), [(64, 64)] * 4, [*rows, "bad,0.png,"])
 
 
 def command(data, checkpoint, out, *more):

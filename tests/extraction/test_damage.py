@@ -5,11 +5,10 @@ import dataclasses
 import pytest
 import torch
 
+from damages import count_padding_in_decode, declaring, exchange_images, shift_layers, shift_position
 from midsight import load
-from midsight.extraction import batch, decode, prefill
+from midsight.extraction import batch, prefill
 from midsight.extraction.request import resolve
-from midsight.models.layout import TokenLayout
-from midsight.taps import capture
 from midsight.testing.checks import largest_error
 from parity import EVERYTHING, assert_parity, expect, extract_records, samples_of
 from pictures import CASES, picture
@@ -48,12 +47,7 @@ def test_lora_off(compare, checkpoint):
 
 @pytest.mark.parametrize("shift", [-1, 1])
 def test_layer_off_by_one(compare, model, monkeypatch, shift):
-    original = capture.tapped_module
-
-    def shifted(hf_model, adapter, tap):
-        return original(hf_model, adapter, dataclasses.replace(tap, layer=min(max(tap.layer + shift, 0), 7)))
-
-    monkeypatch.setattr(capture, "tapped_module", shifted)
+    shift_layers(monkeypatch, shift, last=7)
     with pytest.raises(AssertionError, match="is off by"):
         compare(model)
 
@@ -62,9 +56,7 @@ def test_layer_off_by_one(compare, model, monkeypatch, shift):
 @pytest.mark.parametrize("shift", [-1, 1])
 def test_position_off_by_one(compare, expected, model, monkeypatch, position, shift):
     """Padded on the right, so that all but the longest row have a token behind their query token."""
-    original = getattr(TokenLayout, position).fget
-    last = max(e.prompt_tokens for e in expected.values()) - 1
-    monkeypatch.setattr(TokenLayout, position, property(lambda self: min(original(self) + shift, last)))
+    shift_position(monkeypatch, position, shift, last=max(e.prompt_tokens for e in expected.values()) - 1)
     with pytest.raises(AssertionError, match=f"{position}_representation.* is off by"):
         compare(model, padding_side="right")
 
@@ -83,24 +75,15 @@ def test_attention_mask_dropped(compare, model, monkeypatch):
 
 def test_decode_positions_counted_over_padding(compare, model, monkeypatch):
     """Rotary attention sees differences of positions only, so a prompt that is shifted as a whole keeps its numbers."""
-    original = decode.feed_tokens
-
-    def shifted(loaded, open_rows):
-        state = open_rows.state
-        padded = [state.attention_mask.shape[1]] * len(state.lengths)
-        stepped = original(loaded, decode.OpenRows(open_rows.answers, dataclasses.replace(state, lengths=padded)))
-        return dataclasses.replace(stepped, lengths=[length + 1 for length in state.lengths])
-
-    monkeypatch.setattr(decode, "feed_tokens", shifted)
-    with pytest.raises(AssertionError):
+    count_padding_in_decode(monkeypatch)
+    with pytest.raises(AssertionError, match="the answers differ"):
         compare(model)
 
 
 def test_images_exchanged_between_samples(model, monkeypatch):
     pairs = [(picture((64, 64), seed), "What is it?") for seed in (1, 2)]
     right = model.extract_many(pairs, answers=False)
-    original = batch.encode_distinct
-    monkeypatch.setattr(batch, "encode_distinct", lambda *args: original(*args)[::-1])
+    exchange_images(monkeypatch)
     exchanged = model.extract_many(pairs, answers=False)
     assert largest_error(right[0], exchanged[0]) > 0.01
     assert largest_error(right[0], exchanged[1]) < 1e-5
@@ -108,10 +91,7 @@ def test_images_exchanged_between_samples(model, monkeypatch):
 
 def test_padding_patches_counted(compare, model, monkeypatch):
     """640 x 480 leaves part of its crops empty; those patches do not belong to the mean."""
-    everything = dataclasses.replace(
-        model.loaded.adapter, useful_patches=lambda image: torch.ones_like(image.patch_mask.flatten(1))
-    )
-    counted = dataclasses.replace(model, loaded=dataclasses.replace(model.loaded, adapter=everything))
+    counted = declaring(model, useful_patches=lambda image: torch.ones_like(image.patch_mask.flatten(1)))
     with pytest.raises(AssertionError, match="vision_only_representation is off by"):
         compare(counted)
 

@@ -135,6 +135,7 @@ def test_limit_can_grow_and_nothing_is_done_twice(dataset, model, tmp_path):
         ("system", "Be brief."),
         ("answers", False),
         ("max_new_tokens", 3),
+        ("share", False),
         ("store_dtype", "float16"),
     ],
 )

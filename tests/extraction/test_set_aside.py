@@ -13,7 +13,7 @@ from midsight.errors import BrokenOffError
 from midsight.extraction import apart, batch
 from midsight.store.attempts import Attempts
 from midsight.store.writer import RunWriter
-from pictures import encoded, picture
+from pictures import write_csv
 
 ROWS = 7
 CALL = {"layers": [0, 7], "max_new_tokens": 2, "batch_size": 3}
@@ -41,12 +41,8 @@ print(len(run), [failure.sample_id for failure in run.failures()])
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("deadly")
-    for n in range(ROWS):
-        (folder / f"{n}.png").write_bytes(encoded(picture((64, 64 + n), n)))
     rows = [f"q{n},{n}.png,What is {n}?" for n in range(ROWS)]
-    (folder / "data.csv").write_text("\n".join(["id,image,question", *rows]))
-    return folder / "data.csv"
+    return write_csv(tmp_path_factory.mktemp("deadly"), [(64, 64 + n) for n in range(ROWS)], rows)
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +107,19 @@ def test_a_sample_in_work_at_two_kills_from_outside_is_extracted_all_the_same(da
         assert np.allclose(run.matrix(name), whole.matrix(name), rtol=0, atol=1e-4), name
     assert (seen[-1].done, seen[-1].failed, seen[-1].remaining) == (ROWS, 0, 0)
     assert [failure.sample_id for commit in run.commits for failure in commit.failures] == ["q3", "q5"]
+
+
+def test_a_failed_sample_that_kills_is_set_aside_also_when_failures_are_tried_again(
+    data, model, whole, tmp_path, monkeypatch
+):
+    with RunWriter(tmp_path / "run", whole.spec) as writer:
+        writer.fail(midsight.Failure("q3", 3, "was not there"))
+    monkeypatch.setattr("midsight.extraction.run.extract_apart", lambda *_: None)
+    for _ in range(2):
+        killed_while_working_on(tmp_path / "run", whole, "q3")
+    run = midsight.extract(data, model=model, out=tmp_path / "run", retry_failed=True, **CALL)
+    (failure,) = run.failures()
+    assert (failure.sample_id, failure.reason[:13]) == ("q3", "Two processes")
 
 
 def test_on_a_gpu_a_sample_set_aside_stays_so_until_it_is_asked_for(data, model, whole, tmp_path, monkeypatch):

@@ -93,6 +93,17 @@ def test_a_safetensors_header_that_lies(folder, layout, kind):
     refuse(folder, *([path.name] if kind != "empty" else []))
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float8_e4m3fn, torch.bool], ids=str)
+def test_weights_whose_scale_is_elsewhere(folder, layout, dtype):
+    """Read as they stand they would be another model's."""
+    path = folder / SHARDS[layout]
+    tensors = load_file(path)
+    name = next(name for name, tensor in tensors.items() if name.endswith(".weight") and tensor.dim() == 2)
+    path.unlink()
+    save_file({**tensors, name: tensors[name].to(dtype)}, path, {"format": "pt"})
+    refuse(folder, path.name, name, "quantised")
+
+
 @pytest.mark.parametrize("length", [0, 1, 2**31, 2**63, 2**64 - 1, 10**8])
 def test_an_absurd_length_of_the_header(folder, layout, length):
     path = folder / SHARDS[layout]

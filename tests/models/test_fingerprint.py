@@ -15,7 +15,8 @@ def print_of(folder):
 def test_files_that_are_not_read_change_nothing(folder):
     before = print_of(folder)
     (folder / "consolidated.safetensors").write_bytes(b"another tool's")
-    (folder / "README.md").write_text("about it")
+    for name in ("README.md", "README.txt", "notes.json", "vocab.json", "trainer_state.json", "prompt.jinja"):
+        (folder / name).write_text("about it")
     (folder / "modeling_phi4mm.py").write_text("raise SystemExit")
     (folder / "speech-lora").mkdir()
     (folder / "speech-lora" / "notes.json").write_text("{}")

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import midsight
-from folders import assert_sentence, copy_folder, edit_json, refuse, said_by, write_anew
+from folders import assert_sentence, copy_folder, edit_json, edit_tensors, refuse, said_by, write_anew
+from midsight.check.facts import read_facts
 from midsight.models.catalogue import open_checkpoint
 
 NO_OBJECT = {"empty": b"", "cut": b'{"a": 1', "list": b"[]", "null": b"null", "number": b"3", "binary": b"\xff\xfe\0\0"}
@@ -189,6 +191,43 @@ def test_stop_ids_that_are_no_token_ids(folder, eos):
     refuse(folder, "generation_config.json", "eos_token_id")
 
 
+@pytest.mark.parametrize("eos", [200060, 200064, 10**9, 10**30, [200020, 200060]], ids=str)
+def test_a_stop_id_that_is_no_token_is_named_before_any_weight_is_read(folder, eos):
+    """In the embedding without a token, and outside of it."""
+    edit_json(folder / "generation_config.json", lambda config: config.update(eos_token_id=eos))
+    unknown = str(max(eos) if isinstance(eos, list) else eos)
+    for call in (read_facts, midsight.load):
+        said = said_by(call, folder)
+        assert said is not None, "it is taken"
+        assert_sentence(said)
+        assert all(part in said for part in ("generation_config.json", f"says {unknown} for eos_token_id"))
+
+
+def test_a_stop_id_beyond_the_models_head_is_named(native):
+    """The tokenizer has the token, no answer can have it."""
+    edit_json(native / "config.json", lambda config: config.update(vocab_size=200020))
+    edit_tensors(
+        native / "model.safetensors",
+        lambda tensors: tensors.update(
+            {"model.embed_tokens.weight": tensors["model.embed_tokens.weight"][:200020].clone()}
+        ),
+    )
+    refuse(native, "generation_config.json", "200020", "eos_token_id")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"max_new_tokens": -5}, {"early_stopping": 3}, {"watermarking_config": {"a": 1}}, {"num_return_sequences": 4}],
+    ids=str,
+)
+def test_a_generation_config_that_transformers_refuses(folder, change):
+    edit_json(folder / "generation_config.json", lambda config: config.update(change))
+    said = {said_by(call, folder) or "It is taken." for call in (read_facts, midsight.load)}
+    assert len(said) == 1
+    assert_sentence(*said)
+    assert "generation_config.json" in said.pop()
+
+
 @settings(deadline=None, max_examples=25)
 @given(data=st.data())
 @pytest.mark.parametrize("layout", ["transformers", "published phi4mm"])
@@ -208,6 +247,27 @@ def test_whatever_happens_to_a_small_file_only_a_midsight_error_comes_out(folder
 
     assert_sentence(said_by(open_all) or "It is whole.")
     shutil.rmtree(folder.parent)
+
+
+def test_an_adapter_beside_the_model_is_refused(native, tmp_path):
+    """transformers would load the model that it names, and not this one."""
+    adapter = json.loads((native / "vision-lora" / "adapter_config.json").read_text())
+    (native / "adapter_config.json").write_text(json.dumps({**adapter, "base_model_name_or_path": str(tmp_path)}))
+    refuse(native, str(native), "adapter_config.json")
+
+
+def test_a_model_that_is_quantised_at_load_is_refused(native):
+    quantised = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
+    edit_json(native / "config.json", lambda config: config.update(quantised))
+    refuse(native, "config.json", "quantization_config", "midsight.wrap")
+
+
+@pytest.mark.parametrize("dtype", ["float64", "int8"])
+def test_a_dtype_that_no_model_is_run_in_becomes_float32(native, dtype, monkeypatch):
+    """Also where there is no room for float32, or a GPU, and the checkpoint's dtype would be taken."""
+    edit_json(native / "config.json", lambda config: config.update(dtype=dtype))
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=10))
+    assert midsight.load(native, device="cpu").loaded.dtype == torch.float32
 
 
 class TestLoraFolder:

@@ -15,7 +15,9 @@ from huggingface_hub import close_session, constants
 from typer.testing import CliRunner
 
 import midsight
+from folders import copy_folder, said_by, write_anew
 from hub_stub import HubStub, read_files
+from midsight.check.facts import read_facts
 from midsight.cli import app
 from midsight.errors import MidsightError
 from midsight.models.hub import find_model_folder
@@ -25,6 +27,10 @@ from pictures import picture
 QUESTION = "How many lamps are lit?"
 NEVER_READ = {
     "README.md",
+    "README.txt",
+    "notes.json",
+    "vocab.json",
+    "merges.txt",
     ".gitattributes",
     "pytorch_model.bin",
     "model.onnx",
@@ -38,6 +44,7 @@ NEVER_READ = {
     "examples/prompts.json",
     "examples/vision-lora/adapter_config.json",
     "vision-lora/adapter_model.bin",
+    "vision-lora/notes.json",
     "vision-lora/checkpoint-1/adapter_config.json",
 }
 """Files beside a model's that must stay on the hub."""
@@ -290,6 +297,33 @@ def test_offline_a_cache_that_lacks_a_file_is_explained(hub, monkeypatch, lost):
     ):
         find_model_folder("maker/model")
     assert hub.requests == []
+
+
+@pytest.mark.parametrize("name", ["model-00002-of-00003.safetensors", "tokenizer.json"])
+def test_a_file_damaged_in_the_cache_is_mended_by_the_command_that_the_error_names(hub, folders, tmp_path, name):
+    """The same call again would not: the hub is not asked for what is in the cache."""
+    commit = hub.add("maker/my-model", read_files(folders["published"]), "main")
+    damaged = (find_model_folder("maker/my-model").path / name).resolve()
+    damaged.write_bytes(damaged.read_bytes()[:1000])
+    said = {said_by(call, "maker/my-model") or "It is taken." for call in (load, load, read_facts)}
+    assert len(said) == 1
+    (command,) = re.findall(r"download it again with `hf (.+)`\.$", said.pop())
+    assert command == f"download maker/my-model {name} --revision {commit} --force-download"
+    environment = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_CACHE": str(tmp_path / "cache"), "HF_HUB_DISABLE_XET": "1"}
+    code = "from huggingface_hub.cli.hf import main; main()"
+    subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, *command.split()],
+        env={**os.environ, **environment},
+        check=True,
+        capture_output=True,
+    )
+    assert check("maker/my-model").exit_code == 0
+
+
+def test_a_damaged_file_of_a_plain_folder_needs_no_command(folders, tmp_path):
+    folder = copy_folder(folders["published"], tmp_path / "model")
+    write_anew(folder / "tokenizer.json", b"{")
+    assert (said_by(load, folder) or "").endswith("; download it again.")
 
 
 def test_a_private_model_is_read_with_the_token_of_the_environment(hub, monkeypatch):

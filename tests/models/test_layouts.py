@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoProcessor
 
 import midsight
-from folders import LAYERS, copy_folder, edit_json, load_all
+from folders import LAYERS, copy_folder, edit_json, edit_published, edit_tensors, load_all
 from pictures import picture
 from reference import load_reference_model
 
@@ -189,6 +189,66 @@ def factors(folder, target):
     adapter = load_file(folder / "vision-lora" / "adapter_model.safetensors")
     module = f"base_model.model.{target.removesuffix('.weight')}"
     return adapter[f"{module}.lora_B.weight"].float(), adapter[f"{module}.lora_A.weight"].float()
+
+
+def stored_in_float32(folder, layout):
+    """Every weight of a copied folder in float32, with digits that bfloat16 has no room for; weights and factors."""
+    generator = torch.Generator().manual_seed(0)
+
+    def add_digits(tensors):
+        for name, tensor in tensors.items():
+            tensors[name] = tensor.float() * (1 + 2**-9 * torch.rand(tensor.shape, generator=generator))
+
+    if layout == "published":
+        edit_published(folder, add_digits)
+        stored, names = load_all(folder), ("{}.base_layer.weight", "{}.lora_B.vision.weight", "{}.lora_A.vision.weight")
+    else:
+        edit_tensors(folder / "model.safetensors", add_digits)
+        edit_tensors(folder / "vision-lora" / "adapter_model.safetensors", add_digits)
+        stored = load_all(folder) | load_file(folder / "vision-lora" / "adapter_model.safetensors")
+        names = ("{}.weight", "base_model.model.{}.lora_B.weight", "base_model.model.{}.lora_A.weight")
+    modules = {target: target.removesuffix(".weight") for target in ADAPTED}
+    return {target: [stored[name.format(module)] for name in names] for target, module in modules.items()}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS[:2])
+def test_weights_stored_in_float32_are_merged_before_they_are_rounded_to_bfloat16(layouts, layout, tmp_path):
+    folder = copy_folder(layouts[layout], tmp_path / "float32")
+    stored = stored_in_float32(folder, layout)
+    model = midsight.load(folder, device="cpu", dtype="bfloat16", lora="merged").loaded.hf_model
+    ours = dict(model.named_parameters())
+    rounded_first = 0
+    for target, (weight, b, a) in stored.items():
+        assert ours[target].dtype == torch.bfloat16
+        assert torch.equal(ours[target], torch.addmm(weight, b, a, alpha=SCALE).bfloat16()), target
+        twice = torch.addmm(weight.bfloat16().float(), b, a, alpha=SCALE).bfloat16()
+        rounded_first += int((ours[target] != twice).sum())
+    assert rounded_first > 100, "weights rounded before the merge would not be seen"
+
+
+@pytest.mark.parametrize(
+    ("settings", "suffix"),
+    [
+        ({"use_dora": True}, "lora_magnitude_vector.weight"),
+        pytest.param({"lora_bias": True}, "lora_B.bias", marks=pytest.mark.filterwarnings("ignore::UserWarning")),
+        ({"alora_invocation_tokens": [1, 2]}, None),
+    ],
+    ids=["with magnitudes", "with biases", "for some tokens"],
+)
+def test_an_adapter_that_is_no_plain_lora_is_not_merged(layouts, tmp_path, settings, suffix):
+    """W + scale B A would be another model's weights."""
+    folder = copy_folder(layouts["native"], tmp_path / "copy")
+    edit_json(folder / "vision-lora" / "adapter_config.json", lambda config: config.update(settings))
+
+    def add_tensors(tensors):
+        for name in [name for name in tensors if name.endswith("lora_B.weight")]:
+            tensors[name.replace("lora_B.weight", suffix)] = torch.ones(len(tensors[name]))
+
+    if suffix:
+        edit_tensors(folder / "vision-lora" / "adapter_model.safetensors", add_tensors)
+    with pytest.raises(midsight.MidsightError, match=r"vision-lora is no plain LoRA .*--lora unmerged"):
+        midsight.load(folder, device="cpu", lora="merged")
+    assert midsight.load(folder, device="cpu", lora="unmerged").loaded.lora == "unmerged"
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import midsight
 from folders import FACTS, edit_json, needs_facts, write_published_size
 from midsight.models.catalogue import open_checkpoint
-from midsight.models.loading import read_stop_ids
+from midsight.models.generation import read_stop_ids
 from midsight.models.phi4_multimodal import ADAPTER, image_inputs
 from midsight.models.phi4mm.folder import load_image_processor, load_tokenizer
 from midsight.models.prompts import PromptTemplate, tokenise_prompt

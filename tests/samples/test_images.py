@@ -136,6 +136,9 @@ def test_what_is_no_image_is_refused_by_name_and_reason(tmp_path, write, reason)
 def test_a_path_that_no_file_can_have_is_refused():
     with pytest.raises(SampleError, match="cannot be read"):
         decode_image(Path("a\0b.png"))
+    with pytest.raises(SampleError, match="cannot be read: File name too long") as refusal:
+        decode_image(Path("a" * 10_000))
+    assert len(str(refusal.value)) < 400
 
 
 @pytest.mark.parametrize("image_format", FORMATS)

@@ -105,6 +105,13 @@ def test_a_download_is_bounded_in_bytes_and_time(address, monkeypatch):
         decode_image(ImageUrl(f"{address}/silent.png"))
 
 
+def test_only_http_and_https_are_opened(tmp_path):
+    (tmp_path / "a.png").write_bytes(PNG)
+    for url in ((tmp_path / "a.png").as_uri(), "ftp://127.0.0.1:1/a.png", "data:image/png;base64,iVBORw0KGgo="):
+        with pytest.raises(SampleError, match="cannot be downloaded"):
+            urls.download(ImageUrl(url), 10**6)
+
+
 def test_an_address_that_is_none_is_one_sentence():
     for url in ("http://", "http://[::1", "https://127.0.0.1:1/a.png", "http://a b/"):
         with pytest.raises(SampleError, match="cannot be downloaded"):

@@ -43,29 +43,35 @@ def test_phi4_multimodal_keeps_what_it_declares(checkpoint):
 
 
 def test_a_wrong_feature_layer_is_caught(small):
-    def one_layer_less(hf_model, pixel_values, patch_mask):
+    def one_layer_less(hf_model, images):
         tower = hf_model.model.embed_tokens_extend.image_embed.img_processor
         layer = tower.config.feature_layer
         tower.config.feature_layer = layer - 1
         try:
-            return ADAPTER.encode_crops(hf_model, pixel_values, patch_mask)
+            return ADAPTER.encode(hf_model, images)
         finally:
             tower.config.feature_layer = layer
 
-    found = failing(small, encode_crops=one_layer_less)
+    found = failing(small, encode=one_layer_less)
     assert "vision features and transformers' tower" in found
     assert "vision_token at every layer and the full forward" in found
 
 
 @pytest.mark.parametrize(
-    ("useful", "name"),
+    ("useful", "names"),
     [
-        (lambda image: torch.ones_like(image.patch_mask), "useful patches that the decoder never sees"),
-        (lambda image: image.patch_mask & global_crop(image), "share of the patches it sees that are not useful"),
+        (lambda image: torch.ones_like(image.patch_mask), {"useful patches that the decoder never sees"}),
+        (
+            lambda image: image.patch_mask & global_crop(image),
+            {
+                "share of the patches it sees that are not useful",
+                "patches of filled crops that it sees and are not useful",
+            },
+        ),
     ],
 )
-def test_wrong_patches_are_caught(small, useful, name):
-    assert failing(small, useful_patches=lambda image: useful(image).flatten(1)) == {name}
+def test_wrong_patches_are_caught(small, useful, names):
+    assert failing(small, useful_patches=lambda image: useful(image).flatten(1)) == names
 
 
 def global_crop(image):

@@ -12,8 +12,9 @@ import torch
 from midsight.models.catalogue import open_checkpoint
 from midsight.models.checkpoint import Checkpoint, count_parameters, left_out_parts, loaded_parameters
 from midsight.models.fingerprint import fingerprint
-from midsight.models.hub import find_model_folder
-from midsight.models.loading import closest_to_float32, load_processors, read_stop_ids
+from midsight.models.generation import read_generation
+from midsight.models.hub import find_model_folder, how_to_download_again
+from midsight.models.loading import closest_to_float32, load_processors, vocab_size
 from midsight.models.quiet import quiet_transformers
 from midsight.taps.tap import choose_layers
 
@@ -27,6 +28,8 @@ class ModelFacts:
 
     source: str
     """Folder or hub id as it was given."""
+    folder: str
+    """Where the files are that were read."""
     layout: str
     """`transformers` or `published phi4mm`."""
     family: str
@@ -75,9 +78,10 @@ def read_facts(source: str | Path, *, revision: str | None = None) -> ModelFacts
     Raises MidsightError for whatever would keep it from being loaded.
     """
     found = find_model_folder(source, revision=revision)
-    with quiet_transformers():
+    with quiet_transformers(), how_to_download_again(found.path):
         checkpoint = open_checkpoint(found.path)
         tokenizer, _ = load_processors(checkpoint, found.path)
+        _, stop_ids = read_generation(found.path, tokenizer, vocab_size(checkpoint.config))
         checkpoint.account()
     adapter, config = checkpoint.adapter, checkpoint.config
     text = config.get_text_config()
@@ -90,6 +94,7 @@ def read_facts(source: str | Path, *, revision: str | None = None) -> ModelFacts
 
     return ModelFacts(
         source=str(source),
+        folder=str(found.path),
         layout=checkpoint.layout,
         family=adapter.family,
         architecture=adapter.architecture,
@@ -104,10 +109,10 @@ def read_facts(source: str | Path, *, revision: str | None = None) -> ModelFacts
         vision_width=adapter.vision_width(config),
         image_token=adapter.image_token,
         image_token_id=tokenizer.convert_tokens_to_ids(adapter.image_token),
-        stop_ids=read_stop_ids(found.path),
+        stop_ids=stop_ids,
         longrope_border_tokens=adapter.longrope_border(config),
         example_prompt=prompt,
-        example_token_ids=tuple(tokenizer(prompt)["input_ids"]),
+        example_token_ids=tuple(tokenizer(prompt, add_special_tokens=False)["input_ids"]),
         memory_bytes={str(dtype).removeprefix("torch."): bytes_in(dtype) for dtype in DTYPES},
         free_bytes=free_memory(),
     )

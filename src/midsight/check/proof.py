@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -11,7 +12,8 @@ from PIL import Image
 
 from midsight.errors import MidsightError
 from midsight.extraction.model import Model, load
-from midsight.models.loading import Lora
+from midsight.models.hub import find_model_folder
+from midsight.models.loading import LoadedModel, Lora
 from midsight.records import Record
 from midsight.samples.sample import Failure, Sample
 from midsight.testing.checks import Check, check_adapter, compare_lora
@@ -21,6 +23,31 @@ LIMITS = {torch.float32: 1e-5, torch.bfloat16: 0.045, torch.float16: 0.045}
 """Largest relative error by dtype; 0.045 is a cosine of 0.999 between vectors of one length."""
 LIMIT_ON_ACCELERATORS = 1e-4
 """In float32 away from the CPU, where kernels add up in other orders."""
+
+
+@dataclass(frozen=True)
+class Proof:
+    """A model as it was loaded, and what was measured of it."""
+
+    dtype: str
+    """Of the decoder's weights: float32, bfloat16 or float16."""
+    device: str
+    """Where the weights were, as torch spells it."""
+    attention: str
+    """transformers' name of the attention kernel."""
+    lora: str
+    """How the LoRA for images was applied, as in LoadedModel."""
+    mends: tuple[str, ...]
+    """What was corrected at load, a sentence each."""
+    notes: tuple[str, ...]
+    """What a user should know about the load, a sentence each."""
+    checks: tuple[Check, ...]
+    """Figures, limits and verdicts."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether every limit is kept."""
+        return all(check.passed for check in self.checks)
 
 
 def shipped_samples() -> tuple[Sample, ...]:
@@ -51,22 +78,37 @@ def draw(size: tuple[int, int], seed: int) -> Image.Image:
 
 def prove(
     source: str | Path, *, revision: str | None = None, dtype: str = "auto", device: str = "auto", lora: Lora = "auto"
-) -> tuple[Check, ...]:
+) -> Proof:
     """Loads a model as `extract` would and measures its numbers. Raises MidsightError where it cannot be loaded."""
+    folder = find_model_folder(source, revision=revision).path
     samples = shipped_samples()
-    model = load(source, revision=revision, dtype=dtype, device=device, lora=lora)
+    model = load(folder, dtype=dtype, device=device, lora=lora)
     loaded = model.loaded
     limit = LIMITS[loaded.dtype]
     if loaded.dtype == torch.float32 and loaded.device.type != "cpu":
         limit = LIMIT_ON_ACCELERATORS
-    checks = check_adapter(model, samples, limit=limit, max_new_tokens=NEW_TOKENS)
+    proof = as_loaded(loaded, check_adapter(model, samples, limit=limit, max_new_tokens=NEW_TOKENS))
     if loaded.lora != "merged":
-        return checks
+        return proof
     with_lora = extract_vectors(model, samples)
     loaded.hf_model.to("meta")  # a merged LoRA cannot be switched off: the model makes room for one without it
     gc.collect()
-    without = extract_vectors(load(source, revision=revision, dtype=dtype, device=device, lora="off"), samples)
-    return (*checks, compare_lora(without, with_lora))
+    # named by what the first load chose: `auto` may choose otherwise, with other memory free
+    other = load(folder, dtype=proof.dtype, device=proof.device, lora="off")
+    return replace(proof, checks=(*proof.checks, compare_lora(extract_vectors(other, samples), with_lora)))
+
+
+def as_loaded(loaded: LoadedModel, checks: tuple[Check, ...]) -> Proof:
+    """The proof of a loaded model."""
+    return Proof(
+        dtype=str(loaded.dtype).removeprefix("torch."),
+        device=str(loaded.device),
+        attention=loaded.attention,
+        lora=loaded.lora,
+        mends=loaded.mends,
+        notes=loaded.notes,
+        checks=checks,
+    )
 
 
 def extract_vectors(model: Model, samples: Sequence[Sample]) -> list[Record]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -12,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from midsight.check.facts import ModelFacts
+from midsight.check.proof import Proof
 from midsight.models.loading import SPARE_MEMORY
-from midsight.testing.checks import Check
 
 
 def render_facts(facts: ModelFacts) -> RenderableType:
@@ -36,6 +37,7 @@ def describe(facts: ModelFacts) -> dict[str, str]:
     free = ", ".join(f"{decimal(size)} on {device}" for device, size in facts.free_bytes.items())
     return {
         "model": facts.source,
+        **({"folder": facts.folder} if facts.folder != facts.source else {}),
         "layout": facts.layout,
         "family": f"{facts.family} ({facts.architecture})",
         "revision": facts.revision or "a plain folder, none known",
@@ -61,18 +63,29 @@ def describe_size(size_bytes: int, free_bytes: Mapping[str, int]) -> str:
     return f"{decimal(size_bytes)}, " + (f"fits on {', '.join(roomy)}" if roomy else "more than is free here")
 
 
-def render_checks(checks: Sequence[Check]) -> RenderableType:
-    """A table of figures, limits and verdicts."""
+def render_proof(proof: Proof) -> RenderableType:
+    """How the model was loaded, and a table of figures, limits and verdicts."""
+    loaded = Text(f"Loaded in {proof.dtype} on {proof.device}, attention {proof.attention}, LoRA {proof.lora}.")
+    sentences = [Text(sentence) for sentence in (*proof.notes, *proof.mends)]
     table = Table("what was compared", "figure", "limit", "verdict")
-    for check in checks:
+    for check in proof.checks:
         bound = f"at least {check.limit:.3g}" if check.must_differ else f"at most {check.limit:.3g}"
         verdict = Text("ok", style="green") if check.passed else Text("MISSED", style="red")
         table.add_row(Text(check.name), f"{check.figure:.3g}", bound, verdict)
-    missed = sum(not check.passed for check in checks)
-    closing = f"{missed} of {len(checks)} limits missed." if missed else f"All {len(checks)} limits kept."
-    return Group(table, Text(closing))
+    missed = sum(not check.passed for check in proof.checks)
+    total = len(proof.checks)
+    closing = f"{missed} of {total} limits missed." if missed else f"All {total} limits kept."
+    return Group(loaded, *sentences, table, Text(closing))
 
 
-def checks_as_json(checks: Sequence[Check]) -> list[dict[str, Any]]:
-    """Every check as plain data, its verdict among it."""
-    return [{**asdict(check), "passed": check.passed} for check in checks]
+def as_plain_data(facts: ModelFacts, proof: Proof | None) -> dict[str, Any]:
+    """Facts and proof as JSON takes them; a figure that is not finite is None."""
+    if proof is None:
+        return {"model": asdict(facts), "loaded": None, "checks": []}
+    loaded = asdict(proof)
+    del loaded["checks"]
+    checks = [
+        {**asdict(check), "figure": check.figure if math.isfinite(check.figure) else None, "passed": check.passed}
+        for check in proof.checks
+    ]
+    return {"model": asdict(facts), "loaded": loaded, "checks": checks}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
-import sys
+import os
+import signal
 import warnings
 from multiprocessing.connection import Connection
+from typing import NoReturn
 
 import torch
 
@@ -33,24 +35,29 @@ def extract_apart(model: LoadedModel, plan: Plan, sample: Sample, *, longest_s: 
     It tells a sample that kills from one that was in work when something else killed. The child is a copy
     of this process, which only a CPU's memory allows.
     """
-    if model.device.type != "cpu" or sys.platform == "win32":
+    if model.device.type != "cpu" or not hasattr(os, "fork"):
         return None
-    context = multiprocessing.get_context("fork")
-    receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_extract_into, args=(sender, model, plan, sample), daemon=True)
+    receiver, sender = multiprocessing.Pipe(duplex=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # threads are not copied, and the child needs none
-        child.start()
+        child = os.fork()
+    if child == 0:
+        _extract_into(sender, model, plan, sample)
     sender.close()
     try:
         return receiver.recv() if receiver.poll(longest_s) else None
     except EOFError:
         return None
     finally:
-        child.kill()
-        child.join()
+        receiver.close()
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
 
-def _extract_into(sender: Connection, model: LoadedModel, plan: Plan, sample: Sample) -> None:
-    torch.set_num_threads(1)
-    sender.send(extract_samples(model, plan, [sample])[0])
+def _extract_into(sender: Connection, model: LoadedModel, plan: Plan, sample: Sample) -> NoReturn:
+    """Ends the process without a return: all that it is a copy of belongs to its parent."""
+    try:
+        torch.set_num_threads(1)
+        sender.send(extract_samples(model, plan, [sample])[0])
+    finally:
+        os._exit(0)

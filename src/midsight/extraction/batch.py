@@ -20,7 +20,8 @@ from midsight.extraction.decode import (
 from midsight.extraction.prefill import Prefill, encode_distinct, pad_rows, prefill
 from midsight.extraction.prepare import PreparedSample, pooled_pixels, prepare
 from midsight.extraction.request import PaddingSide, Plan
-from midsight.models.adapter import EncodedImage, mean_over_patches
+from midsight.extraction.sharing import find_shared, prefill_shared
+from midsight.models.adapter import EncodedImage, continue_positions, mean_over_patches
 from midsight.models.layout import Span
 from midsight.models.loading import LoadedModel
 from midsight.records import PROCESSOR_POOLED_PIXELS, VISION_ONLY, Record
@@ -102,11 +103,11 @@ def extract_group(
 ) -> list[Outcome]:
     """Samples of one longrope regime: one prefill for all, then their answers."""
     images = encode_distinct(model, [item.images for item in group])
-    layouts = [item.prompt.layout for item in group]
-    rows = pad_rows(
-        [item.prompt.token_ids for item in group], layouts, pad_id=model.pad_id, side=padding_side, device=model.device
-    )
-    filled = prefill(model, rows, images, plan.taps, keep_cache=plan.answers)
+    shared = find_shared(model, group) if plan.share else None
+    if shared is not None:
+        filled = prefill_shared(model, group, images, shared, plan.taps, padding_side)
+    else:
+        filled = prefill_whole(model, plan, group, images, padding_side)
     vectors = collect_vectors(plan, group, images, filled)
     if not plan.answers:
         return [make_outcome(model, item, vectors[i]) for i, item in enumerate(group)]
@@ -114,6 +115,25 @@ def extract_group(
     first_tokens = describe_first_token(start.logits)
     answers = decode_answers(model, plan, group, images, start)
     return [make_outcome(model, item, vectors[i], answers[i], first_tokens[i]) for i, item in enumerate(group)]
+
+
+def prefill_whole(
+    model: LoadedModel,
+    plan: Plan,
+    group: Sequence[PreparedSample],
+    images: Sequence[Sequence[EncodedImage]],
+    padding_side: PaddingSide,
+) -> Prefill:
+    """Every prompt through the decoder, whole."""
+    rows = pad_rows(
+        [item.prompt.token_ids for item in group],
+        [item.prompt.layout for item in group],
+        [item.positions for item in group],
+        pad_id=model.pad_id,
+        side=padding_side,
+        device=model.device,
+    )
+    return prefill(model, rows, images, plan.taps, keep_cache=plan.answers)
 
 
 def decode_answers(
@@ -138,7 +158,8 @@ def decode_answers(
             replace(group[i].prompt.layout, prompt=Span(0, len(ids)))
             for i, ids in zip(at_border, token_ids, strict=True)
         ]
-        rows = pad_rows(token_ids, layouts, pad_id=model.pad_id, side="left", device=model.device)
+        positions = [continue_positions(group[i].positions, len(answers[i].token_ids)) for i in at_border]
+        rows = pad_rows(token_ids, layouts, positions, pad_id=model.pad_id, side="left", device=model.device)
         refilled = prefill(model, rows, [images[i] for i in at_border], taps=(), keep_cache=True)
         crossed = continue_from(model, refilled)
         decode_until(model, [answers[i] for i in at_border], crossed, max_new_tokens=plan.max_new_tokens, border=None)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -53,6 +53,10 @@ class Continuation:
     """int64 [batch, tokens in the cache], 0 on padding."""
     lengths: list[int]
     """Tokens of each row, padding not counted."""
+    position_offsets: list[int]
+    """Of each row: position of its next token, less its tokens."""
+    later: Mapping[str, Tensor]
+    """What the decoder takes in every step beside tokens, batch first."""
 
 
 @dataclass
@@ -74,7 +78,12 @@ class OpenRows:
             state.cache.batch_select_indices(indices)
         self.answers = [self.answers[i] for i in kept]
         self.state = Continuation(
-            state.logits[indices], state.cache, state.attention_mask[indices], [state.lengths[i] for i in kept]
+            state.logits[indices],
+            state.cache,
+            state.attention_mask[indices],
+            [state.lengths[i] for i in kept],
+            [state.position_offsets[i] for i in kept],
+            {name: value[indices] for name, value in state.later.items()},
         )
 
 
@@ -83,8 +92,8 @@ def continue_from(model: LoadedModel, filled: Prefill) -> Continuation:
     if filled.cache is None:
         raise ValueError("This prefill kept no cache to decode on from; call prefill with keep_cache.")
     logits = submodule(model.hf_model, model.adapter.lm_head)(filled.end_states).float()
-    lengths = [len(layout.prompt) for layout in filled.rows.layouts]
-    return Continuation(logits, filled.cache, filled.rows.attention_mask, lengths)
+    lengths, offsets = list(filled.lengths), list(filled.position_offsets)
+    return Continuation(logits, filled.cache, filled.attention_mask, lengths, offsets, filled.later)
 
 
 def describe_first_token(logits: Tensor) -> list[FirstToken]:
@@ -135,12 +144,15 @@ def feed_tokens(model: LoadedModel, open_rows: OpenRows) -> Continuation:
     device = state.logits.device
     one_more = state.attention_mask.new_ones((len(open_rows.answers), 1))
     attention_mask = torch.cat([state.attention_mask, one_more], dim=1)
+    positions = [[length + offset] for length, offset in zip(state.lengths, state.position_offsets, strict=True)]
     output: Any = submodule(model.hf_model, model.adapter.decoder)(
         input_ids=torch.tensor([[answer.token_ids[-1]] for answer in open_rows.answers], device=device),
         attention_mask=attention_mask,
-        position_ids=torch.tensor([[length] for length in state.lengths], device=device),
+        position_ids=torch.tensor(positions, device=device),
         past_key_values=state.cache,
         use_cache=True,
+        **state.later,
     )
     logits = submodule(model.hf_model, model.adapter.lm_head)(output.last_hidden_state[:, -1]).float()
-    return Continuation(logits, state.cache, attention_mask, [length + 1 for length in state.lengths])
+    lengths = [length + 1 for length in state.lengths]
+    return replace(state, logits=logits, attention_mask=attention_mask, lengths=lengths)

@@ -10,6 +10,7 @@ from typing import Any
 from midsight.errors import MidsightError, SampleError
 from midsight.extraction.batch import extract_samples
 from midsight.extraction.request import Request, resolve
+from midsight.extraction.todo import batched, group_by_image
 from midsight.models.loading import LoadedModel, Lora, load_model, wrap_model
 from midsight.records import Record
 from midsight.samples.sample import Failure, ImageSource, Sample
@@ -49,7 +50,7 @@ class Model:
         plan = resolve(Request(**options), self.loaded)
         dataset = make_samples(pairs)
         samples = dataset.samples
-        batches = [samples[i : i + batch_size] for i in range(0, len(samples), batch_size)]
+        batches = batched(group_by_image(samples), batch_size)
         outcomes = [outcome for batch in batches for outcome in extract_samples(self.loaded, plan, batch)]
         return sorted([*outcomes, *dataset.failures], key=lambda outcome: outcome.input_index)
 

@@ -41,6 +41,8 @@ class PreparedSample:
     """In the order of the prompt; samples of one batch share the objects of a shared image."""
     prompt: PromptTokens
     """Without padding."""
+    positions: Tensor
+    """int64 [axes, tokens]: where the decoder takes each token to be."""
 
 
 def prepare(model: LoadedModel, plan: Plan, samples: Sequence[Sample]) -> list[PreparedSample | Failure]:
@@ -51,7 +53,7 @@ def prepare(model: LoadedModel, plan: Plan, samples: Sequence[Sample]) -> list[P
         key = source if isinstance(source, Path | StoredImage | ImageUrl) else id(source)
         if key not in prepared_images:
             image = decode_image(source)
-            inputs = model.adapter.image_inputs(model.image_processor, image, plan.pixels)
+            inputs = model.adapter.image_inputs(model.image_processor, image, plan.pixels, model.config)
             prepared_images[key] = PreparedImage(image_id(image), inputs)
         return prepared_images[key]
 
@@ -66,7 +68,8 @@ def prepare(model: LoadedModel, plan: Plan, samples: Sequence[Sample]) -> list[P
         except SampleError as error:
             return Failure(sample.sample_id, sample.input_index, str(error))
         identity = joint_image_id([image.image_id for image in images])
-        return PreparedSample(sample, identity, tuple(image.inputs for image in images), prompt)
+        inputs = tuple(image.inputs for image in images)
+        return PreparedSample(sample, identity, inputs, prompt, model.adapter.positions(prompt.layout, inputs))
 
     return [prepare_sample(sample) for sample in samples]
 

@@ -39,6 +39,8 @@ class Request:
     """Whether to decode answers."""
     max_new_tokens: int = 200
     """Longest answer, in tokens."""
+    share: bool = True
+    """Whether questions on the same images go on from one prefix; the numbers are the same up to rounding."""
     prompt: str = "{question}"
     """The user's text around the question."""
     system: str | None = None
@@ -63,6 +65,8 @@ class Plan:
     """Whether answers are decoded."""
     max_new_tokens: int
     """Longest answer, in tokens."""
+    share: bool
+    """Whether questions on the same images go on from one prefix."""
     vectors: dict[str, int]
     """Width of every vector column, in the order of the columns."""
 
@@ -84,6 +88,11 @@ def resolve(request: Request, model: LoadedModel) -> Plan:
     if request.vision == "mean":
         vectors[VISION_ONLY] = model.adapter.vision_width(model.config)
     if request.processor_pooled_pixels:
+        if model.adapter.crop_px is None:
+            raise MidsightError(
+                f"--processor-pooled-pixels averages the crops of an image, and {model.adapter.family} cuts none; "
+                "leave it out."
+            )
         vectors[PROCESSOR_POOLED_PIXELS] = model.adapter.crop_px(model.image_processor)
     vectors |= {str(tap): model.hidden_size for tap in taps}
     return Plan(
@@ -94,5 +103,6 @@ def resolve(request: Request, model: LoadedModel) -> Plan:
         processor_pooled_pixels=request.processor_pooled_pixels,
         answers=request.answers,
         max_new_tokens=request.max_new_tokens,
+        share=request.share and model.adapter.shares_image_prefix,
         vectors=vectors,
     )

@@ -14,7 +14,7 @@ from midsight.extraction.apart import extract_apart, killed
 from midsight.extraction.batch import Outcome, extract_samples
 from midsight.extraction.model import DEFAULT_BATCH_SIZE, Model, check_batch_size, load
 from midsight.extraction.request import Plan, Request, resolve
-from midsight.extraction.todo import Progress, StoreDtype, Todo, batched, choose, estimate_bytes
+from midsight.extraction.todo import Progress, Todo, batched, choose, estimate_bytes
 from midsight.models.loading import LoadedModel
 from midsight.models.prompts import QUESTION
 from midsight.records import Record
@@ -25,7 +25,7 @@ from midsight.samples.tables import Dataset, make_samples, read_table
 from midsight.store.attempts import DEADLY
 from midsight.store.layout import Shard, check_shard, free_bytes
 from midsight.store.reader import Run, open_run
-from midsight.store.spec import RunSpec, is_run
+from midsight.store.spec import RunSpec, StoreDtype, is_run
 from midsight.store.writer import RunWriter, samples_done
 
 RECORDED_PACKAGES = (
@@ -181,21 +181,23 @@ def extract(
     check_batch_size(batch_size)
     job = make_job(data, model=model, **options)
     out = Path(out)
-    if not is_run(out):
-        job.before(job.todo(()), out)
+    todo = None
+    if not is_run(out):  # nothing is written where all of it cannot fit
+        todo = job.todo(())
+        job.before(todo, out)
     with RunWriter(
         out, job.spec, shard=job.shard, retry_failed=job.retry_failed, commit_seconds=commit_seconds
     ) as writer:
-        fill(writer, job, batch_size=batch_size, on_progress=on_progress)
+        todo = todo or job.todo(writer.done)
+        fill(writer, job, todo, batch_size=batch_size, on_progress=on_progress)
     return open_run(out)
 
 
-def fill(writer: RunWriter, job: Job, *, batch_size: int, on_progress: Callable[[Progress], None]) -> None:
-    """Extracts every sample the run does not have yet.
+def fill(writer: RunWriter, job: Job, todo: Todo, *, batch_size: int, on_progress: Callable[[Progress], None]) -> None:
+    """Extracts what is to do.
 
     Samples during which a process died come last and one by one; those during which two did are set aside.
     """
-    todo = job.todo(writer.done)
     progress = job.before(todo, writer.path)
     on_progress(progress)
     suspects: list[Sample] = []
@@ -219,18 +221,20 @@ def fill(writer: RunWriter, job: Job, *, batch_size: int, on_progress: Callable[
                 stored([outcome])
             elif (deaths := writer.attempts.deaths(outcome.sample_id)) == 0:
                 yield outcome
-            elif deaths < DEADLY or outcome.sample_id in writer.failed:
+            elif deaths < DEADLY:
                 suspects.append(outcome)
             else:
                 set_aside.append(outcome)
 
     for batch in batched(expected(todo.outcomes), batch_size):
         extracted(batch)
+    writer.commit()  # the next sample may end the process
     for sample in suspects:
         extracted([sample])
-    stored([killed(sample) for sample in set_aside])
-    writer.commit()
-    writer.attempts.clear([sample.sample_id for sample in set_aside])
+    if set_aside:
+        stored([killed(sample) for sample in set_aside])
+        writer.commit()
+        writer.attempts.clear([sample.sample_id for sample in set_aside])
     for sample in set_aside:
         outcome = extract_apart(job.model, job.plan, sample)
         if isinstance(outcome, Record) and store(writer, outcome):
@@ -275,6 +279,7 @@ def describe_run(
         "--max-new-tokens": plan.max_new_tokens if plan.answers else None,
         "--dtype": str(model.dtype).removeprefix("torch."),
         "--device": model.device.type,
+        "--share": plan.share,
         "--store-dtype": store_dtype,
         "--lora": model.lora,
     }
@@ -314,6 +319,6 @@ def describe_run(
 def describe_dataset(dataset: Dataset | SampleStream) -> dict[str, Any]:
     """Where the rows come from; of a stream it is not known how many there are."""
     if isinstance(dataset, SampleStream):
-        return {"path": dataset.name, "rows": None, "sha256": dataset.sha256}
+        return {"path": dataset.name, "rows": None, "sha256": dataset.sha256, "revision": dataset.revision}
     path = str(dataset.path) if dataset.path else None
     return {"path": path, "rows": dataset.rows, "sha256": dataset.sha256}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import heapq
 import itertools
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Literal
 
 import torch
 
@@ -16,12 +16,10 @@ from midsight.extraction.request import Plan
 from midsight.models.loading import LoadedModel
 from midsight.records import PROCESSOR_POOLED_PIXELS, VISION_ONLY
 from midsight.samples.sample import Failure, Sample
-from midsight.samples.streams import SampleStream, grouped
+from midsight.samples.streams import SampleStream, grouped, until_broken
 from midsight.samples.tables import Dataset
 from midsight.store.layout import Shard
-
-StoreDtype = Literal["float32", "float16"]
-
+from midsight.store.spec import StoreDtype
 
 COMPRESSED_SHARE = {
     ("float32", True): 0.9,
@@ -101,16 +99,16 @@ def choose(data: Dataset | SampleStream, done: Collection[str], *, shard: Shard,
 
 
 def cut(outcomes: Iterable[Sample | Failure], shard: Shard) -> Iterator[Sample | Failure]:
-    """The rows of one shard: images are dealt out to the shards in the order in which they first appear.
+    """The rows of one shard: a hash of its image's reference says whose a sample is.
 
-    So the cut depends on nothing but the dataset, and all questions of an image are one shard's.
+    So the cut depends on the row alone, whatever became of the others, and all questions of an image are one shard's.
     """
     number, count = shard
-    dealt: dict[str, int] = {}
     for outcome in outcomes:
         place = outcome.input_index
         if isinstance(outcome, Sample) and count > 1:
-            place = dealt.setdefault(outcome.image_key, len(dealt))
+            digest = hashlib.sha256(outcome.image_key.encode("utf-8", "surrogatepass")).digest()
+            place = int.from_bytes(digest[:8], "big")
         if place % count == number:
             yield outcome
 
@@ -124,21 +122,26 @@ def group_by_image(samples: Iterable[Sample]) -> list[Sample]:
 
 
 def batched(samples: Iterable[Sample], size: int) -> Iterator[list[Sample]]:
-    """Lists of `size` samples, the last one shorter; where the samples break off, it comes before the error."""
+    """Lists of at most `size` samples that keep the questions of an image together, as far as they follow each other.
+
+    More than `size` of them are cut evenly. Where the samples break off, what has come is given before the error.
+    """
+    broken: list[BrokenOffError] = []
     batch: list[Sample] = []
-    broken: BrokenOffError | None = None
-    try:
-        for sample in samples:
-            batch.append(sample)
-            if len(batch) == size:
-                yield batch
-                batch = []
-    except BrokenOffError as error:
-        broken = error
+    for _, same_image in itertools.groupby(until_broken(samples, broken), key=attrgetter("image_key")):
+        group = list(same_image)
+        if len(batch) + len(group) > size and batch:
+            yield batch
+            batch = []
+        pieces = -(-len(group) // size)
+        bounds = [piece * len(group) // pieces for piece in range(pieces + 1)]
+        *full, last = [group[start:stop] for start, stop in itertools.pairwise(bounds)]
+        yield from full
+        batch = [*batch, *last]
     if batch:
         yield batch
-    if broken is not None:
-        raise broken
+    if broken:
+        raise broken[0]
 
 
 def count_images(outcomes: Iterable[Sample | Failure]) -> int:

@@ -15,9 +15,14 @@ from midsight.models.headers import read_json
 
 FAMILIES = {
     "Phi4MultimodalForCausalLM": "midsight.models.phi4_multimodal",
+    "MllamaForConditionalGeneration": "midsight.models.mllama",
+    "Qwen2_5_VLForConditionalGeneration": "midsight.models.qwen2_5_vl",
+    "Qwen2VLForConditionalGeneration": "midsight.models.qwen2_vl",
 }
 """Architecture, as in config.json, to the module that holds its ADAPTER."""
 
+KNOWN = f"midsight knows {', '.join(FAMILIES)}, and docs/adding-a-model.md says how to add another"
+"""What an error about an unknown family ends with."""
 
 LAYOUTS = {
     "phi4mm": ("midsight.models.phi4mm.folder", "open_published"),
@@ -34,7 +39,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     if model_type not in transformers.CONFIG_MAPPING:
         raise MidsightError(
             f"{folder} has model_type {model_type!r}, which transformers {transformers.__version__} does not load "
-            f"without remote code; midsight knows {', '.join(FAMILIES)}."
+            f"without remote code; {KNOWN}."
         )
     return importlib.import_module("midsight.models.native").open_native(folder)
 
@@ -55,6 +60,4 @@ def find_adapter(architectures: Sequence[str], source: str) -> Adapter:
         if architecture in FAMILIES:
             return importlib.import_module(FAMILIES[architecture]).ADAPTER
     found = ", ".join(map(str, architectures)) or "none"
-    raise MidsightError(
-        f"{source} has the architecture {found}, which midsight does not know; it knows {', '.join(FAMILIES)}."
-    )
+    raise MidsightError(f"{source} has the architecture {found}, which is not known; {KNOWN}.")

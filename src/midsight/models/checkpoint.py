@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -65,9 +66,11 @@ def count_parameters(checkpoint: Checkpoint) -> dict[str, int]:
 
 
 def part_of(tensor: str, adapter: Adapter) -> str:
-    """The part of the model that a stored tensor belongs to; layouts that rename tensors keep these paths."""
+    """The part of the model that a stored tensor belongs to; other layouts than transformers' keep these paths."""
     if ".lora_" in tensor:
         return SPEECH_LORA if tensor.endswith(".speech.weight") else VISION_LORA
+    for older, name in adapter.older_names.items():
+        tensor = re.sub(older, name, tensor)
     paths = {
         **{path: part for part, path in adapter.unused_modules.items()},
         adapter.vision_tower: "vision encoder",

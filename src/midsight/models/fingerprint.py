@@ -15,16 +15,16 @@ SAMPLED_BYTES = 64 * 1024
 def decisive_files(folder: Path, headers: Headers) -> list[Path]:
     """The files that decide a model's numbers: those with its tensors, and config and tokenizer files beside them."""
     weights = {header.file for header in headers.values()}
-    texts = {path for inside in {folder, *(w.parent for w in weights)} for glob in TEXTS for path in inside.glob(glob)}
-    return sorted(weights | texts)
+    texts = {inside / name for inside in {folder, *(w.parent for w in weights)} for name in TEXTS}
+    return sorted(weights | {path for path in texts if path.is_file()})
 
 
 def fingerprint(folder: Path, headers: Headers) -> str:
     """SHA-256 over the files that decide a model's numbers, hex.
 
     Of safetensors files: name, size, header, and 64 KiB at the start, middle and end of the data, so
-    that weights trained further differ without being read whole. Of JSON, text and template files:
-    name and content.
+    that weights trained further differ without being read whole. Of the small files: name, size and
+    content.
     """
     digest = hashlib.sha256()
     for path in decisive_files(folder, headers):

@@ -16,6 +16,8 @@ from midsight.errors import MidsightError
 INDEX = "model.safetensors.index.json"
 ONLY_WEIGHTS = "model.safetensors"
 """The weights of a model that has no index."""
+FLOATS = ("BF16", "F16", "F32", "F64")
+"""Dtypes of weights that stand for themselves: others have a scale somewhere else."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +42,19 @@ Headers = Mapping[str, TensorHeader]
 
 
 def read_header(path: Path) -> dict[str, TensorHeader]:
-    """The tensors of one safetensors file; raises MidsightError where it is missing, cut short or damaged."""
+    """The tensors of one safetensors file; raises MidsightError where it is missing, damaged or quantised."""
     try:
         with safe_open(path, framework="numpy") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
-            return {name: TensorHeader(path, tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}
+            headers = {name: TensorHeader(path, tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}
     except (SafetensorError, OSError, ValueError) as error:
         raise MidsightError(f"{path} is no whole safetensors file ({error}); download it again.") from error
+    for name, header in headers.items():
+        if name.endswith((".weight", ".bias")) and header.dtype not in FLOATS:
+            raise MidsightError(
+                f"{path} stores {name} as {header.dtype}, quantised; load it with transformers and use midsight.wrap."
+            )
+    return headers
 
 
 def read_headers(folder: Path) -> dict[str, TensorHeader]:

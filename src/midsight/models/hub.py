@@ -5,20 +5,34 @@ from __future__ import annotations
 import errno
 import glob
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from midsight.errors import MidsightError, first_line
-from midsight.models.headers import ONLY_WEIGHTS, read_index
+from midsight.models.headers import INDEX, ONLY_WEIGHTS, read_index
 
 SNAPSHOT = re.compile(r"[0-9a-f]{40}")
-TEXTS = ("*.json", "*.txt", "*.jinja")
-"""Config, tokenizer, index and template files."""
-FILES = (*TEXTS, "*.safetensors")
-"""Files that a model is read from; never Python, pickles or ONNX."""
+TEXTS = (
+    "config.json",
+    "generation_config.json",
+    INDEX,
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "adapter_config.json",
+)
+"""Whatever a model is read from beside its weights; never Python, pickles or ONNX."""
 LORA_FOLDER = "vision-lora"
 """The one folder inside a model's that is read."""
+LORA_FILES = ("adapter_config.json", "adapter_model.safetensors")
+"""What is read of it."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +66,25 @@ def find_model_folder(source: str | Path, *, revision: str | None = None) -> Mod
     return ModelFolder(path, path.name)
 
 
+@contextmanager
+def how_to_download_again(folder: Path) -> Iterator[None]:
+    """Adds to an error that says to download again how, where the folder lies in the hub's cache.
+
+    The same command alone would not: what is in the cache is not fetched again.
+    """
+    try:
+        yield
+    except MidsightError as error:
+        place = folder.resolve()
+        cached = re.fullmatch(r"models--(.+?)--(.+)", place.parent.parent.name)
+        if cached is None or not SNAPSHOT.fullmatch(place.name):
+            raise
+        file = re.search(rf"{re.escape(str(folder))}/([\w./-]*[\w-])", str(error))
+        names = " ".join(["/".join(cached.groups()), *(file.groups() if file else ())])
+        command = f"`hf download {names} --revision {place.name} --force-download`"
+        raise MidsightError(re.sub(r"(download \w+( folder)? again)", rf"\1 with {command}", str(error))) from error
+
+
 def is_hub_id(source: str) -> bool:
     """Whether the hub could have a model of this name, owner and all."""
     from huggingface_hub.errors import HFValidationError
@@ -73,11 +106,8 @@ def download(hub_id: str, revision: str | None) -> Path:
 
 
 def weight_patterns(index: Mapping[str, str] | None) -> list[str]:
-    """Patterns of the weight files: those that the index names, and the LoRA's folder unless its tensors are in them.
-
-    In them `*` matches / too: folders further inside are for the caller to leave out.
-    """
-    lora = [f"{LORA_FOLDER}/{pattern}" for pattern in FILES]
+    """Patterns of the weight files: those that the index names, and the LoRA's files unless its tensors are in them."""
+    lora = [f"{LORA_FOLDER}/{name}" for name in LORA_FILES]
     if index is None:
         return [ONLY_WEIGHTS, *lora]
     named = [glob.escape(file) for file in sorted(set(index.values())) if re.fullmatch(r"[^/]+\.safetensors", file)]

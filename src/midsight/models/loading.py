@@ -11,11 +11,11 @@ import torch
 
 from midsight.errors import MidsightError
 from midsight.models.adapter import Adapter, submodule
-from midsight.models.catalogue import find_adapter, open_checkpoint
+from midsight.models.catalogue import FAMILIES, find_adapter, open_checkpoint
 from midsight.models.checkpoint import Checkpoint, LoadChoice, LoraMode, loaded_parameters
 from midsight.models.fingerprint import fingerprint, weights_fingerprint
-from midsight.models.headers import read_json
-from midsight.models.hub import find_model_folder
+from midsight.models.generation import as_ids, check_stop_ids, read_generation
+from midsight.models.hub import find_model_folder, how_to_download_again
 from midsight.models.quiet import quiet_transformers
 
 Lora = Literal["auto", "merged", "unmerged", "off"]
@@ -111,18 +111,19 @@ def load_model(
     """
     if lora not in get_args(Lora):
         raise MidsightError(f"--lora {lora!r} is unknown; give {' or '.join(get_args(Lora))}.")
+    target = choose_device(device)
     found = find_model_folder(source, revision=revision)
     folder = found.path
-    target = choose_device(device)
-    with quiet_transformers():
+    with quiet_transformers(), how_to_download_again(folder):
         checkpoint = open_checkpoint(folder)
         torch_dtype, dtype_notes = choose_dtype(dtype, target, checkpoint)
         mode, lora_notes = choose_lora(lora, torch_dtype, checkpoint, folder)
         tokenizer, image_processor = load_processors(checkpoint, folder)
-        stop_ids = read_stop_ids(folder)
+        generation_config, stop_ids = read_generation(folder, tokenizer, vocab_size(checkpoint.config))
         hf_model: Any = WithoutWeights(checkpoint.config)
         if weights:
             hf_model = checkpoint.load_weights(LoadChoice(torch_dtype, target, mode, unused=audio)).eval()
+            hf_model.generation_config = generation_config
         else:
             checkpoint.account()
     return LoadedModel(
@@ -147,35 +148,70 @@ def load_model(
 def wrap_model(hf_model: Any, processor: Any) -> LoadedModel:
     """A model of a known family that is loaded already, with its weights as they are.
 
-    The family's mends are applied to `hf_model` itself. Raises MidsightError for an unknown family.
+    It may be fine-tuned, quantised, or held by PEFT, whose active adapters stay on. The family's mends are
+    applied to the model itself. Raises MidsightError for an unknown family, or a processor of another.
     """
-    adapter = find_adapter([type(hf_model).__name__], f"The model of class {type(hf_model).__name__}")
-    hf_model.eval()
-    embedding: Any = submodule(hf_model, adapter.lm_head).weight
-    config: Any = hf_model.config
+    plain = without_peft(hf_model)
+    kind = type(plain).__name__
+    # a class of the user's own counts as the one it is made from
+    known = [base.__name__ for base in type(plain).__mro__ if base.__name__ in FAMILIES]
+    adapter = find_adapter(known or [kind], f"The model of class {kind}")
+    tokenizer, image_processor = getattr(processor, "tokenizer", None), getattr(processor, "image_processor", None)
+    config: Any = plain.config
+    source = f"The processor of class {type(processor).__name__}"
+    if tokenizer is None or image_processor is None or adapter.image_token not in tokenizer.get_vocab():
+        raise MidsightError(
+            f"{source} has no tokenizer with {adapter.image_token} and image processor; give the one that "
+            f"AutoProcessor makes for {adapter.family}."
+        )
+    if tokenizer.pad_token_id is None:
+        raise MidsightError(f"{source} has a tokenizer without pad_token; set tokenizer.pad_token.")
+    adapter.check_image_processor(image_processor, config)
+    plain.eval()
+    # of all weights the last to be quantised, and where tokens go in
+    embedding: Any = submodule(plain, adapter.token_embedding).weight
+    stop_ids = as_ids(plain.generation_config.eos_token_id, "The model's generation config")
+    check_stop_ids(stop_ids, tokenizer, vocab_size(config), "The model's generation config")
     return LoadedModel(
-        hf_model=hf_model,
-        tokenizer=processor.tokenizer,
-        image_processor=processor.image_processor,
+        hf_model=plain,
+        tokenizer=tokenizer,
+        image_processor=image_processor,
         adapter=adapter,
-        name=config.name_or_path or type(hf_model).__name__,
+        name=config.name_or_path or kind,
         revision=None,
         layout="in memory",
-        fingerprint=weights_fingerprint(hf_model),
+        fingerprint=weights_fingerprint(plain),
         dtype=embedding.dtype,
         device=embedding.device,
-        stop_ids=as_ids(hf_model.generation_config.eos_token_id, "The model's generation config"),
+        stop_ids=stop_ids,
         attention=config._attn_implementation,
         lora="as given",
-        mends=adapter.mends(hf_model),
+        mends=adapter.mends(plain),
         notes=(),
     )
+
+
+def without_peft(hf_model: Any) -> Any:
+    """The transformers model inside one of PEFT's, its adapters' layers in place; any other as it is.
+
+    Raises MidsightError for a kind of adapter that works outside the layers, as trained prompts do.
+    """
+    configs = getattr(hf_model, "peft_config", None)
+    if configs is None or not hasattr(hf_model, "get_base_model"):
+        return hf_model
+    outside = [config.peft_type for config in configs.values() if config.is_prompt_learning]
+    if outside:
+        raise MidsightError(
+            f"The PEFT model has {outside[0].value}, which adds trained prompts that midsight would leave out; "
+            "give a model with LoRA or another kind that sits in the layers."
+        )
+    return hf_model.get_base_model()
 
 
 def load_processors(checkpoint: Checkpoint, folder: Path) -> tuple[Any, Any]:
     """Tokenizer and image processor of a folder; raises MidsightError where they cannot make the family's prompts."""
     tokenizer, image_processor = checkpoint.load_tokenizer(), checkpoint.load_image_processor()
-    checkpoint.adapter.check_image_processor(image_processor)
+    checkpoint.adapter.check_image_processor(image_processor, checkpoint.config)
     if tokenizer.pad_token_id is None:
         raise MidsightError(f"{folder / 'tokenizer_config.json'} names no pad_token that the tokenizer has; add it.")
     if checkpoint.adapter.image_token not in tokenizer.get_vocab():
@@ -186,21 +222,9 @@ def load_processors(checkpoint: Checkpoint, folder: Path) -> tuple[Any, Any]:
     return tokenizer, image_processor
 
 
-def read_stop_ids(folder: Path) -> tuple[int, ...]:
-    """Token ids that end an answer, from the folder's generation config; raises MidsightError without one.
-
-    The ids of tokenizer and config end a text, not a turn: Phi-4-multimodal would answer on and on.
-    """
-    path = folder / "generation_config.json"
-    return as_ids(read_json(path).get("eos_token_id"), str(path))
-
-
-def as_ids(eos: Any, source: str) -> tuple[int, ...]:
-    """One token id or several, ascending; raises MidsightError for anything else."""
-    ids = eos if isinstance(eos, list) else [eos]
-    if not ids or not all(type(one) is int and one >= 0 for one in ids):
-        raise MidsightError(f"{source} says {eos!r} for eos_token_id; give the ids of the tokens that end an answer.")
-    return tuple(sorted(ids))
+def vocab_size(config: Any) -> int:
+    """Number of tokens that the language-model head tells apart."""
+    return config.get_text_config().vocab_size
 
 
 def choose_device(device: str) -> torch.device:
@@ -226,7 +250,9 @@ def choose_dtype(dtype: str, device: torch.device, checkpoint: Checkpoint) -> tu
         if dtype not in {"float32", "bfloat16", "float16"}:
             raise MidsightError(f"--dtype {dtype!r} is unknown; give auto, float32, bfloat16 or float16.")
         return getattr(torch, dtype), ()
-    stored = checkpoint.config.dtype or torch.float32
+    stored = checkpoint.config.dtype
+    if stored not in (torch.bfloat16, torch.float16):
+        stored = torch.float32
     if device.type != "cpu":
         return stored, ()
     needed = 4 * loaded_parameters(checkpoint, "merged")

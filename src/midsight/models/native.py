@@ -14,14 +14,16 @@ from midsight.errors import MidsightError, first_line
 from midsight.models.adapter import Adapter
 from midsight.models.catalogue import find_adapter
 from midsight.models.checkpoint import Checkpoint, LoadChoice
-from midsight.models.headers import read_header, read_headers, read_json
+from midsight.models.headers import Headers, read_header, read_headers, read_json
+from midsight.models.hub import LORA_FILES
+from midsight.models.reading import tensor_reader
 
 LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-LORA_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 def open_native(folder: Path) -> Checkpoint:
     """Reads the folder's config and headers; raises MidsightError where it is no model that transformers can load."""
+    refuse_what_transformers_adds(folder)
     headers = read_headers(folder)
     adapter = find_adapter(read_architectures(folder), str(folder))
     lora_folder = find_lora(folder, adapter)
@@ -36,8 +38,8 @@ def open_native(folder: Path) -> Checkpoint:
         hf_model = load_weights(folder, adapter, choice)
         if lora_folder is not None and choice.lora != "off":
             add_lora(hf_model, lora_folder, adapter)
-        if choice.lora == "merged":
-            merge_adapters(hf_model)
+            if choice.lora == "merged":
+                merge_adapters(hf_model, headers, lora_folder)
         return hf_model
 
     def from_pretrained(kind: Any, file: str, *others: str) -> Any:
@@ -59,6 +61,19 @@ def open_native(folder: Path) -> Checkpoint:
         load_tokenizer=lambda: from_pretrained(transformers.AutoTokenizer, "tokenizer.json", "tokenizer_config.json"),
         load_image_processor=lambda: from_pretrained(transformers.AutoImageProcessor, processor_file(folder)),
     )
+
+
+def refuse_what_transformers_adds(folder: Path) -> None:
+    """Raises MidsightError for what makes transformers load other weights than the folder's, or not as they are."""
+    if (folder / "adapter_config.json").exists():
+        raise MidsightError(
+            f"{folder} has adapter_config.json beside the model's config, and transformers would load that adapter "
+            "and its base model; give the model's own folder, or merge the adapter."
+        )
+    if read_json(folder / "config.json").get("quantization_config") is not None:
+        raise MidsightError(
+            f"{folder / 'config.json'} has a quantization_config; load it with transformers and use midsight.wrap."
+        )
 
 
 def read_architectures(folder: Path) -> list[str]:
@@ -106,7 +121,9 @@ def without_modules(architecture: type[nn.Module], paths: Sequence[str]) -> Any:
         for path in paths:
             self.set_submodule(path, nn.Identity())
 
-    return type(architecture.__name__, (architecture,), {"__init__": init})
+    # of transformers' own module: for code from elsewhere it does not rename the tensors of older checkpoints
+    members = {"__init__": init, "__module__": architecture.__module__}
+    return type(architecture.__name__, (architecture,), members)
 
 
 def load_weights(folder: Path, adapter: Adapter, choice: LoadChoice) -> Any:
@@ -162,13 +179,27 @@ def merge_lora(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
     return torch.addmm(weight.float(), b.float(), a.float(), alpha=scale)
 
 
-def merge_adapters(hf_model: Any) -> None:
-    """Merges the LoRA `vision` into the weights, rounding each once, and takes PEFT's layers out again."""
+@torch.no_grad()
+def merge_adapters(hf_model: Any, headers: Headers, lora_folder: Path) -> None:
+    """Merges the LoRA `vision` into the weights and takes PEFT's layers out again.
+
+    What is merged is read from the files once more: in memory it is rounded to the model's dtype already.
+    Raises MidsightError for an adapter that is more than W + scale B A.
+    """
     adapted = {name: module for name, module in hf_model.named_modules() if "vision" in getattr(module, "lora_A", ())}
-    for name, module in adapted.items():
-        base = module.base_layer
-        a, b = module.lora_A["vision"].weight, module.lora_B["vision"].weight
-        with torch.no_grad():
-            base.weight.copy_(merge_lora(base.weight, a, b, module.scaling["vision"]))
-        hf_model.set_submodule(name, base)
+    stored = {name.removeprefix("base_model.model."): name for name in headers}
+    factors = {f"{name}.lora_{letter}.weight" for name in adapted for letter in "AB"}
+    others = sorted({name for name in stored if ".lora_" in name} - factors)
+    variants = sorted(name for name, module in adapted.items() if module.lora_variant)
+    for name in (*others, *variants):
+        raise MidsightError(
+            f"{lora_folder} is no plain LoRA ({name} is more) and cannot be merged; load it with --lora unmerged."
+        )
+    with tensor_reader(headers) as read:
+        for name, module in adapted.items():
+            base = module.base_layer
+            names = (f"{name}.weight", f"{name}.lora_A.weight", f"{name}.lora_B.weight")
+            weight, a, b = (read(stored[each]).to(base.weight.device) for each in names)
+            base.weight.copy_(merge_lora(weight, a, b, module.scaling["vision"]))
+            hf_model.set_submodule(name, base)
     hf_model._hf_peft_config_loaded = False

@@ -16,13 +16,23 @@ from torch import Tensor, nn
 from transformers.masking_utils import create_bidirectional_mask
 
 from midsight.errors import MidsightError, SampleError
-from midsight.models.adapter import Adapter, ImageInputs, Pixels, PromptText, submodule
+from midsight.models.adapter import (
+    Adapter,
+    ImageInputs,
+    Pixels,
+    PromptText,
+    count_up,
+    place_in_sequence,
+    submodule,
+)
 
 IMAGE_TOKEN = "<|endoftext10|>"  # noqa: S105  (a token of the vocabulary, no password)
 IMAGE_EMBED = "model.embed_tokens_extend.image_embed"
 VISION_TOWER = f"{IMAGE_EMBED}.img_processor"
 AUDIO_EMBED = "model.embed_tokens_extend.audio_embed"
 SMALLEST_SIDE_PX = 10
+CROPS_PER_CALL = 16
+"""Crops that go through the encoder together, which bounds its memory."""
 
 
 def render_prompt(user_text: str, question: tuple[int, int], n_images: int, system: str | None) -> PromptText:
@@ -72,7 +82,7 @@ def resized_px(width_px: int, height_px: int, crop_px: int, max_crops: int) -> t
     return size
 
 
-def check_image_processor(image_processor: Any) -> None:
+def check_image_processor(image_processor: Any, _config: Any) -> None:
     """Raises MidsightError where the largest number of crops is no number of crops."""
     largest = image_processor.dynamic_hd
     if type(largest) is not int or largest < 1:
@@ -93,18 +103,33 @@ def image_inputs(image_processor: Any, image: Image.Image, pixels: Pixels) -> Im
     processed = image_processor(image, return_tensors="pt")
     height_px, width_px = processed["image_sizes"][0].tolist()
     crop_px = image_processor.size["height"]
+    tokens = int(processed["num_img_tokens"][0])
     return ImageInputs(
         pixel_values=processed["image_pixel_values"][0],
         patch_mask=processed["image_attention_mask"][0].bool(),
         grid=(height_px // crop_px, width_px // crop_px),
-        tokens=int(processed["num_img_tokens"][0]),
+        tokens=tokens,
+        attended=tokens,
     )
 
 
+def encode(model: nn.Module, images: Sequence[ImageInputs]) -> list[Tensor]:
+    """Features of each image, [crops, patches, vision width]; crops of all images go through together."""
+    pixel_values = torch.cat([image.pixel_values for image in images])
+    patch_mask = torch.cat([image.patch_mask for image in images])
+    calls = zip(pixel_values.split(CROPS_PER_CALL), patch_mask.split(CROPS_PER_CALL), strict=True)
+    features = torch.cat([encode_crops(model, crops, mask) for crops, mask in calls])
+    return list(features.split([len(image.pixel_values) for image in images]))
+
+
 def encode_crops(model: nn.Module, pixel_values: Tensor, patch_mask: Tensor) -> Tensor:
-    """Hidden state `feature_layer` of the tower; later layers and the pooling head are not run."""
+    """Hidden state `feature_layer` of the tower for pixel_values [crops, 3, h, w], patch_mask [crops, rows, columns].
+
+    Later layers and the pooling head are not run.
+    """
     tower: Any = submodule(model, VISION_TOWER)
-    pixel_values = pixel_values.to(tower.embeddings.patch_embedding.weight.dtype)
+    weight = tower.embeddings.patch_embedding.weight
+    pixel_values, patch_mask = pixel_values.to(weight.device, weight.dtype), patch_mask.to(weight.device)
     hidden_states = tower.embeddings(pixel_values=pixel_values, patch_attention_mask=patch_mask)
     attention_mask = create_bidirectional_mask(
         config=tower.config, inputs_embeds=hidden_states, attention_mask=patch_mask.flatten(1)
@@ -152,7 +177,7 @@ def image_embeddings(model: nn.Module, features: Tensor, image: ImageInputs) -> 
     return embed.img_projection_down(nn.functional.gelu(embed.img_projection_up(sequence)))
 
 
-def forward_inputs(images: Sequence[ImageInputs]) -> dict[str, Tensor]:
+def forward_inputs(_config: Any, _token_ids: Tensor, images: Sequence[ImageInputs]) -> dict[str, Tensor]:
     """The image inputs of Phi4MultimodalForCausalLM.forward, padded to the image with the most crops."""
     most = max(len(image.pixel_values) for image in images)
 
@@ -167,6 +192,12 @@ def forward_inputs(images: Sequence[ImageInputs]) -> dict[str, Tensor]:
             [[rows * crop_px, columns * crop_px] for rows, columns in (i.grid for i in images)]
         ),
     }
+
+
+def tower_feature(output: Any, images: Sequence[ImageInputs]) -> list[Tensor]:
+    """Hidden state -2 of each image's real crops; transformers pads all images to the most crops."""
+    by_image = output.hidden_states[-2].unflatten(0, (len(images), -1))
+    return [crops[: len(image.pixel_values)] for crops, image in zip(by_image, images, strict=True)]
 
 
 def make_tower_bidirectional(model: nn.Module) -> tuple[str, ...]:
@@ -200,22 +231,33 @@ ADAPTER = Adapter(
     token_embedding="model.embed_tokens",  # noqa: S106  (a module path)
     lm_head="lm_head",
     vision_tower=VISION_TOWER,
+    vision_encoder=lambda config: (
+        f"SigLIP, {config.vision_config.num_hidden_layers} layers, "
+        f"crops of {config.vision_config.crop_size} px in patches of {config.vision_config.patch_size}"
+    ),
+    vision_access="img_processor hidden_states[-2], the patches that image_attention_mask keeps",
     image_token=IMAGE_TOKEN,
+    image_token_id=lambda config: config.vision_config.image_token_id,
     placeholder=r"<\|(image|audio)_\d+\|>",
     default_pixels="pil",
     check_image_processor=check_image_processor,
     crop_px=lambda image_processor: image_processor.size["height"],
+    processor_columns=lambda config: config.vision_config.crop_size,
     lora_folder="vision-lora",
     unused_modules={"audio": AUDIO_EMBED},
+    older_names={},
     mends=make_tower_bidirectional,
     longrope_border=longrope_border,
     vision_width=lambda config: config.vision_config.hidden_size,
+    takes_system=True,
     render_prompt=render_prompt,
-    image_inputs=image_inputs,
-    encode_crops=encode_crops,
+    image_inputs=lambda image_processor, image, pixels, _config: image_inputs(image_processor, image, pixels),
+    encode=encode,
     useful_patches=useful_patches,
+    image_embeddings=image_embeddings,
+    positions=count_up,
+    decoder_inputs=place_in_sequence,
     shares_image_prefix=True,
     forward_inputs=forward_inputs,
-    tower_feature=lambda output: output.hidden_states[-2],
-    image_embeddings=image_embeddings,
+    tower_feature=tower_feature,
 )

@@ -42,14 +42,19 @@ class PromptTokens:
 
 def find_control_text(text: str, tokenizer: Any, adapter: Adapter) -> str | None:
     """The first control token or image placeholder that `text` spells out, if any."""
-    placeholder = re.search(adapter.placeholder, text)
+    placeholder = re.search(adapter.placeholder, text) if adapter.placeholder else None
     if placeholder:
         return placeholder.group()
     return next((token for token in sorted(tokenizer.get_added_vocab()) if token in text), None)
 
 
 def check_template(template: PromptTemplate, tokenizer: Any, adapter: Adapter) -> None:
-    """Raises MidsightError where the template's own words contain a control token."""
+    """Raises MidsightError where the template spells a control token, or has a turn that the family does not take."""
+    if template.system is not None and not adapter.takes_system:
+        raise MidsightError(
+            f"--system is {template.system!r}, and {adapter.family} takes no system turn before an image; "
+            "put its words into --prompt."
+        )
     for option, text in (("--prompt", template.user), ("--system", template.system or "")):
         control = find_control_text(text, tokenizer, adapter)
         if control:
@@ -75,7 +80,8 @@ def tokenise_prompt(
     prompt = adapter.render_prompt(
         user_text, (len(before), len(before) + len(question)), len(image_tokens), template.system
     )
-    encoded = tokenizer(prompt.text, return_offsets_mapping=True)
+    # the text has every special token already: a tokenizer that adds its own would begin it twice
+    encoded = tokenizer(prompt.text, return_offsets_mapping=True, add_special_tokens=False)
     return expand_image_tokens(
         encoded["input_ids"],
         encoded["offset_mapping"],

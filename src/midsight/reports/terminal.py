@@ -16,6 +16,11 @@ NUMPY_NAMES = {"float": "float32", "halffloat": "float16"}
 """What people call Arrow's types of vector elements."""
 
 
+def in_one_line(text: str) -> str:
+    """An id or a reason for the terminal: control characters, a newline among them, as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
 def render_summary(summary: Summary) -> RenderableType:
     """The tables of `summary`, to be printed by a rich console."""
     blocks: list[RenderableType] = [_overview(summary), _columns(summary), _vectors(summary)]
@@ -91,6 +96,7 @@ def _failures(summary: Summary) -> RenderableType:
     count = len(summary.failures)
     table = Table("row", "sample", "reason")
     for failure in summary.failures[:SHOWN_FAILURES]:
-        table.add_row(*(Text(cell) for cell in (str(failure.input_index), failure.sample_id, failure.reason)))
+        cells = (str(failure.input_index), failure.sample_id, failure.reason)
+        table.add_row(*(Text(in_one_line(cell)) for cell in cells))
     shown = f", the first {SHOWN_FAILURES} of them" if count > SHOWN_FAILURES else ""
     return Group(Text(f"{count:,} failed{shown}:"), table)

@@ -27,7 +27,7 @@ class ImageCells:
         self._root = root
         self._allow_urls = allow_urls
         self._resolved_root = root.resolve() if root is not None else None
-        self._paths: dict[str, Path] = {}
+        self._named: dict[str, tuple[str, Path]] = {}
         self._stored: dict[bytes, StoredImage] = {}
 
     def read(self, row: Row, column: str) -> tuple[str, tuple[ImageSource, ...]]:
@@ -54,13 +54,15 @@ class ImageCells:
             if self._allow_urls and is_web_address(path):
                 return path, ImageUrl(path)
             if self._root is None:
+                if is_web_address(path):
+                    raise SampleError(f"the image {shown(path)} is a URL; allow web addresses with --allow-urls.")
                 raise SampleError(
                     f"the image {shown(path)} is not in the stream; name its folder with --images, or stream the "
                     "dataset's @refs/convert/parquet, which holds the images."
                 )
-            if path not in self._paths:
-                self._paths[path] = image_root_path(path, self._root, self._resolved_root)
-            return path, self._paths[path]
+            if path not in self._named:
+                self._named[path] = path, image_root_path(path, self._root, self._resolved_root)
+            return self._named[path]
         digest = hashlib.sha256(encoded).digest()
         if row.place is None:
             return reference_of(digest), encoded

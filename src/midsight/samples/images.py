@@ -72,7 +72,11 @@ def decode_image(source: ImageSource, *, max_bytes: int = MAX_BYTES, max_pixels:
     where a program has set it, still lets truncated images through. Pillow may warn about damaged
     metadata; where warnings are errors, that is a SampleError.
     """
-    name = "The image in memory" if isinstance(source, bytes | Image.Image) else f"The image {source}"
+    name = (
+        "The image in memory"
+        if isinstance(source, bytes | Image.Image)
+        else f"The image {_shortened(str(source), 300)}"
+    )
     if isinstance(source, Image.Image):
         return _to_rgb(source, name, max_pixels)
     match source:
@@ -192,5 +196,5 @@ def _one_line(error: Exception) -> str:
     return " ".join(reason.split()).rstrip(".") or type(error).__name__
 
 
-def _shortened(text: str) -> str:
-    return text if len(text) <= 100 else f"{text[:97]}..."
+def _shortened(text: str, length: int = 100) -> str:
+    return text if len(text) <= length else f"{text[: length - 3]}..."

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from midsight.errors import BrokenOffError, MidsightError, first_line
 from midsight.samples.columnar import binary_columns
@@ -22,6 +22,8 @@ from midsight.samples.shapes import ColumnOptions, assign_roles
 HUB_PREFIX = "hf://"
 LOOK_AHEAD_ROWS = 1_000
 LOOK_AHEAD_BYTES = 256_000_000
+
+T = TypeVar("T")
 
 _NAME = re.compile(r"hf://(?P<repository>[\w.-]+/[\w.-]+)(?:/(?P<config>[^/@]+))?(?:@(?P<revision>\S+))?")
 
@@ -54,6 +56,8 @@ class SampleStream:
     """As the user named it."""
     sha256: str
     """Hex; of what is streamed: repository, configuration, commit and split."""
+    revision: str | None
+    """Commit of the Hub that is streamed."""
     extras: Mapping[str, ExtraType]
     """The columns beyond image, question, answer and id, and how they are stored."""
     options: Mapping[str, str | None]
@@ -78,7 +82,9 @@ def open_hub(
     hub = HubDataset.parse(name)
     commit, chosen, rows = _load(hub, split)
     identity = hashlib.sha256(f"{hub.repository}/{hub.config}@{commit}:{chosen}".encode()).hexdigest()
-    return stream_rows(rows, name, identity, split=split, images=images, allow_urls=allow_urls, columns=columns)
+    return stream_rows(
+        rows, name, identity, revision=commit, split=split, images=images, allow_urls=allow_urls, columns=columns
+    )
 
 
 def stream_rows(
@@ -86,6 +92,7 @@ def stream_rows(
     name: str,
     sha256: str,
     *,
+    revision: str | None = None,
     split: str | None = None,
     images: Path | None = None,
     allow_urls: bool = False,
@@ -94,7 +101,10 @@ def stream_rows(
     """The rows of an IterableDataset of the package `datasets`, images as they are encoded."""
     features = dataset.features
     if features is None:
-        dataset = dataset._resolve_features()
+        try:
+            dataset = dataset._resolve_features()
+        except Exception as error:  # it reads the first rows
+            raise BrokenOffError(f"{name} cannot be read: {first_line(error)}; try the same command again.") from error
         features = dataset.features
     if not features:
         raise MidsightError(f"{name} has no rows.")
@@ -110,9 +120,11 @@ def stream_rows(
             except StopIteration:
                 return
             except Exception as error:  # the network and the readers of formats raise many types
+                mend = "the same command goes on from what is stored"
+                if isinstance(error, ValueError | TypeError):
+                    mend = "where its files disagree on a type, stream its @refs/convert/parquet into another --out"
                 raise BrokenOffError(
-                    f"{name} broke off after row {number - 1}: {first_line(error)}; the same command goes on from "
-                    "what is stored."
+                    f"{name} broke off after row {number - 1}: {first_line(error)}; {mend}."
                 ) from error
             yield Row(number, "", cells)
 
@@ -123,6 +135,7 @@ def stream_rows(
     return SampleStream(
         name=name,
         sha256=sha256,
+        revision=revision,
         extras={column: type_of_column(schema.field(column).type) for column in extras},
         options={"--images": folder, "--split": split, **roles.as_options()},
         outcomes=lambda: _outcomes(
@@ -145,16 +158,8 @@ def grouped(
         raise MidsightError(f"The look-ahead is {look_ahead}; give at least 1 sample.")
     groups: dict[str, list[Sample]] = {}
     held = held_bytes = 0
-    broken: BrokenOffError | None = None
-    arriving = iter(outcomes)
-    while broken is None:
-        try:
-            outcome = next(arriving)
-        except StopIteration:
-            break
-        except BrokenOffError as error:  # what has arrived is good
-            broken = error
-            continue
+    broken: list[BrokenOffError] = []
+    for outcome in until_broken(outcomes, broken):
         if isinstance(outcome, Failure):
             yield outcome
             continue
@@ -172,8 +177,16 @@ def grouped(
             yield from group
     for group in groups.values():
         yield from group
-    if broken is not None:
-        raise broken
+    if broken:
+        raise broken[0]
+
+
+def until_broken(items: Iterable[T], broken: list[BrokenOffError]) -> Iterator[T]:
+    """The items; where they break off it ends, and the error is in `broken`: what has come is good."""
+    try:
+        yield from items
+    except BrokenOffError as error:
+        broken.append(error)
 
 
 def _size(sample: Sample) -> int:

@@ -35,7 +35,10 @@ def download(image: ImageUrl, max_bytes: int) -> bytes:
     """The bytes behind the address, at most one more than `max_bytes`; raises SampleError."""
     try:
         request = Request(image.url, headers={"User-Agent": f"midsight/{__version__}"})  # noqa: S310  (see _opener)
-        with _opener().open(request, timeout=TIMEOUT_S) as answer:
+        answer = _opener().open(request, timeout=TIMEOUT_S)
+        if answer is None:  # no handler for it
+            raise ValueError("it is no http or https address")
+        with answer:
             return answer.read(max_bytes + 1)
     except (OSError, ValueError, HTTPException) as error:
         if isinstance(error, HTTPError):

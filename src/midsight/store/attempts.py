@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from midsight.errors import BrokenOffError, CommitError
-from midsight.store.layout import LOCKS, Shard, parse_shard_name, shard_name, write_atomically
+from midsight.errors import BrokenOffError
+from midsight.store.layout import LOCKS, Shard, parse_shard_name, reporting_disk_errors, shard_name, write_atomically
 
 DEADLY = 2
 """Deaths after which a sample is no longer tried."""
@@ -59,13 +59,8 @@ class Attempts:
 
     def _write(self, in_work: Sequence[str] = ()) -> None:
         text = json.dumps({"deaths": self._deaths, "in work": list(in_work)})
-        try:
+        with reporting_disk_errors(self._file, "written"):
             write_atomically(self._file, text.encode())
-        except OSError as error:
-            raise CommitError(
-                f"{self._file} could not be written: {error.strerror or error}; what was committed before is intact, "
-                "so mend that and run the same command again to resume."
-            ) from error
 
 
 def _read(file: Path) -> dict[str, int]:

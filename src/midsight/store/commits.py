@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +22,9 @@ from midsight.store.layout import (
     write_sealed_json,
 )
 from midsight.store.parts import PartDigest, damaged_part
+
+Name = tuple[Shard, int]
+"""Shard and counter of a commit."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,25 @@ def commit_names(path: Path, suffix: str) -> list[tuple[Shard, int]]:
     return sorted(name for name in names if name is not None)
 
 
+def lost_records(path: Path, replaced: Collection[Name]) -> dict[Name, str]:
+    """The parts whose record was there and is not, each with what tells so; `replaced` commits do not count.
+
+    Only a process that died between part and record leaves a part without one, and its counter is the
+    next after the newest record's.
+    """
+    parts = [name for name in commit_names(path, ".parquet") if name not in replaced]
+    # Listed after the parts: a writer may have made more commits since, and then their records are here.
+    records = {*commit_names(path, ".json")}
+    newest = dict(sorted(records))
+    lost: dict[Name, str] = {}
+    for shard, counter in parts:
+        last = newest.get(shard, -1)
+        if (shard, counter) not in records and counter != last + 1:
+            others = "later ones are there" if counter < last else "so are those before it"
+            lost[shard, counter] = f"its record is missing, and {others}"
+    return {name: why for name, why in lost.items() if not record_path(path, *name).exists()}
+
+
 def _read_listed(path: Path, listed: list[tuple[Shard, int]]) -> tuple[Commit, ...]:
     commits: list[Commit] = []
     replaced: set[tuple[Shard, int]] = set()
@@ -146,11 +168,6 @@ def _read_listed(path: Path, listed: list[tuple[Shard, int]]) -> tuple[Commit, .
                 check_size(part_path(path, *name), commit.part)
             replaced |= {(commit.shard, counter) for counter in commit.replaces}
             commits.append(commit)
-    newest = dict(listed)
-    for shard, counter in commit_names(path, ".parquet"):
-        # Only the last part can lack its record because a process died between the two. The
-        # record is looked for again: a writer may have added it while the folder was listed.
-        lost = counter < newest.get(shard, 0) and (shard, counter) not in replaced
-        if lost and not record_path(path, shard, counter).exists():
-            raise damaged_part(part_path(path, shard, counter), "its record is missing, and later ones are there")
+    for name, why in lost_records(path, replaced).items():
+        raise damaged_part(part_path(path, *name), why)
     return tuple(sorted(commits, key=lambda commit: (commit.created, commit.shard, commit.counter)))

@@ -7,12 +7,12 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from midsight.errors import DamagedRunError, MidsightError
+from midsight.errors import CommitError, DamagedRunError, MidsightError, RunError
 
 Shard = tuple[int, int]
 """Which share of a dataset a process writes: its number, from 0, and how many there are."""
@@ -100,6 +100,18 @@ def flush_folder(path: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+@contextmanager
+def reporting_disk_errors(path: Path, what: str, kind: type[RunError] = CommitError) -> Iterator[None]:
+    """An OSError becomes the sentence that `path` could not be `what`, and that the run goes on later."""
+    try:
+        yield
+    except OSError as error:
+        raise kind(
+            f"{path} could not be {what}: {error.strerror or error}; what was committed before is intact, "
+            "so mend that and run the same command again to resume."
+        ) from error
 
 
 def write_sealed_json(path: Path, body: Mapping[str, Any], *, indent: int | None = None) -> None:

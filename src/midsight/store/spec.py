@@ -85,14 +85,14 @@ def read_spec(path: Path) -> RunSpec:
     file = path / RUN_JSON
     if not is_run(path):
         raise MidsightError(f"{path} is no run folder: it has no {RUN_JSON}; give a folder that --out named.")
-    body = read_json(file)
-    version = body.get("format_version")
+    # The seal comes first, in every format: a flipped bit must not pass for a newer one.
+    content = open_seal(file, read_json(file))
+    version = content.get("format_version")
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise RunError(
-            f"{path} was written by midsight {body.get('midsight_version')} in format {version}; this is midsight "
+            f"{path} was written by midsight {content.get('midsight_version')} in format {version}; this is midsight "
             f"{__version__}, which reads formats up to {FORMAT_VERSION}: install a newer one."
         )
-    content = open_seal(file, body)
     content.pop("columns", None)
     try:
         return RunSpec(**content)

@@ -14,22 +14,25 @@ import pyarrow.parquet as pq
 from midsight.errors import CommitError, DamagedRunError, RunError
 from midsight.store.commits import (
     Commit,
+    Name,
     check_size,
     commit_names,
+    lost_records,
     part_path,
     read_record,
     record_path,
     remove_commit,
     remove_replaced,
 )
-from midsight.store.layout import PARTS, RUN_JSON, Shard, commit_stem, flush_folder, shard_name
+from midsight.store.layout import PARTS, RUN_JSON, commit_stem, flush_folder, shard_name
 from midsight.store.lock import hold_shards
 from midsight.store.parts import PartDigest, damaged_part, read_part
 from midsight.store.reader import vectors_of
 from midsight.store.schema import is_vector, run_schema
 from midsight.store.spec import RunSpec, read_spec
 
-Name = tuple[Shard, int]
+KEYS = pa.schema([("sample_id", pa.string()), ("input_index", pa.int64())])
+"""The columns in which no value of a run comes twice."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +84,8 @@ class _Tally:
 
     findings: dict[str, Finding] = field(default_factory=dict)
     sound: list[Commit] = field(default_factory=list)
-    sample_ids: list[pa.ChunkedArray] = field(default_factory=list)
-    """By sound commit."""
+    rows: list[pa.Table] = field(default_factory=list)
+    """Their KEYS, by sound commit."""
 
     def add(self, file: str, problem: str, *, droppable: bool = True) -> None:
         self.findings.setdefault(file, Finding(file, problem, droppable))
@@ -122,6 +125,9 @@ def drop_bad(path: str | Path) -> VerifyReport:
                 for name in {*commit_names(path, ".json"), *commit_names(path, ".parquet")}:
                     if commit_stem(*name) in bad:
                         remove_commit(path, *name)
+                # What a dead writer left would no longer be the next after the newest record.
+                for name in {*commit_names(path, ".parquet")} - {*commit_names(path, ".json")}:
+                    remove_commit(path, *name)
                 flush_folder(path / PARTS)
     except OSError as error:
         raise CommitError(
@@ -147,10 +153,11 @@ def _verify(path: Path, listed: list[Name]) -> tuple[VerifyReport, list[Commit]]
     for commit in commits:
         _examine(path, spec, commit, tally)
     lost, notes = _strays(path, listed, replaced)
-    for name in lost:
+    for name, why in lost.items():
         file = part_path(path, *name)
-        tally.add(_within(path, file), str(damaged_part(file, "its record is missing, and later ones are there")))
-    _find_repeats(path, tally)
+        tally.add(_within(path, file), str(damaged_part(file, why)))
+    _find_repeats(path, tally, "sample_id", "sample {!r}")
+    _find_repeats(path, tally, "input_index", "row of the dataset, {},")
     good = [c for c in tally.sound if _within(path, part_path(path, c.shard, c.counter)) not in tally.findings]
     rows = sum(commit.rows for commit in good)
     failures = _failures(tally)
@@ -203,12 +210,12 @@ def _records(path: Path, listed: list[Name], tally: _Tally) -> tuple[list[Commit
 
 
 def _examine(path: Path, spec: RunSpec | None, commit: Commit, tally: _Tally) -> None:
-    ids = pa.chunked_array([], pa.string())
+    rows = KEYS.empty_table()
     if commit.part:
         file = part_path(path, commit.shard, commit.counter)
         try:
             check_size(file, commit.part)
-            ids = _examine_part(file, commit.part, spec)
+            rows = _examine_part(file, commit.part, spec)
         except DamagedRunError as error:
             tally.add(_within(path, file), str(error))
             return
@@ -220,11 +227,11 @@ def _examine(path: Path, spec: RunSpec | None, commit: Commit, tally: _Tally) ->
             tally.add(_within(path, file), problem, droppable=False)
             return
     tally.sound.append(commit)
-    tally.sample_ids.append(ids)
+    tally.rows.append(rows)
 
 
-def _examine_part(file: Path, digest: PartDigest, spec: RunSpec | None) -> pa.ChunkedArray:
-    """The sample ids of the part at `file`. Raises DamagedRunError unless all of it is sound, OSError."""
+def _examine_part(file: Path, digest: PartDigest, spec: RunSpec | None) -> pa.Table:
+    """The KEYS of the part at `file`. Raises DamagedRunError unless all of it is sound, OSError."""
     with file.open("rb") as stored:
         whole = hashlib.file_digest(stored, "sha256").hexdigest() == digest.sha256
     if not whole:
@@ -235,16 +242,16 @@ def _examine_part(file: Path, digest: PartDigest, spec: RunSpec | None) -> pa.Ch
         differing = dict.fromkeys(field_.name for one, other in ((wanted, schema), (schema, wanted)) for field_ in one
                                   if field_ not in list(other))  # fmt: skip
         raise damaged_part(file, f"its columns are not those of {RUN_JSON}: {', '.join(differing) or 'another order'}")
-    ids: list[pa.ChunkedArray] = []
+    groups: list[pa.Table] = []
     for batch in read_part(file, digest, schema.names):
         for field_ in schema:
             if is_vector(field_) and not np.isfinite(vectors_of(batch, field_.name)).all():
                 raise damaged_part(file, f"its column {field_.name} holds values that are not finite")
-        ids.append(batch.column("sample_id"))
-    rows = sum(len(part) for part in ids)
-    if rows != digest.rows:
-        raise damaged_part(file, f"it has {rows} rows instead of {digest.rows}")
-    return pa.chunked_array([chunk for part in ids for chunk in part.chunks], pa.string())
+        groups.append(pa.table([batch.column(name) for name in KEYS.names], names=KEYS.names))
+    rows = pa.concat_tables([KEYS.empty_table(), *groups])
+    if len(rows) != digest.rows:
+        raise damaged_part(file, f"it has {len(rows)} rows instead of {digest.rows}")
+    return rows
 
 
 def _blame_a_column(file: Path, digest: PartDigest) -> None:
@@ -255,12 +262,12 @@ def _blame_a_column(file: Path, digest: PartDigest) -> None:
         pass
 
 
-def _strays(path: Path, listed: list[Name], replaced: set[Name]) -> tuple[list[Name], list[str]]:
-    """Parts whose record is lost, and notes on what else is there or is not."""
+def _strays(path: Path, listed: list[Name], replaced: set[Name]) -> tuple[dict[Name, str], list[str]]:
+    """Parts whose record is lost, each with what tells so, and notes on what else is there or is not."""
     newest = dict(listed)
     parts = commit_names(path, ".parquet")
     bare = [name for name in parts if name not in {*listed, *replaced} and not record_path(path, *name).exists()]
-    lost = [name for name in bare if name[1] < newest.get(name[0], 0)]
+    lost = lost_records(path, replaced)
     notes = [
         f"{_within(path, part_path(path, *name))} is not committed: a writer died there or is at work; the next start "
         "deletes it and does its samples again."
@@ -278,31 +285,34 @@ def _strays(path: Path, listed: list[Name], replaced: set[Name]) -> tuple[list[N
     return lost, notes
 
 
-def _find_repeats(path: Path, tally: _Tally) -> None:
-    """Add a finding for every part that holds a sample which an earlier part, or the same one, holds too."""
-    commits = [number for number, ids in enumerate(tally.sample_ids) for _ in range(len(ids.chunks))]
-    chunks = [chunk for ids in tally.sample_ids for chunk in ids.chunks]
-    counts = pa.chunked_array(chunks, pa.string()).value_counts()
+def _find_repeats(path: Path, tally: _Tally, key: str, what: str) -> None:
+    """Add a finding for every part that holds a value of `key` which an earlier part, or the same one, holds too.
+
+    `what` calls the value by name, and has `{}` or `{!r}` in its place.
+    """
+    commits = [number for number, rows in enumerate(tally.rows) for _ in rows.column(key).chunks]
+    chunks = [chunk for rows in tally.rows for chunk in rows.column(key).chunks]
+    counts = pa.chunked_array(chunks, KEYS.field(key).type).value_counts()
     often = counts.field("counts").to_numpy() > 1
     if not often.any():
         return
     repeated = {*counts.field("values").filter(pa.array(often)).to_pylist()}
-    first: dict[str, Commit] = {}
+    first: dict[str | int, Commit] = {}
     for number, chunk in zip(commits, chunks, strict=True):
         commit = tally.sound[number]
-        for sample_id in [sample_id for sample_id in chunk.to_pylist() if sample_id in repeated]:
-            if sample_id not in first:
-                first[sample_id] = commit
+        for value in [value for value in chunk.to_pylist() if value in repeated]:
+            if value not in first:
+                first[value] = commit
                 continue
             file = part_path(path, commit.shard, commit.counter)
-            other = commit_stem(first[sample_id].shard, first[sample_id].counter)
-            tally.add(_within(path, file), str(damaged_part(file, f"its sample {sample_id!r} is in {other} already")))
+            other = commit_stem(first[value].shard, first[value].counter)
+            tally.add(_within(path, file), str(damaged_part(file, f"its {what.format(value)} is in {other} already")))
 
 
 def _failures(tally: _Tally) -> int:
     failed = {failure.sample_id for commit in tally.sound for failure in commit.failures}
-    for ids in tally.sample_ids if failed else ():
-        failed.difference_update(ids.to_pylist())
+    for rows in tally.rows if failed else ():
+        failed.difference_update(rows.column("sample_id").to_pylist())
     return len(failed)
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Self
 
 import pyarrow as pa
 
-from midsight.errors import CommitError, RunError
+from midsight.errors import RunError
 from midsight.records import Record
 from midsight.samples.sample import Failure
 from midsight.store.attempts import Attempts
@@ -24,12 +22,13 @@ from midsight.store.layout import (
     Shard,
     check_shard,
     parse_shard_name,
+    reporting_disk_errors,
     shard_name,
     write_atomically,
 )
 from midsight.store.lock import sign_lock, take_lock
 from midsight.store.parts import digest_part, encode_part
-from midsight.store.reader import open_run
+from midsight.store.reader import Run, open_run
 from midsight.store.schema import records_to_table
 from midsight.store.spec import RunSpec, check_same_run, is_run, read_spec, write_spec
 
@@ -91,7 +90,7 @@ class RunWriter:
         self._lock: FileIO | None = None
 
     def __enter__(self) -> Self:
-        with self._reporting_disk_errors(RunError, "opened for writing"):
+        with reporting_disk_errors(self.path, "opened for writing", RunError):
             for folder in (PARTS, LOCKS):
                 (self.path / folder).mkdir(parents=True, exist_ok=True)
             with take_lock(self.path / LOCKS / "run.lock", wait=True):
@@ -150,7 +149,7 @@ class RunWriter:
         buffer = self._buffer
         if buffer.empty:
             return
-        with self._reporting_disk_errors(CommitError, f"written to (commit {buffer.counter})"):
+        with reporting_disk_errors(self.path, f"written to (commit {buffer.counter})"):
             digest = None
             if buffer.rows:
                 part = encode_part(pa.concat_tables(buffer.rows))
@@ -185,10 +184,8 @@ class RunWriter:
         self._buffer = _Buffer(counter=max(mine, default=-1) + 1)
         remove_leftovers(self.path, self._shard, self._buffer.counter)
         remove_replaced(self.path, self._shard, run.commits)
-        self.failed = {failure.sample_id for failure in run.failures()}
-        self.done = set(run.sample_ids())
-        if not self._retry_failed:
-            self.done |= self.failed
+        self.failed = failed_ids(run)
+        self.done = done_ids(run, self.failed, retry_failed=self._retry_failed)
 
     def _due(self) -> bool:
         waited = time.monotonic() - self._buffer.started >= self._commit_seconds
@@ -205,16 +202,6 @@ class RunWriter:
                 f"The sample {sample_id!r} is stored in {self.path} already; skip what RunWriter.done holds."
             )
 
-    @contextmanager
-    def _reporting_disk_errors(self, kind: type[RunError], what: str) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise kind(
-                f"{self.path} could not be {what}: {error.strerror or error}; what was committed before is intact, "
-                "so mend that and run the same command again to resume."
-            ) from error
-
 
 def samples_done(path: Path, spec: RunSpec, *, retry_failed: bool) -> set[str]:
     """What RunWriter.done will hold, with nothing written; raises RunError where `spec` is not the run's."""
@@ -222,5 +209,18 @@ def samples_done(path: Path, spec: RunSpec, *, retry_failed: bool) -> set[str]:
         return set()
     check_same_run(path, read_spec(path), spec)
     run = open_run(path)
-    failed = () if retry_failed else (failure.sample_id for failure in run.failures())
-    return {*run.sample_ids(), *failed}
+    return done_ids(run, failed_ids(run), retry_failed=retry_failed)
+
+
+def failed_ids(run: Run) -> set[str]:
+    """The ids of the samples that failed and have no row."""
+    return {failure.sample_id for failure in run.failures()}
+
+
+def done_ids(run: Run, failed: set[str], *, retry_failed: bool) -> set[str]:
+    """The ids that need no more work: those of all rows, and of the failures unless they are tried again.
+
+    Not in dataset order: of ten million samples that would be held several times over.
+    """
+    stored = {sample_id for batch in run.batches(["sample_id"]) for sample_id in batch.column("sample_id").to_pylist()}
+    return stored if retry_failed else stored | failed

@@ -1,7 +1,17 @@
 """Tiny checkpoints and checks, public: people who add or port a model use them."""
 
 from midsight.testing.checks import Check, check_adapter
+from midsight.testing.mllama import write_mllama
 from midsight.testing.phi4_multimodal import write_phi4_multimodal
 from midsight.testing.phi4mm import write_published_phi4mm
+from midsight.testing.qwen2_5_vl import write_qwen2_5_vl, write_qwen2_vl
 
-__all__ = ["Check", "check_adapter", "write_phi4_multimodal", "write_published_phi4mm"]
+__all__ = [
+    "Check",
+    "check_adapter",
+    "write_mllama",
+    "write_phi4_multimodal",
+    "write_published_phi4mm",
+    "write_qwen2_5_vl",
+    "write_qwen2_vl",
+]

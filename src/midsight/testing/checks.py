@@ -5,7 +5,7 @@ The reference is transformers' own full forward with output_hidden_states, one s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,16 +16,16 @@ from torch import Tensor
 from midsight.errors import SampleError
 from midsight.extraction.batch import extract_samples
 from midsight.extraction.model import Model
-from midsight.extraction.prefill import encode_distinct, pad_rows, prefill
+from midsight.extraction.prefill import continue_prefill, encode_distinct, pad_rows, prefill
 from midsight.extraction.prepare import PreparedSample, prepare
 from midsight.extraction.request import PaddingSide, Plan, Request, resolve
-from midsight.models.adapter import decoder_layers, submodule
+from midsight.extraction.sharing import pad_prefixes, prefix_length
+from midsight.models.adapter import continue_positions, decoder_layers, submodule
 from midsight.models.layout import Span, TokenLayout
 from midsight.models.loading import LoadedModel
 from midsight.models.quiet import quiet_transformers
 from midsight.records import VISION_ONLY, Record
 from midsight.samples.sample import Failure, Sample
-from midsight.taps.capture import capture
 from midsight.taps.tap import POSITIONS, Tap
 
 LORA_DIFFERS_BY = 1e-3
@@ -68,8 +68,8 @@ class FullForward:
     """float32 [layers + 1, tokens, hidden size]."""
     last_residual: Tensor
     """float32 [tokens, hidden size]: what enters the final norm."""
-    tower_feature: Tensor
-    """float32 [crops with padding, patches, vision width]."""
+    tower_features: list[Tensor]
+    """Of each image, float32 [..., vision width]."""
 
 
 def check_adapter(
@@ -89,6 +89,7 @@ def check_adapter(
     no_answers = replace(plan, answers=False)
     checks = [
         Check("decoder layers declared and configured, difference", _layer_difference(loaded), 0),
+        Check("image token's id in config and tokenizer, difference", _token_difference(loaded), 0),
         Check("defects left to mend", len(loaded.adapter.mends(loaded.hf_model)), 0),
         *check_taps(loaded, plan, alone, prepared, forwards, limit),
         Check("vision features and transformers' tower", _vision_error(loaded, alone, prepared, forwards), limit),
@@ -142,23 +143,27 @@ def check_useful_patches(model: LoadedModel, prepared: Sequence[PreparedSample])
     """Which patches reach the decoder, found by gradients, against those declared useful.
 
     Pooling may join a last odd row or column of the image with one of padding, so a few more may
-    reach the decoder than are useful.
+    reach the decoder than are useful, but not from crops that the image fills.
     """
-    unseen = seen = extra = 0
+    unseen = seen = extra = left_out = 0
     for image in (image for item in prepared for image in item.images):
         useful = model.adapter.useful_patches(image)
         width = model.adapter.vision_width(model.config)
         generator = torch.Generator().manual_seed(0)
         random = torch.randn((*useful.shape, width), generator=generator)
         features = random.to(model.device, model.dtype).requires_grad_()
-        embeddings = model.adapter.image_embeddings(model.hf_model, features, image)
+        embeddings = model.adapter.image_embeddings(model.hf_model, features, image)[: image.attended]
         (gradient,) = torch.autograd.grad(embeddings.float().pow(2).sum(), features)
         reaches = gradient.abs().sum(dim=-1).cpu() > 0
         unseen += int((useful & ~reaches).sum())
         seen += int(reaches.sum())
-        extra += int((reaches & ~useful).sum())
+        not_useful = reaches & ~useful
+        extra += int(not_useful.sum())
+        filled = image.patch_mask.flatten(1).all(dim=1)
+        left_out += int(not_useful.view(len(filled), -1)[filled].sum())
     return [
         Check("useful patches that the decoder never sees", unseen, 0),
+        Check("patches of filled crops that it sees and are not useful", left_out, 0),
         Check("share of the patches it sees that are not useful", extra / seen, 1 / 16),
     ]
 
@@ -203,49 +208,51 @@ def check_prefix(
 def check_continued(
     model: LoadedModel, plan: Plan, alone: Sequence[Record], prepared: Sequence[PreparedSample], limit: float
 ) -> list[Check]:
-    """The question run on the cache of the image's prefix, against the whole prompt at once.
+    """Questions run on the cache of the image's prefix, one and three at a time, against the whole prompt at once.
 
     Nothing is measured where the prefix is declared not to be shared, or where it lies on one side of
     the longrope border and the whole prompt on the other.
     """
     border = model.adapter.longrope_border(model.config)
-    errors = [
-        relative_error(states[tap].cpu().numpy()[0], record.vectors[str(tap)])
-        for record, item in zip(alone, prepared, strict=True)
-        if border is None or not item.prompt.layout.vision_token < border < len(item.prompt.token_ids)
-        for states in [continued_states(model, plan, item)]
-        for tap in states
-    ]
-    if not model.adapter.shares_image_prefix or not errors:
+    if not model.adapter.shares_image_prefix:
         return []
-    return [Check("a question on the image's prefix and the full forward", worst(errors), limit)]
+    taps = [tap for tap in plan.taps if tap.position == "query_token"]
+    alone_errors, together_errors = [], []
+    for record, item in zip(alone, prepared, strict=True):
+        cut = item.prompt.layout.vision_token + 1
+        rest = tuple(item.prompt.token_ids[cut:])
+        if border is not None and cut <= border < cut + 2 * len(rest):  # the rotary factors are those of the longest
+            continue
+        expected = {tap: record.vectors[str(tap)] for tap in taps}
+        for questions, errors in (([rest], alone_errors), ([rest[:1], rest, (*rest, *rest)], together_errors)):
+            states = ask_on_prefix(model, item, questions, taps)
+            own = questions.index(rest)
+            errors.append(worst(relative_error(states[tap][own].cpu().numpy(), expected[tap]) for tap in taps))
+    if not alone_errors:
+        return []
+    return [
+        Check("a question on the image's prefix and the full forward", worst(alone_errors), limit),
+        Check("several questions on one prefix and the full forward", worst(together_errors), limit),
+    ]
 
 
-def continued_states(model: LoadedModel, plan: Plan, item: PreparedSample) -> dict[Tap, Tensor]:
-    """States at the query token, the decoder run up to the last image token first and then on from its cache."""
-    token_ids, layout = item.prompt.token_ids, item.prompt.layout
-    cut = layout.vision_token + 1
-    prefix = pad_rows(
-        [token_ids[:cut]],
-        [replace(layout, prompt=Span(0, cut), question=Span(0, 0))],
+def ask_on_prefix(
+    model: LoadedModel, item: PreparedSample, questions: Sequence[Sequence[int]], taps: Sequence[Tap]
+) -> Mapping[Tap, Tensor]:
+    """Other ends of a prompt on the cache of its image's prefix: float32 [questions, hidden size] by tap."""
+    cut = prefix_length(item)
+    begun = prefill(
+        model, pad_prefixes(model, [item], "left"), encode_distinct(model, [item.images]), taps=(), keep_cache=True
+    )
+    rest = pad_rows(
+        questions,
+        [TokenLayout(Span(0, len(question)), image=(), question=Span(0, 0)) for question in questions],
+        [continue_positions(item.positions[:, :cut], len(question))[:, cut:] for question in questions],
         pad_id=model.pad_id,
-        side="left",
+        side="right",
         device=model.device,
     )
-    filled = prefill(model, prefix, encode_distinct(model, [item.images]), taps=(), keep_cache=True)
-    rest = torch.tensor([token_ids[cut:]], device=model.device)
-    taps = [tap for tap in plan.taps if tap.position == "query_token"]
-    question = TokenLayout(Span(0, rest.shape[1]), image=(), question=Span(0, 0))
-    with capture(model.hf_model, model.adapter, taps, [question]) as states:
-        decoder: Any = submodule(model.hf_model, model.adapter.decoder)
-        decoder(
-            input_ids=rest,
-            attention_mask=torch.ones((1, len(token_ids)), dtype=torch.int64, device=model.device),
-            position_ids=torch.arange(cut, len(token_ids), device=model.device)[None],
-            past_key_values=filled.cache,
-            use_cache=True,
-        )
-    return states
+    return continue_prefill(model, begun, [0] * len(questions), rest, taps).states
 
 
 def check_eager(
@@ -283,6 +290,7 @@ def compare_lora(without: Sequence[Record], with_lora: Sequence[Record]) -> Chec
 def full_forward(model: LoadedModel, item: PreparedSample) -> FullForward:
     """Transformers' own forward over one prompt, hidden states kept at every layer and position."""
     seen: dict[str, Tensor] = {}
+    features: list[Tensor] = []
     final_norm = submodule(model.hf_model, model.adapter.final_norm)
     tower = submodule(model.hf_model, model.adapter.vision_tower)
 
@@ -290,7 +298,7 @@ def full_forward(model: LoadedModel, item: PreparedSample) -> FullForward:
         seen["residual"] = args[0][0].float().cpu()
 
     def keep_feature(_module: object, _args: object, output: Any) -> None:
-        seen["feature"] = model.adapter.tower_feature(output).float().cpu()
+        features.extend(one.float().cpu() for one in model.adapter.tower_feature(output, item.images))
 
     hooks = [final_norm.register_forward_pre_hook(keep_residual), tower.register_forward_hook(keep_feature)]
     try:
@@ -299,7 +307,7 @@ def full_forward(model: LoadedModel, item: PreparedSample) -> FullForward:
         for hook in hooks:
             hook.remove()
     states = torch.cat(output.hidden_states).float().cpu()
-    return FullForward(states, seen["residual"], seen["feature"])
+    return FullForward(states, seen["residual"], features)
 
 
 def relative_error(value: np.ndarray, reference: np.ndarray) -> float:
@@ -331,12 +339,18 @@ def _record(outcome: Record | Failure) -> Record:
 
 
 def _transformers_inputs(model: LoadedModel, item: PreparedSample) -> dict[str, Tensor]:
-    inputs = {"input_ids": torch.tensor([item.prompt.token_ids]), **model.adapter.forward_inputs(item.images)}
+    token_ids = torch.tensor([item.prompt.token_ids])
+    inputs = {"input_ids": token_ids, **model.adapter.forward_inputs(model.config, token_ids, item.images)}
     return {name: tensor.to(model.device) for name, tensor in inputs.items()}
 
 
 def _layer_difference(model: LoadedModel) -> int:
     return abs(len(decoder_layers(model.hf_model, model.adapter)) - model.n_layers)
+
+
+def _token_difference(model: LoadedModel) -> int:
+    declared = model.adapter.image_token_id(model.config)
+    return abs(declared - model.tokenizer.convert_tokens_to_ids(model.adapter.image_token))
 
 
 @torch.inference_mode()
@@ -345,10 +359,9 @@ def _vision_error(
 ) -> float:
     errors = []
     for record, item, forward in zip(records, prepared, forwards, strict=True):
-        by_image = forward.tower_feature.unflatten(0, (len(item.images), -1))
         useful = [
-            crops[: len(image.pixel_values)][model.adapter.useful_patches(image)]
-            for crops, image in zip(by_image, item.images, strict=True)
+            features[model.adapter.useful_patches(image)]
+            for features, image in zip(forward.tower_features, item.images, strict=True)
         ]
         errors.append(relative_error(record.vectors[VISION_ONLY], torch.cat(useful).double().mean(dim=0).numpy()))
     return worst(errors)
@@ -358,30 +371,36 @@ def _vision_error(
 def _different_answers(
     model: LoadedModel, plan: Plan, records: Sequence[Record], prepared: Sequence[PreparedSample]
 ) -> int:
-    """Answers that part from generate's where generate saw no near-tie."""
+    """Answers that part from generate's where generate saw no near-tie.
+
+    generate decodes greedily and nothing else, whatever the folder's generation config asks for.
+    """
+    published = model.hf_model.generation_config
+    model.hf_model.generation_config = type(published)()
+    try:
+        return sum(not _same_answer(model, plan, *pair) for pair in zip(records, prepared, strict=True))
+    finally:
+        model.hf_model.generation_config = published
+
+
+def _same_answer(model: LoadedModel, plan: Plan, record: Record, item: PreparedSample) -> bool:
     border = model.adapter.longrope_border(model.config)
     near_tie = 0.0 if model.dtype == torch.float32 else NEAR_TIE_NATS
-    different = 0
-    for record, item in zip(records, prepared, strict=True):
-        prompt_tokens = len(item.prompt.token_ids)
-        crosses = border is not None and prompt_tokens <= border < prompt_tokens + plan.max_new_tokens
-        generated = model.hf_model.generate(
-            **_transformers_inputs(model, item),
-            attention_mask=torch.ones((1, prompt_tokens), dtype=torch.int64, device=model.device),
-            max_new_tokens=plan.max_new_tokens,
-            do_sample=False,
-            use_cache=not crosses,
-            eos_token_id=list(model.stop_ids),
-            pad_token_id=model.pad_id,
-            return_dict_in_generate=True,
-            output_logits=True,
-        )
-        theirs = generated.sequences[0, prompt_tokens:].tolist()
-        pairs = zip(record.answer_token_ids or (), theirs, generated.logits, strict=False)
-        parting = next(((our_id, logits[0]) for our_id, their_id, logits in pairs if our_id != their_id), None)
-        if parting is None:
-            different += len(theirs) != len(record.answer_token_ids or ())
-        else:
-            our_id, logits = parting
-            different += not (logits.max() - logits[our_id]).item() <= near_tie
-    return different
+    prompt_tokens = len(item.prompt.token_ids)
+    crosses = border is not None and prompt_tokens <= border < prompt_tokens + plan.max_new_tokens
+    generated = model.hf_model.generate(
+        **_transformers_inputs(model, item),
+        attention_mask=torch.ones((1, prompt_tokens), dtype=torch.int64, device=model.device),
+        max_new_tokens=plan.max_new_tokens,
+        do_sample=False,
+        use_cache=not crosses,
+        eos_token_id=list(model.stop_ids),
+        pad_token_id=model.pad_id,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    ours, theirs = record.answer_token_ids or (), generated.sequences[0, prompt_tokens:].tolist()
+    for our_id, their_id, logits in zip(ours, theirs, generated.logits, strict=False):
+        if our_id != their_id:
+            return (logits[0].max() - logits[0, [our_id, their_id]].min()).item() <= near_tie
+    return len(theirs) == len(ours)

@@ -7,7 +7,6 @@ import math
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Generator, Tensor
 from transformers import (
     GenerationConfig,
@@ -20,6 +19,7 @@ from transformers import (
 )
 
 from midsight.models.quiet import quiet_transformers
+from midsight.testing.random_weights import BIAS_STD, NORM_SPREAD, TOKENIZER, draw_rows, save_weights
 
 ENDOFTEXT_ID = 199999
 """`<|endoftext|>`: begins, pads, and ends as the second stop token."""
@@ -29,9 +29,6 @@ AUDIO_ID = 200011
 """`<|endoftext11|>`, the same for sound."""
 END_ID = 200020
 """`<|end|>`, the stop token of every turn."""
-
-TOKENIZER = Path(__file__).with_name("assets") / "tokenizer.json"
-"""Written by scripts/train_tokenizer.py."""
 
 HIDDEN_SIZE = 32
 HEADS = 4
@@ -65,8 +62,6 @@ answers of all lengths."""
 PLACEHOLDER_ROW_SCALE = 0.01
 """The same for image and audio tokens, so that no answer contains one."""
 
-NORM_SPREAD = 0.2
-BIAS_STD = 0.1
 GAINS = (
     ("self_attn.qkv_proj.weight", 1.6),
     ("self_attn.o_proj.weight", 0.3),
@@ -110,8 +105,16 @@ def write_phi4_multimodal(
     tokenizer = make_tokenizer()
 
     weights = {name: draw(name, shape, generator) for name, shape in parameter_shapes(config).items()}
-    token_ids = sorted(tokenizer.get_vocab().values())
-    weights["model.embed_tokens.weight"] = draw_embedding(config.vocab_size, token_ids, generator)
+    weights["model.embed_tokens.weight"] = draw_rows(
+        config.vocab_size,
+        HIDDEN_SIZE,
+        {
+            **dict.fromkeys(tokenizer.get_vocab().values(), 1.0),
+            END_ID: END_ROW_SCALE,
+            **dict.fromkeys((IMAGE_ID, AUDIO_ID), PLACEHOLDER_ROW_SCALE),
+        },
+        generator,
+    )
     save_weights(weights, folder / "model.safetensors")
     if lora:
         write_lora(layers, folder / "vision-lora", generator)
@@ -213,15 +216,6 @@ def draw(name: str, shape: tuple[int, ...], generator: Generator) -> Tensor:
     return noise * (gain / math.sqrt(math.prod(shape[1:])))
 
 
-def draw_embedding(rows: int, token_ids: list[int], generator: Generator) -> Tensor:
-    """The token embedding [rows, hidden], which is the output head too; zero where no token has the id."""
-    embedding = torch.zeros(rows, HIDDEN_SIZE)
-    embedding[token_ids] = torch.randn(len(token_ids), HIDDEN_SIZE, generator=generator)
-    embedding[END_ID] *= END_ROW_SCALE
-    embedding[[IMAGE_ID, AUDIO_ID]] *= PLACEHOLDER_ROW_SCALE
-    return embedding
-
-
 def write_lora(layers: int, folder: Path, generator: Generator) -> None:
     """The LoRA of the decoder's linear layers as PEFT stores one; alpha is twice the rank, as published."""
     sizes = {
@@ -250,8 +244,3 @@ def write_lora(layers: int, folder: Path, generator: Generator) -> None:
         "task_type": "CAUSAL_LM",
     }
     (folder / "adapter_config.json").write_text(json.dumps(adapter, indent=2) + "\n", encoding="utf-8")
-
-
-def save_weights(weights: dict[str, Tensor], path: Path) -> None:
-    """Stores the tensors in bfloat16, as published."""
-    save_file({name: tensor.to(torch.bfloat16) for name, tensor in weights.items()}, path, metadata={"format": "pt"})

@@ -15,7 +15,8 @@ from torch import Generator, Tensor
 
 from midsight.models.phi4mm.config import AUDIO, CARRIED, FIXED, MODEL_TYPE, VISION_HEADS
 from midsight.models.phi4mm.tensors import native_name
-from midsight.testing.phi4_multimodal import TOKENIZER, write_phi4_multimodal
+from midsight.testing.phi4_multimodal import write_phi4_multimodal
+from midsight.testing.random_weights import TOKENIZER
 
 SPEECH_RANK = 5
 SHARDS = 3
@@ -127,6 +128,7 @@ def published_config(native: Mapping[str, Any], *, rank: int, alpha: float) -> d
     nested = {
         **FIXED,
         **{f"audio_processor.config.{name}": audio[field] for name, field in AUDIO.items()},
+        "audio_processor.config.activation_checkpointing": {"interval": 1, "module": "transformer", "offload": False},
         "audio_processor.config.encoder_embedding_config.input_size": audio["input_size"],
         "embd_layer.audio_embd_layer.compression_rate": audio["time_reduction"],
         "embd_layer.audio_embd_layer.downsample_rate": audio["downsample_rate"],

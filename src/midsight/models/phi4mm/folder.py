@@ -17,6 +17,7 @@ from midsight.models.phi4mm.weights import load_published, read_published
 def open_published(folder: Path) -> Checkpoint:
     """Reads config and tensor headers and accounts for every tensor. Raises MidsightError."""
     published = read_published(folder)
+    published.account()
     return Checkpoint(
         layout="published phi4mm",
         adapter=ADAPTER,
@@ -24,7 +25,7 @@ def open_published(folder: Path) -> Checkpoint:
         has_lora=True,
         headers=published.headers,
         account=lambda: None,  # opening it did
-        load_weights=lambda choice: load_published(folder, choice),
+        load_weights=lambda choice: load_published(folder, published, choice),
         load_tokenizer=lambda: load_tokenizer(folder),
         load_image_processor=lambda: load_image_processor(folder),
     )

@@ -7,10 +7,9 @@ from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
 from midsight.errors import MidsightError
+from midsight.models.phi4_multimodal import AUDIO_EMBED
 from midsight.models.phi4mm.config import Shapes
 
-EMBED = "model.embed_tokens_extend"
-AUDIO = f"{EMBED}.audio_embed"
 LORA = re.compile(r"(?P<target>model\.layers\.\d+\..+)\.lora_(?P<factor>[AB])\.(?P<task>vision|speech)\.weight")
 
 RENAMES: tuple[tuple[str, str], ...] = (
@@ -84,8 +83,8 @@ def account_for(published: Shapes, native: Shapes, *, rank: int, audio: bool = F
     vision = _pair_up("vision", factors["vision"], adapted, published, native, rank)
     speech = _pair_up("speech", factors["speech"], adapted, published, native, None)
     left_out = [name for pair in speech.values() for name in (pair.a, pair.b)]
-    left_out += [source for name, source in sources.items() if name.startswith(AUDIO) and not audio]
-    loaded = {name: source for name, source in sources.items() if audio or not name.startswith(AUDIO)}
+    loaded = {name: source for name, source in sources.items() if audio or not name.startswith(f"{AUDIO_EMBED}.")}
+    left_out += [source for name, source in sources.items() if name not in loaded]
     return Accounts(loaded, vision, tuple(left_out))
 
 

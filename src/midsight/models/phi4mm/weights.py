@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import GenerationConfig, Phi4MultimodalConfig, Phi4MultimodalForCausalLM
+from transformers import Phi4MultimodalConfig, Phi4MultimodalForCausalLM
 
 from midsight.errors import MidsightError, first_line
 from midsight.models.checkpoint import LoadChoice
 from midsight.models.headers import Headers, read_headers, read_json
 from midsight.models.native import merge_lora, without_modules
 from midsight.models.phi4_multimodal import AUDIO_EMBED
-from midsight.models.phi4mm.config import LoraScale, lora_scale, native_config
+from midsight.models.phi4mm.config import LoraScale, Shapes, lora_scale, native_config
 from midsight.models.phi4mm.tensors import Accounts, account_for
+from midsight.models.reading import tensor_reader
 
 LORA_TARGETS = r"model\.layers\.\d+\.(self_attn\.(qkv_proj|o_proj)|mlp\.(gate_up_proj|down_proj))"
 
@@ -35,16 +33,24 @@ class PublishedFolder:
     """Of the vision LoRA."""
     headers: Headers
     """Every tensor, by published name."""
-    accounts: Accounts
-    """Where every tensor goes."""
+    native: Shapes
+    """Shape of every tensor of transformers' class, by its name there."""
+
+    def account(self, *, audio: bool = False) -> Accounts:
+        """Where every tensor goes; raises MidsightError where one is missing, extra or misshapen."""
+        return account_for(self.shapes, self.native, rank=self.lora.rank, audio=audio)
+
+    @property
+    def shapes(self) -> Shapes:
+        """Shape of every tensor, by published name."""
+        return {name: header.shape for name, header in self.headers.items()}
 
 
-def read_published(folder: Path, *, audio: bool = False) -> PublishedFolder:
-    """Reads config and tensor headers and accounts for every tensor. Raises MidsightError."""
+def read_published(folder: Path) -> PublishedFolder:
+    """Reads config and tensor headers. Raises MidsightError."""
     raw = read_json(folder / "config.json")
     headers = read_headers(folder)
-    shapes = {name: header.shape for name, header in headers.items()}
-    config = native_config(raw, shapes)
+    config = native_config(raw, {name: header.shape for name, header in headers.items()})
     lora = lora_scale(raw)
     try:
         with torch.device("meta"):
@@ -52,16 +58,15 @@ def read_published(folder: Path, *, audio: bool = False) -> PublishedFolder:
     except Exception as error:  # whatever a config of the right kinds makes transformers do
         raise MidsightError(f"{folder / 'config.json'} describes no model ({first_line(error)}).") from error
     native = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    return PublishedFolder(config, lora, headers, account_for(shapes, native, rank=lora.rank, audio=audio))
+    return PublishedFolder(config, lora, headers, native)
 
 
-def load_published(folder: Path, choice: LoadChoice) -> Any:
-    """Transformers' Phi4MultimodalForCausalLM with the published weights.
+def load_published(folder: Path, published: PublishedFolder, choice: LoadChoice) -> Any:
+    """Transformers' Phi4MultimodalForCausalLM with the published weights of a folder.
 
     Tensors are read one at a time, so host memory holds the model (none of it, on a GPU) and one
     weight with its LoRA in float32. Raises MidsightError.
     """
-    published = read_published(folder, audio=choice.unused)
     unread = () if choice.unused else (AUDIO_EMBED,)
     with torch.device("meta"):
         model: Any = without_modules(Phi4MultimodalForCausalLM, unread)(published.config)
@@ -76,48 +81,33 @@ def load_published(folder: Path, choice: LoadChoice) -> Any:
     if left:
         raise MidsightError(f"{folder} filled all tensors but {len(left)}, {left[0]} the first; download it again.")
     model.config.dtype = choice.dtype
-    try:
-        model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # transformers checks values, each with an error of its own
-        path = folder / "generation_config.json"
-        raise MidsightError(f"{path} is not usable ({first_line(error)}); download it again.") from error
     return model
 
 
 def read_weights(published: PublishedFolder, choice: LoadChoice) -> Iterator[tuple[str, Tensor]]:
     """Native name and tensor of everything that is loaded, file by file; a merged LoRA is rounded once."""
-    accounts, headers = published.accounts, published.headers
+    accounts, headers = published.account(audio=choice.unused), published.headers
     device, dtype = choice.device, choice.dtype
     by_file = sorted(accounts.loaded.items(), key=lambda item: str(headers[item[1]].file))
-    with ExitStack() as stack:
-        opened: dict[Path, Any] = {}
-
-        def read(name: str) -> Tensor:
-            path = headers[name].file
-            if path not in opened:
-                # read, not mapped: pages of a mapped file count as memory, and would change with the file
-                opened[path] = stack.enter_context(safe_open(path, framework="pt", backend="pread"))
-            return opened[path].get_tensor(name)
-
-        try:
-            for target, source in by_file:
-                pair = accounts.vision_lora.get(target)
-                if pair is None or choice.lora == "off":
-                    yield target, read(source).to(device, dtype)
-                elif choice.lora == "merged":
-                    weight, a, b = (read(name).to(device) for name in (source, pair.a, pair.b))
-                    yield target, merge_lora(weight, a, b, published.lora.scale).to(dtype)
-                else:
-                    module = target.removesuffix(".weight")
-                    yield f"{module}.base_layer.weight", read(source).to(device, dtype)
-                    yield f"{module}.lora_A.vision.weight", read(pair.a).to(device, dtype)
-                    yield f"{module}.lora_B.vision.weight", read(pair.b).to(device, dtype)
-        except (SafetensorError, OSError) as error:
-            raise MidsightError(f"A safetensors file cannot be read ({error}); download the folder again.") from error
+    with tensor_reader(headers) as read:
+        for target, source in by_file:
+            pair = accounts.vision_lora.get(target)
+            if pair is None or choice.lora == "off":
+                yield target, read(source).to(device, dtype)
+            elif choice.lora == "merged":
+                weight, a, b = (read(name).to(device) for name in (source, pair.a, pair.b))
+                yield target, merge_lora(weight, a, b, published.lora.scale).to(dtype)
+            else:
+                module = target.removesuffix(".weight")
+                yield f"{module}.base_layer.weight", read(source).to(device, dtype)
+                yield f"{module}.lora_A.vision.weight", read(pair.a).to(device, dtype)
+                yield f"{module}.lora_B.vision.weight", read(pair.b).to(device, dtype)
 
 
 def add_empty_lora(model: Any, lora: LoraScale) -> None:
     """PEFT's layers beside the decoder's weights, under the names the published factors have."""
+    from peft import LoraConfig  # takes seconds to import, and only this needs it
+
     alpha: Any = lora.alpha  # PEFT's annotation says int, its arithmetic takes both
     config = LoraConfig(r=lora.rank, lora_alpha=alpha, target_modules=LORA_TARGETS, lora_dropout=0.0)
     model.add_adapter(config, adapter_name="vision")

@@ -1,0 +1,90 @@
+"""Random weights, scaled by what a tensor's name says it is; and a small tokenizer with any special tokens."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from torch import Generator, Tensor, nn
+from transformers import PreTrainedTokenizerFast
+
+TOKENIZER = Path(__file__).with_name("assets") / "tokenizer.json"
+"""Written by scripts/train_tokenizer.py."""
+
+NORM_SPREAD = 0.2
+BIAS_STD = 0.1
+GATES = (0.4, 1.2)
+"""Range of a gate's size before its tanh; its sign is random."""
+
+Gains = Sequence[tuple[str, float]]
+"""Standard deviation of a weight times the root of its fan-in, by the end of its name; 1 where none fits."""
+
+
+def draw_weights(
+    model: type[nn.Module],
+    config: Any,
+    rows: Mapping[str, Mapping[int, float]],
+    generator: Generator,
+    gains: Gains,
+) -> dict[str, Tensor]:
+    """Every tensor that a class stores, by sorted name; those in `rows`, embedding and head, as draw_rows does."""
+    with torch.device("meta"):
+        state = model(config).state_dict()
+    return {
+        name: draw_rows(len(tensor), tensor.shape[1], rows[name], generator)
+        if name in rows
+        else draw(name, tuple(tensor.shape), generator, gains)
+        for name, tensor in sorted(state.items())
+    }
+
+
+def draw(name: str, shape: tuple[int, ...], generator: Generator, gains: Gains) -> Tensor:
+    """One random tensor; nothing is left at its neutral value, gates are open."""
+    noise = torch.randn(shape, generator=generator)
+    *_, module, parameter = name.split(".")
+    if parameter.endswith("gate") or parameter.startswith("gate_"):
+        smallest, largest = GATES
+        return noise.sign() * (smallest + (largest - smallest) * torch.rand(shape, generator=generator))
+    if parameter == "weight" and len(shape) == 1:
+        return 1 + NORM_SPREAD * noise
+    if parameter == "bias":
+        return BIAS_STD * noise
+    gain = next((gain for end, gain in gains if name.endswith(end)), 1.0)
+    if parameter.endswith("embedding") or (module.endswith("embedding") and len(shape) == 2):
+        return gain * noise
+    return noise * (gain / math.sqrt(math.prod(shape[1:])))
+
+
+def draw_rows(rows: int, width: int, scales: Mapping[int, float], generator: Generator) -> Tensor:
+    """An embedding or a head [rows, width]: random rows for the ids in `scales`, that much longer; others zero."""
+    table = torch.zeros(rows, width)
+    ids = sorted(scales)
+    sizes = torch.tensor([scales[one] for one in ids])[:, None]
+    table[ids] = torch.randn(len(ids), width, generator=generator) * sizes
+    return table
+
+
+def save_weights(weights: dict[str, Tensor], path: Path) -> None:
+    """Stores the tensors in bfloat16, as published."""
+    save_file({name: tensor.to(torch.bfloat16) for name, tensor in weights.items()}, path, metadata={"format": "pt"})
+
+
+def make_tokenizer(special_tokens: Mapping[int, str], **options: Any) -> PreTrainedTokenizerFast:
+    """The shipped byte-level tokenizer with other special tokens, at the ids given; `options` as of the class."""
+    content = json.loads(TOKENIZER.read_text(encoding="utf-8"))
+    shipped = {token["content"] for token in content["added_tokens"]}
+    vocabulary = content["model"]["vocab"]
+    content["model"]["vocab"] = {token: one for token, one in vocabulary.items() if token not in shipped}
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    content["added_tokens"] = [{"id": one, "content": token, **flags} for one, token in sorted(special_tokens.items())]
+    # ids with gaps stand only where the tokens are in the vocabulary too
+    content["model"]["vocab"] |= {token: one for one, token in special_tokens.items()}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(content)), clean_up_tokenization_spaces=False, **options
+    )

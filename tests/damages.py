@@ -1,0 +1,49 @@
+"""Damage done on purpose: a parity test that passes with one of these on is no test."""
+
+import dataclasses
+
+from midsight import Model
+from midsight.extraction import batch, decode
+from midsight.models.layout import TokenLayout
+from midsight.taps import capture
+
+
+def declaring(model: Model, **declared: object) -> Model:
+    """The model with some of its adapter's declarations replaced."""
+    adapter = dataclasses.replace(model.loaded.adapter, **declared)  # pyright: ignore[reportArgumentType]
+    return dataclasses.replace(model, loaded=dataclasses.replace(model.loaded, adapter=adapter))
+
+
+def shift_layers(monkeypatch, shift: int, last: int) -> None:
+    """Every tap reads another layer, as far as there is one."""
+    original = capture.tapped_module
+
+    def shifted(hf_model, adapter, tap):
+        return original(hf_model, adapter, dataclasses.replace(tap, layer=min(max(tap.layer + shift, 0), last)))
+
+    monkeypatch.setattr(capture, "tapped_module", shifted)
+
+
+def shift_position(monkeypatch, position: str, shift: int, last: int) -> None:
+    """A position of every prompt lies elsewhere, at most at index `last`."""
+    original = vars(TokenLayout)[position].fget
+    monkeypatch.setattr(TokenLayout, position, property(lambda self: min(original(self) + shift, last)))
+
+
+def count_padding_in_decode(monkeypatch) -> None:
+    """Decode steps take padding for tokens when they count positions."""
+    original = decode.feed_tokens
+
+    def shifted(loaded, open_rows):
+        state = open_rows.state
+        padded = [state.attention_mask.shape[1]] * len(state.lengths)
+        stepped = original(loaded, decode.OpenRows(open_rows.answers, dataclasses.replace(state, lengths=padded)))
+        return dataclasses.replace(stepped, lengths=[length + 1 for length in state.lengths])
+
+    monkeypatch.setattr(decode, "feed_tokens", shifted)
+
+
+def exchange_images(monkeypatch) -> None:
+    """The samples of a batch get each other's images, in reverse order."""
+    original = batch.encode_distinct
+    monkeypatch.setattr(batch, "encode_distinct", lambda *args: original(*args)[::-1])

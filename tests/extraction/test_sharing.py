@@ -1,0 +1,147 @@
+"""Questions on one image: one prefix through the decoder, and the numbers of the whole prompt."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import midsight
+from midsight.extraction import sharing
+from midsight.extraction.batch import extract_samples
+from midsight.extraction.prepare import PreparedSample, prepare
+from midsight.extraction.request import Request, resolve
+from midsight.extraction.todo import batched
+from midsight.models.adapter import submodule
+from midsight.samples.sample import Sample
+from midsight.taps.tap import POSITIONS
+from pictures import encoded, picture
+
+QUESTIONS = ["What?", "Is there a red circle in the image? Answer yes or no.", "How many are there?", "And now?"]
+EVERYTHING = Request(layers="all", residual=True, positions=POSITIONS, max_new_tokens=8)
+
+
+def samples_on(*images):
+    """Every image with a number of questions, and those of the images mixed."""
+    asked = [
+        Sample(f"{i}-{q}", 0, (image,), QUESTIONS[q], image=f"{i}.png")
+        for q in range(len(QUESTIONS))
+        for i, (image, count) in enumerate(images)
+        if q < count
+    ]
+    return [replace(sample, input_index=index) for index, sample in enumerate(asked)]
+
+
+def ready(model, samples):
+    items = prepare(model.loaded, resolve(Request(layers=[0]), model.loaded), samples)
+    return [item for item in items if isinstance(item, PreparedSample)]
+
+
+def records(model, plan, samples, **options):
+    outcomes = extract_samples(model.loaded, plan, samples, **options)
+    assert all(isinstance(outcome, midsight.Record) for outcome in outcomes), outcomes
+    return [outcome for outcome in outcomes if isinstance(outcome, midsight.Record)]
+
+
+@pytest.fixture(scope="module")
+def samples():
+    small, wide = encoded(picture((64, 64), 1)), encoded(picture((640, 480), 2))
+    return samples_on((small, 4), (wide, 3), (encoded(picture((300, 200), 3)), 1))
+
+
+@pytest.fixture
+def token_counts(model, monkeypatch):
+    """[batch, tokens] of every call of the decoder."""
+    counts = []
+
+    def count(_module, _args, arguments):
+        given = arguments["input_ids"] if arguments.get("inputs_embeds") is None else arguments["inputs_embeds"]
+        counts.append(tuple(given.shape[:2]))
+
+    decoder = submodule(model.loaded.hf_model, model.loaded.adapter.decoder)
+    hook = decoder.register_forward_pre_hook(count, with_kwargs=True)
+    yield counts
+    hook.remove()
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_shared_prefixes_give_the_numbers_of_every_sample_alone(model, samples, token_counts, side):
+    plan = resolve(EVERYTHING, model.loaded)
+    together = records(model, plan, samples, padding_side=side)
+    prefill = token_counts[:2]
+    for sample, record in zip(samples, together, strict=True):
+        (alone,) = records(model, plan, [sample])
+        for name, vector in alone.vectors.items():
+            error = np.linalg.norm(record.vectors[name] - vector) / np.linalg.norm(vector)
+            assert error <= 1e-5, (sample.sample_id, name)
+        assert record.answer_token_ids == alone.answer_token_ids
+        logprobs = [record.answer_logprobs, alone.answer_logprobs]
+        assert np.abs(np.subtract(*map(np.array, logprobs))).max() < 1e-3
+    longest = max(record.vision_token_index + 1 for record in together)
+    rest = max(record.prompt_tokens - record.vision_token_index - 1 for record in together)
+    assert prefill == [(3, longest), (8, rest)], "three images, eight questions"
+
+
+def test_images_without_a_second_question_are_prefilled_whole(model, samples, token_counts):
+    plan = resolve(EVERYTHING, model.loaded)
+    extract_samples(model.loaded, plan, [samples[0], samples[1]])
+    assert token_counts[0][0] == 2
+    assert all(tokens == 1 for _, tokens in token_counts[1:])
+
+
+def test_another_system_turn_or_order_of_images_is_another_prefix(model):
+    one, two = encoded(picture((64, 64), 1)), encoded(picture((80, 64), 2))
+    asked = [
+        Sample("a", 0, (one, two), "What?"),
+        Sample("b", 1, (two, one), "What?"),
+        Sample("c", 2, (one, two), "Why?"),
+        Sample("d", 3, (one,), "What?"),
+    ]
+    shared = sharing.find_shared(model.loaded, ready(model, asked))
+    assert shared == sharing.SharedPrefixes(first=(0, 1, 3), owners=(0, 1, 0, 2))
+
+
+def test_a_prefix_of_the_other_longrope_regime_is_not_shared(model, samples):
+    items = ready(model, [sample for sample in samples if sample.image == "0.png"])
+    cut, longest = sharing.prefix_length(items[0]), max(len(item.prompt.token_ids) for item in items)
+    for border, may_share in ((cut - 1, True), (cut, False), (longest - 1, False), (longest, True)):
+        adapter = replace(model.loaded.adapter, longrope_border=lambda _, border=border: border)
+        assert (sharing.find_shared(replace(model.loaded, adapter=adapter), items) is not None) is may_share
+
+
+def test_states_that_depend_on_the_question_are_not_shared(model, samples):
+    adapter = replace(model.loaded.adapter, shares_image_prefix=False)
+    assert not resolve(Request(), replace(model.loaded, adapter=adapter)).share
+    assert resolve(Request(), model.loaded).share
+
+
+def test_sharing_can_be_left_out(model, samples, token_counts):
+    plan = resolve(replace(EVERYTHING, share=False), model.loaded)
+    records(model, plan, samples)
+    assert token_counts[0][0] == len(samples)
+
+
+def test_a_prefix_that_is_another_images_is_seen(model, samples, monkeypatch):
+    """The damage that this code could do: every question on the first prefix."""
+    plan = resolve(Request(layers=[7], answers=False), model.loaded)
+    right = records(model, plan, samples)
+    shared = sharing.find_shared(model.loaded, ready(model, samples))
+    assert shared is not None
+    damaged = replace(shared, owners=(0,) * len(samples))
+    monkeypatch.setattr("midsight.extraction.batch.find_shared", lambda *_: damaged)
+    wrong = records(model, plan, samples)
+    name = "query_token_representation.layer_7"
+    moved = [np.linalg.norm(a.vectors[name] - b.vectors[name]) for a, b in zip(right, wrong, strict=True)]
+    assert [error > 1e-3 for error in moved] == [sample.image != "0.png" for sample in samples]
+
+
+@given(st.lists(st.integers(0, 3), max_size=40), st.integers(1, 9))
+def test_batches_keep_the_questions_of_an_image_together(images, size):
+    rows = [Sample(str(n), n, (b"",), "?", image=f"{image}") for n, image in enumerate(sorted(images))]
+    batches = list(batched(rows, size))
+    assert [row for batch in batches for row in batch] == rows
+    assert all(0 < len(batch) <= size for batch in batches)
+    for image in set(images):
+        places = [index for index, batch in enumerate(batches) if any(row.image == str(image) for row in batch)]
+        assert len(places) == -(-images.count(image) // size), "as few batches as can be"

@@ -1,0 +1,31 @@
+"""The small checkpoint of each family, loaded as users load it, and transformers' own procedure on it."""
+
+import pytest
+
+from family_reference import FAMILIES, FamilyReference
+from midsight import load
+
+
+@pytest.fixture(scope="package", params=FAMILIES)
+def name(request):
+    return request.param
+
+
+@pytest.fixture(scope="package")
+def family(name):
+    return FAMILIES[name]
+
+
+@pytest.fixture(scope="package")
+def folder(family, tmp_path_factory):
+    return family.write(tmp_path_factory.mktemp("family"))
+
+
+@pytest.fixture(scope="package")
+def model(folder):
+    return load(folder, device="cpu")
+
+
+@pytest.fixture(scope="package")
+def reference(family, folder):
+    return FamilyReference(folder, family)

@@ -1,0 +1,259 @@
+"""The parity test of every family fails for each kind of wrong number: damage done on purpose."""
+
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+
+import damages
+from family_reference import FamilyReference
+from midsight import wrap
+from midsight.extraction.request import Request, resolve
+from midsight.models import adapter as adapters
+from midsight.taps.tap import POSITIONS
+from midsight.testing import check_adapter
+from midsight.testing.checks import largest_error
+from parity import assert_parity, expect, extract_records, rgb, samples_of
+from pictures import CASES, picture
+from reference import relative_error
+
+EVERYTHING = Request(layers="all", residual=True, positions=POSITIONS, max_new_tokens=16)
+DAMAGED_CASES = [CASES[0], CASES[3], CASES[4]]
+"""One tile, two by two, and four in a line; grids of patches that are no squares."""
+
+
+@pytest.fixture(scope="module")
+def expected(reference):
+    return {case.name: expect(reference, [case.image], case.question) for case in DAMAGED_CASES}
+
+
+@pytest.fixture
+def compare(expected):
+    """Extracts the cases in one batch and asserts parity for each."""
+
+    def run(model, padding_side="right"):
+        plan = resolve(EVERYTHING, model.loaded)
+        for record in extract_records(model, plan, samples_of(DAMAGED_CASES), padding_side=padding_side):
+            assert_parity(record, expected[record.sample_id])
+
+    return run
+
+
+@pytest.fixture
+def declaring(model):
+    """The model with some of its adapter's declarations replaced."""
+    return partial(damages.declaring, model)
+
+
+def failing(model):
+    checks = check_adapter(model, samples_of(DAMAGED_CASES), max_new_tokens=3)
+    return {check.name for check in checks if not check.passed}
+
+
+def test_undamaged_it_passes(compare, model):
+    compare(model)
+
+
+@pytest.mark.parametrize("shift", [-1, 1])
+def test_layer_off_by_one(compare, model, monkeypatch, shift):
+    damages.shift_layers(monkeypatch, shift, last=model.loaded.n_layers - 1)
+    with pytest.raises(AssertionError, match="is off by"):
+        compare(model)
+
+
+@pytest.mark.parametrize("position", ["vision_token", "query_token"])
+@pytest.mark.parametrize("shift", [-1, 1])
+def test_position_off_by_one(compare, expected, model, monkeypatch, position, shift):
+    damages.shift_position(monkeypatch, position, shift, last=max(e.prompt_tokens for e in expected.values()) - 1)
+    with pytest.raises(AssertionError, match=f"{position}_representation.* is off by"):
+        compare(model)
+
+
+def test_pooling_that_misses_a_patch_or_counts_padding(compare, declaring, model):
+    """Padding tiles where there are any; else the last patch left out."""
+    useful = model.loaded.adapter.useful_patches
+
+    def damaged(image):
+        patches = useful(image)
+        if not patches.all():
+            return torch.ones_like(patches)
+        patches = patches.clone()
+        patches.view(-1)[-1] = False
+        return patches
+
+    with pytest.raises(AssertionError, match="vision_only_representation is off by"):
+        compare(declaring(useful_patches=damaged))
+
+
+def test_images_exchanged_between_samples(model, monkeypatch):
+    pairs = [(picture((64, 64), seed), "What is it?") for seed in (1, 2)]
+    right = model.extract_many(pairs, answers=False)
+    damages.exchange_images(monkeypatch)
+    exchanged = model.extract_many(pairs, answers=False)
+    assert largest_error(right[0], exchanged[0]) > 0.01
+    assert largest_error(right[0], exchanged[1]) < 1e-5
+
+
+def test_decode_positions_counted_over_padding(compare, model, monkeypatch):
+    damages.count_padding_in_decode(monkeypatch)
+    with pytest.raises(AssertionError, match="the answers differ"):
+        compare(model)
+
+
+def test_a_prefix_declared_unshareable_is_caught(declaring):
+    assert failing(declaring(shares_image_prefix=False)) == {"image states under another question"}
+
+
+def test_embeddings_in_the_wrong_order_are_caught(declaring, model):
+    original = model.loaded.adapter.image_embeddings
+
+    def turned(hf_model, features, image):
+        return original(hf_model, features, image).flip(0)
+
+    assert "query_token at every layer and the full forward" in failing(declaring(image_embeddings=turned))
+
+
+@pytest.mark.parametrize("name", ["mllama"], indirect=True)
+class TestLlama:
+    """What cross-attention needs."""
+
+    @pytest.fixture
+    def changing(self, declaring, model):
+        """The model whose decoder inputs are changed by a function of (prefill, later)."""
+
+        def change(edit):
+            def changed(*args):
+                inputs = model.loaded.adapter.decoder_inputs(*args)
+                return adapters.DecoderInputs(*edit(dict(inputs.prefill), dict(inputs.later)))
+
+            return declaring(decoder_inputs=changed)
+
+        return change
+
+    def test_without_the_mask_in_decode_answers_differ(self, compare, changing):
+        model = changing(lambda prefill, later: (prefill, {}))
+        with pytest.raises(AssertionError, match="the answers differ"):
+            compare(model)
+
+    def test_padding_tiles_read_by_the_question(self, compare, changing):
+        def open_all(prefill, later):
+            return {**prefill, "cross_attention_mask": torch.zeros_like(prefill["cross_attention_mask"])}, later
+
+        with pytest.raises(AssertionError, match="is off by"):
+            compare(changing(open_all))
+
+    def test_tokens_before_the_image_that_read_it(self, compare, changing):
+        """As transformers lets them: that changes every later state."""
+
+        def open_rows(prefill, later):
+            return {
+                **prefill,
+                "full_text_row_masked_out_mask": torch.ones_like(prefill["full_text_row_masked_out_mask"]),
+            }, later
+
+        with pytest.raises(AssertionError, match="is off by"):
+            compare(changing(open_rows), padding_side="right")
+
+    def test_the_class_token_left_out_of_the_mean(self, compare, declaring, model):
+        def without_class_token(image):
+            useful = model.loaded.adapter.useful_patches(image)
+            useful[:, 0] = False
+            return useful
+
+        with pytest.raises(AssertionError, match="vision_only_representation is off by"):
+            compare(declaring(useful_patches=without_class_token))
+        assert failing(declaring(useful_patches=without_class_token)) == {
+            "patches of filled crops that it sees and are not useful"
+        }
+
+    def test_padding_tiles_counted_are_caught(self, declaring):
+        assert failing(declaring(useful_patches=lambda image: torch.ones((4, 65), dtype=torch.bool))) == {
+            "useful patches that the decoder never sees"
+        }
+
+    def test_the_mask_of_a_question_on_a_prefix_is_proved(self, changing):
+        assert failing(changing(lambda prefill, later: (prefill, {}))) >= {
+            "a question on the image's prefix and the full forward",
+            "several questions on one prefix and the full forward",
+        }
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen2_vl"], indirect=True)
+class TestQwen:
+    """What positions with three axes need."""
+
+    def test_positions_counted_like_text(self, compare, declaring):
+        with pytest.raises(AssertionError, match="is off by"):
+            compare(declaring(positions=adapters.count_up))
+
+    def test_rows_and_columns_exchanged(self, compare, declaring, model):
+        original = model.loaded.adapter.positions
+        with pytest.raises(AssertionError, match="is off by"):
+            compare(declaring(positions=lambda *args: original(*args)[[0, 2, 1]]))
+
+    def test_a_question_that_goes_on_from_the_number_of_tokens(self, declaring, model, monkeypatch):
+        """Positions behind an image are smaller than the count of tokens."""
+
+        def count_on(positions, more):
+            behind = positions.shape[1] + torch.arange(more)
+            return torch.cat([positions, behind.expand(len(positions), more)], dim=1)
+
+        monkeypatch.setattr("midsight.testing.checks.continue_positions", count_on)
+        assert "a question on the image's prefix and the full forward" in failing(model)
+
+    def test_what_an_earlier_call_left_on_the_model_changes_nothing(self, compare, model):
+        model.loaded.hf_model.model.rope_deltas = torch.tensor([[-77]])
+        compare(model)
+
+
+@pytest.mark.parametrize("name", ["mllama"], indirect=True)
+class TestSilenceBeforeImages:
+    """Tokens before the image take nothing from it, as the model was trained."""
+
+    def before_image(self, reference, image):
+        inputs = reference.inputs([image], "What is this?")
+        ids = inputs["input_ids"][0].tolist()
+        return reference.forward(inputs).hidden_states[:, : ids.index(reference.image_token_id)]
+
+    def test_the_installed_transformers_lets_them_read_it(self, family, folder, reference):
+        """Where this fails, the defect is gone and midsight's mend with it."""
+        images = [rgb(CASES[0].image), rgb(CASES[4].image)]
+        plain = FamilyReference(folder, family, mended=False)
+        one, other = (self.before_image(plain, image) for image in images)
+        assert relative_error(one, other) > 1e-2
+        one, other = (self.before_image(reference, image) for image in images)
+        assert relative_error(one, other) <= 1e-6
+
+    def test_a_model_is_mended_once_and_says_so(self, model):
+        again = wrap(model.loaded.hf_model, processor_of(model))
+        assert "tokens before an image take nothing from it in 2 layers" in model.loaded.mends[0]
+        assert again.loaded.mends == (), "nothing was left to mend"
+
+    def test_layers_whose_class_or_forward_is_replaced_are_mended_all_the_same(self, family, folder, model, compare):
+        """As accelerate does where a model is split or offloaded, and FSDP where it is sharded."""
+        hf_model = family.model.from_pretrained(folder, dtype=torch.float32)
+        for number, layer in enumerate(hf_model.model.language_model.layers):
+            if number % 2:
+                layer.__class__ = type(f"Sharded{type(layer).__name__}", (type(layer),), {})
+            add_hook_to_module(layer, AlignDevicesHook(io_same_device=True))
+        wrapped = wrap(hf_model, processor_of(model))
+        assert len(wrapped.loaded.mends) == 1
+        compare(wrapped)
+
+
+def processor_of(model):
+    return SimpleNamespace(tokenizer=model.loaded.tokenizer, image_processor=model.loaded.image_processor)
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_vl"], indirect=True)
+class TestWindows:
+    """Qwen2.5-VL keeps its patches window by window."""
+
+    def test_tokens_left_in_the_order_of_windows(self, compare, declaring):
+        def in_window_order(hf_model, features, _image):
+            return hf_model.model.visual.merger(features)
+
+        with pytest.raises(AssertionError, match="is off by"):
+            compare(declaring(image_embeddings=in_window_order))

@@ -1,0 +1,153 @@
+"""Folders of every family: published sizes, names that older checkpoints have, damage, the run folder."""
+
+import json
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, MllamaForConditionalGeneration
+
+import midsight
+from family_reference import FamilyReference
+from folders import said_by
+from midsight.check.facts import read_facts
+from midsight.models.mllama import ADAPTER
+from midsight.reports.summary import summarise
+from midsight.taps.tap import choose_layers
+from midsight.testing.checks import largest_error
+from parity import assert_parity, expect
+from pictures import CASES, picture
+
+FACTS = Path(os.environ.get("MIDSIGHT_FACTS", Path(__file__).parents[3] / "shared" / "facts")) / "mllama"
+
+PUBLISHED_NAMES = {
+    "mllama": {
+        r"^model\.language_model\.": "language_model.model.",
+        r"^lm_head\.": "language_model.lm_head.",
+        r"^model\.(vision_model|multi_modal_projector)\.": r"\1.",
+    },
+    "qwen2_5_vl": {r"^model\.visual\.": "visual.", r"^model\.language_model\.": "model."},
+    "qwen2_vl": {r"^model\.visual\.": "visual.", r"^model\.language_model\.": "model."},
+}
+"""Native name to the one in the published files."""
+
+
+def rename(folder, names):
+    tensors = load_file(folder / "model.safetensors")
+    renamed = {}
+    for name, tensor in tensors.items():
+        for native, published in names.items():
+            if re.match(native, name):
+                name = re.sub(native, published, name)
+                break
+        renamed[name] = tensor
+    assert not set(renamed) & set(tensors) - {"lm_head.weight"}
+    save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def publish_settings(name, folder):
+    """Config and processor as the published folders have them: Qwen's flat, the image processor's in its own file."""
+    config = json.loads((folder / "config.json").read_text())
+    if name != "mllama":
+        text = config.pop("text_config")
+        rope = text.pop("rope_parameters")
+        config |= {key: value for key, value in text.items() if key not in {"model_type", "layer_types", "dtype"}}
+        config |= {"rope_theta": rope["rope_theta"]}
+        config |= {"rope_scaling": {"type": "mrope", "mrope_section": rope["mrope_section"]}}
+        (folder / "config.json").write_text(json.dumps(config))
+    settings = json.loads((folder / "processor_config.json").read_text())["image_processor"]
+    if name != "mllama":
+        size = settings.pop("size")
+        settings |= {"min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"]}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    (folder / "processor_config.json").unlink()
+
+
+def test_the_published_layout_gives_the_same_numbers_and_parts(name, family, model, tmp_path):
+    folder = family.write(tmp_path / "published")
+    native = read_facts(folder)
+    rename(folder, PUBLISHED_NAMES[name])
+    publish_settings(name, folder)
+    facts = read_facts(folder)
+    assert facts.parameters == native.parameters
+    assert set(facts.parameters) >= {"vision encoder", "decoder", "token embedding", "language-model head"}
+    records = [m.extract(CASES[3].image, "What is it?", max_new_tokens=3) for m in (midsight.load(folder), model)]
+    assert largest_error(*records) == 0
+    assert records[0].answer_token_ids == records[1].answer_token_ids
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_vl"], indirect=True)
+def test_a_head_tied_to_the_embedding_is_not_stored(family, tmp_path):
+    """As in the smaller Qwen2.5-VL."""
+    folder = family.write(tmp_path / "tied")
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["lm_head.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+    assert "language-model head" not in read_facts(folder).parameters
+    record = midsight.load(folder).extract(CASES[3].image, "What is it?", layers="all", residual=True, max_new_tokens=6)
+    expected = expect(FamilyReference(folder, family), [CASES[3].image], "What is it?", new_tokens=6)
+    vectors = {name: vector for name, vector in expected.vectors.items() if name in record.vectors}
+    assert_parity(record, replace(expected, vectors=vectors))
+
+
+@pytest.mark.skipif(not FACTS.is_dir(), reason="the published Llama 3.2 files are not here; set MIDSIGHT_FACTS")
+def test_llama_has_the_published_sizes():
+    config: Any = AutoConfig.from_pretrained(FACTS)
+    with torch.device("meta"):
+        model = MllamaForConditionalGeneration(config)
+    shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    assert shapes == json.loads((FACTS / "native_state_dict_shapes.json").read_text())
+    assert sum(parameter.numel() for parameter in model.parameters()) == pytest.approx(10.67e9, abs=0.005e9)
+    assert ADAPTER.vision_width(config) == 7680
+    assert (config.text_config.num_hidden_layers, config.text_config.hidden_size) == (40, 4096)
+    assert choose_layers("default", config.text_config.num_hidden_layers) == (0, 10, 20, 30, 39)
+    assert len(model.get_submodule(ADAPTER.layers)) == 40  # pyright: ignore[reportArgumentType]
+    assert config.image_token_index == 128256
+    for path in (ADAPTER.decoder, ADAPTER.final_norm, ADAPTER.token_embedding, ADAPTER.lm_head, ADAPTER.vision_tower):
+        assert model.get_submodule(path) is not None
+
+
+def test_a_run_holds_its_columns_and_flags_the_constant_one(name, model, tmp_path):
+    pairs = [(picture((60 + 40 * seed, 90), seed), f"What is number {seed}?") for seed in range(3)]
+    run = midsight.extract(pairs, model=model, out=tmp_path / "run", max_new_tokens=4, batch_size=2)
+    assert run.failures() == []
+    n = model.loaded.n_layers
+    for layer in sorted({0, n // 4, n // 2, 3 * n // 4, n - 1}):
+        matrix = run.matrix("vision_token_representation", layer=layer)
+        assert matrix.shape == (3, model.loaded.hidden_size)
+        assert np.isfinite(matrix).all()
+    width = model.loaded.adapter.vision_width(model.loaded.config)
+    assert run.matrix("vision_only_representation").shape == (3, width)
+    constant = {vector.name for vector in summarise(run).vectors if vector.constant}
+    # in Llama 3.2 Vision the image enters at the first cross-attention, layer 2 of this checkpoint
+    assert constant == ({"vision_token_representation.layer_0"} if name == "mllama" else set())
+
+
+def edit(path, **fields):
+    content = json.loads(path.read_text())
+    (content.get("image_processor") or content).update(fields)
+    path.write_text(json.dumps(content))
+
+
+def test_a_processor_that_does_not_fit_the_encoder_is_refused(name, family, tmp_path):
+    folder = family.write(tmp_path / "model")
+    wrong = {"max_image_tiles": 2} if name == "mllama" else {"patch_size": 16}
+    edit(folder / "processor_config.json", **wrong)
+    said = said_by(midsight.load, folder, device="cpu")
+    assert said is not None
+    assert "preprocessor_config.json" in said
+    assert "download both again" in said
+
+
+def test_a_lora_option_is_refused_where_the_family_has_none(folder):
+    said = said_by(midsight.load, folder, device="cpu", lora="merged")
+    assert said is not None
+    assert said.startswith("--lora merged needs a LoRA beside the weights")

@@ -1,0 +1,111 @@
+"""Every family's vectors and answers against transformers' own forward: one sample, no padding, float32."""
+
+import random
+
+import pytest
+
+from midsight.extraction.prepare import prepare
+from midsight.extraction.request import Request, resolve
+from midsight.extraction.sharing import find_shared
+from midsight.samples.sample import Failure, Sample
+from midsight.taps.tap import POSITIONS
+from midsight.testing import check_adapter
+from parity import NEW_TOKENS, assert_parity, expect, extract_records, samples_of
+from pictures import CASES
+
+EVERYTHING = Request(layers="all", residual=True, positions=POSITIONS, max_new_tokens=NEW_TOKENS)
+USED = [case for case in CASES if not case.slow]
+
+
+@pytest.fixture(scope="module")
+def expected(reference):
+    """What transformers gives for every case, by its name."""
+    return {case.name: expect(reference, [case.image], case.question) for case in USED}
+
+
+@pytest.mark.parametrize(("batch_size", "padding_side"), [(1, "left"), (3, "left"), (8, "right"), (12, "left")])
+def test_batches_of_mixed_sizes_equal_the_full_forward(model, expected, batch_size, padding_side):
+    plan = resolve(EVERYTHING, model.loaded)
+    samples = samples_of(USED)
+    random.Random(batch_size).shuffle(samples)  # noqa: S311  (no secret)
+    for start in range(0, len(samples), batch_size):
+        batch = samples[start : start + batch_size]
+        for record in extract_records(model, plan, batch, padding_side=padding_side):
+            assert_parity(record, expected[record.sample_id])
+
+
+def test_the_cases_are_worth_comparing(model, expected):
+    """Several grids, prompts and lengths of answers; some stop, and some are cut."""
+    answers = [e.answer_token_ids for e in expected.values()]
+    assert len({len(answer) for answer in answers}) >= 3
+    assert any(answer[-1] in model.loaded.stop_ids for answer in answers)
+    assert len(set(answers)) >= 6
+    image_tokens = {
+        record.image_tokens for record in extract_records(model, resolve(EVERYTHING, model.loaded), samples_of(USED))
+    }
+    assert image_tokens == {1} or len(image_tokens) >= 5
+
+
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+@pytest.mark.parametrize("past_multiple", [0, 1])
+def test_padded_lengths_around_multiples_of_32(model, reference, past_multiple, padding_side):
+    image = CASES[0].image
+    base = expect(reference, [image], "a").prompt_tokens
+    target = (base // 32 + 2) * 32 + past_multiple
+    questions = ["a" + " a" * (target - base), "a", "a a a a a a a"]
+    samples = [Sample(str(i), i, (image,), question) for i, question in enumerate(questions)]
+    records = extract_records(model, resolve(EVERYTHING, model.loaded), samples, padding_side=padding_side)
+    assert records[0].prompt_tokens == target
+    for record, question in zip(records, questions, strict=True):
+        assert_parity(record, expect(reference, [image], question))
+
+
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+def test_several_images_in_one_prompt_beside_a_single_one(model, reference, expected, padding_side):
+    images = [CASES[0].image, CASES[4].image, CASES[1].image]
+    samples = [
+        Sample("two", 0, tuple(images[:2]), "Which differs?"),
+        samples_of([CASES[3]])[0],
+        Sample("three", 2, tuple(images), "Which of the three is the largest?"),
+    ]
+    records = extract_records(model, resolve(EVERYTHING, model.loaded), samples, padding_side=padding_side)
+    assert_parity(records[0], expect(reference, images[:2], "Which differs?"))
+    assert_parity(records[1], expected[CASES[3].name])
+    assert_parity(records[2], expect(reference, images, "Which of the three is the largest?"))
+
+
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+def test_several_questions_on_one_prefix_equal_their_full_forwards(model, reference, padding_side):
+    """Two prefixes, each computed once, and questions of different lengths, with their answers."""
+    prefixes = ((CASES[4].image, CASES[0].image), (CASES[3].image,))
+    questions = ["What is this?", "a", "Is there a red circle in the image? Answer yes or no."]
+    asked = [(images, question) for question in questions for images in prefixes]
+    samples = [Sample(str(i), i, images, question) for i, (images, question) in enumerate(asked)]
+    plan = resolve(EVERYTHING, model.loaded)
+    items = [item for item in prepare(model.loaded, plan, samples) if not isinstance(item, Failure)]
+    shared = find_shared(model.loaded, items)
+    assert shared is not None
+    assert shared.owners == (0, 1, 0, 1, 0, 1)
+    for record, (images, question) in zip(
+        extract_records(model, plan, samples, padding_side=padding_side), asked, strict=True
+    ):
+        assert_parity(record, expect(reference, list(images), question))
+
+
+@pytest.mark.parametrize("case", [CASES[0], CASES[4], CASES[8]], ids=lambda case: case.name)
+def test_transformers_pixels_equal_its_processor(model, reference, case):
+    request = Request(layers="all", positions=POSITIONS, residual=True, pixels="transformers", max_new_tokens=8)
+    record = extract_records(model, resolve(request, model.loaded), samples_of([case]))[0]
+    assert_parity(record, expect(reference, [case.image], case.question, new_tokens=8, pixels="transformers"))
+
+
+def test_every_declaration_is_proved(model):
+    checks = check_adapter(model, samples_of([CASES[0], CASES[1], CASES[3], CASES[5]]))
+    assert [check for check in checks if not check.passed] == []
+    names = {check.name for check in checks}
+    assert {
+        "image states under another question",
+        "a question on the image's prefix and the full forward",
+        "several questions on one prefix and the full forward",
+        "answers that differ from generate",
+    } <= names

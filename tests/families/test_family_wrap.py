@@ -1,0 +1,130 @@
+"""Models that the user loaded: fine-tuned, with a LoRA of PEFT's, quantised; their weights count as they are."""
+
+from typing import Any
+
+import peft
+import pytest
+import torch
+from torch import nn
+from transformers import AutoProcessor
+
+import midsight
+from family_reference import FamilyReference
+from folders import assert_sentence, said_by
+from parity import LIMIT, assert_parity, expect
+from pictures import CASES
+from reference import relative_error
+
+from_peft = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+"""PEFT asks transformers for a property under its old name."""
+
+TARGETS = r".*language_model\.layers\.\d+\.(self_attn|cross_attn)\.(q|v)_proj"
+USED = [CASES[0], CASES[4]]
+
+
+@pytest.fixture
+def own(family, folder):
+    """A reference of its own for each test, which may change its model."""
+    return FamilyReference(folder, family)
+
+
+def assert_same_as_the_full_forward(hf_model, reference, processor):
+    """midsight on `hf_model` against the plain forward of the reference's model."""
+    wrapped = midsight.wrap(hf_model, processor)
+    assert (wrapped.loaded.lora, wrapped.loaded.layout) == ("as given", "in memory")
+    assert wrapped.loaded.dtype == torch.float32
+    for case in USED:
+        expected = expect(reference, [case.image], case.question, new_tokens=6)
+        record = wrapped.extract(
+            case.image,
+            case.question,
+            layers="all",
+            residual=True,
+            positions="vision_token,query_token,image_mean",
+            max_new_tokens=6,
+        )
+        assert_parity(record, expected)
+
+
+def differs(record, other):
+    return relative_error(record.query_token_representation[3], other.query_token_representation[3])
+
+
+def test_a_fine_tuned_model_in_a_class_of_ones_own(own, family, folder, model):
+    class Tuned(family.model):
+        """As people name theirs."""
+
+    own.model.__class__ = Tuned
+    with torch.no_grad():
+        own.model.get_submodule("model.language_model.layers.1.mlp.down_proj").weight.mul_(1.7)
+    processor = AutoProcessor.from_pretrained(folder)
+    assert_same_as_the_full_forward(own.model, own, processor)
+    tuned = midsight.wrap(own.model, processor)
+    assert tuned.loaded.fingerprint != midsight.wrap(family.model.from_pretrained(folder), processor).loaded.fingerprint
+    records = [m.extract(USED[0].image, "What?", layers=[3], answers=False) for m in (tuned, model)]
+    assert differs(*records) > 0.01
+
+
+@from_peft
+def test_a_lora_in_a_peft_model_is_on(own, folder, model):
+    lora = peft.LoraConfig(r=4, lora_alpha=8, target_modules=TARGETS, init_lora_weights=False)
+    torch.manual_seed(0)
+    tuned: Any = peft.get_peft_model(own.model, lora).eval()
+    processor = AutoProcessor.from_pretrained(folder)
+    assert_same_as_the_full_forward(tuned, own, processor)  # the reference's model holds the same layers
+    records = [
+        m.extract(USED[0].image, "What?", layers=[3], answers=False) for m in (midsight.wrap(tuned, processor), model)
+    ]
+    assert differs(*records) > 0.01
+
+
+class Int8Linear(nn.Module):
+    """A linear layer whose weight is 8-bit integers and a scale for each row: no floating-point weight."""
+
+    weight: torch.Tensor
+    scale: torch.Tensor
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        weight = linear.weight.detach()
+        scale = weight.abs().amax(dim=1, keepdim=True) / 127
+        self.register_buffer("weight", (weight / scale).round().to(torch.int8))
+        self.register_buffer("scale", scale)
+        self.bias = linear.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(x, self.weight.to(x.dtype) * self.scale, self.bias)
+
+
+def test_a_quantised_model(own, folder, model):
+    """Every linear layer of the decoder and the head."""
+    for path, module in list(own.model.named_modules()):
+        if isinstance(module, nn.Linear) and ("language_model" in path or path == "lm_head"):
+            own.model.set_submodule(path, Int8Linear(module))
+    assert own.model.lm_head.weight.dtype == torch.int8
+    processor = AutoProcessor.from_pretrained(folder)
+    assert_same_as_the_full_forward(own.model, own, processor)
+    records = [
+        m.extract(USED[0].image, "What?", layers=[3], answers=False)
+        for m in (midsight.wrap(own.model, processor), model)
+    ]
+    assert LIMIT < differs(*records) < 0.2
+
+
+@from_peft
+def test_trained_prompts_are_refused(own, folder):
+    config = peft.PromptTuningConfig(
+        task_type="CAUSAL_LM", num_virtual_tokens=4, num_layers=2, token_dim=32, num_attention_heads=2
+    )
+    tuned = peft.get_peft_model(own.model, config)
+    said = said_by(midsight.wrap, tuned, AutoProcessor.from_pretrained(folder))
+    assert said is not None
+    assert_sentence(said)
+    assert "PROMPT_TUNING" in said
+
+
+def test_a_processor_of_another_kind_is_refused(own, folder):
+    said = said_by(midsight.wrap, own.model, AutoProcessor.from_pretrained(folder).tokenizer)
+    assert said is not None
+    assert_sentence(said)
+    assert "AutoProcessor" in said

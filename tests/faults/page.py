@@ -1,0 +1,69 @@
+"""The tables of docs/reliability.md: written by `make faults`, read by a test."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import groupby
+from pathlib import Path
+
+from faults.experiment import Experiment, Outcome
+from midsight import __version__
+
+PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
+BEGIN, END = "<!-- written by make faults -->", "<!-- end of what make faults wrote -->"
+HEADER = ("| what was done | tried | passed | on the way |", "| --- | ---: | ---: | --- |")
+_ROW = re.compile(r"\| (?P<name>.+?) \| (?P<tried>[\d,]+) \| (?P<passed>[\d,]+) \| (?P<note>.*?) \|")
+
+
+@dataclass(frozen=True)
+class ReadRow:
+    """A row as the page has it."""
+
+    name: str
+    """Of the experiment."""
+    tried: int
+    """How often it was tried."""
+    passed: int
+    """How often everything held."""
+    note: str
+    """What was counted or measured."""
+
+
+def render(results: Sequence[tuple[Experiment, Outcome]], seed: int, minutes: float) -> str:
+    """The tables, a table for each group, under a line that says how they came about."""
+    lines = [
+        f"`make faults SEED={seed}` on {datetime.now(UTC):%Y-%m-%d}, in {minutes:.0f} minutes, with midsight "
+        f"{__version__}, Python {platform.python_version()}, {platform.system()} on {platform.machine()} with "
+        f"{os.cpu_count()} cores.",
+    ]
+    for group, members in groupby(results, key=lambda result: result[0].group):
+        lines += ["", f"### {group}", "", *HEADER]
+        for experiment, outcome in members:
+            note = " ".join(outcome.note.split()).replace("|", "/")
+            lines.append(f"| {experiment.name} | {outcome.tried:,} | {outcome.passed:,} | {note} |")
+    return "\n".join(lines)
+
+
+def write_page(tables: str) -> None:
+    """Puts the tables into docs/reliability.md, where the former ones were."""
+    before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
+    after = rest.split(END)[1]
+    PAGE.write_text(f"{before}{BEGIN}\n{tables}\n{END}{after}", encoding="utf-8")
+
+
+def read_page() -> list[ReadRow]:
+    """The rows of the tables in docs/reliability.md."""
+    tables = PAGE.read_text(encoding="utf-8").split(BEGIN)[1].split(END)[0]
+    return [*_rows(tables.splitlines())]
+
+
+def _rows(lines: Iterable[str]) -> Iterable[ReadRow]:
+    for line in lines:
+        if matched := _ROW.fullmatch(line):
+            tried, passed = (int(matched[name].replace(",", "")) for name in ("tried", "passed"))
+            yield ReadRow(matched["name"], tried, passed, matched["note"])

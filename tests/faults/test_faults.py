@@ -1,0 +1,23 @@
+"""Every experiment at its small count; `make faults` runs them at the full one."""
+
+import pytest
+
+from faults import bad_input, damage, disk
+from faults.catalogue import EXPERIMENTS
+
+QUICK_GROUPS = (damage.GROUP, bad_input.GROUP)
+
+
+@pytest.mark.parametrize(
+    "experiment",
+    [
+        pytest.param(one, id=f"{one.group}: {one.name}", marks=() if one.group in QUICK_GROUPS else pytest.mark.slow)
+        for one in EXPERIMENTS
+    ],
+)
+def test_it_holds_each_time(experiment):
+    if experiment.run is disk.file_system_that_is_full and not disk.can_mount():
+        pytest.skip("this machine lets no user mount a file system of their own")
+    outcome = experiment.run(experiment.quick, 0)
+    assert outcome.passed == outcome.tried, outcome.note
+    assert outcome.tried >= 1
