@@ -25,12 +25,13 @@ from pathlib import Path
 
 import easy_vqa
 import torch
-from lessons import Lesson, Words, easy_kind, easy_lessons, pixels_of, scene_lesson
+from lessons import QUESTION_LENGTH, Lesson, Words, easy_kind, easy_lessons, pixels_of, scene_lesson
 from network import Network, TokenTable, answer_loss, pooled_features
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from sight import read_pictures
+from stage import BATCH, THREADS, WORK, Effort
 from torch import Tensor
-from train import BATCH, QUESTION_LENGTH, SCENES, THREADS, WORK, read_pictures
 
 from midsight.demo.scenes import Question
 from midsight.demo.score import Share
@@ -130,7 +131,9 @@ def measure(name: str, folder: Path) -> Marks:
     """Marks of all test questions of `scenes` or `easy-vqa` under every condition."""
     torch.set_num_threads(THREADS)
     words, lessons = Words(), test_lessons(name)
-    learned = easy_lessons() if name == "easy-vqa" else [scene_lesson("train", index) for index in range(SCENES)]
+    learned = (
+        easy_lessons() if name == "easy-vqa" else [scene_lesson("train", index) for index in range(Effort().scenes)]
+    )
     network = open_network(folder, "merged")
     features = see(network, lessons)
     blank = pooled_features(network, pixels_of(Image.new("RGB", (64, 64), (235, 235, 235)))[None])

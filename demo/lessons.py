@@ -77,6 +77,26 @@ def easy_lessons() -> tuple[Lesson, ...]:
     )
 
 
+def draw_questions(lesson: Lesson, number: int, rng: random.Random) -> list[Question]:
+    """So many questions on a picture, some repeated where it has fewer.
+
+    Of easy-vqa's on presence as many name what is there as what is not, where the set has one to four.
+    """
+    there = [question for question in lesson.questions if names_what_is_there(question)]
+    absent = [question for question in lesson.questions if question.kind == "presence" and question not in there]
+    rest = [question for question in lesson.questions if question.kind != "presence"]
+    chosen = [*there, *rng.sample(absent, min(len(there), len(absent))), *rest]
+    rng.shuffle(chosen)
+    return (chosen * number)[:number]
+
+
+def names_what_is_there(question: Question) -> bool:
+    """Whether a question on presence names what the picture shows, by its right answer."""
+    words = question.text.rstrip("?").split()
+    denied = "not" in words or "no" in words
+    return question.kind == "presence" and (question.answer == "yes") != denied
+
+
 def easy_shape(questions: Sequence[Question]) -> tuple[tuple[str, str], ...]:
     """Colour and form of the one shape that the answers tell; empty where they do not tell both."""
     found: dict[str, str] = {}
@@ -87,8 +107,7 @@ def easy_shape(questions: Sequence[Question]) -> tuple[tuple[str, str], ...]:
             if question.answer in names:
                 found[kind] = question.answer
             elif question.kind == "presence" and named:
-                denied = "not" in words or "no" in words
-                if (question.answer == "yes") != denied:
+                if names_what_is_there(question):
                     found[kind] = named[0]
             elif question.kind != kind and question.kind != "presence" and named:
                 found[kind] = named[0]
@@ -170,27 +189,17 @@ class Words:
             used.update(i for form in SHAPES for i in self.ids(f" {color} {form}"))
         return sorted(used)
 
-    def row(self, table: TokenTable, question: Question, answer: str | None = None) -> tuple[list[int], list[int]]:
+    def piece(self, table: TokenTable, form: str, color: str) -> list[int]:
+        """Rows of the words for one shape."""
+        return [table.index[i] for i in self.ids(f" {color} {form}")]
+
+    def row(self, table: TokenTable, question: Question) -> tuple[list[int], list[int]]:
         """Input rows and targets of a question from its first token on, each of QUESTION_LENGTH."""
         asked = [*self.ids(question.text), END, ASSISTANT]
-        told = [*self.ids(answer or question.answer), END]
+        told = [*self.ids(question.answer), END]
         inputs = [table.index[i] for i in (*asked, *told)][:-1]
         targets = [IGNORED] * (len(asked) - 1) + [table.index[i] for i in told]
         padding = QUESTION_LENGTH - len(inputs)
         if padding < 0:
             raise ValueError(f"{question.text!r} has more than {QUESTION_LENGTH} tokens with its answer.")
         return inputs + [0] * padding, targets + [IGNORED] * padding
-
-
-class Priors:
-    """Answers that a question's words alone allow, as often as they are right."""
-
-    def __init__(self, lessons: Sequence[Lesson]) -> None:
-        self.answers: dict[str, list[str]] = defaultdict(list)
-        for lesson in lessons:
-            for question in lesson.questions:
-                self.answers[question.text].append(question.answer)
-
-    def draw(self, question: Question, rng: random.Random) -> str:
-        """The answer to the same words on a picture drawn at random."""
-        return rng.choice(self.answers[question.text])

@@ -147,7 +147,12 @@ def project(network: Network, features: Tensor) -> Tensor:
     separators = embed.sub_img_feature_extensor.expand(pictures, GRID, 1, width)
     lines = torch.cat([features.view(pictures, GRID, GRID, width), separators], dim=2).flatten(1, 2)
     sequence = torch.cat([lines, embed.global_img_feature_extensor.expand(pictures, 1, width), lines], dim=1)
-    return embed.img_projection_down(functional.gelu(embed.img_projection_up(sequence)))
+    return project_tokens(network, sequence)
+
+
+def project_tokens(network: Network, features: Tensor) -> Tensor:
+    """Embeddings [..., width] of tower features or separators, one by one."""
+    return network.embed.img_projection_down(functional.gelu(network.embed.img_projection_up(features)))
 
 
 def decode(network: Network, embeddings: Tensor, positions: Tensor, allowed: Tensor) -> Tensor:

@@ -1,0 +1,185 @@
+"""The last stage: projection and LoRA learn to answer from pictures, tower and decoder frozen."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from lessons import QUESTION_LENGTH, USER, Lesson, Words, easy_lessons, token_labels
+from network import IMAGE_TOKENS, Network, add_lora, answer_loss, build, decode, project, project_tokens, shared_prefix
+from safetensors.torch import load_file, save_file
+from stage import BATCH, Descent, Marks, Stage, question_rows
+from torch import Tensor, nn
+from torch.nn import functional
+from tower import look_at_all
+
+from midsight.demo.scenes import COLORS, SHAPES
+from midsight.demo.seeing import HIDDEN_SIZE
+
+ALIGN_RATE, ALIGN_TOKENS = 3e-3, 2048
+RATE = 3e-3
+WHOLE_FROM, BOTH_FROM = 0.7, 0.95
+"""Shares of the sight stage after which a step sees the whole global crop, and the sub-crop, which is the same, too.
+
+Before, it sees a third of the global crop's tokens, drawn anew: the same lesson at a quarter of the cost.
+"""
+BLIND_EVERY = 5
+"""One step in so many keeps the base blind: LoRA off, the answers those of other pictures."""
+
+
+def train_sight(stage: Stage) -> None:
+    """LoRA, projection and separators, on pictures; every few steps the base is kept blind.
+
+    A blind step has the LoRA off and each question before another's picture.
+    """
+    words, rng, steps, effort = stage.words, stage.rng, stage.effort.sight_steps, stage.effort
+    lessons = [*easy_lessons()[: effort.sight_easy], *stage.training_lessons()[-effort.sight_scenes :]]
+    lessons, held_out = [lesson for lesson in lessons if lesson.shapes], stage.held_out_lessons()
+    features, held_out_features = look_at_all(stage.folder, lessons), look_at_all(stage.folder, held_out)
+    stage.log(looked=len(lessons) + len(held_out))
+    easy = [i for i, lesson in enumerate(lessons) if lesson.source[0] == "easy"]
+    own = [i for i, lesson in enumerate(lessons) if lesson.source[0] != "easy"]
+    network, mark = finished_base(stage)
+    for parameter in [*network.model.parameters(), *network.table.parameters()]:
+        parameter.requires_grad_(False)
+    learned = learned_by_sight(network)
+    for parameter in learned.values():
+        parameter.requires_grad_(True)
+    aligned = [*easy[: effort.aligned // 8], *own[: effort.aligned - effort.aligned // 8]]
+    before, after = align(stage, network, mark, [lessons[i] for i in aligned], features[aligned])
+    stage.log(align_loss_before=before, align_loss=after)
+    descent = Descent(list(learned.values()), RATE, steps)
+    generator = torch.Generator().manual_seed(stage.seed)
+    losses: dict[bool, list[float]] = {True: [], False: []}
+    marks = Marks()
+    for step in range(steps):
+        numbers = [*rng.sample(easy, BATCH // 8), *rng.sample(own, BATCH - BATCH // 8)]
+        inputs, targets, kinds = question_rows(words, network, [lessons[i] for i in numbers], rng)
+        blind = step % BLIND_EVERY == BLIND_EVERY - 1
+        switch_lora(network, on=not blind)
+        pictures = torch.from_numpy(features[numbers]).float()
+        if blind:
+            pictures = pictures.roll(1 + rng.randrange(BATCH - 1), dims=0)
+        kept = kept_tokens(step / steps, generator)
+        loss, right = answer_loss(
+            network,
+            read_pictures(network, pictures, inputs, kept),
+            targets.unflatten(1, (-1, QUESTION_LENGTH)),
+        )
+        descent.step(loss)
+        losses[blind].append(loss.item())
+        if not blind:
+            marks.add_all(kinds, right)
+        if step % 50 == 49:
+            stage.log(step=step + 1, loss=mean(losses[False]), blind_loss=mean(losses[True]), **marks.take())
+            losses = {True: [], False: []}
+        if (step + 1) % 500 == 0 or step + 1 == steps:
+            for on in (True, False):
+                switch_lora(network, on=on)
+                held_out_shares = accuracy_by_kind(network, words, held_out, held_out_features, stage.seed)
+                stage.log(step=step + 1, lora="on" if on else "off", held_out=held_out_shares)
+    save_file({name: tensor.detach() for name, tensor in learned.items()}, stage.folder / "sight.safetensors")
+
+
+def finished_base(stage: Stage) -> tuple[Network, Tensor]:
+    """Tower and decoder as their stages left them, with a fresh LoRA and projection, and the decoder's mark."""
+    network = build(stage.ids, stage.seed)
+    network.embed.img_processor.load_state_dict(load_file(stage.folder / "tower.safetensors"))
+    decoder = load_file(stage.folder / "decoder.safetensors")
+    network.table.rows.data.copy_(decoder.pop("rows"))
+    mark = decoder.pop("mark")
+    network.model.model.load_state_dict(decoder, strict=False)
+    add_lora(network)
+    return network, mark
+
+
+def align(
+    stage: Stage, network: Network, mark: Tensor, lessons: Sequence[Lesson], features: np.ndarray
+) -> tuple[float, float]:
+    """The projection learns to say the words of what a token shows, with the mark; the loss before and after."""
+    generator, steps = torch.Generator().manual_seed(stage.seed), stage.effort.align_steps
+    seen, said = [], []
+    for lesson, pooled in zip(lessons, features, strict=True):
+        forms, colors = token_labels(lesson, lesson.image())
+        shown, background = torch.nonzero(forms > 0).flatten(), torch.nonzero(forms == 0).flatten()
+        some = torch.randperm(len(background), generator=generator)[: len(shown)]
+        seen += [pooled[shown.numpy()], pooled[background[some].numpy()]]
+        for form, color in zip(forms[shown].tolist(), colors[shown].tolist(), strict=True):
+            piece = stage.words.piece(network.table, SHAPES[form - 1], sorted(COLORS)[color - 1])
+            said.append(mark + network.table.rows.detach()[piece].sum(dim=0))
+        said += [mark] * len(some)
+    inputs, targets = torch.from_numpy(np.concatenate(seen)).float(), torch.stack(said)
+    layers = (network.embed.img_projection_up, network.embed.img_projection_down)
+    descent = Descent([parameter for layer in layers for parameter in layer.parameters()], ALIGN_RATE, steps)
+    losses = []
+    for _ in range(steps):
+        rows = torch.randint(len(inputs), (ALIGN_TOKENS,), generator=generator)
+        loss = functional.mse_loss(project_tokens(network, inputs[rows]), targets[rows])
+        descent.step(loss)
+        losses.append(loss.item())
+    return round(losses[0], 4), round(losses[-1], 4)
+
+
+def learned_by_sight(network: Network) -> dict[str, nn.Parameter]:
+    """LoRA, projection and separators by name."""
+    return {
+        name: parameter
+        for name, parameter in network.model.named_parameters()
+        if ".lora_" in name or "img_projection" in name or "feature_extensor" in name
+    }
+
+
+def read_pictures(network: Network, features: Tensor, inputs: Tensor, kept: Tensor | None = None) -> Tensor:
+    """States [pictures, questions, length, width] of questions behind the prefix of their picture.
+
+    `kept` numbers the image tokens that are there, in ascending order; every one keeps its place.
+    """
+    user = network.table.rows[network.table.index[USER]].expand(len(features), 1, HIDDEN_SIZE)
+    prefix = torch.cat([user, project(network, features)], dim=1)
+    positions, allowed = shared_prefix(prefix.shape[1], inputs.shape[1] // QUESTION_LENGTH, QUESTION_LENGTH)
+    embeddings = torch.cat([prefix, network.table(inputs)], dim=1)
+    if kept is not None:
+        questions = torch.arange(prefix.shape[1], embeddings.shape[1])
+        kept = torch.cat([torch.zeros(1, dtype=torch.long), 1 + kept, questions])
+        embeddings, positions, allowed = embeddings[:, kept], positions[:, kept], allowed[..., kept, :][..., kept]
+    states = decode(network, embeddings, positions, allowed)
+    return states[:, -inputs.shape[1] :].unflatten(1, (-1, QUESTION_LENGTH))
+
+
+def kept_tokens(done: float, generator: torch.Generator) -> Tensor | None:
+    """The image tokens of a step when so much of the stage is done."""
+    if done >= BOTH_FROM:
+        return None
+    start, tokens = IMAGE_TOKENS // 2, IMAGE_TOKENS - IMAGE_TOKENS // 2
+    if done >= WHOLE_FROM:
+        return torch.arange(start, IMAGE_TOKENS)
+    return start + torch.randperm(tokens, generator=generator)[: tokens // 3].sort().values
+
+
+def accuracy_by_kind(
+    network: Network, words: Words, lessons: Sequence[Lesson], features: np.ndarray, seed: int
+) -> dict[str, float]:
+    """Share of right answers on held-out pictures."""
+    marks, rng = Marks(), random.Random(seed)  # noqa: S311
+    with torch.no_grad():
+        for i in range(0, len(lessons), BATCH):
+            inputs, targets, kinds = question_rows(words, network, lessons[i : i + BATCH], rng)
+            states = read_pictures(network, torch.from_numpy(features[i : i + BATCH]).float(), inputs)
+            _, right = answer_loss(network, states, targets.unflatten(1, (-1, QUESTION_LENGTH)))
+            marks.add_all(kinds, right)
+    return marks.take()
+
+
+def switch_lora(network: Network, *, on: bool) -> None:
+    """The LoRA in or out."""
+    if on:
+        network.model.enable_adapters()
+    else:
+        network.model.disable_adapters()
+
+
+def mean(numbers: Sequence[float]) -> float:
+    """Rounded, NaN for none."""
+    return round(float(np.mean(numbers)), 4) if numbers else float("nan")

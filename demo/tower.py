@@ -1,0 +1,111 @@
+"""The first stage: the vision tower names form and colour of what each image token shows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from lessons import CROP_PX, Lesson, pixels_of, token_labels, window_corner
+from network import build, pooled_features, window_features
+from safetensors.torch import load_file, save_file
+from stage import BATCH, Descent, Stage, as_bfloat16
+from torch import Tensor, nn
+from torch.nn import functional
+
+from midsight.demo.scenes import COLORS, SHAPES
+from midsight.demo.seeing import HIDDEN_SIZE
+
+RATE = 2e-3
+WINDOWS, WHOLE, WHOLE_WEIGHT = 24, 2, 0.5
+PROCESSES = 2
+
+
+def train_tower(stage: Stage) -> None:
+    """The tower and a linear classifier of its image tokens; only the tower is kept.
+
+    A step takes windows around single shapes, which are cheap, and a few whole pictures.
+    """
+    network, rng, steps = build(stage.ids, stage.seed), stage.rng, stage.effort.tower_steps
+    heads = nn.ModuleList([nn.Linear(HIDDEN_SIZE, 1 + len(names)) for names in (SHAPES, COLORS)])
+    lessons = [lesson for lesson in stage.training_lessons() if lesson.shapes]
+    descent = Descent([*network.embed.img_processor.parameters(), *heads.parameters()], RATE, steps)
+    easy = [lesson for lesson in lessons if lesson.source[0] == "easy"]
+    own = [lesson for lesson in lessons if lesson.source[0] != "easy"]
+    right: dict[str, list[list[float]]] = {"windows": [], "whole": []}
+    for step in range(steps):
+        windows = rng.sample(own, WINDOWS)
+        corners = [window_corner(lesson, rng) for lesson in windows]
+        cut = [cut_window(lesson, *corner) for lesson, corner in zip(windows, corners, strict=True)]
+        whole = [rng.choice(easy), *rng.sample(own, WHOLE - 1)]
+        images = [lesson.image() for lesson in whole]
+        pixels, forms, colors = map(torch.stack, zip(*cut, strict=True))
+        features = window_features(network, pixels, torch.tensor(corners))
+        loss, shares = label_loss(heads, features, (forms, colors))
+        right["windows"].append(shares)
+        labels = zip(*(token_labels(lesson, image) for lesson, image in zip(whole, images, strict=True)), strict=True)
+        features = pooled_features(network, torch.stack([pixels_of(image) for image in images]))
+        whole_loss, shares = label_loss(heads, features, tuple(map(torch.stack, labels)))
+        right["whole"].append(shares)
+        descent.step(loss + WHOLE_WEIGHT * whole_loss)
+        if step % 20 == 19 or step + 1 == steps:
+            shares = {name: np.nanmean(rows[-20:], axis=0).round(3).tolist() for name, rows in right.items()}
+            stage.log(step=step + 1, loss=round(loss.item(), 3), whole_loss=round(whole_loss.item(), 3), right=shares)
+    as_bfloat16(network.embed.img_processor)
+    save_file(network.embed.img_processor.state_dict(), stage.folder / "tower.safetensors")
+
+
+def cut_window(lesson: Lesson, row: int, column: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Pixels [3, 224, 224] of a window of 16 x 16 patches, and form and colour [64] of its image tokens."""
+    image = lesson.image()
+    side, top, left = CROP_PX // 2, row * CROP_PX // 32, column * CROP_PX // 32
+    forms, colors = (
+        labels.view(16, 16)[row // 2 : row // 2 + 8, column // 2 : column // 2 + 8].flatten()
+        for labels in token_labels(lesson, image)
+    )
+    return pixels_of(image, (left, top, left + side, top + side)), forms, colors
+
+
+def label_loss(heads: nn.ModuleList, features: Tensor, labels: tuple[Tensor, ...]) -> tuple[Tensor, list[float]]:
+    """Loss of form and colour, shapes and background weighing the same, and the four shares that are right."""
+    loss, shares = torch.zeros(()), []
+    for head, target in zip(heads, labels, strict=True):
+        logits = head(features)
+        for part in (target > 0, target == 0):
+            if part.any():
+                loss = loss + functional.cross_entropy(logits[part], target[part])
+            shares.append(float((logits[part].argmax(-1) == target[part]).float().mean()))
+    return loss, shares
+
+
+def look(tower: Path, sources: Sequence[tuple[str, int]]) -> np.ndarray:
+    """Pooled features float16 [pictures, 256, width] of pictures, through the finished tower, on one thread."""
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    network = build([0], 0)
+    network.embed.img_processor.load_state_dict(load_file(tower))
+    features = np.empty((len(sources), 256, HIDDEN_SIZE), dtype=np.float16)
+    with torch.inference_mode():
+        for i in range(0, len(sources), BATCH):
+            images = [Lesson(source, (), ()).image() for source in sources[i : i + BATCH]]
+            pixels = torch.stack([pixels_of(image) for image in images])
+            features[i : i + BATCH] = pooled_features(network, pixels).numpy()
+    return features
+
+
+def look_at_all(folder: Path, lessons: Sequence[Lesson]) -> np.ndarray:
+    """Features of all pictures, from a file where this tower has seen them before."""
+    tower = folder / "tower.safetensors"
+    sources = [lesson.source for lesson in lessons]
+    name = hashlib.sha256(tower.read_bytes() + json.dumps(sources).encode()).hexdigest()[:16]
+    path = folder / f"features-{name}.npy"
+    if not path.exists():
+        chunks = [sources[i : i + 20 * BATCH] for i in range(0, len(sources), 20 * BATCH)]
+        with ProcessPoolExecutor(PROCESSES, mp_context=multiprocessing.get_context("spawn")) as pool:
+            np.save(path, np.concatenate(list(pool.map(look, [tower] * len(chunks), chunks))))
+    return np.load(path)
