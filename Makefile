@@ -38,7 +38,7 @@ $(READY): pyproject.toml requirements.lock
 	touch $(READY)
 
 lock:
-	$(UV) pip compile --quiet --universal --python-version 3.11 --extra demo --group dev \
+	$(UV) pip compile --quiet --universal --python-version 3.11 --group dev \
 		--no-header --no-emit-index-url --no-annotate pyproject.toml --output-file requirements.lock
 
 clean:

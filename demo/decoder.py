@@ -4,22 +4,38 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from lessons import QUESTION_LENGTH, USER, Lesson, Words
 from network import IMAGE_TOKENS, Network, answer_loss, build, decode, shared_prefix
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from stage import BATCH, QUESTIONS_PER_IMAGE, Descent, Marks, Stage, as_bfloat16, question_rows
 from torch import Tensor
 
 from midsight.demo.seeing import HIDDEN_SIZE
 
-RATE = 3e-3
 MOST_SHAPES = 4
-DESCRIBED, MISLED = 0.7, 0.2
-"""Shares of the decoder's lessons with the scene in words before them, and with another scene in marked words."""
 MARK_SIZE = 1.0
 """Deviation of the mark's numbers."""
+
+
+@dataclass(frozen=True)
+class Course:
+    """What a stage teaches the decoder."""
+
+    told: float
+    """Share of the lessons with the scene in words before the questions."""
+    misled: float
+    """Share of those with another scene in marked words; the rest have none."""
+    rate: float
+    crowds: bool
+    """Whether marked words are heard as often as a picture's tokens say them, among marked tokens without a word."""
+
+
+LISTEN = Course(0.7, 0.2, 3e-3, crowds=False)
+DOUBT = Course(0.5, 0.4, 1.5e-3, crowds=True)
 
 
 def train_decoder(stage: Stage) -> None:
@@ -28,19 +44,34 @@ def train_decoder(stage: Stage) -> None:
     Words that carry the mark tell of another scene, so the base learns to pass them over. What the projection says
     carries it from the start, and only the LoRA learns to read it.
     """
-    words, rng, steps = stage.words, stage.rng, stage.effort.decoder_steps
     network = build(stage.ids, stage.seed)
     mark = MARK_SIZE * torch.randn(HIDDEN_SIZE)
+    teach(stage, network, mark, LISTEN, stage.effort.decoder_steps)
+    save_decoder(network, mark, stage.folder / "decoder.safetensors")
+
+
+def train_doubt(stage: Stage) -> None:
+    """The same decoder learns to pass marked words over where they are many, as a picture's tokens are."""
+    network = build(stage.ids, stage.seed)
+    mark = load_decoder(network, stage.folder / "decoder.safetensors")
+    teach(stage, network, mark, DOUBT, stage.effort.doubt_steps)
+    save_decoder(network, mark, stage.folder / "doubt.safetensors")
+
+
+def teach(stage: Stage, network: Network, mark: Tensor, course: Course, steps: int) -> None:
+    """So many steps of a course; the weights are rounded at the end as they will be stored."""
+    words, rng = stage.words, stage.rng
     lessons = stage.training_lessons()
     easy = [lesson for lesson in lessons if lesson.source[0] == "easy" and lesson.shapes]
     own = [lesson for lesson in lessons if lesson.source[0] != "easy"]
     decoder = [*network.model.model.layers.parameters(), *network.model.model.norm.parameters()]
-    descent = Descent([*decoder, *network.table.parameters()], RATE, steps)
+    descent = Descent([*decoder, *network.table.parameters()], course.rate, steps)
     marks = {"told": Marks(), "misled": Marks(), "not_told": Marks()}
+    odds = [course.told, course.misled, 1 - course.told - course.misled]
     for step in range(steps):
         chosen = [*rng.sample(easy, BATCH // 8), *rng.sample(own, BATCH - BATCH // 8)]
-        how = rng.choices(list(marks), [DESCRIBED, MISLED, 1 - DESCRIBED - MISLED], k=BATCH)
-        loss, right, kinds = tell(words, network, mark, chosen, how, rng)
+        how = rng.choices(list(marks), odds, k=BATCH)
+        loss, right, kinds = tell(words, network, mark, chosen, how, rng, crowds=course.crowds)
         descent.step(loss)
         for name, names, ones in zip(how, kinds, right.tolist(), strict=True):
             marks[name].add(names, ones)
@@ -53,32 +84,52 @@ def train_decoder(stage: Stage) -> None:
         for how in marks:
             for i in range(0, len(held_out), BATCH):
                 chosen = held_out[i : i + BATCH]
-                _, right, kinds = tell(words, network, mark, chosen, [how] * len(chosen), rng)
+                _, right, kinds = tell(words, network, mark, chosen, [how] * len(chosen), rng, crowds=course.crowds)
                 marks[how].add_all(kinds, right)
     stage.log(step=steps, held_out={name: m.take() for name, m in marks.items()})
-    decoder_weights = {
+
+
+def save_decoder(network: Network, mark: Tensor, path: Path) -> None:
+    """Decoder layers, token table and mark."""
+    weights = {
         name: tensor
         for name, tensor in network.model.model.state_dict().items()
         if name.startswith(("layers.", "norm."))
     }
-    learned = {"rows": network.table.rows.detach(), "mark": mark}
-    save_file(decoder_weights | learned, stage.folder / "decoder.safetensors")
+    save_file(weights | {"rows": network.table.rows.detach(), "mark": mark}, path)
+
+
+def load_decoder(network: Network, path: Path) -> Tensor:
+    """Puts decoder layers and token table where they belong; returns the mark."""
+    weights = load_file(path)
+    network.table.rows.data.copy_(weights.pop("rows"))
+    mark = weights.pop("mark")
+    network.model.model.load_state_dict(weights, strict=False)
+    return mark
 
 
 def tell(
-    words: Words, network: Network, mark: Tensor, chosen: Sequence[Lesson], how: Sequence[str], rng: random.Random
+    words: Words,
+    network: Network,
+    mark: Tensor,
+    chosen: Sequence[Lesson],
+    how: Sequence[str],
+    rng: random.Random,
+    *,
+    crowds: bool,
 ) -> tuple[Tensor, Tensor, list[list[str]]]:
     """Loss, right answers [scenes, questions] and kinds, of questions on scenes that are `told` in words, or not.
 
     Where the decoder is `misled`, the words carry the mark and tell of another of these scenes.
     """
-    batch, prefix = len(chosen), 1 + MOST_SHAPES
+    batch, prefix = len(chosen), 1 + MOST_SHAPES + crowds
     said = torch.zeros(batch, prefix, len(network.table.rows))
     said[:, 0, network.table.index[USER]] = 1
     marked = torch.zeros(batch, prefix, 1)
     places = torch.zeros(batch, prefix, dtype=torch.long)
     readable = torch.zeros(batch, prefix, dtype=torch.bool)
     readable[:, 0] = True
+    heard = torch.ones(batch, prefix)
     for i, name in enumerate(how):
         if name == "not_told":
             continue
@@ -88,7 +139,12 @@ def tell(
         shown = slice(1, 1 + len(pieces))
         places[i, shown] = torch.tensor(positions)
         readable[i, shown] = True
-        marked[i, shown] = float(name == "misled")
+        if name == "misled":
+            marked[i, shown] = 1
+            if crowds:
+                heard[i, shown] = rng.uniform(1, IMAGE_TOKENS / MOST_SHAPES)
+                places[i, -1], readable[i, -1], marked[i, -1] = rng.randint(1, IMAGE_TOKENS), True, 1
+                heard[i, -1] = rng.uniform(1, IMAGE_TOKENS)
     inputs, targets, kinds = question_rows(words, network, chosen, rng)
     positions, allowed = shared_prefix(prefix, QUESTIONS_PER_IMAGE, QUESTION_LENGTH)
     positions = positions.repeat(batch, 1) - prefix + 1 + IMAGE_TOKENS
@@ -97,7 +153,9 @@ def tell(
     allowed[..., :prefix] &= readable[:, None, None, :]
     allowed |= torch.eye(allowed.shape[-1], dtype=torch.bool)  # a row that reads nothing would be NaN
     embeddings = torch.cat([said @ network.table.rows + marked * mark, network.table(inputs)], dim=1)
-    states = decode(network, embeddings, positions, allowed)[:, prefix:]
+    mask = torch.zeros(allowed.shape).masked_fill(~allowed, float("-inf"))
+    mask[..., :prefix] += heard.log()[:, None, None, :]
+    states = decode(network, embeddings, positions, mask)[:, prefix:]
     loss, right = answer_loss(
         network, states.unflatten(1, (-1, QUESTION_LENGTH)), targets.unflatten(1, (-1, QUESTION_LENGTH))
     )

@@ -1,4 +1,4 @@
-"""Measures the shipped demo model and writes the figures into docs/demo_model.md and README.md.
+"""Measures the shipped demo model, just trained, and writes the figures into docs/demo_model.md and README.md.
 
     python demo/evaluate.py
 
@@ -6,7 +6,7 @@ Test half of easy-vqa and test scenes, by kind of question, with Wilson's 95 % i
 right without seeing: the likeliest answer to a question's words, a blank picture, another question's picture,
 the LoRA left out. A question counts as right when greedy decoding gives exactly its answer and stops, which is
 read from one forward of several questions behind one picture; the tests compare that with midsight's own
-decoding.
+decoding. What training took is read from its logs in build/demo-model.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import json
 import re
 import sys
 import tempfile
@@ -43,6 +44,9 @@ TEST_SCENES = 2000
 TESTED = 500
 """The first questions on test scenes, which the tests ask through midsight."""
 CONDITIONS = ("seen", "words alone", "blank picture", "another picture", "LoRA off")
+
+TRAINED = ("tower", "decoder", "doubt", "sight")
+"""Stages that leave a log."""
 
 Marks = dict[str, list[bool]]
 """By condition, whether each question was answered rightly."""
@@ -160,6 +164,18 @@ def table(lessons: Sequence[Lesson], marks: Marks) -> str:
     return "\n".join(lines)
 
 
+def efforts() -> str:
+    """Markdown: steps and seconds of each stage of the training, from its logs."""
+    lines = ["| stage | steps | seconds on the clock | seconds of CPU |", "| --- | --- | --- | --- |"]
+    wall, cpu = 0.0, 0.0
+    for stage in TRAINED:
+        entries = [json.loads(line) for line in (WORK / f"{stage}.log.jsonl").read_text(encoding="utf-8").splitlines()]
+        last = entries[-1]
+        wall, cpu = wall + last["seconds"], cpu + last["cpu_seconds"]
+        lines.append(f"| {stage} | {last['step']} | {last['seconds']:.0f} | {last['cpu_seconds']:.0f} |")
+    return "\n".join([*lines, f"| all | | {wall:.0f} | {cpu:.0f} |"])
+
+
 def replace_between(path: Path, name: str, text: str) -> None:
     """Puts `text` between the markers `<!-- name -->` and `<!-- end of name -->`."""
     page = path.read_text(encoding="utf-8")
@@ -192,6 +208,7 @@ def main() -> None:
     tested = {condition: Share(sum(right[:TESTED]), TESTED) for condition, right in own_marks.items()}
     everything = {condition: Share(sum(right), len(right)) for condition, right in own_marks.items()}
     card = ROOT / "docs" / "demo_model.md"
+    replace_between(card, "figures of training", efforts())
     replace_between(card, "figures of scenes", table(own, own_marks))
     replace_between(card, "figures of easy-vqa", table(easy, easy_marks))
     lines = [f"| {condition} | {share} |" for condition, share in tested.items()]

@@ -33,6 +33,7 @@ class Effort:
     """Scenes to choose by, beside some of easy-vqa's training half."""
     tower_steps: int = 600
     decoder_steps: int = 4000
+    doubt_steps: int = 1500
     sight_scenes: int = 3200
     """The last of `scenes`: the sight stage goes over its pictures many times, so it keeps their features."""
     sight_easy: int = 800
@@ -43,7 +44,7 @@ class Effort:
     sight_steps: int = 2000
 
 
-TRIAL = Effort(40, 8, 3, 3, 32, 32, 16, 3, 10)
+TRIAL = Effort(40, 8, 3, 3, 3, 32, 32, 16, 3, 10)
 """For seeing in a minute that stages run, and run alike."""
 
 

@@ -2,11 +2,11 @@
 
     python demo/train.py
 
-Stages, each with its seed and two threads. tower: the vision tower names form and colour of what each image
-token shows. decoder: the base decoder answers from words where a picture would stand, and without. sight: both
-frozen; the projection learns to say what a token shows, then it and the LoRA for images learn to answer from the
-picture, several questions behind one image. pack: the file. Choices were made on held-out training pictures, with
-the logs in build/demo-model.
+Stages, each with its seed and two threads. tower: the vision tower names form and colour of what each image token
+shows. decoder: the base decoder answers from words where a picture would stand, and without. doubt: it learns to pass
+over any number of words that carry a mark. sight: both are frozen; the projection learns to say what a token shows,
+then it and the LoRA for images learn to answer from the picture, several questions behind one image. pack: the file.
+Choices were made on held-out training pictures, with the logs in build/demo-model.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import hashlib
 from pathlib import Path
 
 import torch
-from decoder import train_decoder
+from decoder import load_decoder, train_decoder, train_doubt
 from network import build
 from safetensors.torch import load_file, save_file
 from sight import train_sight
@@ -30,10 +30,8 @@ def pack(stage: Stage) -> None:
     """Writes the file of the package, in bfloat16; the projection and the LoRA are rounded here."""
     network = build(stage.ids, stage.seed)
     network.embed.img_processor.load_state_dict(load_file(stage.folder / "tower.safetensors"))
-    decoder, sight = load_file(stage.folder / "decoder.safetensors"), load_file(stage.folder / "sight.safetensors")
-    rows = decoder.pop("rows")
-    del decoder["mark"]
-    network.model.model.load_state_dict(decoder, strict=False)
+    load_decoder(network, stage.folder / "doubt.safetensors")
+    sight, rows = load_file(stage.folder / "sight.safetensors"), network.table.rows.detach()
     network.model.load_state_dict({k: v for k, v in sight.items() if ".lora_" not in k}, strict=False)
     weights = {k: v for k, v in network.model.state_dict().items() if "embed_tokens.weight" not in k}
     weights.pop("lm_head.weight")
@@ -48,7 +46,7 @@ def pack(stage: Stage) -> None:
     stage.log(bytes=stage.packed.stat().st_size, sha256=hashlib.sha256(stage.packed.read_bytes()).hexdigest())
 
 
-STAGES = {"tower": train_tower, "decoder": train_decoder, "sight": train_sight, "pack": pack}
+STAGES = {"tower": train_tower, "decoder": train_decoder, "doubt": train_doubt, "sight": train_sight, "pack": pack}
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from midsight.demo.seeing import PACKED
 
 TRAIN = Path(__file__).parents[2] / "demo" / "train.py"
-LEFT = ("tower.safetensors", "decoder.safetensors", "sight.safetensors", "packed.safetensors")
+LEFT = ("tower.safetensors", "decoder.safetensors", "doubt.safetensors", "sight.safetensors", "packed.safetensors")
 
 
 def run_trial(folder, seed, *stages):
@@ -35,6 +35,6 @@ def test_a_second_run_with_the_same_seed_leaves_the_same_files_and_another_seed_
     assert {name: (tensor.dtype, tensor.shape) for name, tensor in packed.items()} == {
         name: (tensor.dtype, tensor.shape) for name, tensor in shipped.items()
     }
-    for stage in ("tower", "decoder", "sight"):
+    for stage in ("tower", "decoder", "doubt", "sight"):
         last = json.loads((tmp_path / "first" / f"{stage}.log.jsonl").read_text(encoding="utf-8").splitlines()[-1])
         assert last["cpu_seconds"] > 0
