@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,10 +68,11 @@ def teach(stage: Stage, network: Network, mark: Tensor, course: Course, steps: i
     descent = Descent([*decoder, *network.table.parameters()], course.rate, steps)
     marks = {"told": Marks(), "misled": Marks(), "not_told": Marks()}
     odds = [course.told, course.misled, 1 - course.told - course.misled]
+    guesses = stage.guesses() if course.crowds else None
     for step in range(steps):
         chosen = [*rng.sample(easy, BATCH // 8), *rng.sample(own, BATCH - BATCH // 8)]
         how = rng.choices(list(marks), odds, k=BATCH)
-        loss, right, kinds = tell(words, network, mark, chosen, how, rng, crowds=course.crowds)
+        loss, right, kinds = tell(words, network, mark, chosen, how, rng, guesses, crowds=course.crowds)
         descent.step(loss)
         for name, names, ones in zip(how, kinds, right.tolist(), strict=True):
             marks[name].add(names, ones)
@@ -84,7 +85,7 @@ def teach(stage: Stage, network: Network, mark: Tensor, course: Course, steps: i
         for how in marks:
             for i in range(0, len(held_out), BATCH):
                 chosen = held_out[i : i + BATCH]
-                _, right, kinds = tell(words, network, mark, chosen, [how] * len(chosen), rng, crowds=course.crowds)
+                _, right, kinds = tell(words, network, mark, chosen, [how] * len(chosen), rng, None, crowds=course.crowds)
                 marks[how].add_all(kinds, right)
     stage.log(step=steps, held_out={name: m.take() for name, m in marks.items()})
 
@@ -115,6 +116,7 @@ def tell(
     chosen: Sequence[Lesson],
     how: Sequence[str],
     rng: random.Random,
+    guesses: Mapping[str, str] | None,
     *,
     crowds: bool,
 ) -> tuple[Tensor, Tensor, list[list[str]]]:
@@ -145,7 +147,8 @@ def tell(
                 heard[i, shown] = rng.uniform(1, IMAGE_TOKENS / MOST_SHAPES)
                 places[i, -1], readable[i, -1], marked[i, -1] = rng.randint(1, IMAGE_TOKENS), True, 1
                 heard[i, -1] = rng.uniform(1, IMAGE_TOKENS)
-    inputs, targets, kinds = question_rows(words, network, chosen, rng)
+    by_lesson = [None if name == "told" else guesses for name in how]
+    inputs, targets, kinds = question_rows(words, network, chosen, rng, by_lesson)
     positions, allowed = shared_prefix(prefix, QUESTIONS_PER_IMAGE, QUESTION_LENGTH)
     positions = positions.repeat(batch, 1) - prefix + 1 + IMAGE_TOKENS
     positions[:, :prefix] = places

@@ -55,11 +55,12 @@ def train_sight(stage: Stage) -> None:
     descent = Descent(list(learned.values()), RATE, steps)
     generator = torch.Generator().manual_seed(stage.seed)
     losses: dict[bool, list[float]] = {True: [], False: []}
-    marks = Marks()
+    marks, guesses = Marks(), stage.guesses()
     for step in range(steps):
         numbers = [*rng.sample(easy, BATCH // 8), *rng.sample(own, BATCH - BATCH // 8)]
-        inputs, targets, kinds = question_rows(words, network, [lessons[i] for i in numbers], rng)
         blind = step % BLIND_EVERY == BLIND_EVERY - 1
+        chosen = [lessons[i] for i in numbers]
+        inputs, targets, kinds = question_rows(words, network, chosen, rng, [guesses] * BATCH if blind else None)
         switch_lora(network, on=not blind)
         pictures = torch.from_numpy(features[numbers]).float()
         if blind:

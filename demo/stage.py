@@ -6,9 +6,9 @@ import json
 import random
 import resource
 import time
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 WORK = Path(__file__).resolve().parent.parent / "build" / "demo-model"
 QUESTIONS_PER_IMAGE = 6
 BATCH = 16
-THREADS = 2
+THREADS = 1
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,14 @@ class Stage:
         """Pictures to learn from."""
         own = (scene_lesson("train", index) for index in range(self.effort.scenes))
         return [*easy_lessons()[:-HELD_OUT_EASY], *own]
+
+    def guesses(self) -> dict[str, str]:
+        """The commonest answer to each question's words in training."""
+        answers: dict[str, Counter[str]] = defaultdict(Counter)
+        for lesson in self.training_lessons():
+            for question in lesson.questions:
+                answers[question.text][question.answer] += 1
+        return {text: counted.most_common(1)[0][0] for text, counted in answers.items()}
 
     def held_out_lessons(self) -> list[Lesson]:
         """Pictures to choose by, of the training half of easy-vqa and of scenes of their own."""
@@ -146,12 +154,21 @@ class Descent:
 
 
 def question_rows(
-    words: Words, network: Network, chosen: Sequence[Lesson], rng: random.Random
+    words: Words,
+    network: Network,
+    chosen: Sequence[Lesson],
+    rng: random.Random,
+    guesses: Sequence[Mapping[str, str] | None] | None = None,
 ) -> tuple[Tensor, Tensor, list[list[str]]]:
-    """Inputs and targets [pictures, questions * length] of a few questions on each picture, and their kinds."""
+    """Inputs and targets [pictures, questions * length] of a few questions on each picture, and their kinds.
+
+    Where a picture has `guesses`, the answers are these, by the question's words.
+    """
     inputs, targets, kinds = [], [], []
-    for lesson in chosen:
+    for lesson, guess in zip(chosen, guesses or [None] * len(chosen), strict=True):
         questions = draw_questions(lesson, QUESTIONS_PER_IMAGE, rng)
+        if guess is not None:
+            questions = [replace(question, answer=guess[question.text]) for question in questions]
         rows = [words.row(network.table, question) for question in questions]
         inputs.append(torch.tensor([row for row, _ in rows]).flatten())
         targets.append(torch.tensor([target for _, target in rows]).flatten())
