@@ -47,7 +47,8 @@ def test_a_stream_gives_the_rows_that_the_same_images_give_in_a_list(hub, model,
     for name in run.vector_columns:
         assert np.allclose(run.matrix(name), listed.matrix(name), rtol=0, atol=1e-4), name
     stored = list(itertools.chain(*(batch["input_index"].to_pylist() for batch in run.batches(["input_index"]))))
-    assert stored == [0, 3, 5, 1, 4, 2], "the questions of an image are together"
+    images = [ORDER[index] for index in stored]
+    assert len(list(itertools.groupby(images))) == len(set(images)), "the questions of an image are together"
     assert (seen[0].samples, seen[0].remaining, seen[-1].done) == (None, None, 6)
     sha256 = run.spec.options["DATA"]
     assert run.spec.dataset == {"path": "hf://owner/name", "rows": None, "sha256": sha256, "revision": "c0ffee"}

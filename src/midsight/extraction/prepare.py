@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,12 +45,17 @@ class PreparedSample:
     """int64 [axes, tokens]: where the decoder takes each token to be."""
 
 
+def source_key(source: ImageSource) -> Hashable:
+    """The same for the same image: its place, or for one in memory the object."""
+    return source if isinstance(source, Path | StoredImage | ImageUrl) else id(source)
+
+
 def prepare(model: LoadedModel, plan: Plan, samples: Sequence[Sample]) -> list[PreparedSample | Failure]:
     """Each sample ready for the model, or why it cannot be; an image shared by samples is prepared once."""
-    prepared_images: dict[Path | StoredImage | ImageUrl | int, PreparedImage] = {}
+    prepared_images: dict[Hashable, PreparedImage] = {}
 
     def prepare_image(source: ImageSource) -> PreparedImage:
-        key = source if isinstance(source, Path | StoredImage | ImageUrl) else id(source)
+        key = source_key(source)
         if key not in prepared_images:
             image = decode_image(source)
             inputs = model.adapter.image_inputs(model.image_processor, image, plan.pixels, model.config)

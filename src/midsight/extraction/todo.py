@@ -11,12 +11,11 @@ from operator import attrgetter
 
 import torch
 
-from midsight.errors import BrokenOffError
 from midsight.extraction.request import Plan
 from midsight.models.loading import LoadedModel
 from midsight.records import PROCESSOR_POOLED_PIXELS, VISION_ONLY
 from midsight.samples.sample import Failure, Sample
-from midsight.samples.streams import SampleStream, grouped, until_broken
+from midsight.samples.streams import SampleStream, grouped
 from midsight.samples.tables import Dataset
 from midsight.store.layout import Shard
 from midsight.store.spec import StoreDtype
@@ -119,29 +118,6 @@ def group_by_image(samples: Iterable[Sample]) -> list[Sample]:
     for sample in samples:
         groups.setdefault(sample.image_key, []).append(sample)
     return [sample for group in groups.values() for sample in group]
-
-
-def batched(samples: Iterable[Sample], size: int) -> Iterator[list[Sample]]:
-    """Lists of at most `size` samples that keep the questions of an image together, as far as they follow each other.
-
-    More than `size` of them are cut evenly. Where the samples break off, what has come is given before the error.
-    """
-    broken: list[BrokenOffError] = []
-    batch: list[Sample] = []
-    for _, same_image in itertools.groupby(until_broken(samples, broken), key=attrgetter("image_key")):
-        group = list(same_image)
-        if len(batch) + len(group) > size and batch:
-            yield batch
-            batch = []
-        pieces = -(-len(group) // size)
-        bounds = [piece * len(group) // pieces for piece in range(pieces + 1)]
-        *full, last = [group[start:stop] for start, stop in itertools.pairwise(bounds)]
-        yield from full
-        batch = [*batch, *last]
-    if batch:
-        yield batch
-    if broken:
-        raise broken[0]
 
 
 def count_images(outcomes: Iterable[Sample | Failure]) -> int:

@@ -74,23 +74,26 @@ def temporary_name(name: str) -> str:
     return f".{name}.tmp"
 
 
-def write_atomically(path: Path, data: Any) -> None:
+def write_atomically(path: Path, data: Any, *, flush: bool = True) -> None:
     """Write `data` (bytes or a buffer) to `path` so that a crash leaves the old file, or the new one whole.
 
-    Raises OSError; `path` is then as it was before.
+    Without `flush` that holds for a crash of this process, not of the machine. Raises OSError; `path` is then as it
+    was before.
     """
     aside = path.with_name(temporary_name(path.name))
     try:
         with aside.open("wb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            if flush:
+                file.flush()
+                os.fsync(file.fileno())
         aside.replace(path)
     except BaseException:
         with suppress(OSError):
             aside.unlink(missing_ok=True)
         raise
-    flush_folder(path.parent)
+    if flush:
+        flush_folder(path.parent)
 
 
 def flush_folder(path: Path) -> None:
