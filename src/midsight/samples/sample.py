@@ -41,7 +41,7 @@ class Sample:
         return self.image or self.sample_id
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Failure:
     """A sample that could not be extracted, and why."""
 
