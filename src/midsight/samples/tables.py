@@ -27,7 +27,7 @@ from midsight.samples.packed import PackedSamples
 from midsight.samples.rows import check_storable
 from midsight.samples.sample import Failure, ImageSource, Sample, make_sample_id
 from midsight.samples.shapes import ColumnOptions, assign_roles
-from midsight.samples.sources import image_folder, open_table
+from midsight.samples.sources import image_folder, is_folder, open_table
 
 
 @dataclass(frozen=True)
@@ -86,12 +86,12 @@ def read_table(
         raise MidsightError(f"The limit is {limit}; give at least 1 row, or no limit.")
     if question is None:
         table = open_table(path, split, limit)
-    elif path.is_dir() and split is None:
+    elif is_folder(path) and split is None:
         table = image_folder(path, question)
     else:
         raise MidsightError(f"{path} is no folder of images; leave --question out, a table has its own.")
     root = table.root if images is None else Path(images)
-    if not root.is_dir():
+    if not is_folder(root):
         raise MidsightError(f"The image folder {root} is no directory; name an existing one with --images.")
     roles = assign_roles(table, ColumnOptions(image_column, question_column, answer_column, id_column))
     make = SampleMaker(table, roles, root, allow_urls=allow_urls)
