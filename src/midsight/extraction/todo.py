@@ -13,7 +13,7 @@ from operator import attrgetter
 import numpy as np
 import torch
 
-from midsight.errors import BrokenOffError
+from midsight.errors import MidsightError
 from midsight.extraction.request import Plan
 from midsight.models.loading import LoadedModel
 from midsight.records import PROCESSOR_POOLED_PIXELS, VISION_ONLY
@@ -45,7 +45,7 @@ class Progress:
     images: int | None
     """Distinct image references among them."""
     already: int
-    """Samples that were stored or failed before this call."""
+    """Samples that were stored or failed before this call; of a stream, all of the run's."""
     done: int
     """Samples stored by this call."""
     failed: int
@@ -72,7 +72,7 @@ class Todo:
     images: int | None
     """Distinct image references among them."""
     already: int
-    """Samples that the run holds."""
+    """Samples of this shard that the run holds; of a stream, whose rows are not known yet, all that it holds."""
     remaining: int | None
     """Samples to extract."""
     remaining_images: int | None
@@ -145,7 +145,7 @@ def batched(samples: Iterable[Sample], size: int) -> Iterator[list[Sample]]:
 
     More than `size` of them are cut evenly. Where the samples break off, what has come is given before the error.
     """
-    broken: list[BrokenOffError] = []
+    broken: list[MidsightError] = []
     batch: list[Sample] = []
     for _, same_image in itertools.groupby(until_broken(samples, broken), key=attrgetter("image_key")):
         group = list(same_image)

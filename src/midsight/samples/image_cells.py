@@ -36,7 +36,10 @@ class ImageCells:
         Paths become files inside the root. Bytes and base64 stay in the table: the first row that has them stands
         for all. Bytes of a row that cannot be read again are the image.
         """
-        values = image_values(_cell(row.cells, column))
+        cell = _cell(row.cells, column)
+        if isinstance(cell, str) and cell in self._named and not cell.startswith("["):
+            return self._named[cell]
+        values = image_values(cell)
         named = [self._image(value, row, column, index) for index, value in enumerate(values)]
         if len(named) == 1:
             return named[0]

@@ -28,6 +28,7 @@ from midsight.samples.rows import check_storable
 from midsight.samples.sample import Failure, ImageSource, Sample, make_sample_id
 from midsight.samples.shapes import ColumnOptions, assign_roles
 from midsight.samples.sources import image_folder, is_folder, open_table
+from midsight.samples.urls import url_options
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Dataset:
     """The table or folder; None when the samples come from Python."""
     rows: int
     """How many rows were read: samples and failures."""
-    options: Mapping[str, str | None] = field(default_factory=dict)
+    options: Mapping[str, str | bool | None] = field(default_factory=dict)
     """What else decides the meaning of a row, by the command's option: columns by role, and the folder of
     images where it is not the table's own. Empty for samples from Python."""
 
@@ -115,7 +116,13 @@ def read_table(
     everything = itertools.chain(samples, failures)
     _refuse_repeated_ids(hashes, everything, lambda index: f"{table.unit} {numbers[index]}", str(path))
     folder = None if root.resolve() == table.root.resolve() else str(root.resolve())
-    options = {"--images": folder, "--question": question, "--split": split, **roles.as_options()}
+    options = {
+        "--images": folder,
+        "--question": question,
+        "--split": split,
+        **roles.as_options(),
+        **url_options(allow_urls),
+    }
     return Dataset(samples, tuple(failures), kinds.types(), table.sha256, path, len(numbers), options)
 
 
