@@ -7,7 +7,7 @@ from pathlib import Path
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from midsight.samples.packed import PackedSamples
+from midsight.samples.packed import PackedSamples, keys_of
 from midsight.samples.sample import Sample
 from midsight.samples.tables import read_table
 
@@ -39,6 +39,11 @@ def test_samples_come_out_as_they_went_in(samples):
     assert list(result) == list(map(result.__getitem__, range(len(samples)))) == samples
     assert result[::-1] == tuple(samples[::-1])
     assert str(list(result)) == str(samples), "equal, and of the same types"
+    assert (
+        list(keys_of(result))
+        == list(keys_of(samples))
+        == [(sample.sample_id, sample.input_index, sample.image_key) for sample in samples]
+    )
     assert all(mine.images is its.images for mine, its in zip(result, samples, strict=True))
 
 

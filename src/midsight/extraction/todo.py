@@ -17,7 +17,8 @@ from midsight.errors import MidsightError
 from midsight.extraction.request import Plan
 from midsight.models.loading import LoadedModel
 from midsight.records import PROCESSOR_POOLED_PIXELS, VISION_ONLY
-from midsight.samples.sample import Failure, Sample
+from midsight.samples.packed import keys_of
+from midsight.samples.sample import Failure, Sample, SampleKey
 from midsight.samples.streams import SampleStream, grouped, until_broken
 from midsight.samples.tables import Dataset
 from midsight.store.layout import Shard
@@ -90,14 +91,14 @@ def choose(data: Dataset | SampleStream, done: Collection[str], *, shard: Shard,
     failures_left = [failure for failure in failures if failure.sample_id not in done]
     done_images: list[str] = []
     places, images = array("q"), list[str]()
-    for place, sample in enumerate(data.samples):
-        if sample.input_index >= end or not is_of(sample, shard):
+    for place, key in enumerate(keys_of(data.samples)):
+        if key.input_index >= end or not is_of(key, shard):
             continue
-        if sample.sample_id in done:
-            done_images.append(sample.image_key)
+        if key.sample_id in done:
+            done_images.append(key.image_key)
         else:
             places.append(place)
-            images.append(sample.image_key)
+            images.append(key.image_key)
     order = np.array(places, np.int64)[order_by_image(images)]
     already = len(done_images) + len(failures) - len(failures_left)
     return Todo(
@@ -115,14 +116,14 @@ def cut(outcomes: Iterable[Sample | Failure], shard: Shard) -> Iterator[Sample |
     return (outcome for outcome in outcomes if is_of(outcome, shard))
 
 
-def is_of(outcome: Sample | Failure, shard: Shard) -> bool:
+def is_of(outcome: Sample | SampleKey | Failure, shard: Shard) -> bool:
     """Whether a row is the shard's: a hash of its image's reference says whose a sample is.
 
     So the cut depends on the row alone, whatever became of the others, and all questions of an image are one shard's.
     """
     number, count = shard
     place = outcome.input_index
-    if isinstance(outcome, Sample) and count > 1:
+    if not isinstance(outcome, Failure) and count > 1:
         digest = hashlib.sha256(outcome.image_key.encode("utf-8", "surrogatepass")).digest()
         place = int.from_bytes(digest[:8], "big")
     return place % count == number

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -39,6 +39,17 @@ class Sample:
     def image_key(self) -> str:
         """What samples on the same images share before these are decoded; images without a reference share nothing."""
         return self.image or self.sample_id
+
+
+class SampleKey(NamedTuple):
+    """Of a sample what says whose it is and with which others it goes."""
+
+    sample_id: str
+    """Unique in its dataset."""
+    input_index: int
+    """Row in the dataset, from 0."""
+    image_key: str
+    """What samples on the same images share."""
 
 
 @dataclass(frozen=True, slots=True)
