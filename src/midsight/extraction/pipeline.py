@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import torch
 
-from midsight.errors import BrokenOffError
+from midsight.errors import MidsightError
 from midsight.extraction.batch import Outcome, extract_prepared
 from midsight.extraction.batches import cut
 from midsight.extraction.budget import Budget
@@ -53,7 +53,7 @@ def extract_all(
         with in_work([sample.sample_id for sample in samples]):
             return [*(row for row in rows if isinstance(row, Failure)), *prepare(model, plan, samples)]
 
-    broken: list[BrokenOffError] = []
+    broken: list[MidsightError] = []
     rows = by_image(until_broken(outcomes, broken), budget)
     with ThreadPoolExecutor(WORKERS, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         full = WINDOW_BYTES.get(model.device.type, WINDOW_BYTES["cpu"])
