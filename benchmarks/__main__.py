@@ -11,7 +11,6 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,8 +29,10 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch-size", help="midsight's; a number or auto, by default the case's own")
     parser.add_argument("--case", default="", help="only cases whose name has this in it; nothing is written then")
+    parser.add_argument("--samples", type=int, help="of each case, instead of its own number; nothing is written then")
     parser.add_argument("--curves", action="store_true", help="cost against questions per image and new tokens")
     chosen = parser.parse_args()
+    tried = bool(chosen.case or chosen.samples)
     for size in chosen.size or ["demo", "mid"]:
         if chosen.curves:
             if size == "demo":
@@ -42,9 +43,9 @@ def main() -> None:
         cases = [case for case in CASES if case.size == size and chosen.case in case.name]
         report = {**heading(chosen, size), "cases": [time_case(case, chosen) for case in cases]}
         print("\n".join(["", *page.table(report), "", *page.phase_table(report), ""]), flush=True)
-        if not chosen.case:
+        if not tried:
             page.write_result(f"{size}-{chosen.device}", report)
-    if not chosen.case:
+    if not tried:
         page.write_page()
 
 
@@ -60,13 +61,16 @@ def heading(chosen: argparse.Namespace, size: str) -> dict[str, Any]:
 def time_case(case: Case, chosen: argparse.Namespace) -> dict[str, Any]:
     """The three procedures on one case, one process after the other."""
     with tempfile.TemporaryDirectory() as folder:
-        rows = case.rows(Path(folder), case.count, case.new_tokens)
+        rows = case.rows(Path(folder), chosen.samples or case.count, case.new_tokens)
         measured: dict[str, Any] = {}
         for procedure in PROCEDURES:
             own_size = chosen.batch_size if procedure == "midsight" else None
             batch_size = int(own_size) if own_size and own_size.isdecimal() else own_size or case.batch_size
-            measured[procedure] = asdict(measure_apart(Task(procedure, case.size, chosen.device, rows, batch_size)))
-            print(f"{case.name}: {procedure} {measured[procedure]['seconds']:.1f} s", file=sys.stderr, flush=True)
+            took = measure_apart(Task(procedure, case.size, chosen.device, rows, batch_size))
+            measured[procedure] = asdict(took)
+            print(
+                f"{case.name}: {procedure} {took.seconds:.1f} s, {took.cpu_seconds:.1f} s of the processor", flush=True
+            )
     return {
         "name": case.name,
         "samples": len(rows),
@@ -79,9 +83,12 @@ def time_case(case: Case, chosen: argparse.Namespace) -> dict[str, Any]:
 
 def measure_apart(task: Task) -> Measured:
     """The task, measured by a process of its own; raises CalledProcessError where that fails."""
-    command: Sequence[str] = [sys.executable, "-m", "benchmarks.measure"]
-    ended = subprocess.run(command, input=json.dumps(asdict(task)), text=True, stdout=subprocess.PIPE, check=True)  # noqa: S603
-    return Measured(**json.loads(ended.stdout))
+    with tempfile.TemporaryDirectory() as folder:
+        task_path, result_path = Path(folder) / "task.json", Path(folder) / "result.json"
+        task_path.write_text(json.dumps(asdict(task)))
+        command = [sys.executable, "-m", "benchmarks.measure", str(task_path), str(result_path)]
+        subprocess.run(command, check=True)  # noqa: S603
+        return Measured(**json.loads(result_path.read_text()))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ PATCHES = 1024
 """Of a crop of 448 pixels in squares of 14."""
 
 
-def matrix_peak(device: str, repeats: int = 5) -> float:
+def matrix_peak(device: str, repeats: int = 3) -> float:
     """Floating-point operations per second of the best large matrix product: float32 on a CPU, bfloat16 on a GPU."""
     kind = torch.device(device).type
     dtype = torch.float32 if kind == "cpu" else torch.bfloat16

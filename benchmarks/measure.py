@@ -1,9 +1,8 @@
-"""One procedure on one case, in a process of its own: `python -m benchmarks.measure < TASK > RESULT`, both JSON."""
+"""One procedure on one case, in a process of its own: `python -m benchmarks.measure TASK RESULT`, both JSON files."""
 
 from __future__ import annotations
 
 import json
-import os
 import sys
 import tempfile
 import time
@@ -47,6 +46,8 @@ class Measured:
 
     seconds: float
     """For all samples, from files of images to vectors and answers (midsight: to the run folder)."""
+    cpu_seconds: float
+    """What the processor's cores worked in that time, together: on a machine with other work the fairer measure."""
     peak_bytes: int
     """Memory at its peak, beyond what the loaded model takes."""
     machine: dict[str, Any]
@@ -89,11 +90,11 @@ def run_original(task: Task, model: Any, processor: Any) -> dict[str, Any]:
     layers = default_layers(model.config)
     for _ in original(model, processor, task.rows[:1], layers):
         pass
-    began = time.perf_counter()
+    began, worked = time.perf_counter(), time.process_time()
     answers = [seen.answer_token_ids for seen in original(model, processor, task.rows, layers)]
-    took = time.perf_counter() - began
+    took, worked = time.perf_counter() - began, time.process_time() - worked
     check_lengths(task, [len(answer) for answer in answers])
-    return {"seconds": took}
+    return {"seconds": took, "cpu_seconds": worked}
 
 
 def run_batches(task: Task, model: Any, processor: Any) -> dict[str, Any]:
@@ -104,12 +105,12 @@ def run_batches(task: Task, model: Any, processor: Any) -> dict[str, Any]:
     layers, size = default_layers(model.config), int(task.batch_size)
     for _ in plain_batches(model, processor, task.rows[:1], layers, size):
         pass
-    began = time.perf_counter()
+    began, worked = time.perf_counter(), time.process_time()
     answers = [seen.answer_token_ids for seen in plain_batches(model, processor, task.rows, layers, size)]
-    took = time.perf_counter() - began
+    took, worked = time.perf_counter() - began, time.process_time() - worked
     # an answer that is cut has the stop token as its last, since its length is the longest there is
     check_lengths(task, [answer.index(END_ID) + 1 if answer else 0 for answer in answers])
-    return {"seconds": took}
+    return {"seconds": took, "cpu_seconds": worked}
 
 
 def run_midsight(task: Task, model: Any, processor: Any) -> dict[str, Any]:
@@ -133,9 +134,9 @@ def run_midsight(task: Task, model: Any, processor: Any) -> dict[str, Any]:
         midsight.extract(one, model=wrapped, out=folder / "one", **options)
         data = write_dataset(task.rows, folder / "all.jsonl")
         with clocked() as clock:
-            began = time.perf_counter()
+            began, worked = time.perf_counter(), time.process_time()
             run = midsight.extract(data, model=wrapped, out=folder / "all", **options)
-            took = time.perf_counter() - began
+            took, worked = time.perf_counter() - began, time.process_time() - worked
         table = run.table().to_pydict()
     if len(table["question"]) != len(task.rows):
         raise RuntimeError(f"midsight stored {len(table['question'])} of {len(task.rows)} samples.")
@@ -147,6 +148,7 @@ def run_midsight(task: Task, model: Any, processor: Any) -> dict[str, Any]:
     phases["waiting"] = 1 - sum(phases.values())
     return {
         "seconds": took,
+        "cpu_seconds": worked,
         "phases": phases,
         "behind": {name: seconds / took for name, seconds in clock.behind.items()},
         "of_peak": {name: needed[name] / clock.seconds[name] / peak for name in needed},
@@ -179,12 +181,11 @@ def check_lengths(task: Task, lengths: Sequence[int]) -> None:
 
 
 def main() -> None:
-    """Measures the task on standard input."""
-    read = json.load(sys.stdin)
+    """Measures the task in the first file, and writes what came out into the second."""
+    task_path, result_path = map(Path, sys.argv[1:])
+    read = json.loads(task_path.read_text())
     task = Task(**{**read, "rows": [Row(**row) for row in read["rows"]]})
-    with os.fdopen(os.dup(1), "w") as result:
-        os.dup2(2, 1)  # whatever prints meanwhile is no result
-        json.dump(asdict(measure(task)), result)
+    result_path.write_text(json.dumps(asdict(measure(task))))
 
 
 if __name__ == "__main__":
