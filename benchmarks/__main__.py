@@ -42,7 +42,9 @@ def main() -> None:
             continue
         cases = [case for case in CASES if case.size == size and chosen.case in case.name]
         report = {**heading(chosen, size), "cases": [time_case(case, chosen) for case in cases]}
-        print("\n".join(["", *page.table(report), "", *page.phase_table(report), ""]), flush=True)
+        print(
+            "\n".join(["", *page.table(report), "", *page.aims(report), "", *page.phase_table(report), ""]), flush=True
+        )
         if not tried:
             page.write_result(f"{size}-{chosen.device}", report)
     if not tried:

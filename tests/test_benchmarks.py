@@ -130,7 +130,7 @@ def test_results_fill_the_page_between_its_marks(tmp_path, monkeypatch):
         "of_peak": {"vision": 0.5, "prefill": 0.25},
         "peak_flops": 1e11,
     }
-    case = {"name": "a case", "samples": 4, "batch_size": 4, "target": 3.0, "original": one, "batches": one}
+    case = {"name": "a case", "samples": 4, "batch_size": 8, "target": 3.0, "original": one, "batches": one}
     case["midsight"] = {**one, "seconds": 2.0}
     heading = {"command": "make bench SIZE=mid", "date": "2026-01-01", "size": "mid", "device": "cpu"}
     page.write_result("mid-cpu", {**heading, "cases": [case]})
@@ -145,6 +145,7 @@ def test_results_fill_the_page_between_its_marks(tmp_path, monkeypatch):
     text = page.PAGE.read_text()
     assert "| a case | 0.5 | 0.5 | 2 | 1.0 x | **4.0 x** | 3.0 x |" in text
     assert "| new tokens: 20 | 2.000 | 2.000 |" in text
+    assert "* a case: in batches of 8 +0.00 GB" in text
     assert (text.startswith("before\n"), text.endswith("\nafter\n"), "former" in text) == (True, True, False)
     assert page.FIGURE.read_text() == curves_svg(points)
 
