@@ -25,8 +25,8 @@ from reference import load_reference_model, relative_error
 
 @pytest.fixture
 def rows(tmp_path):
-    """Two questions on an image, and one on another, with short answers."""
-    return ask(write_drawn(tmp_path, [(300, 300), (300, 200)]), 2, 3)[:3]
+    """Two questions on an image, and one on another, with short answers of two lengths."""
+    return ask(write_drawn(tmp_path, [(300, 300), (300, 200)]), 2, 4)[:3]
 
 
 def test_the_originals_states_are_those_of_one_full_forward(rows, checkpoint):
