@@ -40,7 +40,11 @@ def main() -> None:
             report = {**heading(chosen, size), "points": measure_curves(size, chosen.device, measure_apart)}
             page.write_result(f"curves-{size}-{chosen.device}", report)
             continue
-        cases = [case for case in CASES if case.size == size and chosen.case in case.name]
+        cases = [
+            case
+            for case in CASES
+            if case.size == size and chosen.case in case.name and (chosen.case or case.by_default)
+        ]
         report = {**heading(chosen, size), "cases": [time_case(case, chosen) for case in cases]}
         print(
             "\n".join(["", *page.table(report), "", *page.aims(report), "", *page.phase_table(report), ""]), flush=True

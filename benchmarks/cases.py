@@ -30,12 +30,14 @@ class Case:
     """Of plain batches, and of midsight unless the command says otherwise."""
     target: float | None = None
     """Ratio to the original that is aimed at."""
+    by_default: bool = True
+    """Whether it runs without being asked for by name."""
 
 
 CASES = (
     Case("mid", "distinct images, 20 new tokens", distinct, 8, 20, 8, 3.0),
     Case("mid", "10 questions per image (easy-vqa), 20 new tokens", ten_easy_vqa, 20, 20, 20, 15.0),
-    Case("mid", "10 questions per image of 640 x 480, 20 new tokens", ten_drawn, 20, 20, 20, 15.0),
+    Case("mid", "10 questions per image of 640 x 480, 20 new tokens", ten_drawn, 20, 20, 20, 15.0, by_default=False),
     Case("mid", "mixed sizes, no answers", mixed_sizes, 8, 0, 8, 1.9),
     Case("demo", "10 questions per image (easy-vqa), 5 new tokens", ten_easy_vqa, 40, 5, 40, 10.0),
     Case("full", "distinct images, 20 new tokens", distinct, 64, 20, 32, 10.0),
