@@ -42,21 +42,26 @@ class StopAfter:
         if token_ids.shape[1] == 1:
             self._next = self._following[token_ids[:, 0]]
         else:
-            firsts = [self._follow(row) for row in token_ids.tolist()]
-            self._next = torch.tensor(firsts, device=token_ids.device)
+            following = [token_id for row in token_ids.tolist() for token_id in self._follow(row)]
+            self._next = torch.tensor(following, device=token_ids.device)
 
-    def _follow(self, row: Sequence[int]) -> int:
-        """What comes after a prompt, the rest of one behind its image, or one with a part of its answer."""
+    def _follow(self, row: Sequence[int]) -> list[int]:
+        """What comes after each prompt of a row: whole, the rest of one, one with a part of its answer, or a token."""
         row = [token_id for token_id in row if token_id != PAD_ID]
         if ASSISTANT_ID not in row:
-            return END_ID  # the part of a prompt that questions share: no head follows
+            return [] if IMAGE_ID in row else self._following[row].tolist()  # no head follows what prompts share
         if row[-1] != ASSISTANT_ID:
-            return int(self._following[row[-1]])
+            return [int(self._following[row[-1]])]
         begin = len(row) - row[::-1].index(IMAGE_ID) if IMAGE_ID in row else 0
-        return self._left[self._lengths[tuple(row[begin : row.index(END_ID)])] - 1]
+        firsts = []
+        while begin < len(row):
+            end = row.index(END_ID, begin)
+            firsts.append(self._left[self._lengths[tuple(row[begin:end])] - 1])
+            begin = row.index(ASSISTANT_ID, end) + 1
+        return firsts
 
     def _force(self, _module: object, _inputs: object, logits: Tensor) -> None:
         last = logits if logits.dim() == 2 else logits[:, -1]
         if self._next is None or len(self._next) != len(last):
-            raise RuntimeError(f"The head has {len(last)} rows, other than the tokens before it.")
+            raise RuntimeError(f"The head has {len(last)} rows, other than the prompts before it.")
         last[torch.arange(len(last), device=last.device), self._next] = SURE

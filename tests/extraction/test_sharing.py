@@ -116,6 +116,10 @@ def test_states_that_depend_on_the_question_are_not_shared(model, samples):
     assert resolve(Request(), model.loaded).share
 
 
+def test_kernels_that_take_no_mask_for_every_token_share_nothing(model):
+    assert not resolve(Request(), replace(model.loaded, attention="flash_attention_2")).share
+
+
 def test_sharing_can_be_left_out(model, samples, token_counts):
     plan = resolve(replace(EVERYTHING, share=False), model.loaded)
     records(model, plan, samples)

@@ -18,6 +18,9 @@ Vision = Literal["mean", "none"]
 
 PaddingSide = Literal["left", "right"]
 
+MASKED_ATTENTION = {"eager", "sdpa"}
+"""Attention kernels that take a mask of their own for every token, as questions behind one prefix need."""
+
 
 @dataclass(frozen=True)
 class Request:
@@ -103,6 +106,6 @@ def resolve(request: Request, model: LoadedModel) -> Plan:
         processor_pooled_pixels=request.processor_pooled_pixels,
         answers=request.answers,
         max_new_tokens=request.max_new_tokens,
-        share=request.share and model.adapter.shares_image_prefix,
+        share=request.share and model.adapter.shares_image_prefix and model.attention in MASKED_ATTENTION,
         vectors=vectors,
     )
