@@ -81,11 +81,15 @@ def test_the_count_to_the_stop_token_goes_on_in_any_part_of_a_prompt():
     stop = StopAfter(model, processor.tokenizer, {"Is it?": 3, "Why?": 1})
     question = processor.tokenizer("Is it?")["input_ids"]
     rest = [*question, END_ID, 200019]
-    first = stop._follow([200021, 200010, 200010, *rest])
-    assert stop._follow([199999, *rest]) == first
-    second = stop._follow([200021, 200010, *rest, first])
-    assert stop._follow([200021, 200010, *rest, first, second]) == END_ID
+    (first,) = stop._follow([200021, 200010, 200010, *rest])
+    assert stop._follow([199999, *rest]) == [first]
+    (second,) = stop._follow([200021, 200010, *rest, first])
+    assert stop._follow([200021, 200010, *rest, first, second]) == [END_ID]
     assert END_ID not in (first, second)
+    other = [*processor.tokenizer("Why?")["input_ids"], END_ID, 200019]
+    assert stop._follow([*rest, *other, 199999]) == [first, END_ID], "questions behind one prefix"
+    assert stop._follow([first, 199999, second]) == [second, END_ID], "their next tokens"
+    assert stop._follow([200021, 200010, 200010]) == [], "the prefix alone"
     with pytest.raises(KeyError):
         stop._follow([*processor.tokenizer("What?")["input_ids"], END_ID, 200019])
 

@@ -1,6 +1,7 @@
 """What goes through the model together: bounded, images kept together, prompts of like length, as memory allows."""
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 import midsight
 from midsight.errors import BrokenOffError
-from midsight.extraction import batch, budget, pipeline
+from midsight.extraction import batch, budget, pipeline, prepare
 from midsight.extraction.batches import MOST_PADDING, cut, rows_of, tokens_of
 from midsight.extraction.budget import Budget, make_budget
 from midsight.extraction.prepare import PreparedSample
@@ -85,7 +86,17 @@ def test_auto_grows_while_memory_is_measured_to_hold_it(monkeypatch):
     assert (now.samples, now.tokens) == (32, 200)
     with now.watching(32, tokens=50):
         pass
-    assert (now.samples, now.tokens) == (32, 100), "the call that took the most by token decides"
+    assert (now.samples, now.tokens) == (32, 200), "a call smaller than another says nothing either"
+
+
+def test_a_containers_limit_is_its_free_memory(monkeypatch, tmp_path):
+    monkeypatch.setattr(budget, "CONTAINER", tmp_path)
+    whole = budget.free_memory()
+    (tmp_path / "memory.current").write_text("1000\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert budget.free_memory() > 0.5 * whole
+    (tmp_path / "memory.max").write_text("5000\n")
+    assert budget.free_memory() == 4000
 
 
 def test_without_a_measure_auto_stays_as_it_began(monkeypatch, tmp_path):
@@ -195,3 +206,38 @@ def test_an_error_in_another_thread_is_raised_here():
         next(results)
     with pytest.raises(ValueError, match="of item 1"):
         list(pipeline.ahead(map(work, range(5))))
+
+
+def test_threads_that_start_later_have_as_many_as_before(model):
+    def threads():
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(torch.get_num_threads).result()
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        model.extract_many([(encoded(picture((64, 64), 1)), "?")] * 2, layers=[0], answers=False)
+        assert (torch.get_num_threads(), threads()) == (3, 3)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_an_image_that_breaks_a_library_fails_alone(model, monkeypatch):
+    good, bad = encoded(picture((64, 64), 1)), encoded(picture((64, 64), 2))
+    decode_image = prepare.decode_image
+
+    def break_on_one(source):
+        if source is bad:
+            raise MemoryError("no room for the pixels")
+        return decode_image(source)
+
+    monkeypatch.setattr(prepare, "decode_image", break_on_one)
+    first, second = model.extract_many([(good, "?"), (bad, "?")], layers=[0], answers=False)
+    assert isinstance(first, midsight.Record)
+    assert second.reason == "The sample could not be prepared: MemoryError: no room for the pixels."
+
+
+def test_without_sharing_images_stay_together_too():
+    window = [asked(n, 1 + n % 3, 10, 5) for n in range(12)]
+    calls = [call for call, _ in cut(window, replace(PLAN, share=False), Budget(CPU, 4, 4))]
+    assert [len({item.image_id for item in call}) for call in calls] == [1, 1, 1]

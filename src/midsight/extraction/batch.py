@@ -55,7 +55,7 @@ def extract_prepared(
     """One outcome for each sample, those of one longrope regime in one call of the model.
 
     A call that fails as a whole is halved until the sample at fault stands alone. `on_memory` is told the tokens of
-    a call that found no memory, and after that of each that did.
+    a call of several that found no memory, and after that of each that did.
     """
     ran_out = False
 
@@ -64,7 +64,7 @@ def extract_prepared(
         try:
             outcomes = extract_group(model, plan, group, padding_side)
         except Exception as error:
-            if is_out_of_memory(error):
+            if is_out_of_memory(error) and len(group) > 1:
                 ran_out = True
                 on_memory(tokens_of(rows_of(group, plan)), False)
             raise

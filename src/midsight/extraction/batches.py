@@ -40,16 +40,15 @@ class CacheRow:
 
 
 def rows_of(window: Sequence[PreparedSample], plan: Plan) -> list[CacheRow]:
-    """The window's samples as rows, short ones first, samples of one row in their order."""
+    """The window's samples as rows, short ones first, those of one prefix behind each other and in their order."""
     room = plan.max_new_tokens if plan.answers else 0
-    if not plan.share:
-        rows = [CacheRow((item,), len(item.prompt.token_ids), room) for item in window]
-    else:
-        groups: dict[object, list[PreparedSample]] = {}
-        for item in window:
-            groups.setdefault(prefix_key(item), []).append(item)
-        rows = [CacheRow(tuple(items), prefix_length(items[0]), room) for items in groups.values()]
-    return sorted(rows, key=lambda row: row.begin)
+    groups: dict[object, list[PreparedSample]] = {}
+    for item in window:
+        groups.setdefault(prefix_key(item), []).append(item)
+    in_order = sorted(groups.values(), key=lambda items: prefix_length(items[0]))
+    if plan.share:
+        return [CacheRow(tuple(items), prefix_length(items[0]), room) for items in in_order]
+    return [CacheRow((item,), len(item.prompt.token_ids), room) for items in in_order for item in items]
 
 
 def cut(window: Sequence[PreparedSample], plan: Plan, budget: Budget) -> Iterator[tuple[list[PreparedSample], int]]:

@@ -26,6 +26,9 @@ MEMORY_SHARE = {"cpu": 0.5, "cuda": 0.8}
 PROCESS = Path("/proc/self")
 """Linux: `clear_refs` sets the peak in `status` back where a 5 is written to it."""
 
+CONTAINER = Path("/sys/fs/cgroup")
+"""Linux: what a container may use and does use."""
+
 
 @dataclass
 class Budget:
@@ -41,25 +44,32 @@ class Budget:
     """Most tokens of the next call, padding and room for the answers counted."""
     free_bytes: float = math.inf
     """What a call may take beside the weights; infinite where nobody asked for a measured budget."""
+    largest: int = 0
+    """Tokens of the largest call that was measured."""
+    fitting: float = math.inf
+    """What `tokens` stays under since a call ran out of memory."""
 
     @contextmanager
     def watching(self, samples: int, tokens: int) -> Iterator[None]:
-        """Measures a call of so many samples and tokens, and lets the next be larger, or no larger than fits."""
+        """Measures a call of so many samples and tokens, and lets the next be larger, or no larger than fits.
+
+        Smaller calls than the largest say nothing: part of what they take does not grow with them.
+        """
         before = start_peak(self.device) if self.free_bytes < math.inf else None
         yield
         if before is None:
             return
         used = peak(self.device) - before
-        if used > 0:
-            self.tokens = min(self.tokens, self.free_bytes * tokens / used)
+        if used > 0 and tokens >= self.largest:
+            self.largest = tokens
+            self.tokens = min(self.fitting, self.free_bytes * tokens / used)
         if samples == self.samples:
             self.samples = min(2 * self.samples, self.most_samples)
 
     def learn(self, tokens: int, enough: bool) -> None:
-        """Of a call that ran out of memory, half of its tokens are the most; of a part of it that did not, its tokens
-        are no more than that.
-        """
-        self.tokens = max(self.tokens, tokens) if enough else min(self.tokens, tokens / 2)
+        """Half of the tokens of a call that ran out of memory are the most, or those of a part of it that did not."""
+        self.fitting = max(self.fitting, tokens) if enough else min(self.fitting, tokens / 2)
+        self.tokens = self.fitting
 
 
 def parse_batch_size(text: str) -> BatchSize:
@@ -82,8 +92,16 @@ def make_budget(batch_size: BatchSize, device: torch.device) -> Budget:
         return Budget(device, int(batch_size), int(batch_size))
     if device.type not in MEMORY_SHARE:
         return Budget(device, FIRST_SAMPLES, FIRST_SAMPLES)
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
     return Budget(device, FIRST_SAMPLES, MOST_SAMPLES[device.type], free_bytes=MEMORY_SHARE[device.type] * free)
+
+
+def free_memory() -> int:
+    """Bytes that this machine has free, or this container where it has a limit of its own."""
+    free = psutil.virtual_memory().available
+    with suppress(OSError, ValueError):  # no container, or no limit
+        free = min(free, int((CONTAINER / "memory.max").read_text()) - int((CONTAINER / "memory.current").read_text()))
+    return max(0, free)
 
 
 def start_peak(device: torch.device) -> int | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from itertools import groupby
@@ -41,7 +41,7 @@ def extract_all(
     outcomes: Iterable[Sample | Failure],
     budget: Budget,
     in_work: InWork = lambda _: nullcontext(),
-) -> Iterator[list[Outcome]]:
+) -> Generator[list[Outcome]]:
     """One outcome for each sample, those of a call of the model together; failures pass through.
 
     Samples on one image should follow each other. `in_work` is entered for samples that are prepared, and again
@@ -53,6 +53,7 @@ def extract_all(
         with in_work([sample.sample_id for sample in samples]):
             return [*(row for row in rows if isinstance(row, Failure)), *prepare(model, plan, samples)]
 
+    threads = torch.get_num_threads()
     broken: list[MidsightError] = []
     rows = by_image(until_broken(outcomes, broken), budget)
     with ThreadPoolExecutor(WORKERS, initializer=torch.set_num_threads, initargs=(1,)) as pool:
@@ -65,6 +66,7 @@ def extract_all(
                 with in_work([item.sample.sample_id for item in batch]), budget.watching(len(batch), tokens):
                     done = extract_prepared(model, plan, batch, on_memory=budget.learn)
                 yield done
+    torch.set_num_threads(threads)  # what a worker sets for itself, threads that start later would take over
     if broken:
         raise broken[0]
 
@@ -124,7 +126,7 @@ def ahead(items: Iterator[T]) -> Iterator[T]:
             yield item  # pyright: ignore[reportReturnType]
 
 
-def behind(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+def behind(work: Callable[[T], R], items: Iterable[T]) -> Generator[R]:
     """The work's results, each computed in another thread while the next item is made."""
     with ThreadPoolExecutor(1) as pool:
         waiting: Future[R] | None = None

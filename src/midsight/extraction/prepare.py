@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from midsight.errors import SampleError
+from midsight.errors import SampleError, first_line
 from midsight.extraction.request import Plan
 from midsight.models.adapter import ImageInputs
 from midsight.models.loading import LoadedModel
@@ -72,6 +72,9 @@ def prepare(model: LoadedModel, plan: Plan, samples: Sequence[Sample]) -> list[P
             )
         except SampleError as error:
             return Failure(sample.sample_id, sample.input_index, str(error))
+        except Exception as error:  # whatever an image does to a library, the other samples are extracted
+            reason = f"The sample could not be prepared: {type(error).__name__}: {first_line(error)}."
+            return Failure(sample.sample_id, sample.input_index, reason)
         identity = joint_image_id([image.image_id for image in images])
         inputs = tuple(image.inputs for image in images)
         return PreparedSample(sample, identity, inputs, prompt, model.adapter.positions(prompt.layout, inputs))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -225,9 +226,10 @@ def fill(writer: RunWriter, job: Job, todo: Todo, *, budget: Budget, on_progress
             else:
                 (suspects if deaths < DEADLY else set_aside).append(outcome)
 
-    extracted = extract_all(job.model, job.plan, expected(todo.outcomes), budget, writer.attempts.working_on)
-    for done in behind(stored, extracted):
-        count(done)
+    calls = extract_all(job.model, job.plan, expected(todo.outcomes), budget, writer.attempts.working_on)
+    with closing(calls), closing(behind(stored, calls)) as results:
+        for done in results:
+            count(done)
     writer.commit()  # the next sample may end the process
     for sample in suspects:
         with writer.attempts.working_on([sample.sample_id]):
