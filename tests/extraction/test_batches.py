@@ -218,6 +218,12 @@ def test_threads_that_start_later_have_as_many_as_before(model):
     try:
         model.extract_many([(encoded(picture((64, 64), 1)), "?")] * 2, layers=[0], answers=False)
         assert (torch.get_num_threads(), threads()) == (3, 3)
+        plan = resolve(Request(layers=[0], answers=False), model.loaded)
+        samples = [Sample(str(n), n, (encoded(picture((64, 64), n)),), "?") for n in range(2)]
+        calls = pipeline.extract_all(model.loaded, plan, samples, make_budget(1, CPU))
+        next(calls)
+        calls.close()
+        assert threads() == 3, "also where the samples are not asked for to the end"
     finally:
         torch.set_num_threads(before)
 

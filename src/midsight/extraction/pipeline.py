@@ -56,17 +56,19 @@ def extract_all(
     threads = torch.get_num_threads()
     broken: list[MidsightError] = []
     rows = by_image(until_broken(outcomes, broken), budget)
-    with ThreadPoolExecutor(WORKERS, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        full = WINDOW_BYTES.get(model.device.type, WINDOW_BYTES["cpu"])
-        for window in ahead(windows(in_order(pool, prepared, rows), budget, full)):
-            if failures := [item for item in window if isinstance(item, Failure)]:
-                yield list(failures)
-            ready = [item for item in window if isinstance(item, PreparedSample)]
-            for batch, tokens in cut(ready, plan, budget):
-                with in_work([item.sample.sample_id for item in batch]), budget.watching(len(batch), tokens):
-                    done = extract_prepared(model, plan, batch, on_memory=budget.learn)
-                yield done
-    torch.set_num_threads(threads)  # what a worker sets for itself, threads that start later would take over
+    try:
+        with ThreadPoolExecutor(WORKERS, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            full = WINDOW_BYTES.get(model.device.type, WINDOW_BYTES["cpu"])
+            for window in ahead(windows(in_order(pool, prepared, rows), budget, full)):
+                if failures := [item for item in window if isinstance(item, Failure)]:
+                    yield list(failures)
+                ready = [item for item in window if isinstance(item, PreparedSample)]
+                for batch, tokens in cut(ready, plan, budget):
+                    with in_work([item.sample.sample_id for item in batch]), budget.watching(len(batch), tokens):
+                        done = extract_prepared(model, plan, batch, on_memory=budget.learn)
+                    yield done
+    finally:  # what a worker sets for itself, threads that start later would take over
+        torch.set_num_threads(threads)
     if broken:
         raise broken[0]
 
