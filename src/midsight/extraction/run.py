@@ -10,6 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
 
+from rich.filesize import decimal
+
 from midsight.errors import MidsightError, SampleError
 from midsight.extraction.apart import extract_apart, killed
 from midsight.extraction.batch import Outcome, extract_samples
@@ -121,8 +123,8 @@ class Job:
         progress = Progress(todo.samples, todo.images, todo.already, 0, 0, size, free_bytes(out))
         if size is not None and size > progress.free_bytes:
             raise MidsightError(
-                f"{out} will take about {size / 1e9:,.3g} GB more and its disk has {progress.free_bytes / 1e9:,.3g} GB "
-                "free; free some, choose another --out, fewer --layers, or --store-dtype float16."
+                f"{out} will take about {decimal(size)} more and its disk has {decimal(progress.free_bytes)} free; "
+                "free some, choose another --out, fewer --layers, or --store-dtype float16."
             )
         return progress
 
