@@ -3,13 +3,15 @@
 
 PYTHON ?= python3
 SEED ?= 0
+SIZE ?=
+DEVICE ?= cpu
 VENV := .venv
 BIN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null || echo $(BIN)/uv)
 READY := $(VENV)/.ready
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-.PHONY: demo test test-quick faults lint lock clean
+.PHONY: demo test test-quick faults bench lint lock clean
 
 demo: $(READY)
 	$(BIN)/midsight demo
@@ -23,6 +25,11 @@ test-quick: $(READY)
 # All experiments of docs/reliability.md at their full counts, about half an hour; writes its tables.
 faults: $(READY)
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m faults $(SEED)
+
+# The original procedure, plain batches and midsight: about ten minutes on two cores that have nothing else to do.
+# SIZE=demo, mid or full (both of the first by default); writes benchmarks/results/ and docs/performance.md.
+bench: $(READY)
+	$(BIN)/python -m benchmarks $(addprefix --size ,$(SIZE)) --device $(DEVICE)
 
 lint: $(READY)
 	$(BIN)/ruff check .

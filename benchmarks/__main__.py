@@ -1,134 +1,100 @@
 """Samples per second of the original procedure, of plain batches, and of midsight, in one run on one machine.
 
-Usage: .venv/bin/python -m benchmarks [--size demo|mid|full] [--device cpu|cuda] [--samples N] [--batch-size N]
+Usage: make bench [SIZE=demo|mid|full] [DEVICE=cpu|cuda], or
+.venv/bin/python -m benchmarks [--size SIZE]... [--device DEVICE] [--batch-size N|auto] [--curves]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
+import subprocess
+import sys
 import tempfile
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-import torch
-
-import midsight
-from benchmarks.data import distinct, mixed_sizes, ten_questions
-from benchmarks.models import random_model
-from benchmarks.original import Pair, original, plain_batches
-
-RESULTS = Path(__file__).with_name("results")
-
-
-@dataclass(frozen=True)
-class Case:
-    """One dataset and what is asked of it."""
-
-    name: str
-    """For the table."""
-    pairs: Callable[[int], list[Pair]]
-    """Count -> images and questions."""
-    new_tokens: int
-    """Length of every answer; 0 for none."""
-
-
-@dataclass(frozen=True)
-class Timed:
-    """What one case took."""
-
-    case: str
-    """Its name."""
-    samples: int
-    """How many midsight did."""
-    original_samples: int
-    """How many the other two procedures did: they are slow."""
-    original_seconds_per_sample: float
-    """The procedure that is copied today."""
-    plain_seconds_per_sample: float
-    """transformers in plain batches."""
-    midsight_seconds_per_sample: float
-    """From the dataset to the run folder."""
-
-    @property
-    def ratio(self) -> float:
-        """How many times faster midsight is than the original."""
-        return self.original_seconds_per_sample / self.midsight_seconds_per_sample
-
-
-CASES = (
-    Case("distinct images, 20 new tokens", distinct, 20),
-    Case("10 questions per image, 20 new tokens", ten_questions, 20),
-    Case("mixed sizes, no answers", mixed_sizes, 0),
-)
+from benchmarks import page
+from benchmarks.cases import CASES, Case, Size
+from benchmarks.curves import measure_curves
+from benchmarks.measure import PROCEDURES, Measured, Task
 
 
 def main() -> None:
-    """Times every case and prints the table; the same goes into benchmarks/results/."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--size", choices=("demo", "mid", "full"), default="mid")
+    """Times every case and prints the table; the same goes into benchmarks/results/ and docs/performance.md."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--size", action="append", choices=get_args(Size), help="demo and mid by default")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--samples", type=int, default=40)
-    parser.add_argument("--original-samples", type=int, default=8)
-    parser.add_argument("--batch-size", type=int, default=20)
+    parser.add_argument("--batch-size", help="midsight's; a number or auto, by default the case's own")
+    parser.add_argument("--case", default="", help="only cases whose name has this in it; nothing is written then")
+    parser.add_argument("--samples", type=int, help="of each case, instead of its own number; nothing is written then")
+    parser.add_argument("--curves", action="store_true", help="cost against questions per image and new tokens")
     chosen = parser.parse_args()
-    model, processor = random_model(chosen.size, chosen.device)
-    layers = sorted({0, (n := model.config.num_hidden_layers) // 4, n // 2, 3 * n // 4, n - 1})
-    timed = [time_case(case, model, processor, layers, chosen) for case in CASES]
-    print(f"\n{'case':40} {'original':>9} {'batches':>9} {'midsight':>9} {'ratio':>7}   (seconds per sample)")
-    for one in timed:
-        times = (one.original_seconds_per_sample, one.plain_seconds_per_sample, one.midsight_seconds_per_sample)
-        print(f"{one.case:40} " + " ".join(f"{seconds:9.3f}" for seconds in times) + f" {one.ratio:6.1f}x")
-    RESULTS.mkdir(exist_ok=True)
-    machine = {"cores": os.cpu_count(), "platform": platform.machine(), "torch": torch.__version__}
-    body = {"options": vars(chosen), "machine": machine, "cases": [{**asdict(o), "ratio": o.ratio} for o in timed]}
-    (RESULTS / f"{chosen.size}-{chosen.device}.json").write_text(json.dumps(body, indent=2) + "\n")
-
-
-def time_case(case: Case, model: Any, processor: Any, layers: list[int], chosen: argparse.Namespace) -> Timed:
-    """The three procedures on one case, one after the other; midsight last, since it mends the model."""
-    few, all_ = case.pairs(chosen.original_samples), case.pairs(chosen.samples)
-    original(model, processor, few[:1], layers, min(case.new_tokens, 2))
-    alone = seconds(lambda: original(model, processor, few, layers, case.new_tokens))
-    batches = seconds(lambda: plain_batches(model, processor, few, layers, case.new_tokens, len(few)))
-    wrapped = midsight.wrap(model, processor)
-    with tempfile.TemporaryDirectory() as folder:
-        options = {"layers": layers, "answers": case.new_tokens > 0, "max_new_tokens": max(case.new_tokens, 1)}
-        data = write_dataset(all_, Path(folder))
-        ours = seconds(
-            lambda: midsight.extract(
-                data, model=wrapped, out=Path(folder) / "run", batch_size=chosen.batch_size, **options
-            )
+    tried = bool(chosen.case or chosen.samples)
+    for size in chosen.size or ["demo", "mid"]:
+        if chosen.curves:
+            if size == "demo":
+                continue
+            report = {**heading(chosen, size), "points": measure_curves(size, chosen.device, measure_apart)}
+            page.write_result(f"curves-{size}-{chosen.device}", report)
+            continue
+        cases = [
+            case
+            for case in CASES
+            if case.size == size and chosen.case in case.name and (chosen.case or case.by_default)
+        ]
+        report = {**heading(chosen, size), "cases": [time_case(case, chosen) for case in cases]}
+        print(
+            "\n".join(["", *page.table(report), "", *page.aims(report), "", *page.phase_table(report), ""]), flush=True
         )
-    print(f"{case.name}: done", flush=True)
-    return Timed(case.name, len(all_), len(few), alone / len(few), batches / len(few), ours / len(all_))
+        if not tried:
+            page.write_result(f"{size}-{chosen.device}", report)
+    if not tried:
+        page.write_page()
 
 
-def write_dataset(pairs: list[Pair], folder: Path) -> Path:
-    """The pairs as a JSONL file with PNG images beside it."""
-    names: dict[int, str] = {}
-    rows = []
-    for image, question in pairs:
-        if id(image) not in names:
-            names[id(image)] = f"{len(names)}.png"
-            image.save(folder / names[id(image)])
-        rows.append(json.dumps({"image": names[id(image)], "question": question}))
-    (folder / "data.jsonl").write_text("\n".join(rows))
-    return folder / "data.jsonl"
+def heading(chosen: argparse.Namespace, size: str) -> dict[str, Any]:
+    """What a result begins with."""
+    options = [f"SIZE={size}", *([f"DEVICE={chosen.device}"] if chosen.device != "cpu" else [])]
+    command = f"make bench {' '.join(options)}"
+    if chosen.curves:
+        command = f".venv/bin/python -m benchmarks --curves --size {size} --device {chosen.device}"
+    return {"command": command, "date": f"{datetime.now(UTC):%Y-%m-%d}", "size": size, "device": chosen.device}
 
 
-def seconds(work: Callable[[], Any]) -> float:
-    """Wall time of one call, the device's work done."""
-    began = time.perf_counter()
-    work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - began
+def time_case(case: Case, chosen: argparse.Namespace) -> dict[str, Any]:
+    """The three procedures on one case, one process after the other."""
+    with tempfile.TemporaryDirectory() as folder:
+        rows = case.rows(Path(folder), chosen.samples or case.count, case.new_tokens)
+        measured: dict[str, Any] = {}
+        for procedure in PROCEDURES:
+            own_size = chosen.batch_size if procedure == "midsight" else None
+            batch_size = int(own_size) if own_size and own_size.isdecimal() else own_size or case.batch_size
+            took = measure_apart(Task(procedure, case.size, chosen.device, rows, batch_size))
+            measured[procedure] = asdict(took)
+            print(
+                f"{case.name}: {procedure} {took.seconds:.1f} s, {took.cpu_seconds:.1f} s of the processor", flush=True
+            )
+    return {
+        "name": case.name,
+        "samples": len(rows),
+        "batch_size": batch_size,
+        "target": case.target,
+        "mean_new_tokens": sum(row.new_tokens for row in rows) / len(rows),
+        **measured,
+    }
+
+
+def measure_apart(task: Task) -> Measured:
+    """The task, measured by a process of its own; raises CalledProcessError where that fails."""
+    with tempfile.TemporaryDirectory() as folder:
+        task_path, result_path = Path(folder) / "task.json", Path(folder) / "result.json"
+        task_path.write_text(json.dumps(asdict(task)))
+        command = [sys.executable, "-m", "benchmarks.measure", str(task_path), str(result_path)]
+        subprocess.run(command, check=True)  # noqa: S603
+        return Measured(**json.loads(result_path.read_text()))
 
 
 if __name__ == "__main__":

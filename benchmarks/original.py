@@ -1,59 +1,89 @@
-"""The procedure that scripts copy from each other, written out: one sample at a time, everything computed twice."""
+"""What people run today, written out: the procedure that scripts copy from each other, and plain batches."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
-Pair = tuple[Image.Image, str]
-"""An image and a question."""
+from benchmarks.data import Row
 
 PROMPT = "<|user|><|endoftext10|>{question}<|end|><|assistant|>"
 """The published prompt with transformers' own image token."""
 
 
-@torch.inference_mode()
-def original(model: Any, processor: Any, pairs: Sequence[Pair], layers: Sequence[int], new_tokens: int) -> None:
-    """For each pair: the processor twice, a full forward with all hidden states and logits, then `generate`.
+@dataclass(frozen=True)
+class Seen:
+    """What a procedure leaves of one sample."""
 
-    `new_tokens` 0 leaves `generate` out. What it computes is thrown away: only its cost is wanted.
+    pooled_pixels: np.ndarray | None
+    """float32 [448]: what the original stores as vision features; plain batches leave it out."""
+    vision_token: dict[int, np.ndarray]
+    """By layer, float32 [hidden size]: the state at the last image token."""
+    query_token: dict[int, np.ndarray]
+    """By layer, float32 [hidden size]: the state at the prompt's last token."""
+    answer_token_ids: list[int]
+    """Generated tokens, with the stop token and what padding follows it."""
+
+
+@torch.inference_mode()
+def original(model: Any, processor: Any, rows: Sequence[Row], layers: Sequence[int]) -> Iterator[Seen]:
+    """One sample at a time: the processor twice, a full forward with all hidden states and logits, then `generate`.
+
+    Each sample's `new_tokens` is its longest answer; 0 leaves `generate` out.
     """
-    for image, question in pairs:
-        text = PROMPT.format(question=question)
+    for row in rows:
+        with Image.open(row.image) as opened:
+            image = opened.convert("RGB")
+        text = PROMPT.format(question=row.question)
         pixels = processor(text=text, images=image, return_tensors="pt")["image_pixel_values"]
         while pixels.dim() > 2:
             pixels = pixels.mean(dim=1)
         inputs = processor(text=text, images=image, return_tensors="pt").to(model.device)
-        output = model(**inputs, output_hidden_states=True, use_cache=False)
-        is_image = (inputs["input_ids"][0] == model.config.vision_config.image_token_id).nonzero()
-        for layer in layers:
-            states = output.hidden_states[layer + 1][0]
-            for position in (is_image[-1, 0], -1):
-                states[position].float().cpu().numpy()
-        if new_tokens:
-            generate(model, inputs, new_tokens)
+        output = model(**inputs, output_hidden_states=True)
+        image_positions = (inputs["input_ids"][0] == model.config.vision_config.image_token_id).nonzero()
+        vision_token = {k: to_numpy(output.hidden_states[k + 1][0, image_positions[-1, 0]]) for k in layers}
+        query_token = {k: to_numpy(output.hidden_states[k + 1][0, -1]) for k in layers}
+        answer = generate(model, inputs, row.new_tokens)[0] if row.new_tokens else []
+        yield Seen(to_numpy(pixels[0]), vision_token, query_token, answer)
 
 
 @torch.inference_mode()
 def plain_batches(
-    model: Any, processor: Any, pairs: Sequence[Pair], layers: Sequence[int], new_tokens: int, batch_size: int
-) -> None:
-    """transformers in padded batches: a full forward with all hidden states, then `generate`."""
+    model: Any, processor: Any, rows: Sequence[Row], layers: Sequence[int], batch_size: int
+) -> Iterator[Seen]:
+    """transformers in padded batches: a forward with all hidden states, then `generate` to the longest answer."""
     processor.tokenizer.padding_side = "left"
-    for start in range(0, len(pairs), batch_size):
-        images, questions = zip(*pairs[start : start + batch_size], strict=True)
-        texts = [PROMPT.format(question=question) for question in questions]
-        inputs = processor(text=texts, images=list(images), return_tensors="pt", padding=True).to(model.device)
-        output = model(**inputs, output_hidden_states=True, use_cache=False, logits_to_keep=1)
-        for layer in layers:
-            output.hidden_states[layer + 1][:, -1].float().cpu().numpy()
-        if new_tokens:
-            generate(model, inputs, new_tokens)
+    for start in range(0, len(rows), batch_size):
+        batch = rows[start : start + batch_size]
+        images = []
+        for row in batch:
+            with Image.open(row.image) as opened:
+                images.append(opened.convert("RGB"))
+        texts = [PROMPT.format(question=row.question) for row in batch]
+        inputs = processor(text=texts, images=images, return_tensors="pt", padding=True).to(model.device)
+        output = model(**inputs, output_hidden_states=True, logits_to_keep=1)
+        is_image = inputs["input_ids"] == model.config.vision_config.image_token_id
+        last_image = is_image.shape[1] - 1 - is_image.flip(1).int().argmax(dim=1)
+        each = torch.arange(len(batch), device=model.device)
+        at_image = {k: to_numpy(output.hidden_states[k + 1][each, last_image]) for k in layers}
+        at_end = {k: to_numpy(output.hidden_states[k + 1][:, -1]) for k in layers}
+        longest = max(row.new_tokens for row in batch)
+        answers = generate(model, inputs, longest) if longest else [[] for _ in batch]
+        for i, answer in enumerate(answers):
+            yield Seen(None, {k: at_image[k][i] for k in layers}, {k: at_end[k][i] for k in layers}, answer)
 
 
-def generate(model: Any, inputs: Any, new_tokens: int) -> Any:
-    """Greedy, exactly `new_tokens` tokens: random weights end where they like."""
-    return model.generate(**inputs, max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False)
+def generate(model: Any, inputs: Any, longest: int) -> list[list[int]]:
+    """Greedy answers."""
+    output = model.generate(**inputs, max_new_tokens=longest, do_sample=False)
+    return output[:, inputs["input_ids"].shape[1] :].tolist()
+
+
+def to_numpy(states: torch.Tensor) -> np.ndarray:
+    """A copy in float32 in the computer's own memory."""
+    return states.float().cpu().numpy().copy()

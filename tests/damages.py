@@ -36,7 +36,7 @@ def count_padding_in_decode(monkeypatch) -> None:
 
     def shifted(loaded, open_rows):
         state = open_rows.state
-        padded = [state.attention_mask.shape[1]] * len(state.lengths)
+        padded = [state.owners.shape[1]] * len(state.lengths)
         stepped = original(loaded, decode.OpenRows(open_rows.answers, dataclasses.replace(state, lengths=padded)))
         return dataclasses.replace(stepped, lengths=[length + 1 for length in state.lengths])
 

@@ -52,6 +52,45 @@ def extract(checkpoint, dataset, out, *more):
     )
 
 
+LONG = "x" * 300
+"""A name that no disk takes."""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("show", LONG), ("verify", LONG), ("compact", LONG), ("check", LONG), ("models", LONG),
+        ("export", LONG, "--format", "csv", "--out", "a.csv"),
+        ("extract", "DATA", "--model", LONG, "--out", "run"),
+        ("extract", "DATA", "--model", "MODEL", "--out", LONG),
+        ("extract", "DATA", "--model", "MODEL", "--out", LONG, "--plan"),
+        ("extract", "DATA", "--model", "MODEL", "--out", f"run/{LONG}"),
+        ("extract", "DATA", "--model", "MODEL", "--out", "DATA"),
+        ("extract", "DATA", "--model", "MODEL", "--out", "run", "--images", LONG),
+        ("extract", LONG, "--model", "MODEL", "--out", "run"),
+        ("extract", LONG, "--model", "MODEL", "--out", "run", "--question", "What?"),
+    ],
+)  # fmt: skip
+def test_a_path_that_cannot_be_is_one_sentence(arguments, checkpoint, dataset, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    real = {"DATA": dataset / "data.jsonl", "MODEL": checkpoint}
+    refused = call(*(real.get(argument, argument) for argument in arguments))
+    assert refused.exit_code == 2
+    *_, sentence = refused.output.splitlines()
+    assert re.search(r"^Error: .*(File name too long|Not a directory)", sentence), refused.output
+    assert not list(tmp_path.rglob("run.json"))
+
+
+def test_a_folder_of_parts_that_cannot_be_listed_is_not_taken_for_an_empty_one(checkpoint, dataset, tmp_path):
+    extract(checkpoint, dataset, tmp_path / "run", "--limit", 1, "--max-new-tokens", 1)
+    (tmp_path / "run" / "parts").rename(tmp_path / "parts")
+    (tmp_path / "run" / "parts").write_text("no folder")
+    for command in ("show", "verify", "compact"):
+        refused = call(command, tmp_path / "run")
+        assert refused.exit_code == 2, refused.output
+        assert "run/parts cannot be read: Not a directory; check the name, the disk" in refused.output
+
+
 def test_extract_then_show(checkpoint, dataset, tmp_path):
     done = extract(checkpoint, dataset, tmp_path / "run", "--limit", 4, "--max-new-tokens", 2)
     assert done.exit_code == 0, done.output

@@ -109,7 +109,9 @@ def extract(
     answers: Annotated[bool, typer.Option(help="Whether to decode answers.")] = True,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 200,
     share: Annotated[bool, typer.Option(help="Whether questions on an image go on from one prefix.")] = True,
-    batch_size: Annotated[int, typer.Option(help="Samples in one call of the model.")] = 8,
+    batch_size: Annotated[
+        str, typer.Option(metavar="auto|N", help="Most samples in one call of the model; auto: what memory holds.")
+    ] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, mps, cuda or cuda:N.")] = "auto",
     lora: Annotated[str, typer.Option(help="auto, merged, unmerged or off: the LoRA for images.")] = "auto",
@@ -123,12 +125,12 @@ def extract(
 ) -> None:
     """Extract a dataset into a run folder; the same command resumes it."""
     with reported_errors(debug=debug):
+        from midsight.extraction.budget import parse_batch_size
         from midsight.extraction.display import describe_start
-        from midsight.extraction.model import check_batch_size
         from midsight.extraction.run import forecast, open_dataset
         from midsight.store.layout import parse_shard
 
-        check_batch_size(batch_size)
+        most = parse_batch_size(batch_size)
         own = parse_shard(shard)
         dataset = open_dataset(
             data,
@@ -163,7 +165,7 @@ def extract(
         if plan:
             typer.echo(f"{describe_start(forecast(dataset, **call))} Nothing was written.")
             return
-        report_failures(run_with_progress(dataset, batch_size=batch_size, commit_seconds=commit_seconds, **call))
+        report_failures(run_with_progress(dataset, batch_size=most, commit_seconds=commit_seconds, **call))
 
 
 def load_with_notes(model: str, **options: Any) -> Any:

@@ -26,6 +26,10 @@ class BrokenOffError(MidsightError):
     resumable = True
 
 
+class RepeatedIdError(MidsightError):
+    """An id that comes a second time in a stream; what came before is good."""
+
+
 class CommitError(RunError):
     """A commit that could not be written, on a full disk for example; all commits before it are intact."""
 

@@ -73,7 +73,9 @@ def test_what_cannot_fit_is_refused_before_anything_is_written(data, checkpoint,
 
     monkeypatch.setattr(shutil, "disk_usage", disk_usage)
     free = needed - 1
-    with pytest.raises(MidsightError, match=r"will take about .* GB more and its disk has .* GB free; free some"):
+    with pytest.raises(
+        MidsightError, match=r"will take about [\d.]+ .B more and its disk has [\d.]+ .B free; free some"
+    ):
         midsight.extract(data, model=model, out=tmp_path / "new" / "run", **CALL)
     assert set(asked) == {tmp_path}, "the nearest folder that is there"
     assert not (tmp_path / "new").exists()

@@ -94,6 +94,17 @@ def test_the_command_takes_folders_splits_and_shapes(tables, checkpoint, tmp_pat
     assert (run.sample_ids(), run.table()["reference_answers"].to_pylist()) == (["3"], [["no"]])
 
 
+def test_a_run_goes_on_only_with_web_addresses_as_they_were(tables, checkpoint, tmp_path):
+    more = (tables["files"], "--model", checkpoint, "--limit", 1, "--out")
+    assert call(*more, tmp_path / "without").exit_code == 0
+    assert call(*more, tmp_path / "with", "--allow-urls").exit_code == 0
+    refused = call(*more, tmp_path / "without", "--allow-urls")
+    assert refused.exit_code == 2
+    assert "was started without --allow-urls, and this call is with --allow-urls true" in refused.output
+    assert call(*more, tmp_path / "with").exit_code == 2
+    assert call(*more, tmp_path / "with", "--allow-urls").exit_code == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

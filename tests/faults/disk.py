@@ -64,13 +64,13 @@ def refusing(count: int, seed: int, error: int, *, lasting: bool | None) -> Outc
 
 
 def file_system_that_is_full(count: int, seed: int) -> Outcome:
-    """A file system in memory, of a size between that of a fifth of the run and that of most of it."""
+    """A file system in memory, of a size between that of a third of the run, below which it is not begun, and most."""
     with uninterrupted(SAMPLES_AT_POINTS) as whole:
         pages = sum(-(-file.stat().st_size // 4096) for file in whole.run.rglob("*.*") if file.is_file())
 
         def attempt(folder: Path, random: np.random.Generator, number: int) -> Mapping[str, int]:
             (folder / "disk").mkdir()
-            bytes_ = 4096 * int(random.integers(pages // 5, pages * 4 // 5))
+            bytes_ = 4096 * int(random.integers(pages // 3, pages * 4 // 5))
             ours, theirs = multiprocessing.Pipe()
             process = FORKING.Process(target=on_small_disk, args=(whole, folder, bytes_, theirs))
             process.start()

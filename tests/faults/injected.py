@@ -105,7 +105,7 @@ def inject(fault: Fault) -> None:
         return disk.around("rename", Path(target).name, lambda: renamed(source, target, **options))
 
     def unlink(path: Any, **options: Any) -> None:
-        if not _in_parts(path) or Path(path).suffix == ".tmp":
+        if not _in_parts(path) or Path(path).suffix == ".tmp" or not Path(path).exists():  # no part, only failures
             return removed(path, **options)
         return disk.around("remove", Path(path).name, lambda: removed(path, **options))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,10 +19,13 @@ import torch
 from PIL import Image
 
 from midsight.errors import SampleError
-from midsight.extraction import batch
+from midsight.extraction import batch, pipeline
 from midsight.extraction.model import Model
+from midsight.extraction.prepare import PreparedSample
 from midsight.models.adapter import Adapter, PromptText
+from midsight.models.layout import Span, TokenLayout
 from midsight.models.loading import LoadedModel
+from midsight.models.prompts import PromptTokens
 from midsight.records import Record
 from midsight.samples.images import decode_image, image_id
 from midsight.samples.sample import Failure, Sample
@@ -30,16 +33,8 @@ from midsight.samples.sample import Failure, Sample
 QUESTIONS_OF_AN_IMAGE = 5
 MISSING_IMAGE = 7
 """Of the images of a dataset, the one that is not there: its samples fail."""
-
-
-@dataclass(frozen=True)
-class SeenSample:
-    """A sample whose image was decoded."""
-
-    sample: Sample
-    """As it came."""
-    image_id: str
-    """SHA-256 of the decoded pixels."""
+NOWHERE = torch.zeros((1, 1), dtype=torch.int64)
+"""Positions of a prompt that nobody reads."""
 
 
 def made_up_model(width: int = 4) -> Model:
@@ -67,7 +62,7 @@ def made_up_model(width: int = 4) -> Model:
 
 def stand_in() -> None:
     """From now on this process prepares and computes samples of every model as the made-up one does."""
-    batch.prepare = _prepare
+    batch.prepare = pipeline.prepare = _prepare
     batch.extract_group = _extract_group
 
 
@@ -101,21 +96,23 @@ def _adapter(width: int) -> Adapter:
     return Adapter(**declared)
 
 
-def _prepare(model: LoadedModel, plan: Any, samples: Sequence[Sample]) -> list[SeenSample | Failure]:
-    def see(sample: Sample) -> SeenSample | Failure:
+def _prepare(model: LoadedModel, plan: Any, samples: Sequence[Sample]) -> list[PreparedSample | Failure]:
+    def see(sample: Sample) -> PreparedSample | Failure:
         try:
-            return SeenSample(sample, image_id(decode_image(sample.images[0])))
+            seen = image_id(decode_image(sample.images[0]))
         except SampleError as error:
             return Failure(sample.sample_id, sample.input_index, str(error))
+        layout = TokenLayout(Span(0, 1), image=(Span(0, 1),), question=Span(0, 0))
+        return PreparedSample(sample, seen, (), PromptTokens((int(seen[:8], 16),), layout, ""), NOWHERE)
 
     return [see(sample) for sample in samples]
 
 
-def _extract_group(model: LoadedModel, plan: Any, group: Sequence[SeenSample], *_: Any) -> list[Record]:
+def _extract_group(model: LoadedModel, plan: Any, group: Sequence[PreparedSample], *_: Any) -> list[Record]:
     return [_record(seen, plan.vectors, plan.answers) for seen in group]
 
 
-def _record(seen: SeenSample, widths: dict[str, int], answers: bool) -> Record:
+def _record(seen: PreparedSample, widths: dict[str, int], answers: bool) -> Record:
     sample = seen.sample
     asked = hashlib.sha256(f"{seen.image_id} {sample.question}".encode()).digest()
     random = np.random.default_rng(list(asked))

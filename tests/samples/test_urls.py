@@ -116,3 +116,9 @@ def test_an_address_that_is_none_is_one_sentence():
     for url in ("http://", "http://[::1", "https://127.0.0.1:1/a.png", "http://a b/"):
         with pytest.raises(SampleError, match="cannot be downloaded"):
             decode_image(ImageUrl(url))
+
+
+def test_whether_addresses_are_allowed_is_an_option_of_the_run(address, tmp_path):
+    (tmp_path / "data.jsonl").write_text(json.dumps({"image": f"{address}/a.png", "question": "?"}))
+    assert read_table(tmp_path / "data.jsonl", allow_urls=True).options["--allow-urls"] is True
+    assert "--allow-urls" not in read_table(tmp_path / "data.jsonl").options

@@ -40,6 +40,8 @@ def test_what_gets_through_is_cleared_and_stays_so(run):
     attempts = Attempts(run, (0, 1))
     with attempts.working_on(["a"]):
         pass
+    assert attempts.deaths("a") == 1, "a sample that was only prepared is not got through"
+    attempts.clear(["a"])
     assert attempts.deaths("a") == 0
     assert deaths(run, "a", "b") == [0, 1]
     attempts.clear(["b"])
@@ -73,3 +75,14 @@ def test_a_disk_that_refuses_is_one_sentence_and_resumable(tmp_path):
     with pytest.raises(CommitError, match="could not be written") as caught:
         die_on(tmp_path / "gone", "a")
     assert caught.value.resumable
+
+
+def test_threads_may_work_on_samples_at_the_same_time(run):
+    attempts = Attempts(run, (0, 1))
+    model = attempts.working_on(["a", "b"])
+    model.__enter__()
+    with attempts.working_on(["b", "c"]):
+        pass
+    assert deaths(run, "a", "b", "c") == [1, 1, 0], "what still is in work, and nothing else"
+    model.__exit__(None, None, None)
+    assert deaths(run, "a", "b", "c") == [0, 0, 0]

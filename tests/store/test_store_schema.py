@@ -116,6 +116,8 @@ def test_json_extras_keep_order_and_letters():
     [
         ({"extras": {"year": "soon"}}, "year of sample 's1' does not fit its column of type int64"),
         ({"extras": {"year": 2**70}}, "year of sample 's1'"),
+        ({"extras": {"year": 0.5}}, "year of sample 's1' does not fit its column of type int64: it is 0.5"),
+        ({"extras": {"score": True}}, "score of sample 's1' does not fit its column of type float64: it is True"),
         ({"extras": {"meta": {1, 2}}}, "'meta' of sample 's1' cannot be written as JSON"),
         ({"extras": {"colour": "red"}}, "the input column 'colour', which this run does not have"),
         ({"question": "\ud800"}, "question of sample 's1'"),

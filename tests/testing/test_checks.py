@@ -60,7 +60,10 @@ def test_a_wrong_feature_layer_is_caught(small):
 @pytest.mark.parametrize(
     ("useful", "names"),
     [
-        (lambda image: torch.ones_like(image.patch_mask), {"useful patches that the decoder never sees"}),
+        (
+            lambda image: torch.ones_like(image.patch_mask),
+            {"useful patches that the decoder never sees", "vision features and transformers' tower"},
+        ),
         (
             lambda image: image.patch_mask & global_crop(image),
             {

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 
 from midsight.errors import BrokenOffError, first_line
+from midsight.extraction.batches import rows_of, tokens_of
+from midsight.extraction.budget import is_out_of_memory
 from midsight.extraction.decode import (
     Answer,
     Continuation,
@@ -31,25 +33,50 @@ Outcome = Record | Failure
 
 
 def extract_samples(
-    model: LoadedModel, plan: Plan, samples: Sequence[Sample], *, padding_side: PaddingSide = "left"
+    model: LoadedModel, plan: Plan, samples: Sequence[Sample], *, padding_side: PaddingSide = "right"
 ) -> list[Outcome]:
-    """One outcome for each sample, in their order; a sample that cannot be extracted is a Failure.
+    """One outcome for each sample, in their order, from one call of the model; one that cannot be is a Failure."""
+    prepared = prepare(model, plan, samples)
+    ready = [item for item in prepared if isinstance(item, PreparedSample)]
+    failures = [item for item in prepared if isinstance(item, Failure)]
+    outcomes = [*failures, *extract_prepared(model, plan, ready, padding_side=padding_side)]
+    by_id = {outcome.sample_id: outcome for outcome in outcomes}
+    return [by_id[sample.sample_id] for sample in samples]
 
-    A batch that fails as a whole is halved until the sample at fault stands alone.
+
+def extract_prepared(
+    model: LoadedModel,
+    plan: Plan,
+    ready: Sequence[PreparedSample],
+    *,
+    padding_side: PaddingSide = "right",
+    on_memory: Callable[[int, bool], None] = lambda _tokens, _enough: None,
+) -> list[Outcome]:
+    """One outcome for each sample, those of one longrope regime in one call of the model.
+
+    A call that fails as a whole is halved until the sample at fault stands alone. `on_memory` is told the tokens of
+    a call of several that found no memory, and after that of each that did.
     """
-    outcomes: dict[str, Outcome] = {}
-    ready: list[PreparedSample] = []
-    for item in prepare(model, plan, samples):
-        if isinstance(item, Failure):
-            outcomes[item.sample_id] = item
-        else:
-            ready.append(item)
-    for group in split_by_regime(ready, model.adapter.longrope_border(model.config)):
-        for outcome in isolate_failures(
-            group, lambda part: extract_group(model, plan, part, padding_side), lambda: still_works(model.device)
-        ):
-            outcomes[outcome.sample_id] = outcome
-    return [outcomes[sample.sample_id] for sample in samples]
+    ran_out = False
+
+    def extract(group: Sequence[PreparedSample]) -> list[Outcome]:
+        nonlocal ran_out
+        try:
+            outcomes = extract_group(model, plan, group, padding_side)
+        except Exception as error:
+            if is_out_of_memory(error) and len(group) > 1:
+                ran_out = True
+                on_memory(tokens_of(rows_of(group, plan)), False)
+            raise
+        if ran_out:
+            on_memory(tokens_of(rows_of(group, plan)), True)
+        return outcomes
+
+    return [
+        outcome
+        for group in split_by_regime(ready, model.adapter.longrope_border(model.config))
+        for outcome in isolate_failures(group, extract, lambda: still_works(model.device))
+    ]
 
 
 def split_by_regime(prepared: Sequence[PreparedSample], border: int | None) -> list[list[PreparedSample]]:

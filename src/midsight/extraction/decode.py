@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from midsight.extraction.prefill import Prefill
+from midsight.extraction.prefill import NOBODY, Prefill, end_states, pad_rows, run_on_cache
 from midsight.models.adapter import KVCache, submodule
+from midsight.models.layout import Span, TokenLayout
 from midsight.models.loading import LoadedModel
 from midsight.records import FinishReason
 
@@ -46,44 +46,54 @@ class Continuation:
     """What the next tokens of a batch are computed from."""
 
     logits: Tensor
-    """float32 [batch, vocabulary], after each row's last token."""
+    """float32 [answers, vocabulary], after each one's last token."""
     cache: KVCache
-    """Keys and values of every layer."""
-    attention_mask: Tensor
-    """int64 [batch, tokens in the cache], 0 on padding."""
+    """Keys and values of every layer, a row for each of `owners`."""
+    owners: Tensor
+    """int64 [rows, tokens in the cache]: whose each token is."""
+    names: list[int]
+    """Of each answer, how `owners` calls it."""
+    rows: list[int]
+    """Of each answer, its row in the cache."""
     lengths: list[int]
-    """Tokens of each row, padding not counted."""
+    """Of each answer, tokens up to its last one, padding not counted."""
     position_offsets: list[int]
-    """Of each row: position of its next token, less its tokens."""
+    """Of each answer: position of its next token, less its tokens."""
     later: Mapping[str, Tensor]
-    """What the decoder takes in every step beside tokens, batch first."""
+    """What the decoder takes in every step beside tokens, rows first."""
 
 
 @dataclass
 class OpenRows:
-    """The rows of a batch that are still being answered, between two steps."""
+    """The answers of a batch that are still open, between two steps."""
 
     answers: list[Answer]
-    """What each row has generated."""
+    """What each has generated."""
     state: Continuation
-    """Its tensors, one row an answer."""
+    """What goes on from there."""
 
     def keep(self, kept: Sequence[int]) -> None:
-        """Drops all rows but those at the indices `kept`."""
+        """Drops all answers but those at the indices `kept`, and the cache's rows that none of these lies in."""
         if len(kept) == len(self.answers):
             return
         state = self.state
-        indices = torch.tensor(kept, device=state.logits.device, dtype=torch.int64)
-        if kept:
-            state.cache.batch_select_indices(indices)
+        names = [state.names[i] for i in kept]
+        left = sorted({state.rows[i] for i in kept})
+        rows = torch.tensor(left, device=state.owners.device, dtype=torch.int64)
+        if kept and len(left) < len(state.owners):
+            state.cache.batch_select_indices(rows)
+        owners = state.owners[rows]
+        gone = (owners >= 0) & ~torch.isin(owners, torch.tensor(names, device=owners.device, dtype=torch.int64))
         self.answers = [self.answers[i] for i in kept]
         self.state = Continuation(
-            state.logits[indices],
+            state.logits[list(kept)],
             state.cache,
-            state.attention_mask[indices],
+            owners.masked_fill(gone, NOBODY),
+            names,
+            [left.index(state.rows[i]) for i in kept],
             [state.lengths[i] for i in kept],
             [state.position_offsets[i] for i in kept],
-            {name: value[indices] for name, value in state.later.items()},
+            {name: value[rows] for name, value in state.later.items()},
         )
 
 
@@ -91,9 +101,16 @@ def continue_from(model: LoadedModel, filled: Prefill) -> Continuation:
     """The first tokens' logits of a prefill that kept its cache; raises ValueError for one that did not."""
     if filled.cache is None:
         raise ValueError("This prefill kept no cache to decode on from; call prefill with keep_cache.")
-    logits = submodule(model.hf_model, model.adapter.lm_head)(filled.end_states).float()
-    lengths, offsets = list(filled.lengths), list(filled.position_offsets)
-    return Continuation(logits, filled.cache, filled.attention_mask, lengths, offsets, filled.later)
+    return Continuation(
+        logits=submodule(model.hf_model, model.adapter.lm_head)(filled.end_states).float(),
+        cache=filled.cache,
+        owners=filled.owners,
+        names=list(range(len(filled.rows))),
+        rows=list(filled.rows),
+        lengths=list(filled.lengths),
+        position_offsets=list(filled.position_offsets),
+        later=filled.later,
+    )
 
 
 def describe_first_token(logits: Tensor) -> list[FirstToken]:
@@ -139,20 +156,20 @@ def take_tokens(open_rows: OpenRows, *, stop_ids: Sequence[int], max_new_tokens:
 
 
 def feed_tokens(model: LoadedModel, open_rows: OpenRows) -> Continuation:
-    """One decode step: each row's last token through the decoder."""
+    """One decode step: each answer's last token through the decoder."""
     state = open_rows.state
-    device = state.logits.device
-    one_more = state.attention_mask.new_ones((len(open_rows.answers), 1))
-    attention_mask = torch.cat([state.attention_mask, one_more], dim=1)
-    positions = [[length + offset] for length, offset in zip(state.lengths, state.position_offsets, strict=True)]
-    output: Any = submodule(model.hf_model, model.adapter.decoder)(
-        input_ids=torch.tensor([[answer.token_ids[-1]] for answer in open_rows.answers], device=device),
-        attention_mask=attention_mask,
-        position_ids=torch.tensor(positions, device=device),
-        past_key_values=state.cache,
-        use_cache=True,
-        **state.later,
+    positions = [[[length + offset]] for length, offset in zip(state.lengths, state.position_offsets, strict=True)]
+    tokens = pad_rows(
+        [answer.token_ids[-1:] for answer in open_rows.answers],
+        [TokenLayout(Span(0, 1), image=(), question=Span(0, 0))] * len(positions),
+        [torch.tensor(position) for position in positions],
+        pad_id=model.pad_id,
+        side="right",
+        device=state.owners.device,
+        rows=state.rows,
+        names=state.names,
     )
-    logits = submodule(model.hf_model, model.adapter.lm_head)(output.last_hidden_state[:, -1]).float()
+    output = run_on_cache(model, state.cache, state.owners, tokens, state.later)
+    logits = submodule(model.hf_model, model.adapter.lm_head)(end_states(output, tokens)).float()
     lengths = [length + 1 for length in state.lengths]
-    return replace(state, logits=logits, attention_mask=attention_mask, lengths=lengths)
+    return replace(state, logits=logits, owners=torch.cat([state.owners, tokens.owners], dim=1), lengths=lengths)

@@ -7,16 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from midsight.errors import MidsightError, SampleError
-from midsight.extraction.batch import extract_samples
+from midsight.errors import SampleError
+from midsight.extraction.budget import BatchSize, make_budget
+from midsight.extraction.pipeline import extract_all
 from midsight.extraction.request import Request, resolve
-from midsight.extraction.todo import batched, group_by_image
+from midsight.extraction.todo import group_by_image
 from midsight.models.loading import LoadedModel, Lora, load_model, wrap_model
 from midsight.records import Record
 from midsight.samples.sample import Failure, ImageSource, Sample
 from midsight.samples.tables import make_samples
-
-DEFAULT_BATCH_SIZE = 8
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class Model:
         processor_pooled_pixels, pixels, answers, max_new_tokens, prompt, system.
         Raises SampleError where the pair cannot be extracted.
         """
-        outcome = self.extract_many([(image, question)], **options)[0]
+        outcome = self.extract_many([(image, question)], batch_size=1, **options)[0]
         if isinstance(outcome, Failure):
             raise SampleError(outcome.reason)
         return outcome
@@ -42,23 +41,19 @@ class Model:
         self,
         pairs: Iterable[Sample | tuple[ImageSource | str, str]],
         *,
-        batch_size: int = DEFAULT_BATCH_SIZE,
+        batch_size: BatchSize = "auto",
         **options: Any,
     ) -> list[Record | Failure]:
-        """One outcome for each pair, in their order, kept in memory; `options` as for extract."""
-        check_batch_size(batch_size)
+        """One outcome for each pair, in their order, kept in memory; `options` as for extract.
+
+        batch_size: most samples in one call of the model; `auto` measures what memory holds.
+        """
+        budget = make_budget(batch_size, self.loaded.device)
         plan = resolve(Request(**options), self.loaded)
         dataset = make_samples(pairs)
-        samples = dataset.samples
-        batches = batched(group_by_image(samples), batch_size)
-        outcomes = [outcome for batch in batches for outcome in extract_samples(self.loaded, plan, batch)]
+        calls = extract_all(self.loaded, plan, group_by_image(dataset.samples), budget)
+        outcomes = [outcome for call in calls for outcome in call]
         return sorted([*outcomes, *dataset.failures], key=lambda outcome: outcome.input_index)
-
-
-def check_batch_size(batch_size: int) -> None:
-    """Raises MidsightError for a batch that holds nothing."""
-    if batch_size < 1:
-        raise MidsightError(f"--batch-size is {batch_size}; give 1 or more.")
 
 
 def load(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from midsight.errors import SampleError
+from midsight.errors import SampleError, first_line
 from midsight.extraction.request import Plan
 from midsight.models.adapter import ImageInputs
 from midsight.models.loading import LoadedModel
@@ -45,12 +45,17 @@ class PreparedSample:
     """int64 [axes, tokens]: where the decoder takes each token to be."""
 
 
+def source_key(source: ImageSource) -> Hashable:
+    """The same for the same image: its place, or for one in memory the object."""
+    return source if isinstance(source, Path | StoredImage | ImageUrl) else id(source)
+
+
 def prepare(model: LoadedModel, plan: Plan, samples: Sequence[Sample]) -> list[PreparedSample | Failure]:
     """Each sample ready for the model, or why it cannot be; an image shared by samples is prepared once."""
-    prepared_images: dict[Path | StoredImage | ImageUrl | int, PreparedImage] = {}
+    prepared_images: dict[Hashable, PreparedImage] = {}
 
     def prepare_image(source: ImageSource) -> PreparedImage:
-        key = source if isinstance(source, Path | StoredImage | ImageUrl) else id(source)
+        key = source_key(source)
         if key not in prepared_images:
             image = decode_image(source)
             inputs = model.adapter.image_inputs(model.image_processor, image, plan.pixels, model.config)
@@ -67,6 +72,9 @@ def prepare(model: LoadedModel, plan: Plan, samples: Sequence[Sample]) -> list[P
             )
         except SampleError as error:
             return Failure(sample.sample_id, sample.input_index, str(error))
+        except Exception as error:  # whatever an image does to a library, the other samples are extracted
+            reason = f"The sample could not be prepared: {type(error).__name__}: {first_line(error)}."
+            return Failure(sample.sample_id, sample.input_index, reason)
         identity = joint_image_id([image.image_id for image in images])
         inputs = tuple(image.inputs for image in images)
         return PreparedSample(sample, identity, inputs, prompt, model.adapter.positions(prompt.layout, inputs))

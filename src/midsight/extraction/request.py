@@ -18,6 +18,9 @@ Vision = Literal["mean", "none"]
 
 PaddingSide = Literal["left", "right"]
 
+UNMASKED_ATTENTION = ("flash", "paged")
+"""How the names of attention kernels begin that take no mask for every token, as questions behind one prefix need."""
+
 
 @dataclass(frozen=True)
 class Request:
@@ -95,6 +98,7 @@ def resolve(request: Request, model: LoadedModel) -> Plan:
             )
         vectors[PROCESSOR_POOLED_PIXELS] = model.adapter.crop_px(model.image_processor)
     vectors |= {str(tap): model.hidden_size for tap in taps}
+    may_share = model.adapter.shares_image_prefix and not model.attention.startswith(UNMASKED_ATTENTION)
     return Plan(
         taps=taps,
         template=template,
@@ -103,6 +107,6 @@ def resolve(request: Request, model: LoadedModel) -> Plan:
         processor_pooled_pixels=request.processor_pooled_pixels,
         answers=request.answers,
         max_new_tokens=request.max_new_tokens,
-        share=request.share and model.adapter.shares_image_prefix,
+        share=request.share and may_share,
         vectors=vectors,
     )

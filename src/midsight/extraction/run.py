@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
 
+from rich.filesize import decimal
+
 from midsight.errors import MidsightError, SampleError
 from midsight.extraction.apart import extract_apart, killed
 from midsight.extraction.batch import Outcome, extract_samples
-from midsight.extraction.model import DEFAULT_BATCH_SIZE, Model, check_batch_size, load
+from midsight.extraction.budget import BatchSize, Budget, make_budget
+from midsight.extraction.model import Model, load
+from midsight.extraction.pipeline import behind, extract_all
 from midsight.extraction.request import Plan, Request, resolve
-from midsight.extraction.todo import Progress, Todo, batched, choose, estimate_bytes
+from midsight.extraction.todo import Progress, Todo, choose, estimate_bytes
 from midsight.models.loading import LoadedModel
 from midsight.models.prompts import QUESTION
 from midsight.records import Record
@@ -118,8 +123,8 @@ class Job:
         progress = Progress(todo.samples, todo.images, todo.already, 0, 0, size, free_bytes(out))
         if size is not None and size > progress.free_bytes:
             raise MidsightError(
-                f"{out} will take about {size / 1e9:,.3g} GB more and its disk has {progress.free_bytes / 1e9:,.3g} GB "
-                "free; free some, choose another --out, fewer --layers, or --store-dtype float16."
+                f"{out} will take about {decimal(size)} more and its disk has {decimal(progress.free_bytes)} free; "
+                "free some, choose another --out, fewer --layers, or --store-dtype float16."
             )
         return progress
 
@@ -164,7 +169,7 @@ def extract(
     *,
     model: Model | str | Path,
     out: str | Path,
-    batch_size: int = DEFAULT_BATCH_SIZE,
+    batch_size: BatchSize = "auto",
     commit_seconds: float = 60.0,
     on_progress: Callable[[Progress], None] = lambda _: None,
     **options: Any,
@@ -172,14 +177,15 @@ def extract(
     """Extracts a whole dataset into the run folder `out` and opens it.
 
     data: a table, a folder or pairs as for open_dataset, or what open_dataset gives, for other column
-    names. model: a loaded model or its folder. `options` are those of make_job (images, store_dtype, limit,
+    names. model: a loaded model or its folder. batch_size: most samples in one call of the model; `auto`
+    measures what memory holds. `options` are those of make_job (images, store_dtype, limit,
     shard, retry_failed) and the fields of Request. Where `out` exists the run goes on from its last commit;
     other options than its own are refused. Of the shards (0, N) to (N - 1, N) of one run, each may be another
     process's. Samples that cannot be extracted end in the run's failures.
     Raises MidsightError for a call that cannot be carried out.
     """
-    check_batch_size(batch_size)
     job = make_job(data, model=model, **options)
+    budget = make_budget(batch_size, job.model.device)
     out = Path(out)
     todo = None
     if not is_run(out):  # nothing is written where all of it cannot fit
@@ -189,12 +195,12 @@ def extract(
         out, job.spec, shard=job.shard, retry_failed=job.retry_failed, commit_seconds=commit_seconds
     ) as writer:
         todo = todo or job.todo(writer.done)
-        fill(writer, job, todo, batch_size=batch_size, on_progress=on_progress)
+        fill(writer, job, todo, budget=budget, on_progress=on_progress)
     return open_run(out)
 
 
-def fill(writer: RunWriter, job: Job, todo: Todo, *, batch_size: int, on_progress: Callable[[Progress], None]) -> None:
-    """Extracts what is to do.
+def fill(writer: RunWriter, job: Job, todo: Todo, *, budget: Budget, on_progress: Callable[[Progress], None]) -> None:
+    """Extracts what is to do, storing what is done while the next samples are in the model.
 
     Samples during which a process died come last and one by one; those during which two did are set aside.
     """
@@ -203,36 +209,36 @@ def fill(writer: RunWriter, job: Job, todo: Todo, *, batch_size: int, on_progres
     suspects: list[Sample] = []
     set_aside: list[Sample] = []
 
-    def stored(outcomes: Iterable[Outcome]) -> None:
+    def count(done: Sequence[bool]) -> None:
         nonlocal progress
-        done = [store(writer, outcome) for outcome in outcomes]
         progress = replace(progress, done=progress.done + sum(done), failed=progress.failed + len(done) - sum(done))
         on_progress(progress)
 
-    def extracted(batch: Sequence[Sample]) -> None:
-        with writer.attempts.working_on([sample.sample_id for sample in batch]):
-            outcomes = extract_samples(job.model, job.plan, batch)
-        stored(outcomes)
+    def stored(outcomes: Iterable[Outcome]) -> list[bool]:
+        done = {outcome.sample_id: store(writer, outcome) for outcome in outcomes}
+        writer.attempts.clear(done)
+        return list(done.values())
 
-    def expected(outcomes: Iterable[Sample | Failure]) -> Iterator[Sample]:
-        """The samples of which nothing bad is known; the others are recorded or kept for the end."""
+    def expected(outcomes: Iterable[Sample | Failure]) -> Iterator[Sample | Failure]:
+        """What is not kept for the end."""
         for outcome in outcomes:
-            if isinstance(outcome, Failure):
-                stored([outcome])
-            elif (deaths := writer.attempts.deaths(outcome.sample_id)) == 0:
+            deaths = 0 if isinstance(outcome, Failure) else writer.attempts.deaths(outcome.sample_id)
+            if isinstance(outcome, Failure) or deaths == 0:
                 yield outcome
-            elif deaths < DEADLY:
-                suspects.append(outcome)
             else:
-                set_aside.append(outcome)
+                (suspects if deaths < DEADLY else set_aside).append(outcome)
 
-    for batch in batched(expected(todo.outcomes), batch_size):
-        extracted(batch)
+    calls = extract_all(job.model, job.plan, expected(todo.outcomes), budget, writer.attempts.working_on)
+    with closing(calls), closing(behind(stored, calls)) as results:
+        for done in results:
+            count(done)
     writer.commit()  # the next sample may end the process
     for sample in suspects:
-        extracted([sample])
+        with writer.attempts.working_on([sample.sample_id]):
+            outcomes = extract_samples(job.model, job.plan, [sample])
+        count(stored(outcomes))
     if set_aside:
-        stored([killed(sample) for sample in set_aside])
+        count([store(writer, killed(sample)) for sample in set_aside])
         writer.commit()
         writer.attempts.clear([sample.sample_id for sample in set_aside])
     for sample in set_aside:

@@ -33,18 +33,23 @@ def find_shared(model: LoadedModel, group: Sequence[PreparedSample]) -> SharedPr
     the question then. A prefix that alone would fall into the other regime is not shared.
     """
     border = model.adapter.longrope_border(model.config)
-    numbers: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
+    numbers: dict[object, int] = {}
     first, owners = [], []
     for index, item in enumerate(group):
         token_ids, cut = item.prompt.token_ids, prefix_length(item)
         if border is not None and cut <= border < len(token_ids):
             return None
-        key = (tuple(token_ids[:cut]), tuple(map(id, item.images)))
+        key = prefix_key(item)
         if key not in numbers:
             numbers[key] = len(numbers)
             first.append(index)
         owners.append(numbers[key])
     return SharedPrefixes(tuple(first), tuple(owners)) if len(first) < len(group) else None
+
+
+def prefix_key(item: PreparedSample) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """What prompts of one prefix have in common: their tokens up to the last image token, and their images."""
+    return item.prompt.token_ids[: prefix_length(item)], tuple(map(id, item.images))
 
 
 def prefix_length(item: PreparedSample) -> int:
@@ -65,7 +70,7 @@ def prefill_shared(
     in_prefix = [tap for tap in taps if tap.position != "query_token"]
     prefixes = pad_prefixes(model, [group[i] for i in shared.first], side)
     begun = prefill(model, prefixes, [images[i] for i in shared.first], in_prefix, keep_cache=True)
-    filled = continue_prefill(model, begun, shared.owners, pad_rests(model, group, side), at_end)
+    filled = continue_prefill(model, begun, pad_rests(model, group, shared.owners), at_end)
     owner = torch.tensor(shared.owners, device=model.device)
     return replace(filled, states={**filled.states, **{tap: begun.states[tap][owner] for tap in in_prefix}})
 
@@ -87,14 +92,15 @@ def pad_prefixes(model: LoadedModel, items: Sequence[PreparedSample], side: Padd
     )
 
 
-def pad_rests(model: LoadedModel, items: Sequence[PreparedSample], side: PaddingSide) -> PaddedRows:
-    """What follows after the last image token."""
+def pad_rests(model: LoadedModel, items: Sequence[PreparedSample], rows: Sequence[int]) -> PaddedRows:
+    """What follows after the last image token, each in the row of its prefix."""
     rests = [item.prompt.token_ids[prefix_length(item) :] for item in items]
     return pad_rows(
         rests,
         [TokenLayout(Span(0, len(rest)), image=(), question=Span(0, 0)) for rest in rests],
         [item.positions[:, prefix_length(item) :] for item in items],
         pad_id=model.pad_id,
-        side=side,
+        side="right",
         device=model.device,
+        rows=rows,
     )

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import heapq
 import itertools
-from collections.abc import Collection, Iterable, Iterator
+import math
+from array import array
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from operator import attrgetter
 
+import numpy as np
 import torch
 
-from midsight.errors import BrokenOffError
 from midsight.extraction.request import Plan
 from midsight.models.loading import LoadedModel
 from midsight.records import PROCESSOR_POOLED_PIXELS, VISION_ONLY
-from midsight.samples.sample import Failure, Sample
-from midsight.samples.streams import SampleStream, grouped, until_broken
+from midsight.samples.packed import keys_of
+from midsight.samples.sample import Failure, Sample, SampleKey
+from midsight.samples.streams import SampleStream, grouped
 from midsight.samples.tables import Dataset
 from midsight.store.layout import Shard
 from midsight.store.spec import StoreDtype
@@ -43,7 +44,7 @@ class Progress:
     images: int | None
     """Distinct image references among them."""
     already: int
-    """Samples that were stored or failed before this call."""
+    """Samples that were stored or failed before this call; of a stream, all of the run's."""
     done: int
     """Samples stored by this call."""
     failed: int
@@ -70,7 +71,7 @@ class Todo:
     images: int | None
     """Distinct image references among them."""
     already: int
-    """Samples that the run holds."""
+    """Samples of this shard that the run holds; of a stream, whose rows are not known yet, all that it holds."""
     remaining: int | None
     """Samples to extract."""
     remaining_images: int | None
@@ -83,70 +84,59 @@ def choose(data: Dataset | SampleStream, done: Collection[str], *, shard: Shard,
         own = cut(itertools.islice(data.outcomes(), limit), shard)
         left = (outcome for outcome in own if outcome.sample_id not in done)
         return Todo(grouped(left), None, None, len(done), None, None)
-    rows = heapq.merge(data.samples, data.failures, key=attrgetter("input_index"))
-    own = list(cut(itertools.islice(rows, limit), shard))
-    left = [outcome for outcome in own if outcome.sample_id not in done]
-    failures = [outcome for outcome in left if isinstance(outcome, Failure)]
-    samples = group_by_image(outcome for outcome in left if isinstance(outcome, Sample))
+    end = math.inf if limit is None else limit
+    failures = [failure for failure in cut(data.failures, shard) if failure.input_index < end]
+    failures_left = [failure for failure in failures if failure.sample_id not in done]
+    done_images: list[str] = []
+    places, images = array("q"), list[str]()
+    for place, key in enumerate(keys_of(data.samples)):
+        if key.input_index >= end or not is_of(key, shard):
+            continue
+        if key.sample_id in done:
+            done_images.append(key.image_key)
+        else:
+            places.append(place)
+            images.append(key.image_key)
+    order = np.array(places, np.int64)[order_by_image(images)]
+    already = len(done_images) + len(failures) - len(failures_left)
     return Todo(
-        outcomes=[*failures, *samples],
-        samples=len(own),
-        images=count_images(own),
-        already=len(own) - len(left),
-        remaining=len(samples),
-        remaining_images=count_images(samples),
+        outcomes=itertools.chain(failures_left, (data.samples[place] for place in order.tolist())),
+        samples=already + len(failures_left) + len(images),
+        images=len({*done_images, *images}),
+        already=already,
+        remaining=len(images),
+        remaining_images=len({*images}),
     )
 
 
 def cut(outcomes: Iterable[Sample | Failure], shard: Shard) -> Iterator[Sample | Failure]:
-    """The rows of one shard: a hash of its image's reference says whose a sample is.
+    """The rows of one shard."""
+    return (outcome for outcome in outcomes if is_of(outcome, shard))
+
+
+def is_of(outcome: Sample | SampleKey | Failure, shard: Shard) -> bool:
+    """Whether a row is the shard's: a hash of its image's reference says whose a sample is.
 
     So the cut depends on the row alone, whatever became of the others, and all questions of an image are one shard's.
     """
     number, count = shard
-    for outcome in outcomes:
-        place = outcome.input_index
-        if isinstance(outcome, Sample) and count > 1:
-            digest = hashlib.sha256(outcome.image_key.encode("utf-8", "surrogatepass")).digest()
-            place = int.from_bytes(digest[:8], "big")
-        if place % count == number:
-            yield outcome
+    place = outcome.input_index
+    if not isinstance(outcome, Failure) and count > 1:
+        digest = hashlib.sha256(outcome.image_key.encode("utf-8", "surrogatepass")).digest()
+        place = int.from_bytes(digest[:8], "big")
+    return place % count == number
 
 
-def group_by_image(samples: Iterable[Sample]) -> list[Sample]:
+def group_by_image(samples: Sequence[Sample]) -> list[Sample]:
     """The samples with those of one image reference together, images in the order they first appear."""
-    groups: dict[str, list[Sample]] = {}
-    for sample in samples:
-        groups.setdefault(sample.image_key, []).append(sample)
-    return [sample for group in groups.values() for sample in group]
+    return [samples[place] for place in order_by_image(sample.image_key for sample in samples)]
 
 
-def batched(samples: Iterable[Sample], size: int) -> Iterator[list[Sample]]:
-    """Lists of at most `size` samples that keep the questions of an image together, as far as they follow each other.
-
-    More than `size` of them are cut evenly. Where the samples break off, what has come is given before the error.
-    """
-    broken: list[BrokenOffError] = []
-    batch: list[Sample] = []
-    for _, same_image in itertools.groupby(until_broken(samples, broken), key=attrgetter("image_key")):
-        group = list(same_image)
-        if len(batch) + len(group) > size and batch:
-            yield batch
-            batch = []
-        pieces = -(-len(group) // size)
-        bounds = [piece * len(group) // pieces for piece in range(pieces + 1)]
-        *full, last = [group[start:stop] for start, stop in itertools.pairwise(bounds)]
-        yield from full
-        batch = [*batch, *last]
-    if batch:
-        yield batch
-    if broken:
-        raise broken[0]
-
-
-def count_images(outcomes: Iterable[Sample | Failure]) -> int:
-    """Distinct image references."""
-    return len({outcome.image_key for outcome in outcomes if isinstance(outcome, Sample)})
+def order_by_image(images: Iterable[str]) -> np.ndarray:
+    """The same order as places, from the image references of all samples."""
+    first: dict[str, int] = {}
+    ranks = [first.setdefault(image, len(first)) for image in images]
+    return np.argsort(np.array(ranks, np.int64), kind="stable")
 
 
 def estimate_bytes(model: LoadedModel, plan: Plan, store_dtype: StoreDtype, *, samples: int, images: int) -> int:

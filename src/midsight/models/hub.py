@@ -52,7 +52,7 @@ def find_model_folder(source: str | Path, *, revision: str | None = None) -> Mod
     HF_TOKEN and the rest work as huggingface_hub documents them. Raises MidsightError.
     """
     folder = Path(source)
-    if folder.is_dir():
+    if is_folder(folder):
         if revision is not None:
             raise MidsightError(f"--revision {revision} goes with a hub id, and {source} is a folder; leave it out.")
         place = folder.resolve()
@@ -64,6 +64,16 @@ def find_model_folder(source: str | Path, *, revision: str | None = None) -> Mod
         raise MidsightError(f"{source} is no folder, and no hub id like owner/name; give one of them.")
     path = download(str(source), revision)
     return ModelFolder(path, path.name)
+
+
+def is_folder(source: str | Path) -> bool:
+    """Whether it is one; raises MidsightError where that cannot be told, as of a name that is too long."""
+    try:
+        return Path(source).is_dir()
+    except OSError as error:
+        raise MidsightError(
+            f"{source} cannot be read: {error.strerror or error}; give the folder of a model, or a hub id."
+        ) from error
 
 
 @contextmanager

@@ -114,32 +114,67 @@ def image_inputs(image_processor: Any, image: Image.Image, pixels: Pixels) -> Im
 
 
 def encode(model: nn.Module, images: Sequence[ImageInputs]) -> list[Tensor]:
-    """Features of each image, [crops, patches, vision width]; crops of all images go through together."""
+    """Features of each image, [crops, patches, vision width]; 0 where a patch is nobody's.
+
+    Of a sub-crop only the lines and columns of patches are run from which the decoder gets something; crops that are
+    filled alike go through together, those that are filled whole without a mask.
+    """
     pixel_values = torch.cat([image.pixel_values for image in images])
     patch_mask = torch.cat([image.patch_mask for image in images])
-    calls = zip(pixel_values.split(CROPS_PER_CALL), patch_mask.split(CROPS_PER_CALL), strict=True)
-    features = torch.cat([encode_crops(model, crops, mask) for crops, mask in calls])
+    needed = torch.cat([needed_patches(image) for image in images])
+    sizes = [
+        (int(rows), int(columns)) for rows, columns in zip(needed.any(2).sum(1), needed.any(1).sum(1), strict=True)
+    ]
+    calls = [
+        crops
+        for size in sorted(set(sizes))
+        for crops in torch.tensor([i for i, other in enumerate(sizes) if other == size]).split(CROPS_PER_CALL)
+    ]
+    run = [encode_crops(model, pixel_values[crops], patch_mask[crops], sizes[crops[0]]) for crops in calls]
+    features = torch.cat(run)[torch.cat(calls).argsort()]
     return list(features.split([len(image.pixel_values) for image in images]))
 
 
-def encode_crops(model: nn.Module, pixel_values: Tensor, patch_mask: Tensor) -> Tensor:
+def needed_patches(image: ImageInputs) -> Tensor:
+    """The patches that are pooled into what the decoder gets, bool [crops, rows, columns], a rectangle in each crop.
+
+    Of the global crop, the first, it gets all; of a sub-crop the squares of 2 x 2 whose first patch is the image's.
+    """
+    first_of_square = image.patch_mask[:, 0::2, 0::2]
+    needed = first_of_square.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2)
+    needed[0] = True
+    return needed
+
+
+def encode_crops(
+    model: nn.Module, pixel_values: Tensor, patch_mask: Tensor, size: tuple[int, int] | None = None
+) -> Tensor:
     """Hidden state `feature_layer` of the tower for pixel_values [crops, 3, h, w], patch_mask [crops, rows, columns].
 
-    Later layers and the pooling head are not run.
+    Later layers and the pooling head are not run. `size`: rows and columns of patches that are, from the first on;
+    the others, which have to be masked, come back as 0.
     """
     tower: Any = submodule(model, VISION_TOWER)
     weight = tower.embeddings.patch_embedding.weight
     pixel_values, patch_mask = pixel_values.to(weight.device, weight.dtype), patch_mask.to(weight.device)
-    hidden_states = tower.embeddings(pixel_values=pixel_values, patch_attention_mask=patch_mask)
+    embedded = tower.embeddings(pixel_values=pixel_values, patch_attention_mask=patch_mask)
+    rows, columns = size or patch_mask.shape[1:]
+    run = torch.zeros(patch_mask.shape[1:], dtype=torch.bool, device=weight.device)
+    run[:rows, :columns] = True
+    hidden_states = embedded[:, run.flatten()]
     attention_mask = create_bidirectional_mask(
-        config=tower.config, inputs_embeds=hidden_states, attention_mask=patch_mask.flatten(1)
+        config=tower.config,
+        inputs_embeds=hidden_states,
+        attention_mask=patch_mask[:, :rows, :columns].flatten(1),
     )
     n_layers = len(tower.encoder.layers)
     # hidden_states[0] enters the first layer, so -1 is the output of the last and -2 that of the one before
     layers_to_run = range(n_layers + 1)[tower.config.feature_layer]
     for layer in tower.encoder.layers[:layers_to_run]:
         hidden_states = layer(hidden_states, attention_mask)
-    return hidden_states
+    features = torch.zeros_like(embedded)
+    features[:, run.flatten()] = hidden_states
+    return features
 
 
 def useful_patches(image: ImageInputs) -> Tensor:

@@ -13,18 +13,18 @@ from midsight.errors import MidsightError, first_line
 from midsight.models.adapter import Adapter
 from midsight.models.catalogue import LAYOUTS, find_adapter, open_checkpoint, read_model_type
 from midsight.models.checkpoint import part_of
-from midsight.models.hub import TEXTS, fetch, is_hub_id
+from midsight.models.hub import TEXTS, fetch, is_folder, is_hub_id
 from midsight.models.native import read_architectures
 
 
 def read_config(source: str) -> tuple[Adapter, Any]:
     """Adapter and transformers' config of a folder or hub id, of which no weights are fetched."""
-    is_folder = Path(source).is_dir()
-    if not is_folder and not is_hub_id(source):
+    in_folder = is_folder(source)
+    if not in_folder and not is_hub_id(source):
         raise MidsightError(f"{source} is no folder, and no hub id like owner/name; give one of them.")
-    folder = Path(source) if is_folder else fetch(source, None, allow=TEXTS, ignore="*/*")
+    folder = Path(source) if in_folder else fetch(source, None, allow=TEXTS, ignore="*/*")
     if read_model_type(folder) in LAYOUTS:
-        if not is_folder:
+        if not in_folder:
             raise MidsightError(
                 f"{source} has a layout whose config.json leaves out sizes that its tensors tell; give a folder "
                 "with its weights."

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import pyarrow as pa
-
-from midsight.samples.sample import Sample
 
 ExtraType = Literal["string", "int64", "float64", "bool", "json"]
 """How an extra column is stored; `json` is JSON text, for what fits none of the others."""
@@ -28,14 +26,22 @@ def type_of_column(type_: pa.DataType) -> ExtraType:
     return "json" if pa.types.is_nested(type_) else "string"
 
 
-def types_of_values(samples: Iterable[Sample], names: Iterable[str]) -> dict[str, ExtraType]:
-    """The narrowest type that holds every value of each column; nulls fit all, and nothing but nulls is string."""
-    kinds: dict[str, set[str]] = {name: set() for name in names}
-    for sample in samples:
-        for name, value in sample.extras.items():
+class ExtraKinds:
+    """What was seen of the values of some columns, and of those that come up with them."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._kinds: dict[str, set[str]] = {name: set() for name in names}
+
+    def add(self, extras: Mapping[str, Any]) -> None:
+        """Takes in the values of one sample."""
+        for name, value in extras.items():
+            kinds = self._kinds.setdefault(name, set())
             if value is not None:
-                kinds[name].add(_kind(value))
-    return {name: _common_type(found) for name, found in kinds.items()}
+                kinds.add(_kind(value))
+
+    def types(self) -> dict[str, ExtraType]:
+        """The narrowest type that holds every value of each column; nulls fit all, and nothing but nulls is string."""
+        return {name: _common_type(kinds) for name, kinds in self._kinds.items()}
 
 
 def _kind(value: Any) -> str:

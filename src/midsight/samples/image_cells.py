@@ -27,8 +27,8 @@ class ImageCells:
         self._root = root
         self._allow_urls = allow_urls
         self._resolved_root = root.resolve() if root is not None else None
-        self._named: dict[str, tuple[str, Path]] = {}
-        self._stored: dict[bytes, StoredImage] = {}
+        self._named: dict[str, tuple[str, tuple[Path]]] = {}
+        self._stored: dict[bytes, tuple[StoredImage]] = {}
 
     def read(self, row: Row, column: str) -> tuple[str, tuple[ImageSource, ...]]:
         """The reference to the row's images, and the images; raises SampleError for what is none.
@@ -36,13 +36,18 @@ class ImageCells:
         Paths become files inside the root. Bytes and base64 stay in the table: the first row that has them stands
         for all. Bytes of a row that cannot be read again are the image.
         """
-        values = image_values(_cell(row.cells, column))
+        cell = _cell(row.cells, column)
+        if isinstance(cell, str) and cell in self._named and not cell.startswith("["):
+            return self._named[cell]
+        values = image_values(cell)
         named = [self._image(value, row, column, index) for index, value in enumerate(values)]
-        references = [reference for reference, _ in named]
-        reference = references[0] if len(references) == 1 else json.dumps(references, ensure_ascii=False)
-        return reference, tuple(source for _, source in named)
+        if len(named) == 1:
+            return named[0]
+        references = json.dumps([reference for reference, _ in named], ensure_ascii=False)
+        return references, tuple(source for _, sources in named for source in sources)
 
-    def _image(self, value: Any, row: Row, column: str, index: int) -> tuple[str, ImageSource]:
+    def _image(self, value: Any, row: Row, column: str, index: int) -> tuple[str, tuple[ImageSource]]:
+        """The reference to one image and the image alone: the same objects for all rows that repeat it."""
         encoded = embedded_bytes(value)
         if encoded is None:
             path = value.get("path") if _names_a_path(value) else value
@@ -52,7 +57,7 @@ class ImageCells:
                     raise SampleError(f"the image is {shown(whole)}; a list must hold one or more paths or images.")
                 raise SampleError(f"the image is {shown(whole)}, not text.")
             if self._allow_urls and is_web_address(path):
-                return path, ImageUrl(path)
+                return path, (ImageUrl(path),)
             if self._root is None:
                 if is_web_address(path):
                     raise SampleError(f"the image {shown(path)} is a URL; allow web addresses with --allow-urls.")
@@ -61,15 +66,15 @@ class ImageCells:
                     "dataset's @refs/convert/parquet, which holds the images."
                 )
             if path not in self._named:
-                self._named[path] = path, image_root_path(path, self._root, self._resolved_root)
+                self._named[path] = path, (image_root_path(path, self._root, self._resolved_root),)
             return self._named[path]
         digest = hashlib.sha256(encoded).digest()
         if row.place is None:
-            return reference_of(digest), encoded
+            return reference_of(digest), (encoded,)
         if digest not in self._stored:
-            self._stored[digest] = StoredImage(row.place, column, index, reference_of(digest))
+            self._stored[digest] = (StoredImage(row.place, column, index, reference_of(digest)),)
         stored = self._stored[digest]
-        return stored.reference, stored
+        return stored[0].reference, stored
 
 
 def _names_a_path(value: Any) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,13 +15,17 @@ from midsight.samples.places import TextPlace
 from midsight.samples.rows import NOT_UTF_8, Row, check_nesting, check_storable, read_lines, skip_mark, too_long
 
 _CHUNK_BYTES = 1 << 20
+_decode = json.JSONDecoder().decode
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|["\[\]{},]', re.DOTALL)
 """What tells elements apart: whole strings, brackets, commas; a lone quote is a string that is not closed yet."""
 
 
 def jsonl_columns(path: Path, limit: int | None) -> tuple[str, ...]:
     """Every name that occurs in the first `limit` rows; raises MidsightError where there is none."""
-    return _columns(jsonl_rows(path), path, limit, "write one JSON object per line")
+    with path.open("rb") as file:
+        records = ((number, line) for number, _, line in read_lines(file, path) if line.strip())
+        cells = ((number, *_cells(line)) for number, line in records)
+        return _columns(cells, path, limit, "write one JSON object per line")
 
 
 def jsonl_rows(path: Path) -> Iterator[Row]:
@@ -34,7 +38,12 @@ def jsonl_rows(path: Path) -> Iterator[Row]:
 
 def array_columns(path: Path, limit: int | None) -> tuple[str, ...]:
     """Every name that occurs in the first `limit` elements; raises MidsightError where there is none."""
-    return _columns(array_rows(path), path, limit, "write one array of JSON objects")
+    with path.open("rb") as file:
+        elements = enumerate(_elements(file, path), start=1)
+        cells = (
+            (number, {}, problem) if problem else (number, *_cells(data)) for number, (_, data, problem) in elements
+        )
+        return _columns(cells, path, limit, "write one array of JSON objects")
 
 
 def array_rows(path: Path) -> Iterator[Row]:
@@ -50,17 +59,20 @@ def array_rows(path: Path) -> Iterator[Row]:
 
 def json_cells(data: bytes) -> Any:
     """The object in a record's bytes, as when the row was read."""
-    return json.loads(data.decode("utf-8"))
+    return _decode(data.decode("utf-8"))
 
 
-def _columns(rows: Iterator[Row], path: Path, limit: int | None, mend: str) -> tuple[str, ...]:
+def _columns(
+    records: Iterable[tuple[int, Mapping[str, Any], str]], path: Path, limit: int | None, mend: str
+) -> tuple[str, ...]:
     columns: dict[str, None] = {}
-    first: Row | None = None
-    for row in itertools.islice(rows, limit):
-        first = first or row
-        columns.update(dict.fromkeys(row.cells))
+    first: tuple[int, str] | None = None
+    for number, cells, problem in itertools.islice(records, limit):
+        first = first or (number, problem)
+        if not cells.keys() <= columns.keys():
+            columns.update(dict.fromkeys(cells))
     if not columns:
-        why = f"{_unit(path)} {first.number}: {first.problem or 'it names no values.'}" if first else "it is empty."
+        why = f"{_unit(path)} {first[0]}: {first[1] or 'it names no values.'}" if first else "it is empty."
         raise MidsightError(f"{path} has no row with values, {mend}; {why}")
     return tuple(columns)
 
@@ -74,24 +86,29 @@ def _raw(data: bytes) -> str:
 
 
 def _row(data: bytes, place: TextPlace) -> Row:
+    cells, problem = _cells(data)
+    return Row(place.number, _raw(data if len(data) <= limits.MAX_RECORD_BYTES else data[:100]), cells, problem, place)
+
+
+def _cells(data: bytes) -> tuple[Mapping[str, Any], str]:
+    """The values of a record, and why it has none."""
     if len(data) > limits.MAX_RECORD_BYTES:
-        return Row(place.number, _raw(data[:100]), {}, too_long(), place)
-    raw = _raw(data)
+        return {}, too_long()
     try:
         cells = json_cells(data)
         if not isinstance(cells, dict):
-            return Row(place.number, raw, {}, "it is no JSON object.", place)
-        if raw.count("[") + raw.count("{") > 100:
+            return {}, "it is no JSON object."
+        if data.count(b"[") + data.count(b"{") > 100:
             check_nesting(cells)
-        if "\\u" in raw:
+        if b"\\u" in data:
             check_storable(cells)
     except SampleError as error:
-        return Row(place.number, raw, {}, str(error), place)
+        return {}, str(error)
     except UnicodeDecodeError:
-        return Row(place.number, raw, {}, NOT_UTF_8, place)
+        return {}, NOT_UTF_8
     except (ValueError, RecursionError) as error:
-        return Row(place.number, raw, {}, f"it is no JSON that can be read: {error}.", place)
-    return Row(place.number, raw, cells, "", place)
+        return {}, f"it is no JSON that can be read: {error}."
+    return cells, ""
 
 
 def _elements(file: BinaryIO, path: Path) -> Iterator[tuple[int, bytes, str]]:

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -41,7 +41,18 @@ class Sample:
         return self.image or self.sample_id
 
 
-@dataclass(frozen=True)
+class SampleKey(NamedTuple):
+    """Of a sample what says whose it is and with which others it goes."""
+
+    sample_id: str
+    """Unique in its dataset."""
+    input_index: int
+    """Row in the dataset, from 0."""
+    image_key: str
+    """What samples on the same images share."""
+
+
+@dataclass(frozen=True, slots=True)
 class Failure:
     """A sample that could not be extracted, and why."""
 

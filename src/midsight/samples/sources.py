@@ -31,7 +31,7 @@ def open_table(path: Path, split: str | None = None, limit: int | None = None) -
     there or cannot be read.
     """
     try:
-        if path.is_dir():
+        if is_folder(path):
             return _open_folder(path, split)
         if split is not None:
             raise MidsightError(f"{path} has no splits; leave --split {split} out.")
@@ -41,6 +41,14 @@ def open_table(path: Path, split: str | None = None, limit: int | None = None) -
                 raise MidsightError(f"{path} matches no .parquet file.")
             return open_parquet(path, _regular(files), path.parent)
         return _open_file(path, limit)
+    except OSError as error:
+        raise MidsightError(f"{path} cannot be read: {error.strerror or error}.") from error
+
+
+def is_folder(path: Path) -> bool:
+    """Whether it is one; raises MidsightError where that cannot be told, as of a name that is too long."""
+    try:
+        return path.is_dir()
     except OSError as error:
         raise MidsightError(f"{path} cannot be read: {error.strerror or error}.") from error
 

@@ -11,13 +11,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
-from midsight.errors import BrokenOffError, MidsightError, first_line
+from midsight.errors import BrokenOffError, MidsightError, RepeatedIdError, first_line
 from midsight.samples.columnar import binary_columns
 from midsight.samples.extras import ExtraType, type_of_column
 from midsight.samples.outcomes import SampleMaker
 from midsight.samples.rows import Row, Table
 from midsight.samples.sample import Failure, Sample
 from midsight.samples.shapes import ColumnOptions, assign_roles
+from midsight.samples.urls import url_options
 
 HUB_PREFIX = "hf://"
 LOOK_AHEAD_ROWS = 1_000
@@ -60,10 +61,10 @@ class SampleStream:
     """Commit of the Hub that is streamed."""
     extras: Mapping[str, ExtraType]
     """The columns beyond image, question, answer and id, and how they are stored."""
-    options: Mapping[str, str | None]
+    options: Mapping[str, str | bool | None]
     """What else decides the meaning of a row, by the command's option."""
     outcomes: Callable[[], Iterator[Sample | Failure]]
-    """Starts the stream: for each row a sample or why there is none. Raises MidsightError for an id that repeats."""
+    """Starts the stream: for each row a sample or why there is none. Raises BrokenOffError, RepeatedIdError."""
 
 
 def open_hub(
@@ -100,12 +101,12 @@ def stream_rows(
 ) -> SampleStream:
     """The rows of an IterableDataset of the package `datasets`, images as they are encoded."""
     features = dataset.features
-    if features is None:
+    declared = features is not None
+    if not declared:
         try:
-            dataset = dataset._resolve_features()
+            features = dataset._resolve_features().features
         except Exception as error:  # it reads the first rows
             raise BrokenOffError(f"{name} cannot be read: {first_line(error)}; try the same command again.") from error
-        features = dataset.features
     if not features:
         raise MidsightError(f"{name} has no rows.")
     schema = features.arrow_schema
@@ -113,7 +114,8 @@ def stream_rows(
 
     def rows(image: str) -> Iterator[Row]:
         wanted = [column for column in features if column == image or column not in binary]
-        arriving = iter(dataset.select_columns(wanted).decode(False))
+        # Types that only the first rows tell are not forced on the others: a value that does not fit fails alone.
+        arriving = iter(dataset.select_columns(wanted).decode(False) if declared else dataset)
         for number in itertools.count(1):
             try:
                 cells = next(arriving)
@@ -126,7 +128,7 @@ def stream_rows(
                 raise BrokenOffError(
                     f"{name} broke off after row {number - 1}: {first_line(error)}; {mend}."
                 ) from error
-            yield Row(number, "", cells)
+            yield Row(number, "", {column: cells.get(column) for column in wanted})
 
     table = Table(name, "stream", "row", tuple(features), sha256, rows, Path(), binary)
     roles = assign_roles(table, columns or ColumnOptions())
@@ -137,7 +139,7 @@ def stream_rows(
         sha256=sha256,
         revision=revision,
         extras={column: type_of_column(schema.field(column).type) for column in extras},
-        options={"--images": folder, "--split": split, **roles.as_options()},
+        options={"--images": folder, "--split": split, **roles.as_options(), **url_options(allow_urls)},
         outcomes=lambda: _outcomes(
             table.rows(roles.image), SampleMaker(table, roles, images, allow_urls=allow_urls), name
         ),
@@ -158,7 +160,7 @@ def grouped(
         raise MidsightError(f"The look-ahead is {look_ahead}; give at least 1 sample.")
     groups: dict[str, list[Sample]] = {}
     held = held_bytes = 0
-    broken: list[BrokenOffError] = []
+    broken: list[MidsightError] = []
     for outcome in until_broken(outcomes, broken):
         if isinstance(outcome, Failure):
             yield outcome
@@ -181,11 +183,11 @@ def grouped(
         raise broken[0]
 
 
-def until_broken(items: Iterable[T], broken: list[BrokenOffError]) -> Iterator[T]:
+def until_broken(items: Iterable[T], broken: list[MidsightError]) -> Iterator[T]:
     """The items; where they break off it ends, and the error is in `broken`: what has come is good."""
     try:
         yield from items
-    except BrokenOffError as error:
+    except (BrokenOffError, RepeatedIdError) as error:
         broken.append(error)
 
 
@@ -198,9 +200,9 @@ def _outcomes(rows: Iterator[Row], make: SampleMaker, name: str) -> Iterator[Sam
     for index, row in enumerate(rows):
         outcome = make(row, index)
         if outcome.sample_id in seen:
-            raise MidsightError(
-                f"{name} has the id {outcome.sample_id!r} twice, the second time in row {row.number}; choose other "
-                "ids with --id-column."
+            raise RepeatedIdError(
+                f"{name} has the id {outcome.sample_id!r} twice, the second time in row {row.number}; what came before "
+                "is stored; choose other ids with --id-column and another --out."
             )
         seen.add(outcome.sample_id)
         yield outcome

@@ -11,28 +11,32 @@ import itertools
 import json
 import reprlib
 from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from midsight.errors import MidsightError, SampleError
-from midsight.samples.extras import ExtraType, types_of_values
+from midsight.samples.extras import ExtraKinds, ExtraType
 from midsight.samples.outcomes import SampleMaker, check_question
+from midsight.samples.packed import PackedSamples
 from midsight.samples.rows import check_storable
 from midsight.samples.sample import Failure, ImageSource, Sample, make_sample_id
 from midsight.samples.shapes import ColumnOptions, assign_roles
-from midsight.samples.sources import image_folder, open_table
+from midsight.samples.sources import image_folder, is_folder, open_table
+from midsight.samples.urls import url_options
 
 
 @dataclass(frozen=True)
 class Dataset:
     """Everything read from one dataset: each of its rows is either a sample or a failure."""
 
-    samples: tuple[Sample, ...]
-    """In dataset order."""
+    samples: Sequence[Sample]
+    """In dataset order; those of a table are packed."""
     failures: tuple[Failure, ...]
     """Rows that cannot become samples, in dataset order."""
     extras: Mapping[str, ExtraType]
@@ -44,7 +48,7 @@ class Dataset:
     """The table or folder; None when the samples come from Python."""
     rows: int
     """How many rows were read: samples and failures."""
-    options: Mapping[str, str | None] = field(default_factory=dict)
+    options: Mapping[str, str | bool | None] = field(default_factory=dict)
     """What else decides the meaning of a row, by the command's option: columns by role, and the folder of
     images where it is not the table's own. Empty for samples from Python."""
 
@@ -83,26 +87,43 @@ def read_table(
         raise MidsightError(f"The limit is {limit}; give at least 1 row, or no limit.")
     if question is None:
         table = open_table(path, split, limit)
-    elif path.is_dir() and split is None:
+    elif is_folder(path) and split is None:
         table = image_folder(path, question)
     else:
         raise MidsightError(f"{path} is no folder of images; leave --question out, a table has its own.")
     root = table.root if images is None else Path(images)
-    if not root.is_dir():
+    if not is_folder(root):
         raise MidsightError(f"The image folder {root} is no directory; name an existing one with --images.")
     roles = assign_roles(table, ColumnOptions(image_column, question_column, answer_column, id_column))
     make = SampleMaker(table, roles, root, allow_urls=allow_urls)
-    numbers = array("q")
-    outcomes: list[Sample | Failure] = []
-    for index, row in enumerate(itertools.islice(table.rows(roles.image), limit)):
-        numbers.append(row.number)
-        outcomes.append(make(row, index))
-    outcomes = make.lend_images(outcomes)
-    _refuse_repeated_ids(outcomes, lambda index: f"{table.unit} {numbers[index]}", str(path))
-    extras = [name for name in table.columns if name not in roles.names and name not in table.binary]
+    numbers, hashes = array("q"), array("q")
+
+    def outcomes() -> Iterator[Sample | Failure]:
+        for index, row in enumerate(itertools.islice(table.rows(roles.image), limit)):
+            numbers.append(row.number)
+            yield make(row, index)
+
+    samples, failures = PackedSamples(), list[Failure]()
+    kinds = ExtraKinds(name for name in table.columns if name not in roles.names and name not in table.binary)
+    lent = make.lend_images(list(outcomes())) if roles.shape == "vlmevalkit" else outcomes()
+    for outcome in lent:
+        hashes.append(hash(outcome.sample_id))
+        if isinstance(outcome, Failure):
+            failures.append(outcome)
+        else:
+            kinds.add(outcome.extras)
+            samples.append(outcome)
+    everything = itertools.chain(samples, failures)
+    _refuse_repeated_ids(hashes, everything, lambda index: f"{table.unit} {numbers[index]}", str(path))
     folder = None if root.resolve() == table.root.resolve() else str(root.resolve())
-    options = {"--images": folder, "--question": question, "--split": split, **roles.as_options()}
-    return replace(_dataset(outcomes, extras, table.sha256, path), options=options)
+    options = {
+        "--images": folder,
+        "--question": question,
+        "--split": split,
+        **roles.as_options(),
+        **url_options(allow_urls),
+    }
+    return Dataset(samples, tuple(failures), kinds.types(), table.sha256, path, len(numbers), options)
 
 
 def make_samples(items: Iterable[tuple[ImageSource | str, str] | Sample]) -> Dataset:
@@ -127,13 +148,18 @@ def make_samples(items: Iterable[tuple[ImageSource | str, str] | Sample]) -> Dat
             outcomes.append(sample)
         except SampleError as error:
             outcomes.append(Failure(sample.sample_id, index, f"Item {index}: {error}"))
-    _refuse_repeated_ids(outcomes, lambda index: f"item {index}", "The list of samples")
-    digest = hashlib.sha256()
+    hashes = array("q", (hash(outcome.sample_id) for outcome in outcomes))
+    _refuse_repeated_ids(hashes, outcomes, lambda index: f"item {index}", "The list of samples")
+    digest, kinds = hashlib.sha256(), ExtraKinds(())
     for outcome in outcomes:
-        asked = [outcome.image, outcome.question] if isinstance(outcome, Sample) else []
+        asked = []
+        if isinstance(outcome, Sample):
+            kinds.add(outcome.extras)
+            asked = [outcome.image, outcome.question]
         digest.update(json.dumps([outcome.sample_id, *asked]).encode() + b"\n")
-    extras = dict.fromkeys(name for item in outcomes if isinstance(item, Sample) for name in item.extras)
-    return _dataset(outcomes, extras, digest.hexdigest(), None)
+    samples = tuple(outcome for outcome in outcomes if isinstance(outcome, Sample))
+    failures = tuple(outcome for outcome in outcomes if isinstance(outcome, Failure))
+    return Dataset(samples, failures, kinds.types(), digest.hexdigest(), None, len(outcomes))
 
 
 def _sample_of_pair(item: Any, index: int) -> Sample:
@@ -150,19 +176,21 @@ def _sample_of_pair(item: Any, index: int) -> Sample:
     return Sample(make_sample_id(index, reference, question), index, (source,), question, image=reference)
 
 
-def _refuse_repeated_ids(outcomes: Sequence[Sample | Failure], place: Callable[[int], str], dataset: str) -> None:
-    seen: set[str] = set()
-    for index, outcome in enumerate(outcomes):
-        if outcome.sample_id in seen:
-            first = next(i for i, earlier in enumerate(outcomes) if earlier.sample_id == outcome.sample_id)
+def _refuse_repeated_ids(
+    hashes: array[int], outcomes: Iterable[Sample | Failure], place: Callable[[int], str], dataset: str
+) -> None:
+    """Raises MidsightError for ids that repeat; `hashes` are those of all ids, since a set of millions takes much."""
+    distinct, counts = np.unique(np.array(hashes, np.int64), return_counts=True)
+    if len(distinct) == len(hashes):
+        return
+    suspected = {*distinct[counts > 1].tolist()}
+    seen: dict[str, int] = {}
+    for outcome in sorted(
+        (each for each in outcomes if hash(each.sample_id) in suspected), key=attrgetter("input_index")
+    ):
+        first = seen.setdefault(outcome.sample_id, outcome.input_index)
+        if first != outcome.input_index:
             raise MidsightError(
-                f"{dataset} has the id {outcome.sample_id!r} twice, in {place(first)} and {place(index)}; "
-                "make ids unique, choose others with --id-column, or leave them out."
+                f"{dataset} has the id {outcome.sample_id!r} twice, in {place(first)} and "
+                f"{place(outcome.input_index)}; make ids unique, choose others with --id-column, or leave them out."
             )
-        seen.add(outcome.sample_id)
-
-
-def _dataset(outcomes: Sequence[Sample | Failure], extras: Iterable[str], sha256: str, path: Path | None) -> Dataset:
-    samples = tuple(outcome for outcome in outcomes if isinstance(outcome, Sample))
-    failures = tuple(outcome for outcome in outcomes if isinstance(outcome, Failure))
-    return Dataset(samples, failures, types_of_values(samples, extras), sha256, path, len(outcomes))

@@ -26,6 +26,11 @@ TIMEOUT_S = 30.0
 _WEB = re.compile(r"https?://", re.IGNORECASE)
 
 
+def url_options(allow_urls: bool) -> dict[str, bool]:
+    """--allow-urls as an option that decides the meaning of a row; one that is not given is not there."""
+    return {"--allow-urls": True} if allow_urls else {}
+
+
 def is_web_address(text: str) -> bool:
     """Whether it begins with http:// or https://."""
     return _WEB.match(text) is not None

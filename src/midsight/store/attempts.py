@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Lock
 
 from midsight.errors import BrokenOffError
 from midsight.store.layout import LOCKS, Shard, parse_shard_name, reporting_disk_errors, shard_name, write_atomically
@@ -24,6 +26,8 @@ class Attempts:
     def __init__(self, path: Path, shard: Shard) -> None:
         self._file = path / LOCKS / f"{shard_name(shard)}.attempts"
         self._deaths: dict[str, int] = {}
+        self._in_work: Counter[str] = Counter()
+        self._one_at_a_time = Lock()
         for file in (path / LOCKS).glob("*.attempts"):
             owner = parse_shard_name(file.stem)
             # Processes of the other shards of this cut may be alive; those of another cut are not.
@@ -37,30 +41,37 @@ class Attempts:
 
     @contextmanager
     def working_on(self, sample_ids: Sequence[str]) -> Iterator[None]:
-        """Holds the samples to be in work until the block ends, with an error or without.
+        """Holds the samples to be in work until the block ends, with an error or without; threads may call it.
 
         A device that breaks off counts as a death: this process can do no more.
         """
-        self._write(sample_ids)
+        self._note(started=sample_ids)
         try:
             yield
         except BrokenOffError:
             raise
         except BaseException:
-            self._write()
+            self._note(ended=sample_ids)
             raise
-        self.clear(sample_ids)
+        self._note(ended=sample_ids)
 
     def clear(self, sample_ids: Iterable[str]) -> None:
         """Forgets deaths: the samples were got through, or are recorded as failed."""
-        for sample_id in sample_ids:
-            self._deaths.pop(sample_id, None)
-        self._write()
+        known = [sample_id for sample_id in sample_ids if sample_id in self._deaths]
+        for sample_id in known:
+            del self._deaths[sample_id]
+        if known:
+            self._note()
 
-    def _write(self, in_work: Sequence[str] = ()) -> None:
-        text = json.dumps({"deaths": self._deaths, "in work": list(in_work)})
-        with reporting_disk_errors(self._file, "written"):
-            write_atomically(self._file, text.encode())
+    def _note(self, *, started: Sequence[str] = (), ended: Sequence[str] = ()) -> None:
+        with self._one_at_a_time, reporting_disk_errors(self._file, "written"):
+            self._in_work.update(started)
+            self._in_work.subtract(ended)
+            self._in_work = +self._in_work
+            # A process that dies takes nothing along that was written, flushed to the disk or not.
+            write_atomically(
+                self._file, json.dumps({"deaths": self._deaths, "in work": list(self._in_work)}).encode(), flush=False
+            )
 
 
 def _read(file: Path) -> dict[str, int]:

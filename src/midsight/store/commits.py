@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +18,7 @@ from midsight.store.layout import (
     open_seal,
     parse_stem,
     read_json,
+    reporting_unreadable,
     shard_name,
     temporary_name,
     write_sealed_json,
@@ -134,9 +136,14 @@ def remove_commit(path: Path, shard: Shard, counter: int) -> None:
 
 
 def commit_names(path: Path, suffix: str) -> list[tuple[Shard, int]]:
-    """Shard and counter of every record (`.json`) or part (`.parquet`) in the run folder `path`, sorted."""
-    names = (parse_stem(file.stem) for file in (path / PARTS).glob(f"*{suffix}"))
-    return sorted(name for name in names if name is not None)
+    """Shard and counter of every record (`.json`) or part (`.parquet`) in the run folder `path`, sorted.
+
+    Raises RunError for a folder that cannot be listed: not the same as one that is empty.
+    """
+    with reporting_unreadable(path / PARTS), suppress(FileNotFoundError):
+        names = (parse_stem(file.stem) for file in (path / PARTS).iterdir() if file.suffix == suffix)
+        return sorted(name for name in names if name is not None)
+    return []
 
 
 def lost_records(path: Path, replaced: Collection[Name]) -> dict[Name, str]:

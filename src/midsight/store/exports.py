@@ -92,10 +92,10 @@ def export_run(
         raise MidsightError(f"The format {format!r} is unknown; choose from {', '.join(FORMATS)}.")
     if format == "hdf5":
         import_optional("h5py")
-    _check_target(run, out, format, overwrite=overwrite)
     chosen = _chosen_columns(run, format, columns)
     aside = out.with_name(temporary_name(out.name))
     try:
+        _check_target(run, out, format, overwrite=overwrite)
         out.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(aside, ignore_errors=True)  # what a killed export left
         aside.mkdir()

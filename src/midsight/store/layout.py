@@ -54,8 +54,9 @@ def parse_shard(text: str) -> Shard:
 
 
 def free_bytes(path: Path) -> int:
-    """Free space on the disk where `path` is, or will be."""
-    return shutil.disk_usage(next(place for place in (path, *path.absolute().parents) if place.exists())).free
+    """Free space on the disk where `path` is, or will be; raises RunError where that cannot be told."""
+    with reporting_unreadable(path):
+        return shutil.disk_usage(next(place for place in (path, *path.absolute().parents) if place.exists())).free
 
 
 def commit_stem(shard: Shard, counter: int) -> str:
@@ -74,23 +75,26 @@ def temporary_name(name: str) -> str:
     return f".{name}.tmp"
 
 
-def write_atomically(path: Path, data: Any) -> None:
+def write_atomically(path: Path, data: Any, *, flush: bool = True) -> None:
     """Write `data` (bytes or a buffer) to `path` so that a crash leaves the old file, or the new one whole.
 
-    Raises OSError; `path` is then as it was before.
+    Without `flush` that holds for a crash of this process, not of the machine. Raises OSError; `path` is then as it
+    was before.
     """
     aside = path.with_name(temporary_name(path.name))
     try:
         with aside.open("wb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            if flush:
+                file.flush()
+                os.fsync(file.fileno())
         aside.replace(path)
     except BaseException:
         with suppress(OSError):
             aside.unlink(missing_ok=True)
         raise
-    flush_folder(path.parent)
+    if flush:
+        flush_folder(path.parent)
 
 
 def flush_folder(path: Path) -> None:
@@ -111,6 +115,17 @@ def reporting_disk_errors(path: Path, what: str, kind: type[RunError] = CommitEr
         raise kind(
             f"{path} could not be {what}: {error.strerror or error}; what was committed before is intact, "
             "so mend that and run the same command again to resume."
+        ) from error
+
+
+@contextmanager
+def reporting_unreadable(path: Path) -> Iterator[None]:
+    """An OSError becomes the sentence that `path` cannot be read."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"{path} cannot be read: {error.strerror or error}; check the name, the disk and its permissions."
         ) from error
 
 

@@ -77,6 +77,10 @@ def is_vector(field: pa.Field) -> bool:
     return pa.types.is_fixed_size_list(field.type)
 
 
+_CHANGED_BY_ARROW = {("int64", float), ("float64", bool)}
+"""What pyarrow takes for a column, as another value and without a word: 0.5 becomes 0, true becomes 1."""
+
+
 def records_to_table(records: Sequence[Record], spec: RunSpec) -> pa.Table:
     """The rows of `records` under the schema of `spec`.
 
@@ -127,6 +131,10 @@ def _check_columns(record: Record, spec: RunSpec) -> None:
 
 def _extra_value(record: Record, name: str, type_: str) -> Any:
     value = record.extras.get(name)
+    if (type_, type(value)) in _CHANGED_BY_ARROW:
+        raise SampleError(
+            f"The {name} of sample {record.sample_id!r} does not fit its column of type {type_}: it is {value}."
+        )
     if type_ != "json" or value is None:
         return value
     try:

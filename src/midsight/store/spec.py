@@ -12,7 +12,7 @@ from typing import Any, Literal
 from midsight import __version__
 from midsight.errors import DamagedRunError, MidsightError, RunError
 from midsight.records import PROCESSOR_POOLED_PIXELS, VISION_ONLY
-from midsight.store.layout import RUN_JSON, open_seal, read_json, write_sealed_json
+from midsight.store.layout import RUN_JSON, open_seal, read_json, reporting_unreadable, write_sealed_json
 from midsight.store.schema import EXTRA_TYPES, FIRST_FORMAT, FORMAT_VERSION, VECTOR_TYPES, run_schema
 from midsight.taps.tap import Tap
 
@@ -72,8 +72,9 @@ def write_spec(path: Path, spec: RunSpec) -> None:
 
 
 def is_run(path: Path) -> bool:
-    """Whether a run was started in the folder `path`."""
-    return (path / RUN_JSON).is_file()
+    """Whether a run was started in the folder `path`; raises RunError where that cannot be told."""
+    with reporting_unreadable(path):
+        return (path / RUN_JSON).is_file()
 
 
 def read_spec(path: Path) -> RunSpec:

@@ -26,12 +26,13 @@ def tapped_module(model: nn.Module, adapter: Adapter, tap: Tap) -> nn.Module:
 
 @contextmanager
 def capture(
-    model: nn.Module, adapter: Adapter, taps: Sequence[Tap], layouts: Sequence[TokenLayout]
+    model: nn.Module, adapter: Adapter, taps: Sequence[Tap], layouts: Sequence[TokenLayout], rows: Sequence[int]
 ) -> Iterator[dict[Tap, Tensor]]:
     """Hooks the tapped modules for one forward and yields what they will have seen.
 
-    The dictionary fills during the forward: each tap float32 [batch, hidden size], on the model's
-    device. Nothing of full sequence length is kept. The hooks are gone when the block ends.
+    The dictionary fills during the forward: each tap float32 [prompts, hidden size], on the model's device, of the
+    prompts with these layouts in these rows. Nothing of full sequence length is kept. The hooks are gone when the
+    block ends.
     """
     taken: dict[Tap, Tensor] = {}
     by_module: dict[nn.Module, list[Tap]] = {}
@@ -41,7 +42,7 @@ def capture(
     def take(module: nn.Module, _inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
         hidden_states = output if isinstance(output, Tensor) else output[0]
         for tap in by_module[module]:
-            taken[tap] = read_position(hidden_states, layouts, tap.position)
+            taken[tap] = read_position(hidden_states, layouts, tap.position, rows)
 
     with ExitStack() as hooks:
         for module in by_module:

@@ -251,8 +251,9 @@ def ask_on_prefix(
         pad_id=model.pad_id,
         side="right",
         device=model.device,
+        rows=[0] * len(questions),
     )
-    return continue_prefill(model, begun, [0] * len(questions), rest, taps).states
+    return continue_prefill(model, begun, rest, taps).states
 
 
 def check_eager(

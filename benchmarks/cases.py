@@ -1,0 +1,46 @@
+"""The cases that are timed, and what is aimed at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from benchmarks.data import Row, distinct, mixed_sizes, ten_drawn, ten_easy_vqa
+
+Size = Literal["demo", "mid", "full"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A dataset, what is asked of it, and how many times the original's speed is aimed at."""
+
+    size: Size
+    """Of the model."""
+    name: str
+    """For the table."""
+    rows: Callable[[Path, int, int], list[Row]]
+    """Folder for images, count, longest answer -> samples."""
+    count: int
+    """Samples, the same for every procedure."""
+    new_tokens: int
+    """Longest answer; 0 for none."""
+    batch_size: int
+    """Of plain batches, and of midsight unless the command says otherwise."""
+    target: float | None = None
+    """Ratio to the original that is aimed at."""
+    by_default: bool = True
+    """Whether it runs without being asked for by name."""
+
+
+CASES = (
+    Case("mid", "distinct images, 20 new tokens", distinct, 8, 20, 8, 3.0),
+    Case("mid", "10 questions per image (easy-vqa), 20 new tokens", ten_easy_vqa, 20, 20, 20, 15.0),
+    Case("mid", "10 questions per image of 640 x 480, 20 new tokens", ten_drawn, 20, 20, 20, 15.0, by_default=False),
+    Case("mid", "mixed sizes, no answers", mixed_sizes, 8, 0, 8, 1.9),
+    Case("demo", "10 questions per image (easy-vqa), 5 new tokens", ten_easy_vqa, 40, 5, 40, 10.0),
+    Case("full", "distinct images, 20 new tokens", distinct, 64, 20, 32, 10.0),
+    Case("full", "distinct images, 200 new tokens", distinct, 64, 200, 32, 10.0),
+    Case("full", "10 questions per image of 640 x 480, 20 new tokens", ten_drawn, 160, 20, 80, 40.0),
+)

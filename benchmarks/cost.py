@@ -1,0 +1,114 @@
+"""What a machine can do and what a case needs: multiplications and additions, and bytes."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from midsight.models.phi4_multimodal import crop_grid
+
+MATRIX_SIDES = {"cpu": (1024, 2048), "cuda": (4096, 8192)}
+PATCHES = 1024
+"""Of a crop of 448 pixels in squares of 14."""
+
+
+def matrix_peak(device: str, repeats: int = 3) -> float:
+    """Floating-point operations per second of the best large matrix product: float32 on a CPU, bfloat16 on a GPU."""
+    kind = torch.device(device).type
+    dtype = torch.float32 if kind == "cpu" else torch.bfloat16
+    best = 0.0
+    for side in MATRIX_SIDES[kind]:
+        a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+        for _ in range(repeats):
+            began = time.perf_counter()
+            torch.mm(a, b)
+            synchronize()
+            best = max(best, 2 * side**3 / (time.perf_counter() - began))
+    return best
+
+
+def vision_flops(config: Any, sizes_px: Sequence[tuple[int, int]], most_crops: int) -> float:
+    """What the vision encoder needs for images of these sizes: real crops, and the layers up to the feature layer."""
+    vision = config.vision_config
+    width, mlp = vision.hidden_size, vision.intermediate_size
+    layers = range(vision.num_hidden_layers + 1)[vision.feature_layer]
+    embedding = 2 * PATCHES * 3 * vision.patch_size**2 * width
+    linear = 2 * PATCHES * (4 * width**2 + 2 * width * mlp)
+    attention = 4 * PATCHES**2 * width
+    grids = [crop_grid(*size_px, vision.crop_size, most_crops) for size_px in sizes_px]
+    crops = sum(1 + rows * columns for rows, columns in grids)
+    return crops * (embedding + layers * (linear + attention))
+
+
+def decoder_flops(config: Any, pieces: Sequence[tuple[int, int]]) -> float:
+    """What the decoder layers need for pieces of prompts, each (tokens before it, its own): no padding, causal."""
+    heads, hidden = config.num_attention_heads, config.hidden_size
+    head = hidden // heads
+    per_token = 2 * (hidden * head * (heads + 2 * config.num_key_value_heads) + hidden**2)
+    per_token += 2 * 3 * hidden * config.intermediate_size
+    tokens = sum(own for _, own in pieces)
+    pairs = sum(own * before + own * (own + 1) / 2 for before, own in pieces)
+    return config.num_hidden_layers * (tokens * per_token + 4 * pairs * hidden)
+
+
+def synchronize() -> None:
+    """Waits for the device's work."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+class Memory:
+    """Peak memory from its making on, beyond what was in use then: the device's on a GPU, else the process's."""
+
+    def __init__(self, device: str) -> None:
+        self._cuda = torch.device(device).type == "cuda"
+        if self._cuda:
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            self._before = torch.cuda.memory_allocated()
+        else:
+            self._before = psutil.Process().memory_info().rss
+            if sys.platform == "linux":
+                Path("/proc/self/clear_refs").write_text("5")  # the peak so far was that of loading
+
+    def peak_bytes(self) -> int:
+        """The peak so far, beyond the start."""
+        if self._cuda:
+            return torch.cuda.max_memory_allocated() - self._before
+        return resident_peak_bytes() - self._before
+
+
+def resident_peak_bytes() -> int:
+    """The most of this process that was ever in memory, since the peak was last reset."""
+    if sys.platform == "linux":
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def machine() -> dict[str, Any]:
+    """What ran it."""
+    name = next(
+        (
+            line.partition(":")[2].strip()
+            for line in (Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ())
+            if line.startswith("model name")
+        ),
+        "unknown processor",
+    )
+    return {
+        "processor": torch.cuda.get_device_name() if torch.cuda.is_available() else name,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
+        "torch": torch.__version__,
+    }

@@ -1,0 +1,192 @@
+"""One procedure on one case, in a process of its own: `python -m benchmarks.measure TASK RESULT`, both JSON files."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from PIL import Image
+
+from benchmarks.data import Row, write_dataset
+
+Procedure = Literal["original", "batches", "midsight"]
+PROCEDURES: tuple[Procedure, ...] = ("original", "batches", "midsight")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a process is to measure."""
+
+    procedure: Procedure
+    """Which of the three."""
+    size: str
+    """Of the model."""
+    device: str
+    """Where it runs."""
+    rows: list[Row]
+    """The samples."""
+    batch_size: int | str
+    """Samples that go together."""
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest answer."""
+        return max(row.new_tokens for row in self.rows)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What came out."""
+
+    seconds: float
+    """For all samples, from files of images to vectors and answers (midsight: to the run folder)."""
+    cpu_seconds: float
+    """What the processor's cores worked in that time, together: on a machine with other work the fairer measure."""
+    peak_bytes: int
+    """Memory at its peak, beyond what the loaded model takes."""
+    machine: dict[str, Any]
+    """What it ran on."""
+    phases: dict[str, float] = field(default_factory=dict)
+    """Share of midsight's time in each phase, on the thread of the model."""
+    behind: dict[str, float] = field(default_factory=dict)
+    """Share of midsight's time that phases took on other threads."""
+    of_peak: dict[str, float] = field(default_factory=dict)
+    """Share of the machine's matrix-product peak that vision and prefill reach."""
+    peak_flops: float = 0.0
+    """That peak, in operations per second."""
+
+
+def measure(task: Task) -> Measured:
+    """Loads the model, tries the procedure once on one sample, then times it on all."""
+    from benchmarks.cost import Memory, machine
+    from benchmarks.models import random_model
+    from benchmarks.stopping import StopAfter
+
+    model, processor = random_model(task.size, task.device)
+    memory = Memory(task.device)
+    if task.longest:
+        StopAfter(model, processor.tokenizer, {row.question: row.new_tokens for row in task.rows})
+    run = {"original": run_original, "batches": run_batches, "midsight": run_midsight}[task.procedure]
+    results = run(task, model, processor)
+    return Measured(peak_bytes=memory.peak_bytes(), machine=machine(), **results)
+
+
+def default_layers(config: Any) -> list[int]:
+    """First, last and the quarters between."""
+    n = config.num_hidden_layers
+    return sorted({0, n // 4, n // 2, 3 * n // 4, n - 1})
+
+
+def run_original(task: Task, model: Any, processor: Any) -> dict[str, Any]:
+    """The procedure that is copied today."""
+    from benchmarks.original import original
+
+    layers = default_layers(model.config)
+    for _ in original(model, processor, task.rows[:1], layers):
+        pass
+    began, worked = time.perf_counter(), time.process_time()
+    answers = [seen.answer_token_ids for seen in original(model, processor, task.rows, layers)]
+    took, worked = time.perf_counter() - began, time.process_time() - worked
+    check_lengths(task, [len(answer) for answer in answers])
+    return {"seconds": took, "cpu_seconds": worked}
+
+
+def run_batches(task: Task, model: Any, processor: Any) -> dict[str, Any]:
+    """transformers in plain batches."""
+    from benchmarks.original import plain_batches
+    from benchmarks.stopping import END_ID
+
+    layers, size = default_layers(model.config), int(task.batch_size)
+    for _ in plain_batches(model, processor, task.rows[:1], layers, size):
+        pass
+    began, worked = time.perf_counter(), time.process_time()
+    answers = [seen.answer_token_ids for seen in plain_batches(model, processor, task.rows, layers, size)]
+    took, worked = time.perf_counter() - began, time.process_time() - worked
+    # an answer that is cut has the stop token as its last, since its length is the longest there is
+    check_lengths(task, [answer.index(END_ID) + 1 if answer else 0 for answer in answers])
+    return {"seconds": took, "cpu_seconds": worked}
+
+
+def run_midsight(task: Task, model: Any, processor: Any) -> dict[str, Any]:
+    """The main job, from a JSONL file to a run folder."""
+    import midsight
+    from benchmarks.cost import matrix_peak
+    from benchmarks.phases import clocked
+
+    peak = matrix_peak(task.device)
+    wrapped = midsight.wrap(model, processor)
+    options: dict[str, Any] = {
+        "layers": default_layers(model.config),
+        "answers": task.longest > 0,
+        "max_new_tokens": max(task.longest, 1),
+        "batch_size": task.batch_size,
+        "images": Path(task.rows[0].image).parent,
+    }
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        one = write_dataset(task.rows[:1], folder / "one.jsonl")
+        midsight.extract(one, model=wrapped, out=folder / "one", **options)
+        data = write_dataset(task.rows, folder / "all.jsonl")
+        with clocked() as clock:
+            began, worked = time.perf_counter(), time.process_time()
+            run = midsight.extract(data, model=wrapped, out=folder / "all", **options)
+            took, worked = time.perf_counter() - began, time.process_time() - worked
+        table = run.table().to_pydict()
+    if len(table["question"]) != len(task.rows):
+        raise RuntimeError(f"midsight stored {len(table['question'])} of {len(task.rows)} samples.")
+    if task.longest:
+        check_lengths(task, [len(token_ids) for token_ids in table["answer_token_ids"]])
+    peak = max(peak, matrix_peak(task.device))
+    needed = flops_needed(task.rows, table, model.config, processor.image_processor.dynamic_hd)
+    phases = {name: seconds / took for name, seconds in clock.seconds.items()}
+    phases["waiting"] = 1 - sum(phases.values())
+    return {
+        "seconds": took,
+        "cpu_seconds": worked,
+        "phases": phases,
+        "behind": {name: seconds / took for name, seconds in clock.behind.items()},
+        "of_peak": {name: needed[name] / clock.seconds[name] / peak for name in needed},
+        "peak_flops": peak,
+    }
+
+
+def flops_needed(rows: Sequence[Row], table: dict[str, list[Any]], config: Any, most_crops: int) -> dict[str, float]:
+    """Operations of vision and prefill: every image once, and its part of the prompt once."""
+    from benchmarks.cost import decoder_flops, vision_flops
+
+    sizes_px = []
+    for path in dict.fromkeys(row.image for row in rows):
+        with Image.open(path) as image:
+            sizes_px.append(image.size)
+    prefixes = {row.image: end + 1 for row, end in zip(rows, table["vision_token_index"], strict=True)}
+    pieces = [(0, length) for length in prefixes.values()]
+    pieces += [
+        (prefixes[row.image], length - prefixes[row.image])
+        for row, length in zip(rows, table["prompt_tokens"], strict=True)
+    ]
+    return {"vision": vision_flops(config, sizes_px, most_crops), "prefill": decoder_flops(config, pieces)}
+
+
+def check_lengths(task: Task, lengths: Sequence[int]) -> None:
+    """Raises RuntimeError where answers are not as long as they were drawn: something else was timed then."""
+    drawn = [row.new_tokens for row in task.rows]
+    if list(lengths) != drawn:
+        raise RuntimeError(f"{task.procedure} answered with {list(lengths)} tokens instead of {drawn}.")
+
+
+def main() -> None:
+    """Measures the task in the first file, and writes what came out into the second."""
+    task_path, result_path = map(Path, sys.argv[1:])
+    read = json.loads(task_path.read_text())
+    task = Task(**{**read, "rows": [Row(**row) for row in read["rows"]]})
+    result_path.write_text(json.dumps(asdict(measure(task))))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,249 @@
+"""What goes through the model together: bounded, images kept together, prompts of like length, as memory allows."""
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import midsight
+from midsight.errors import BrokenOffError
+from midsight.extraction import batch, budget, pipeline, prepare
+from midsight.extraction.batches import MOST_PADDING, cut, rows_of, tokens_of
+from midsight.extraction.budget import Budget, make_budget
+from midsight.extraction.prepare import PreparedSample
+from midsight.extraction.request import Plan, Request, resolve
+from midsight.models.layout import Span, TokenLayout
+from midsight.models.prompts import PromptTemplate, PromptTokens
+from midsight.samples.sample import Failure, Sample
+from pictures import encoded, picture
+
+CPU = torch.device("cpu")
+PLAN = Plan((), PromptTemplate("{question}", None), "pil", False, False, True, 5, True, {})
+
+
+def asked(number, image, prefix, rest):
+    """A prepared sample whose image takes `prefix` tokens and whose question `rest`."""
+    layout = TokenLayout(Span(0, prefix + rest), (Span(0, prefix),), Span(prefix, prefix + rest))
+    prompt = PromptTokens((image,) * prefix + (0,) * rest, layout, "")
+    sample = Sample(str(number), number, (b"",), "?", image=str(image))
+    return PreparedSample(sample, str(image), (), prompt, torch.zeros(1, 1))
+
+
+@st.composite
+def windows(draw):
+    """Samples on a few images of different sizes, in any order."""
+    prefixes = draw(st.lists(st.integers(2, 60), min_size=1, max_size=6))
+    images = draw(st.lists(st.integers(0, len(prefixes) - 1), max_size=40))
+    return [asked(n, 1 + i, prefixes[i], draw(st.integers(1, 9))) for n, i in enumerate(images)]
+
+
+@given(windows(), st.integers(1, 9), st.sampled_from([30, 100, 1000, math.inf]), st.booleans())
+def test_calls_hold_every_sample_once_within_the_budget(window, samples, tokens, share):
+    plan = replace(PLAN, share=share)
+    calls = list(cut(window, plan, Budget(CPU, samples, samples, tokens)))
+    assert sorted(int(item.sample.sample_id) for call, _ in calls for item in call) == list(range(len(window)))
+    for call, told in calls:
+        rows = rows_of(call, plan)
+        assert told == tokens_of(rows)
+        assert 0 < len(call) <= samples
+        assert told <= tokens or len(call) == 1, "a sample alone may be larger than the budget"
+        begins = [row.begin for row in rows]
+        assert len(begins) * max(begins) <= MOST_PADDING * sum(begins)
+
+
+@given(windows(), st.integers(1, 9))
+def test_an_image_is_in_as_few_calls_as_can_be(window, samples):
+    calls = [call for call, _ in cut(window, PLAN, Budget(CPU, samples, samples))]
+    for image in {item.image_id for item in window}:
+        count = sum(item.image_id == image for item in window)
+        assert sum(any(item.image_id == image for item in call) for call in calls) == -(-count // samples)
+
+
+def test_the_budget_may_change_between_two_calls():
+    calls = cut([asked(n, n, 10, 1) for n in range(1, 9)], PLAN, now := Budget(CPU, 4, 4))
+    assert len(next(calls)[0]) == 4
+    now.tokens = 2 * (10 + 6)
+    assert [len(call) for call, _ in calls] == [2, 2]
+
+
+def test_auto_grows_while_memory_is_measured_to_hold_it(monkeypatch):
+    used = iter([100, 100, 1000, 1000])
+    monkeypatch.setattr(budget, "start_peak", lambda _: 0)
+    monkeypatch.setattr(budget, "peak", lambda _: next(used))
+    now = Budget(CPU, 8, 32, free_bytes=2000)
+    with now.watching(8, tokens=10):
+        pass
+    assert (now.samples, now.tokens) == (16, 200)
+    with now.watching(5, tokens=10):
+        pass
+    assert (now.samples, now.tokens) == (16, 200), "a call that was not full says nothing of larger ones"
+    with now.watching(16, tokens=100):
+        pass
+    assert (now.samples, now.tokens) == (32, 200)
+    with now.watching(32, tokens=50):
+        pass
+    assert (now.samples, now.tokens) == (32, 200), "a call smaller than another says nothing either"
+
+
+def test_a_containers_limit_is_its_free_memory(monkeypatch, tmp_path):
+    monkeypatch.setattr(budget, "CONTAINER", tmp_path)
+    whole = budget.free_memory()
+    (tmp_path / "memory.current").write_text("1000\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert budget.free_memory() > 0.5 * whole
+    (tmp_path / "memory.max").write_text("5000\n")
+    assert budget.free_memory() == 4000
+
+
+def test_without_a_measure_auto_stays_as_it_began(monkeypatch, tmp_path):
+    monkeypatch.setattr(budget, "PROCESS", tmp_path / "there is none")
+    now = make_budget("auto", CPU)
+    with now.watching(8, tokens=1):
+        pass
+    assert (now.samples, now.tokens) == (8, math.inf)
+    assert make_budget("auto", torch.device("meta")).most_samples == 8
+
+
+@pytest.mark.skipif(not (budget.PROCESS / "clear_refs").exists(), reason="only Linux says the peak of a process")
+def test_the_peak_is_that_of_the_call_and_not_of_an_earlier_one():
+    size = 200 * 2**20
+    before = budget.start_peak(CPU)
+    if before is None:
+        pytest.skip("this machine does not let a process set its peak back")
+    torch.ones(size // 4)
+    assert 0.9 * size < budget.peak(CPU) - before < 1.5 * size
+    before = budget.start_peak(CPU)
+    assert before is not None
+    torch.ones(size // 40)
+    assert budget.peak(CPU) - before < 0.5 * size
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
+def test_a_call_without_memory_is_halved_and_later_ones_are_smaller(model, monkeypatch, error):
+    """All samples are extracted, with the numbers they have, and the run does not try large calls again."""
+    image = encoded(picture((64, 64), 1))
+    pairs = [(image, f"What is {n}?") for n in range(12)]
+    plain = model.extract_many(pairs, layers=[0, 7], max_new_tokens=2)
+    sizes = []
+    extract_group = batch.extract_group
+
+    def too_large(loaded, plan, group, side):
+        sizes.append(len(group))
+        if len(group) > 3:
+            raise error
+        return extract_group(loaded, plan, group, side)
+
+    monkeypatch.setattr(batch, "extract_group", too_large)
+    records = model.extract_many(pairs, layers=[0, 7], max_new_tokens=2, batch_size=6)
+    assert sizes[0] == 6
+    assert max(sizes[1:]) == 3
+    for record, other in zip(records, plain, strict=True):
+        assert record.answer_token_ids == other.answer_token_ids
+
+
+def test_other_errors_leave_the_budget_as_it_is(model, monkeypatch):
+    def fail(*_):
+        raise ValueError("a shape")
+
+    monkeypatch.setattr(batch, "extract_group", fail)
+    now = make_budget(4, CPU)
+    samples = [Sample(str(n), n, (encoded(picture((64, 64), 1)),), "?") for n in range(4)]
+    plan = resolve(Request(layers=[0], answers=False), model.loaded)
+    done = list(pipeline.extract_all(model.loaded, plan, samples, now))
+    assert all(isinstance(one, Failure) for call in done for one in call)
+    assert now.tokens == math.inf
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, "many", 1.5, True])
+def test_a_batch_size_is_auto_or_a_whole_number(model, batch_size):
+    with pytest.raises(midsight.MidsightError, match=f"--batch-size is {batch_size}; give auto, or 1 or more"):
+        model.extract_many([], batch_size=batch_size)
+
+
+def test_what_comes_before_a_break_is_extracted_and_then_it_breaks(model):
+    plan = resolve(Request(layers=[0], answers=False), model.loaded)
+    samples = [Sample(str(n), n, (encoded(picture((64, 64), n)),), "?") for n in range(3)]
+
+    def stream():
+        yield from samples
+        raise BrokenOffError("The stream broke off.")
+
+    calls = pipeline.extract_all(model.loaded, plan, stream(), make_budget(2, CPU))
+    done = {outcome.sample_id for _ in range(2) for outcome in next(calls)}
+    assert done == {"0", "1", "2"}
+    with pytest.raises(BrokenOffError):
+        next(calls)
+
+
+def test_samples_are_prepared_while_others_are_in_the_model():
+    """The next window is asked for before the one at hand is done."""
+    asked_for = []
+
+    def items():
+        for n in range(3):
+            asked_for.append(n)
+            yield n
+
+    for item in pipeline.ahead(items()):
+        while len(asked_for) < min(item + 2, 3):
+            pass  # another thread asks; where it does not, this test hangs
+    assert asked_for == [0, 1, 2]
+
+
+def test_an_error_in_another_thread_is_raised_here():
+    def work(item):
+        if item == 1:
+            raise ValueError("of item 1")
+        return item
+
+    results = pipeline.behind(work, range(5))
+    assert next(results) == 0
+    with pytest.raises(ValueError, match="of item 1"):
+        next(results)
+    with pytest.raises(ValueError, match="of item 1"):
+        list(pipeline.ahead(map(work, range(5))))
+
+
+def test_threads_that_start_later_have_as_many_as_before(model):
+    def threads():
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(torch.get_num_threads).result()
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        model.extract_many([(encoded(picture((64, 64), 1)), "?")] * 2, layers=[0], answers=False)
+        assert (torch.get_num_threads(), threads()) == (3, 3)
+        plan = resolve(Request(layers=[0], answers=False), model.loaded)
+        samples = [Sample(str(n), n, (encoded(picture((64, 64), n)),), "?") for n in range(2)]
+        calls = pipeline.extract_all(model.loaded, plan, samples, make_budget(1, CPU))
+        next(calls)
+        calls.close()
+        assert threads() == 3, "also where the samples are not asked for to the end"
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_an_image_that_breaks_a_library_fails_alone(model, monkeypatch):
+    good, bad = encoded(picture((64, 64), 1)), encoded(picture((64, 64), 2))
+    decode_image = prepare.decode_image
+
+    def break_on_one(source):
+        if source is bad:
+            raise MemoryError("no room for the pixels")
+        return decode_image(source)
+
+    monkeypatch.setattr(prepare, "decode_image", break_on_one)
+    first, second = model.extract_many([(good, "?"), (bad, "?")], layers=[0], answers=False)
+    assert isinstance(first, midsight.Record)
+    assert second.reason == "The sample could not be prepared: MemoryError: no room for the pixels."
+
+
+def test_without_sharing_images_stay_together_too():
+    window = [asked(n, 1 + n % 3, 10, 5) for n in range(12)]
+    calls = [call for call, _ in cut(window, replace(PLAN, share=False), Budget(CPU, 4, 4))]
+    assert [len({item.image_id for item in call}) for call in calls] == [1, 1, 1]

@@ -1,0 +1,73 @@
+"""Samples of a table, packed: what is taken out is what was put in, and a row takes little memory."""
+
+import json
+import tracemalloc
+from pathlib import Path
+
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from midsight.samples.packed import PackedSamples, keys_of
+from midsight.samples.sample import Sample
+from midsight.samples.tables import read_table
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(st.characters(codec=None))
+VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=5)
+SAMPLES = st.builds(
+    Sample,
+    sample_id=st.text(st.characters(codec=None)),
+    input_index=st.integers(0, 2**62),
+    images=st.sampled_from([(), (Path("a.png"),), (Path("a.png"), b"bytes")]),
+    question=st.text(st.characters(codec=None)),
+    image=st.text(),
+    reference_answers=st.lists(st.text()).map(tuple),
+    extras=st.dictionaries(st.text(), VALUES, max_size=3),
+)
+
+
+def packed(samples: list[Sample]) -> PackedSamples:
+    result = PackedSamples()
+    for sample in samples:
+        result.append(sample)
+    return result
+
+
+@example([Sample("\ud800\n", 0, (b"",), "\udfff ü", extras={"x": -0.0, "y": [10**40, float("inf")]})])
+@given(st.lists(SAMPLES, max_size=5))
+def test_samples_come_out_as_they_went_in(samples):
+    result = packed(samples)
+    assert list(result) == list(map(result.__getitem__, range(len(samples)))) == samples
+    assert result[::-1] == tuple(samples[::-1])
+    assert str(list(result)) == str(samples), "equal, and of the same types"
+    assert (
+        list(keys_of(result))
+        == list(keys_of(samples))
+        == [(sample.sample_id, sample.input_index, sample.image_key) for sample in samples]
+    )
+    assert all(mine.images is its.images for mine, its in zip(result, samples, strict=True))
+
+
+def test_packed_samples_are_equal_where_their_samples_are():
+    one, other = Sample("a", 0, (b"",), "?"), Sample("b", 1, (b"",), "?")
+    assert packed([one, other]) == packed([one, other]) == (one, other)
+    assert packed([one, other]) != packed([other, one])
+    assert packed([one]) != packed([one, other])
+    assert packed([one]) != "a"
+
+
+def test_a_row_takes_few_bytes_of_memory(tmp_path):
+    rows, questions_of_an_image = 20_000, 10
+    with (tmp_path / "a.jsonl").open("w") as file:
+        for n in range(rows):
+            row = {"id": f"sample-{n}", "image": f"{n // questions_of_an_image}.png", "question": f"What is in {n}?"}
+            file.write(json.dumps({**row, "source": "web", "level": n / 7}) + "\n")
+    read_table(tmp_path / "a.jsonl", limit=100)  # what is imported and cached once
+    tracemalloc.start()
+    try:
+        dataset = read_table(tmp_path / "a.jsonl")
+        held, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(dataset.samples) == rows
+    assert held / rows < 250
+    assert most / rows < 350

@@ -1,0 +1,163 @@
+"""What is timed is what it says: the original's states, every procedure's answers, and all phases of midsight."""
+
+import json
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from benchmarks import page
+from benchmarks.cost import matrix_peak
+from benchmarks.data import ask, distinct, stop_length, write_drawn
+from benchmarks.figure import curves_svg
+from benchmarks.measure import Measured, Task, check_lengths, main, measure
+from benchmarks.models import random_model
+from benchmarks.original import original
+from benchmarks.phases import PHASES, clocked, find
+from benchmarks.stopping import END_ID, StopAfter
+from PIL import Image
+from transformers import AutoProcessor
+
+from reference import load_reference_model, relative_error
+
+
+@pytest.fixture
+def rows(tmp_path):
+    """Two questions on an image, and one on another, with short answers of two lengths."""
+    return ask(write_drawn(tmp_path, [(300, 300), (300, 200)]), 2, 4)[:3]
+
+
+def test_the_originals_states_are_those_of_one_full_forward(rows, checkpoint):
+    model = load_reference_model(checkpoint, mended=False, lora=False)
+    processor = AutoProcessor.from_pretrained(checkpoint)
+    layers = range(model.config.num_hidden_layers)
+    seen = list(original(model, processor, [replace(row, new_tokens=0) for row in rows[1:]], layers))
+    fresh = load_reference_model(checkpoint, mended=False, lora=False)
+    for row, one in zip(rows[1:], seen, strict=True):
+        text = f"<|user|><|endoftext10|>{row.question}<|end|><|assistant|>"
+        inputs = processor(text=text, images=Image.open(row.image), return_tensors="pt")
+        with torch.inference_mode():
+            states = fresh(**inputs, output_hidden_states=True, use_cache=False).hidden_states
+        last_image = inputs["input_ids"][0].tolist()[::-1].index(200010)
+        for layer in layers:
+            expected = states[layer + 1][0].numpy()
+            assert relative_error(one.query_token[layer], expected[-1]) <= 1e-5
+            assert relative_error(one.vision_token[layer], expected[-1 - last_image]) <= 1e-5
+        pixels = inputs["image_pixel_values"][0].numpy().mean(axis=(0, 1, 2))
+        assert one.pooled_pixels is not None
+        assert one.pooled_pixels.shape == (448,)
+        np.testing.assert_allclose(one.pooled_pixels, pixels, atol=1e-5)
+
+
+@pytest.mark.parametrize("procedure", ["original", "batches"])
+def test_every_procedure_runs_and_answers_at_the_drawn_lengths(procedure, rows):
+    measured = measure(Task(procedure, "demo", "cpu", rows, 4))  # raises where a length is another
+    assert measured.seconds > 0
+    assert measured.peak_bytes > 0
+
+
+def test_midsight_is_measured_as_in_a_process_of_its_own(rows, tmp_path, monkeypatch):
+    task, result = tmp_path / "task.json", tmp_path / "result.json"
+    task.write_text(json.dumps(asdict(Task("midsight", "demo", "cpu", rows, 4))))
+    monkeypatch.setattr(sys, "argv", ["measure", str(task), str(result)])
+    main()
+    measured = Measured(**json.loads(result.read_text()))
+    assert measured.seconds > 0
+    assert measured.peak_bytes > 0
+    assert min(measured.phases.values()) > 0
+    assert sum(measured.phases.values()) == pytest.approx(1)
+    assert all(0 < share < 1.5 for share in measured.of_peak.values())
+
+
+def test_answers_of_other_lengths_than_drawn_are_an_error(rows):
+    with pytest.raises(RuntimeError, match=r"midsight answered with \[1, 1, 1\] tokens"):
+        check_lengths(Task("midsight", "demo", "cpu", rows, 4), [1, 1, 1])
+
+
+def test_the_count_to_the_stop_token_goes_on_in_any_part_of_a_prompt():
+    model, processor = random_model("demo", "cpu")
+    stop = StopAfter(model, processor.tokenizer, {"Is it?": 3, "Why?": 1})
+    question = processor.tokenizer("Is it?")["input_ids"]
+    rest = [*question, END_ID, 200019]
+    (first,) = stop._follow([200021, 200010, 200010, *rest])
+    assert stop._follow([199999, *rest]) == [first]
+    (second,) = stop._follow([200021, 200010, *rest, first])
+    assert stop._follow([200021, 200010, *rest, first, second]) == [END_ID]
+    assert END_ID not in (first, second)
+    other = [*processor.tokenizer("Why?")["input_ids"], END_ID, 200019]
+    assert stop._follow([*rest, *other, 199999]) == [first, END_ID], "questions behind one prefix"
+    assert stop._follow([first, 199999, second]) == [second, END_ID], "their next tokens"
+    assert stop._follow([200021, 200010, 200010]) == [], "the prefix alone"
+    with pytest.raises(KeyError):
+        stop._follow([*processor.tokenizer("What?")["input_ids"], END_ID, 200019])
+
+
+def test_lengths_are_drawn_from_the_cut_exponential_distribution():
+    lengths = np.array([stop_length(f"question {n}", 20) for n in range(4000)])
+    assert (lengths.min(), lengths.max()) == (1, 20)
+    assert np.mean(lengths == 20) == pytest.approx(np.exp(-1.9), abs=0.02)
+    assert np.median(lengths) == 7
+    assert stop_length("question 1", 20) == lengths[1]
+
+
+def test_the_package_is_as_it_was_when_the_clocks_are_gone():
+    paths = [path for group in PHASES.values() for path in group]
+    before = [find(path) for path in paths]
+    with clocked():
+        assert all(getattr(find_holders[0], name) is not function for find_holders, name, function in before)
+    assert [find(path) for path in paths] == before
+
+
+def test_an_inner_phase_is_not_counted_twice():
+    with clocked() as clock:
+        inner = clock.around("vision", lambda: sum(range(200_000)))
+        clock.around("prefill", lambda: (inner(), inner()))()
+    assert clock.seconds["vision"] > 20 * clock.seconds["prefill"] > 0
+
+
+def test_the_peak_is_that_of_the_best_product():
+    assert matrix_peak("cpu", repeats=1) > 1e9
+
+
+def test_results_fill_the_page_between_its_marks(tmp_path, monkeypatch):
+    for name in ("PAGE", "RESULTS", "FIGURE"):
+        monkeypatch.setattr(page, name, tmp_path / name.lower())
+    page.PAGE.write_text(f"before\n{page.BEGIN}\nformer\n{page.END}\nafter\n")
+    shares = dict.fromkeys(page.PHASES, 0.2)
+    one = {
+        "seconds": 8.0,
+        "peak_bytes": 10**9,
+        "machine": {"processor": "P", "threads": 2, "cores": 2, "memory_gb": 8, "torch": "2"},
+        "phases": shares,
+        "of_peak": {"vision": 0.5, "prefill": 0.25},
+        "peak_flops": 1e11,
+    }
+    case = {"name": "a case", "samples": 4, "batch_size": 8, "target": 3.0, "original": one, "batches": one}
+    case["midsight"] = {**one, "seconds": 2.0}
+    heading = {"command": "make bench SIZE=mid", "date": "2026-01-01", "size": "mid", "device": "cpu"}
+    page.write_result("mid-cpu", {**heading, "cases": [case]})
+    points = [
+        {"curve": curve, "x": x, "procedure": procedure, "seconds": x / 10, "samples": 1}
+        for curve in ("questions per image", "new tokens")
+        for x in (1, 20)
+        for procedure in ("midsight", "original")
+    ]
+    page.write_result("curves-mid-cpu", {**heading, "points": points})
+    page.write_page()
+    text = page.PAGE.read_text()
+    assert "| a case | 0.5 | 0.5 | 2 | 1.0 x | **4.0 x** | 3.0 x |" in text
+    assert "| new tokens: 20 | 2.000 | 2.000 |" in text
+    assert "* a case: in batches of 8 +0.00 GB" in text
+    assert (text.startswith("before\n"), text.endswith("\nafter\n"), "former" in text) == (True, True, False)
+    assert page.FIGURE.read_text() == curves_svg(points)
+
+
+def test_the_page_is_written_from_the_results_that_are_kept():
+    written = page.PAGE.read_text(encoding="utf-8").split(page.BEGIN)[1].split(page.END)[0]
+    assert written.strip() == page.render().strip()
+
+
+def test_distinct_images_are_distinct(tmp_path):
+    assert len({Path(row.image).read_bytes() for row in distinct(tmp_path, 4, 5)}) == 4
