@@ -39,7 +39,7 @@ CASES = (
     Case("mid", "10 questions per image (easy-vqa), 20 new tokens", ten_easy_vqa, 20, 20, 20, 15.0),
     Case("mid", "10 questions per image of 640 x 480, 20 new tokens", ten_drawn, 20, 20, 20, 15.0, by_default=False),
     Case("mid", "mixed sizes, no answers", mixed_sizes, 8, 0, 8, 1.9),
-    Case("demo", "10 questions per image (easy-vqa), 5 new tokens", ten_easy_vqa, 40, 5, 40, 10.0),
+    Case("demo", "10 questions per image (easy-vqa), 5 new tokens", ten_easy_vqa, 120, 5, 40, 10.0),
     Case("full", "distinct images, 20 new tokens", distinct, 64, 20, 32, 10.0),
     Case("full", "distinct images, 200 new tokens", distinct, 64, 200, 32, 10.0),
     Case("full", "10 questions per image of 640 x 480, 20 new tokens", ten_drawn, 160, 20, 80, 40.0),

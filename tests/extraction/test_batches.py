@@ -70,6 +70,11 @@ def test_the_budget_may_change_between_two_calls():
     assert [len(call) for call, _ in calls] == [2, 2]
 
 
+def test_the_model_waits_for_one_call_and_what_comes_then_is_planned_together():
+    rows = [[asked(n, n, 10, 1)] for n in range(60)]
+    assert [len(window) for window in pipeline.windows(rows, Budget(CPU, 4, 8), 2**20)] == [4, 32, 24]
+
+
 def test_auto_grows_while_memory_is_measured_to_hold_it(monkeypatch):
     used = iter([100, 100, 1000, 1000])
     monkeypatch.setattr(budget, "start_peak", lambda _: 0)

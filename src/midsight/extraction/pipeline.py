@@ -93,16 +93,19 @@ def by_image(outcomes: Iterable[Sample | Failure], budget: Budget) -> Iterator[l
 def windows(
     prepared: Iterable[list[PreparedSample | Failure]], budget: Budget, most_bytes: int
 ) -> Iterator[list[PreparedSample | Failure]]:
-    """What is planned together: a few calls of samples, or as many as have `most_bytes` of pixels."""
+    """What is planned together: a few calls of samples, or as many as have `most_bytes` of pixels.
+
+    First a single call, so that the model need not wait for more.
+    """
     window: list[PreparedSample | Failure] = []
-    held = 0
+    held, full = 0, budget.samples
     for group in prepared:
         images = {id(i): i for item in group if isinstance(item, PreparedSample) for i in item.images}
         held += sum(image.pixel_values.nbytes for image in images.values())
         window += group
-        if len(window) >= WINDOW_CALLS * budget.most_samples or held >= most_bytes:
+        if len(window) >= full or held >= most_bytes:
             yield window
-            window, held = [], 0
+            window, held, full = [], 0, WINDOW_CALLS * budget.most_samples
     if window:
         yield window
 
