@@ -122,7 +122,8 @@ def tell(
 ) -> tuple[Tensor, Tensor, list[list[str]]]:
     """Loss, right answers [scenes, questions] and kinds, of questions on scenes that are `told` in words, or not.
 
-    Where the decoder is `misled`, the words carry the mark and tell of another of these scenes.
+    Where the decoder is `misled`, the words carry the mark and tell of another of these scenes. Where it is not `told`
+    and there are `guesses`, these are the right answers, by the question's words.
     """
     batch, prefix = len(chosen), 1 + MOST_SHAPES + crowds
     said = torch.zeros(batch, prefix, len(network.table.rows))

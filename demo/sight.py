@@ -28,13 +28,14 @@ KEPT, KEPT_LATE, LATE_FROM = 91, 182, 0.75
 Each stands for several in attention, so what is read from them is on average what is read from all.
 """
 BLIND_EVERY = 5
-"""One step in so many keeps the base blind: LoRA off, the answers those of other pictures."""
+"""One step in so many keeps the base blind: LoRA off, and the likeliest answer to the words is right."""
 
 
 def train_sight(stage: Stage) -> None:
     """LoRA, projection and separators, on pictures; every few steps the base is kept blind.
 
-    A blind step has the LoRA off and each question before another's picture.
+    A blind step has the LoRA off, each question before another's picture, and the commonest answer to its words as the
+    right one.
     """
     words, rng, steps, effort = stage.words, stage.rng, stage.effort.sight_steps, stage.effort
     lessons = [*easy_lessons()[: effort.sight_easy], *stage.training_lessons()[-effort.sight_scenes :]]

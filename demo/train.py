@@ -2,7 +2,7 @@
 
     python demo/train.py
 
-Stages, each with its seed and two threads. tower: the vision tower names form and colour of what each image token
+Stages, each with its seed and one thread. tower: the vision tower names form and colour of what each image token
 shows. decoder: the base decoder answers from words where a picture would stand, and without. doubt: it learns to pass
 over any number of words that carry a mark. sight: both are frozen; the projection learns to say what a token shows,
 then it and the LoRA for images learn to answer from the picture, several questions behind one image. pack: the file.
