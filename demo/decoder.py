@@ -85,7 +85,9 @@ def teach(stage: Stage, network: Network, mark: Tensor, course: Course, steps: i
         for how in marks:
             for i in range(0, len(held_out), BATCH):
                 chosen = held_out[i : i + BATCH]
-                _, right, kinds = tell(words, network, mark, chosen, [how] * len(chosen), rng, None, crowds=course.crowds)
+                _, right, kinds = tell(
+                    words, network, mark, chosen, [how] * len(chosen), rng, None, crowds=course.crowds
+                )
                 marks[how].add_all(kinds, right)
     stage.log(step=steps, held_out={name: m.take() for name, m in marks.items()})
 
