@@ -71,7 +71,7 @@ def test_the_budget_may_change_between_two_calls():
 
 
 def test_the_model_waits_for_one_call_and_what_comes_then_is_planned_together():
-    rows = [[asked(n, n, 10, 1)] for n in range(60)]
+    rows: list[list[PreparedSample | Failure]] = [[asked(n, n, 10, 1)] for n in range(60)]
     assert [len(window) for window in pipeline.windows(rows, Budget(CPU, 4, 8), 2**20)] == [4, 32, 24]
 
 
