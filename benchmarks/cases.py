@@ -36,7 +36,7 @@ class Case:
 
 CASES = (
     Case("mid", "distinct images, 20 new tokens", distinct, 8, 20, 8, 3.0),
-    Case("mid", "10 questions per image (easy-vqa), 20 new tokens", ten_easy_vqa, 20, 20, 20, 15.0),
+    Case("mid", "10 questions per image (easy-vqa), 20 new tokens", ten_easy_vqa, 40, 20, 40, 15.0),
     Case("mid", "10 questions per image of 640 x 480, 20 new tokens", ten_drawn, 20, 20, 20, 15.0, by_default=False),
     Case("mid", "mixed sizes, no answers", mixed_sizes, 8, 0, 8, 1.9),
     Case("demo", "10 questions per image (easy-vqa), 5 new tokens", ten_easy_vqa, 120, 5, 40, 10.0),
