@@ -3,7 +3,7 @@
     python demo/evaluate.py
 
 Test half of easy-vqa and test scenes, by kind of question, with Wilson's 95 % intervals, beside what is
-right without seeing: the likeliest answer to a question's words, a blank picture, another question's picture,
+right without seeing: the likeliest answer to a question's words, a blank picture, the next picture of the set,
 the LoRA left out. A question counts as right when greedy decoding gives exactly its answer and stops, which is
 read from one forward of several questions behind one picture; the tests compare that with midsight's own
 decoding. What training took is read from its logs in build/demo-model.
@@ -23,10 +23,21 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import easy_vqa
 import torch
-from lessons import QUESTION_LENGTH, Lesson, Words, easy_kind, easy_lessons, pixels_of, scene_lesson
+from lessons import (
+    HELD_OUT_EASY,
+    QUESTION_LENGTH,
+    Lesson,
+    Words,
+    drawn_by,
+    easy_kind,
+    easy_lessons,
+    pixels_of,
+    scene_lesson,
+)
 from network import Network, TokenTable, answer_loss, pooled_features
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -78,7 +89,7 @@ def open_network(folder: Path, lora: Lora) -> Network:
 
 def see(network: Network, lessons: Sequence[Lesson]) -> Tensor:
     """Pooled features float32 [pictures, 256, width], from a file where this tower has seen them before."""
-    digest = hashlib.sha256(repr([lesson.source for lesson in lessons]).encode())
+    digest = hashlib.sha256(repr([lesson.source for lesson in lessons]).encode() + drawn_by())
     for tensor in network.embed.img_processor.state_dict().values():
         digest.update(tensor.numpy().tobytes())
     path = WORK / f"seen-{digest.hexdigest()[:16]}.safetensors"
@@ -145,7 +156,7 @@ def measure(name: str, folder: Path) -> Marks:
         "seen": mark(network, words, lessons, features),
         "words alone": likeliest(lessons, learned),
         "blank picture": mark(network, words, lessons, blank.expand_as(features)),
-        "another picture": mark(network, words, lessons, features.roll(1, dims=0)),
+        "another picture": mark(network, words, lessons, features.roll(-1, dims=0)),
         "LoRA off": mark(open_network(folder, "off"), words, lessons, features),
     }
     for condition, right in marks.items():
@@ -166,14 +177,38 @@ def table(lessons: Sequence[Lesson], marks: Marks) -> str:
 
 def efforts() -> str:
     """Markdown: steps and seconds of each stage of the training, from its logs."""
+    packed = last_line("pack").get("sha256")
+    if packed != hashlib.sha256(PACKED.read_bytes()).hexdigest():
+        raise SystemExit(f"{WORK} has no logs of the training that made {PACKED}; run demo/train.py first.")
     lines = ["| stage | steps | seconds on the clock | seconds of CPU |", "| --- | --- | --- | --- |"]
     wall, cpu = 0.0, 0.0
     for stage in TRAINED:
-        entries = [json.loads(line) for line in (WORK / f"{stage}.log.jsonl").read_text(encoding="utf-8").splitlines()]
-        last = entries[-1]
+        last = last_line(stage)
         wall, cpu = wall + last["seconds"], cpu + last["cpu_seconds"]
         lines.append(f"| {stage} | {last['step']} | {last['seconds']:.0f} | {last['cpu_seconds']:.0f} |")
     return "\n".join([*lines, f"| all | | {wall:.0f} | {cpu:.0f} |"])
+
+
+def last_line(stage: str) -> dict[str, Any]:
+    """Of a stage's log; empty where there is none."""
+    path = WORK / f"{stage}.log.jsonl"
+    return json.loads(path.read_text(encoding="utf-8").splitlines()[-1]) if path.exists() else {}
+
+
+def pictures() -> str:
+    """Markdown: how many pictures the stages learn from and are judged by."""
+    effort, easy = Effort(), easy_lessons()
+    looked = {
+        "tower, decoder, doubt": (easy[:-HELD_OUT_EASY], effort.scenes),
+        "sight": (easy[: effort.sight_easy], effort.sight_scenes),
+        "held out": (easy[-HELD_OUT_EASY:], effort.held_out),
+    }
+    lines = ["| for | scenes | pictures of easy-vqa |", "| --- | --- | --- |"]
+    lines += [
+        f"| {stage} | {own} | {sum(bool(lesson.shapes) for lesson in lessons)} |"
+        for stage, (lessons, own) in looked.items()
+    ]
+    return "\n".join(lines)
 
 
 def replace_between(path: Path, name: str, text: str) -> None:
@@ -200,6 +235,7 @@ def run_example(path: Path, folder: Path) -> None:
 
 def main() -> None:
     """Measures and writes."""
+    trained = efforts()
     with tempfile.TemporaryDirectory() as name, ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         folder = write_seeing_model(Path(name) / "model")
         own_marks, easy_marks = pool.map(measure, ("scenes", "easy-vqa"), (folder, folder))
@@ -208,7 +244,8 @@ def main() -> None:
     tested = {condition: Share(sum(right[:TESTED]), TESTED) for condition, right in own_marks.items()}
     everything = {condition: Share(sum(right), len(right)) for condition, right in own_marks.items()}
     card = ROOT / "docs" / "demo_model.md"
-    replace_between(card, "figures of training", efforts())
+    replace_between(card, "figures of pictures", pictures())
+    replace_between(card, "figures of training", trained)
     replace_between(card, "figures of scenes", table(own, own_marks))
     replace_between(card, "figures of easy-vqa", table(easy, easy_marks))
     lines = [f"| {condition} | {share} |" for condition, share in tested.items()]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import easy_vqa
 import numpy as np
@@ -15,6 +17,7 @@ from network import GRID, IGNORED, TokenTable
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from midsight.demo import scenes
 from midsight.demo.scenes import COLORS, SHAPES, SIDE_PX, SUPERSAMPLING, Question, Split, ask, draw, make_scene
 from midsight.testing.phi4_multimodal import make_tokenizer
 
@@ -26,8 +29,16 @@ FORM_INDEX = {form: i + 1 for i, form in enumerate(SHAPES)}
 COLOR_INDEX = {color: i + 1 for i, color in enumerate(sorted(COLORS))}
 COVERED, UNCOVERED = 0.5, 0.125
 """Share of an image token that a shape covers where it counts as the shape's, and as background's."""
+SCENES = 5000
+"""Of our own, to learn from."""
 HELD_OUT_EASY = 60
 """The last images of easy-vqa's training half are kept for choosing."""
+
+
+def drawn_by() -> bytes:
+    """SHA-256 of the code that decides, beside the tower's weights, what is seen of a numbered picture."""
+    files = (Path(scenes.__file__), Path(__file__), Path(__file__).with_name("network.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).digest()
 
 
 @dataclass(frozen=True)
@@ -181,7 +192,7 @@ class Words:
     def ids_in_use(self) -> list[int]:
         """Ids of all that the model reads or says in training, ascending."""
         used = {USER, END, ASSISTANT}
-        lessons = [*easy_lessons(), *(scene_lesson("train", index) for index in range(4000))]
+        lessons = [*easy_lessons(), *(scene_lesson("train", index) for index in range(SCENES))]
         for lesson in lessons:
             for question in lesson.questions:
                 used.update(self.ids(question.text), self.ids(question.answer))

@@ -175,5 +175,5 @@ def switch_lora(network: Network, *, on: bool) -> None:
 
 
 def mean(numbers: Sequence[float]) -> float:
-    """Rounded, NaN for none."""
-    return round(float(np.mean(numbers)), 4) if numbers else float("nan")
+    """Rounded."""
+    return round(float(np.mean(numbers)), 4)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lessons import HELD_OUT_EASY, Lesson, Words, draw_questions, easy_lessons, scene_lesson
+from lessons import HELD_OUT_EASY, SCENES, Lesson, Words, draw_questions, easy_lessons, scene_lesson
 from network import Network
 from torch import Tensor, nn
 
@@ -27,7 +27,7 @@ THREADS = 1
 class Effort:
     """How many steps, and on how many pictures."""
 
-    scenes: int = 5000
+    scenes: int = SCENES
     """Of our own, for tower and decoder."""
     held_out: int = 100
     """Scenes to choose by, beside some of easy-vqa's training half."""

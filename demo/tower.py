@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from lessons import CROP_PX, Lesson, pixels_of, token_labels, window_corner
+from lessons import CROP_PX, Lesson, drawn_by, pixels_of, token_labels, window_corner
 from network import build, pooled_features, window_features
 from safetensors.torch import load_file, save_file
 from stage import BATCH, Descent, Stage, as_bfloat16
@@ -102,7 +102,7 @@ def look_at_all(folder: Path, lessons: Sequence[Lesson]) -> np.ndarray:
     """Features of all pictures, from a file where this tower has seen them before."""
     tower = folder / "tower.safetensors"
     sources = [lesson.source for lesson in lessons]
-    name = hashlib.sha256(tower.read_bytes() + json.dumps(sources).encode()).hexdigest()[:16]
+    name = hashlib.sha256(tower.read_bytes() + json.dumps(sources).encode() + drawn_by()).hexdigest()[:16]
     path = folder / f"features-{name}.npy"
     if not path.exists():
         chunks = [sources[i : i + 20 * BATCH] for i in range(0, len(sources), 20 * BATCH)]

@@ -53,11 +53,13 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stages", nargs="*", help=f"some of {', '.join(STAGES)}; else all")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--folder", type=Path, default=WORK, help="of logs and of what stages leave for the next one")
-    parser.add_argument("--packed", type=Path, default=PACKED, help="the file that pack writes")
-    parser.add_argument("--trial", action="store_true", help="a few steps on a few pictures")
+    parser.add_argument("--folder", type=Path, help="of logs and of what stages leave for the next one")
+    parser.add_argument("--packed", type=Path, help="the file that pack writes; by default the package's")
+    parser.add_argument("--trial", action="store_true", help="a few steps on a few pictures, in a folder of its own")
     call = parser.parse_args()
+    folder = call.folder or (WORK.with_name("demo-model-trial") if call.trial else WORK)
+    packed = call.packed or (folder / PACKED.name if call.trial else PACKED)
     if unknown := set(call.stages) - set(STAGES):
         parser.error(f"{', '.join(sorted(unknown))}: the stages are {', '.join(STAGES)}.")
     for name in call.stages or STAGES:
-        STAGES[name](Stage(name, call.seed, TRIAL if call.trial else Effort(), call.folder, call.packed))
+        STAGES[name](Stage(name, call.seed, TRIAL if call.trial else Effort(), folder, packed))

@@ -37,6 +37,9 @@ app = typer.Typer(
 Out = Annotated[Path, typer.Option("--out", help="The run folder; an unfinished run goes on.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
+ELSEWHERE = "name a folder that is not there yet, on a disk with room"
+"""What to do where `demo` cannot write a model."""
+
 
 def print_version(wanted: bool) -> None:
     """Prints the version and ends."""
@@ -376,13 +379,16 @@ def demo(
     """Run the main job offline: a tiny model that sees answers questions on drawn shapes."""
     with reported_errors(debug=debug):
         if checkpoint_only is not None:
+            from midsight.demo.folder import write_folder
             from midsight.testing.phi4_multimodal import write_phi4_multimodal
 
-            typer.echo(f"Wrote an untrained Phi-4-multimodal to {write_phi4_multimodal(checkpoint_only)}.")
+            made = write_folder(checkpoint_only, write_phi4_multimodal, ELSEWHERE)
+            typer.echo(f"Wrote an untrained Phi-4-multimodal to {made}.")
         if model_only is not None:
+            from midsight.demo.folder import write_folder
             from midsight.demo.seeing import write_seeing_model
 
-            typer.echo(f"Wrote the demo model to {write_seeing_model(model_only)}.")
+            typer.echo(f"Wrote the demo model to {write_folder(model_only, write_seeing_model, ELSEWHERE)}.")
         if checkpoint_only is not None or model_only is not None:
             return
         from midsight.demo.show import run_demo

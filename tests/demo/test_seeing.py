@@ -2,6 +2,8 @@
 
 import json
 import re
+import resource
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from typer.testing import CliRunner
 from midsight import load
 from midsight.cli import app
 from midsight.demo import seeing
+from midsight.demo.folder import list_contents
 from midsight.demo.scenes import ask, draw, make_scene
 from midsight.demo.score import is_right
 from midsight.demo.seeing import PACKED, seeing_model, write_seeing_model
@@ -94,27 +97,49 @@ def test_the_cache_is_written_once_and_whole(tmp_path, monkeypatch):
     assert {path: path.stat().st_mtime_ns for path in first.rglob("*")} == before
 
 
-def test_a_write_cut_short_leaves_no_model_behind(tmp_path, monkeypatch):
-    def cut_short(folder):
-        Path(folder).mkdir()
-        (Path(folder) / "config.json").write_text("{}")
-        raise OSError(28, "No space left on device")
+@pytest.mark.parametrize("damage", ["no LoRA", "weights cut short", "empty folder"])
+def test_a_damaged_cache_is_written_again(damage, tmp_path):
+    folder = seeing_model(tmp_path)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    if damage == "weights cut short":
+        with (folder / "model.safetensors").open("r+b") as file:
+            file.truncate(5_000_000)
+    else:
+        shutil.rmtree(folder / "vision-lora" if damage == "no LoRA" else folder)
+    if damage == "empty folder":
+        folder.mkdir()
+    assert seeing_model(tmp_path) == folder
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
 
-    monkeypatch.setattr(seeing, "write_seeing_model", cut_short)
-    with pytest.raises(MidsightError, match=r"cannot be written to .*No space left on device.*XDG_CACHE_HOME"):
+
+@pytest.fixture
+def small_files_only():
+    """Files of this process may have 8 MB at most while the test runs."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8_000_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.usefixtures("small_files_only")
+def test_a_write_cut_short_leaves_no_model_behind(tmp_path):
+    with pytest.raises(MidsightError, match=r"cannot be written to .*File too large.*XDG_CACHE_HOME"):
         seeing_model(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_another_process_that_was_first_wins(tmp_path, monkeypatch):
-    whole = write_seeing_model
+    target = tmp_path / f"demo-model-{seeing.content_address()}"
+    theirs: list[int] = []
 
     def slow(folder):
-        (tmp_path / f"demo-model-{seeing.content_address()}" / "theirs").mkdir(parents=True)
-        return whole(folder)
+        list_contents(write_seeing_model(target))
+        theirs.append(target.stat().st_ino)
+        return write_seeing_model(folder)
 
     monkeypatch.setattr(seeing, "write_seeing_model", slow)
-    assert [path.name for path in seeing_model(tmp_path).iterdir()] == ["theirs"]
+    assert seeing_model(tmp_path).stat().st_ino == theirs[0]
 
 
 def test_another_file_gets_another_folder(tmp_path, monkeypatch):
@@ -147,6 +172,29 @@ def test_model_only_writes_a_folder_and_leaves_the_cache_alone(tmp_path, monkeyp
     assert str(tmp_path / "model") in done.output
     assert json.loads((tmp_path / "model" / "config.json").read_text())["num_hidden_layers"] == 4
     assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("option", ["--model-only", "--checkpoint-only"])
+@pytest.mark.parametrize("there", ["a folder with a file", "a file"])
+def test_what_is_there_already_is_not_written_over(option, there, tmp_path):
+    target = tmp_path / "mine"
+    kept = target
+    if there != "a file":
+        target.mkdir()
+        kept = target / "notes"
+    kept.write_text("mine")
+    done = CliRunner().invoke(app, ["demo", option, str(target)])
+    assert done.exit_code == 2
+    assert re.fullmatch(rf"Error: The model cannot be written to {target} \(.+\); name a folder .*\n", done.output)
+    assert kept.read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_the_demo_says_where_it_cannot_write(tmp_path):
+    (out := tmp_path / "out").write_text("mine")
+    done = CliRunner().invoke(app, ["demo", "--out", str(out)])
+    assert done.exit_code == 2
+    assert done.output == f"Error: The demo cannot write to {out} (File exists); name another --out.\n"
 
 
 @pytest.mark.slow

@@ -135,8 +135,8 @@ def draw(scene: Scene) -> Image.Image:
 def ask(split: Split, index: int) -> list[Question]:
     """Four to six questions on scene number `index` of `split`, in an order of no meaning.
 
-    Presence is asked twice, with the answers yes and no. Half of the absent shapes have their color and
-    their form in the picture, on different shapes, where it has such.
+    Presence is asked twice, with the answers yes and no. An absent shape has its color or its form in the picture, and
+    where the picture allows it more often than not both, on different shapes.
     """
     scene = make_scene(split, index)
     rng = random.Random(f"questions {split} {index}")  # noqa: S311

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
+import shutil
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
 
+from midsight.demo.folder import is_whole, list_contents, write_folder
 from midsight.errors import MidsightError
 from midsight.testing import phi4_multimodal
 from midsight.testing.phi4_multimodal import (
@@ -95,29 +96,22 @@ def write_seeing_model(folder: str | Path, packed: Path = PACKED) -> Path:
 
 
 def seeing_model(cache: Path | None = None) -> Path:
-    """The demo model's folder in the user's cache, written there at first use.
+    """The demo model's folder in the user's cache, written there at first use and again where it was damaged.
 
     Its name follows from what it is written from, so a newer midsight never meets an older one's folder.
     """
     cache = cache or cache_folder()
     target = cache / f"demo-model-{content_address()}"
-    if target.is_dir():
+    if is_whole(target):
         return target
+    shutil.rmtree(target, ignore_errors=True)
     try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".demo-model-", dir=cache) as beside:
-            written = write_seeing_model(Path(beside) / "model")
-            try:
-                written.rename(target)
-            except OSError:
-                if not target.is_dir():  # else another process was first, with the same files
-                    raise
-    except OSError as error:
-        raise MidsightError(
-            f"The demo model cannot be written to {cache} ({error.strerror or error}); make room there, or set "
-            "XDG_CACHE_HOME to a folder that you may write."
-        ) from error
-    return target
+        otherwise = "make room there, or set XDG_CACHE_HOME to a folder that you may write"
+        return write_folder(target, lambda folder: list_contents(write_seeing_model(folder)), otherwise)
+    except MidsightError:
+        if is_whole(target):  # another process was first, with the same files
+            return target
+        raise
 
 
 def cache_folder() -> Path:
@@ -129,7 +123,9 @@ def cache_folder() -> Path:
 def content_address() -> str:
     """First 16 digits of the SHA-256 of all that decides the folder's files."""
     digest = hashlib.sha256(PACKED.read_bytes())
-    for file in (TOKENIZER, Path(__file__), Path(phi4_multimodal.__file__)):
+    testing = Path(phi4_multimodal.__file__).parent
+    for file in (TOKENIZER, testing / "phi4_multimodal.py", testing / "random_weights.py", Path(__file__)):
         digest.update(file.read_bytes())
-    digest.update(version("transformers").encode())
+    for library in ("transformers", "safetensors"):
+        digest.update(version(library).encode())
     return digest.hexdigest()[:16]

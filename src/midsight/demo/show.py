@@ -14,6 +14,7 @@ from midsight.demo.scenes import ask, draw, make_scene
 from midsight.demo.score import Share, by_kind, is_right
 from midsight.demo.seeing import seeing_model
 from midsight.demo.sheet import contact_sheet
+from midsight.errors import MidsightError
 from midsight.reports.summary import summarise
 from midsight.reports.terminal import render_summary
 from midsight.store.reader import Run
@@ -68,7 +69,10 @@ def run_demo(
     out: Path, load: Callable[..., Any], extract: Callable[..., Run], console: Console, *, scenes: int = SCENES
 ) -> Run:
     """Writes pictures and questions to `out`, extracts, and shows answers, run folder, and how to read it."""
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MidsightError(f"The demo cannot write to {out} ({error.strerror}); name another --out.") from error
     console.print(TRAINED)
     model = seeing_model()
     questions = out / "questions.jsonl"
