@@ -298,7 +298,7 @@ def export(
             opened,
             out,
             format,
-            columns=columns.split(",") if columns else None,
+            columns=[name.strip() for name in columns.split(",") if name.strip()] if columns else None,
             samples=read_ids(samples) if samples else None,
             overwrite=overwrite,
         )

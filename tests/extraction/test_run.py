@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import zlib
 
 import numpy as np
@@ -231,6 +232,15 @@ def test_bad_samples_are_recorded_and_the_others_stored(model, tmp_path):
     assert "line 5" in broken.reason
     alone = model.extract(tmp_path / "good.png", "What is this?", max_new_tokens=2)
     assert np.allclose(run.matrix(VISION_ONLY)[0], alone.vision_only_representation, rtol=1e-5)
+
+
+def test_a_prompt_longer_than_the_model_takes_is_said_and_not_computed(dataset, model):
+    image = dataset / "images" / "0.png"
+    long, short = model.extract_many([(image, "word " * 131072), (image, "What?")], answers=False, layers=[0])
+    assert isinstance(short, midsight.Record)
+    assert re.search(
+        r"The prompt has \d{3},\d{3} tokens, and the model takes 131,072; shorten the question", long.reason
+    )
 
 
 def test_bad_pairs_keep_their_place_among_the_outcomes(dataset, model):

@@ -133,6 +133,17 @@ def test_text_without_an_image_fails_with_its_column(tmp_path):
     assert "there is no image (column 'image')" in dataset.failures[0].reason
 
 
+def test_a_row_of_vlmevalkit_without_a_question_still_lends_its_image(tmp_path):
+    rows = [
+        {"index": "10", "image": BASE64[0], "question": "", "answer": "A"},
+        {"index": "11", "image": "10", "question": "And here?", "answer": "B"},
+    ]
+    dataset = read_table(write_tsv(tmp_path / "MMBench.tsv", rows))
+    (borrower,), (failure,) = dataset.samples, dataset.failures
+    assert np.array_equal(np.asarray(decode_image(borrower.images[0])), np.asarray(PICTURES[0]))
+    assert "question is empty" in failure.reason
+
+
 def test_vlmevalkit_images_in_base64_options_and_images_that_rows_share(tmp_path):
     rows = [
         {"index": "10", "image": BASE64[0], "question": 'Which "one"?\nSay.', "A": "dog", "B": "a\tb", "answer": "A"},

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import datetime
+import decimal
 import hashlib
 import json
 import os
@@ -12,6 +14,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -322,6 +326,15 @@ def test_a_failed_row_counts_among_repeats(jsonl):
 )
 def test_answers_are_texts(jsonl, value, expected):
     assert read_table(jsonl({**PAIR, "answers": value})).samples[0].reference_answers == expected
+
+
+def test_lists_of_dates_and_decimals_are_texts(tmp_path):
+    answers = [[datetime.date(2020, 1, 2)], [decimal.Decimal("1.50")], None]
+    tables = [pa.table({"image": ["a.png"], "question": ["q"], "answers": [each]}) for each in answers]
+    for number, table in enumerate(tables):
+        pq.write_table(table, tmp_path / f"{number}.parquet")
+    told = [read_table(tmp_path / f"{number}.parquet").samples[0].reference_answers for number in range(3)]
+    assert told == [("2020-01-02",), ("1.50",), ()]
 
 
 def test_answer_comes_before_answers(jsonl):

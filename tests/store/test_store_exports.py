@@ -298,6 +298,8 @@ def test_ids_are_read_from_lines_or_a_json_list(tmp_path):
     (tmp_path / "ids.json").write_text('["a\\nb", ""]')
     assert read_ids(tmp_path / "ids.txt") == ["s1", "s 2", "Zürich"]
     assert read_ids(tmp_path / "ids.json") == ["a\nb", ""]
+    (tmp_path / "ids.txt").write_text("s3\n", "utf-8-sig")
+    assert read_ids(tmp_path / "ids.txt") == ["s3"]
     (tmp_path / "bad.json").write_text("[1]")
     (tmp_path / "bad.txt").write_bytes(b"\xff\xfe")
     for name, why in (

@@ -175,3 +175,13 @@ def test_a_column_that_the_run_does_not_have_is_refused(run_folder, name):
     pytest.importorskip("datasets" if name == "to_dataset" else name.removeprefix("to_"), reason=REASON)
     with pytest.raises(MidsightError, match="has no column 'anser'; it has sample_id, input_index, "):
         getattr(open_run(run_folder), name)(["anser"])
+
+
+@pytest.mark.parametrize("name", ["to_pandas", "to_polars", "to_dataset"])
+def test_columns_are_a_list_and_each_comes_once(run_folder, name):
+    pytest.importorskip("datasets" if name == "to_dataset" else name.removeprefix("to_"), reason=REASON)
+    made = getattr(open_run(run_folder), name)
+    columns = made(["answer", "sample_id", "answer"])
+    assert list(columns.column_names if name == "to_dataset" else columns.columns) == ["answer", "sample_id"]
+    with pytest.raises(MidsightError, match=re.escape("the text 'answer'; give a list of names, like ['answer']")):
+        made("answer")

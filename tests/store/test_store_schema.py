@@ -111,6 +111,12 @@ def test_json_extras_keep_order_and_letters():
     assert table.column("source").to_pylist() == [None]
 
 
+def test_numbers_that_json_has_no_words_for_are_null_in_it():
+    meta = {"bbox": [float("nan"), 1.5, float("-inf")], "deep": {"x": (float("inf"),)}}
+    table = records_to_table([make_record(0, extras={"meta": meta})], make_spec())
+    assert table.column("meta").to_pylist() == ['{"bbox": [null, 1.5, null], "deep": {"x": [null]}}']
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

@@ -62,6 +62,8 @@ def prepare(model: LoadedModel, plan: Plan, samples: Sequence[Sample]) -> list[P
             prepared_images[key] = PreparedImage(image_id(image), inputs)
         return prepared_images[key]
 
+    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
     def prepare_sample(sample: Sample) -> PreparedSample | Failure:
         try:
             if not sample.images:
@@ -70,6 +72,9 @@ def prepare(model: LoadedModel, plan: Plan, samples: Sequence[Sample]) -> list[P
             prompt = tokenise_prompt(
                 model.tokenizer, model.adapter, plan.template, sample.question, [i.inputs.tokens for i in images]
             )
+            if longest is not None and len(prompt.token_ids) > longest:
+                tokens = f"{len(prompt.token_ids):,} tokens, and the model takes {longest:,}"
+                raise SampleError(f"The prompt has {tokens}; shorten the question.")
         except SampleError as error:
             return Failure(sample.sample_id, sample.input_index, str(error))
         except Exception as error:  # whatever an image does to a library, the other samples are extracted

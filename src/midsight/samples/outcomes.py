@@ -12,7 +12,7 @@ from midsight.errors import SampleError
 from midsight.samples.columnar import plain
 from midsight.samples.image_cells import ImageCells
 from midsight.samples.rows import Row, Table, shown
-from midsight.samples.sample import Failure, Sample, make_sample_id
+from midsight.samples.sample import Failure, ImageSource, Sample, make_sample_id
 from midsight.samples.shapes import Roles, first_exchange
 
 MAX_TEXT = 1_000_000
@@ -30,6 +30,7 @@ class SampleMaker:
         self._named = roles.names
         self._images = ImageCells(root, allow_urls=allow_urls)
         self._borrowers: list[tuple[int, int]] = []
+        self._owned: dict[str, tuple[str, tuple[ImageSource, ...]]] = {}
 
     def __call__(self, row: Row, index: int) -> Sample | Failure:
         """The sample of a row, or why there is none."""
@@ -44,6 +45,8 @@ class SampleMaker:
                 self._borrowers.append((index, row.number))
             else:
                 image, images = self._images.read(row, roles.image)
+                if roles.shape == "vlmevalkit" and images:
+                    self._owned[str(row.cells.get("index"))] = (image, images)
             question, answer = self._asked(row.cells, len(images))
             check_question(question)
             return Sample(
@@ -63,14 +66,13 @@ class SampleMaker:
         lent = list(outcomes)
         if not self._borrowers:
             return lent
-        owners = {self._index(item): item for item in outcomes if isinstance(item, Sample) and item.images}
         for index, number in self._borrowers:
             borrower = lent[index]
             if not isinstance(borrower, Sample):
                 continue
-            owner = owners.get(borrower.image)
-            if owner is not None:
-                lent[index] = replace(borrower, image=owner.image, images=owner.images)
+            if borrower.image in self._owned:
+                image, images = self._owned[borrower.image]
+                lent[index] = replace(borrower, image=image, images=images)
             else:
                 error = SampleError(f"the image is {borrower.image}, and no row with that index has an image.")
                 lent[index] = Failure(borrower.sample_id, index, self._reason(number, error))
@@ -82,9 +84,6 @@ class SampleMaker:
             return False
         cell = row.cells[self._roles.image].strip()
         return len(cell) <= 64 and cell.isdecimal()
-
-    def _index(self, sample: Sample) -> str:
-        return sample.sample_id if self._roles.id == "index" else str(sample.extras.get("index"))
 
     def _asked(self, cells: Mapping[str, Any], images: int) -> tuple[str, Any]:
         """The question, and the cell or text of the answer."""
@@ -135,5 +134,6 @@ def _answers(value: Any) -> tuple[str, ...]:
     if value is None or isinstance(value, str):
         return (value,) if value else ()
     values = value if isinstance(value, list) else [value]
+    values = [plain(value) for value in values]
     texts = (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for value in values)
     return tuple(text for value, text in zip(values, texts, strict=True) if value is not None and text)

@@ -120,7 +120,7 @@ def export_run(
 def read_ids(file: Path) -> list[str]:
     """The sample ids in `file`: a JSON list where it ends with .json, else one a line."""
     try:
-        text = file.read_text("utf-8")
+        text = file.read_text("utf-8-sig")
         ids = json.loads(text) if file.suffix == ".json" else [line for line in text.split("\n") if line]
     except OSError as error:
         raise MidsightError(f"{file} cannot be read: {error.strerror}; give a file of sample ids.") from error

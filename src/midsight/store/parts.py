@@ -94,7 +94,8 @@ def read_part(path: Path, digest: PartDigest, columns: Sequence[str]) -> Iterato
             _read_into(view, footer, file)
             if hashlib.sha256(view[footer]).hexdigest() != digest.footer_sha256:
                 raise damaged_part(path, "its footer does not match its SHA-256")
-            part = pq.ParquetFile(pa.py_buffer(image), page_checksum_verification=True)
+            # On this thread alone: one of Arrow's that lets go of our buffer while Python ends aborts the process.
+            part = pq.ParquetFile(pa.py_buffer(image), page_checksum_verification=True, pre_buffer=False)
             # Every column of a run has one leaf, so its place in the schema is that of its chunk.
             leaves = {name: i for i, name in enumerate(part.schema_arrow.names)}
             for group, crcs in enumerate(digest.chunk_crc32):
@@ -103,7 +104,7 @@ def read_part(path: Path, digest: PartDigest, columns: Sequence[str]) -> Iterato
                     _read_into(view, chunk, file)
                     if zlib.crc32(view[chunk]) != crcs[leaves[name]]:
                         raise damaged_part(path, f"its column {name} does not match its checksum in row group {group}")
-                yield part.read_row_group(group, columns=list(columns)).select(list(columns))
+                yield part.read_row_group(group, columns=list(columns), use_threads=False).select(list(columns))
     except (FileNotFoundError, EOFError, pa.ArrowException) as error:
         raise damaged_part(path, f"it cannot be read ({error})") from error
     except OSError as error:

@@ -122,6 +122,9 @@ class Run:
     def _chosen(self, columns: Sequence[str] | None) -> pa.Table:
         if columns is None:
             return self.table()
+        if isinstance(columns, str):
+            raise MidsightError(f"The columns are the text {columns!r}; give a list of names, like [{columns!r}].")
+        columns = [*dict.fromkeys(columns)]
         for name in columns:
             if name not in self.columns:
                 raise MidsightError(f"{self.path} has no column {name!r}; it has {', '.join(self.columns)}.")

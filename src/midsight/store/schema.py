@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -138,11 +139,20 @@ def _extra_value(record: Record, name: str, type_: str) -> Any:
     if type_ != "json" or value is None:
         return value
     try:
-        return json.dumps(value, ensure_ascii=False)
+        return json.dumps(_without_nan(value), ensure_ascii=False)
     except (TypeError, ValueError) as error:
         raise SampleError(
             f"The input column {name!r} of sample {record.sample_id!r} cannot be written as JSON: {error}."
         ) from error
+
+
+def _without_nan(value: Any) -> Any:
+    """The value with null for NaN and infinities, which JSON has no words for."""
+    if isinstance(value, dict):
+        return {name: _without_nan(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _scalars(records: Sequence[Record], values: list[Any], field: pa.Field) -> pa.Array:
