@@ -23,21 +23,21 @@ from benchmarks.measure import PROCEDURES, Measured, Task
 
 
 def main() -> None:
-    """Times every case and prints the table; the same goes into benchmarks/results/ and docs/performance.md."""
+    """Times every case, prints the tables, and writes them to benchmarks/results/ and docs/performance.md."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--size", action="append", choices=get_args(Size), help="demo and mid by default")
+    parser.add_argument("--size", action="append", choices=get_args(Size), help="default: demo and mid")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--batch-size", help="midsight's; a number or auto, by default the case's own")
-    parser.add_argument("--case", default="", help="only cases whose name has this in it; nothing is written then")
-    parser.add_argument("--samples", type=int, help="of each case, instead of its own number; nothing is written then")
-    parser.add_argument("--curves", action="store_true", help="cost against questions per image and new tokens")
+    parser.add_argument("--batch-size", help="for midsight: a number or auto; default: the case's own")
+    parser.add_argument("--case", default="", help="run only cases whose name contains this; writes nothing")
+    parser.add_argument("--samples", type=int, help="number of samples in each case; writes nothing")
+    parser.add_argument("--curves", action="store_true", help="measure cost against questions per image and new tokens")
     chosen = parser.parse_args()
-    tried = bool(chosen.case or chosen.samples)
+    is_trial = bool(chosen.case or chosen.samples)
     for size in chosen.size or ["demo", "mid"]:
         if chosen.curves:
             if size == "demo":
                 continue
-            report = {**heading(chosen, size), "points": measure_curves(size, chosen.device, measure_apart)}
+            report = {**heading(chosen, size), "points": measure_curves(size, chosen.device, measure_in_process)}
             page.write_result(f"curves-{size}-{chosen.device}", report)
             continue
         cases = [
@@ -47,16 +47,17 @@ def main() -> None:
         ]
         report = {**heading(chosen, size), "cases": [time_case(case, chosen) for case in cases]}
         print(
-            "\n".join(["", *page.table(report), "", *page.aims(report), "", *page.phase_table(report), ""]), flush=True
+            "\n".join(["", *page.table(report), "", *page.targets(report), "", *page.phase_table(report), ""]),
+            flush=True,
         )
-        if not tried:
+        if not is_trial:
             page.write_result(f"{size}-{chosen.device}", report)
-    if not tried:
+    if not is_trial:
         page.write_page()
 
 
 def heading(chosen: argparse.Namespace, size: str) -> dict[str, Any]:
-    """What a result begins with."""
+    """The first fields of a result: command, date, size and device."""
     options = [f"SIZE={size}", *([f"DEVICE={chosen.device}"] if chosen.device != "cpu" else [])]
     command = f"make bench {' '.join(options)}"
     if chosen.curves:
@@ -65,18 +66,16 @@ def heading(chosen: argparse.Namespace, size: str) -> dict[str, Any]:
 
 
 def time_case(case: Case, chosen: argparse.Namespace) -> dict[str, Any]:
-    """The three procedures on one case, one process after the other."""
+    """Runs the three procedures on one case, each in its own process, one after the other."""
     with tempfile.TemporaryDirectory() as folder:
         rows = case.rows(Path(folder), chosen.samples or case.count, case.new_tokens)
         measured: dict[str, Any] = {}
         for procedure in PROCEDURES:
             own_size = chosen.batch_size if procedure == "midsight" else None
             batch_size = int(own_size) if own_size and own_size.isdecimal() else own_size or case.batch_size
-            took = measure_apart(Task(procedure, case.size, chosen.device, rows, batch_size))
+            took = measure_in_process(Task(procedure, case.size, chosen.device, rows, batch_size))
             measured[procedure] = asdict(took)
-            print(
-                f"{case.name}: {procedure} {took.seconds:.1f} s, {took.cpu_seconds:.1f} s of the processor", flush=True
-            )
+            print(f"{case.name}: {procedure} {took.seconds:.1f} s, {took.cpu_seconds:.1f} s of CPU time", flush=True)
     return {
         "name": case.name,
         "samples": len(rows),
@@ -87,8 +86,8 @@ def time_case(case: Case, chosen: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def measure_apart(task: Task) -> Measured:
-    """The task, measured by a process of its own; raises CalledProcessError where that fails."""
+def measure_in_process(task: Task) -> Measured:
+    """Measures the task in a new process; raises CalledProcessError if that process fails."""
     with tempfile.TemporaryDirectory() as folder:
         task_path, result_path = Path(folder) / "task.json", Path(folder) / "result.json"
         task_path.write_text(json.dumps(asdict(task)))

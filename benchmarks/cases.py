@@ -1,4 +1,4 @@
-"""The cases that are timed, and what is aimed at."""
+"""The cases that are timed, with their target ratios."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ Size = Literal["demo", "mid", "full"]
 
 @dataclass(frozen=True)
 class Case:
-    """A dataset, what is asked of it, and how many times the original's speed is aimed at."""
+    """A dataset, the length of its answers, and the target speed-up."""
 
     size: Size
-    """Of the model."""
+    """Size of the model."""
     name: str
-    """For the table."""
+    """Name of the row in the table."""
     rows: Callable[[Path, int, int], list[Row]]
-    """Folder for images, count, longest answer -> samples."""
+    """Makes the samples from: folder for images, number of samples, maximum number of new tokens."""
     count: int
-    """Samples, the same for every procedure."""
+    """Number of samples, the same for every procedure."""
     new_tokens: int
-    """Longest answer; 0 for none."""
+    """Maximum number of new tokens; 0 for no answers."""
     batch_size: int
-    """Of plain batches, and of midsight unless the command says otherwise."""
+    """Batch size of plain batches, and of midsight unless the command line gives another."""
     target: float | None = None
-    """Ratio to the original that is aimed at."""
+    """Target ratio to the original's speed; None without a target."""
     by_default: bool = True
-    """Whether it runs without being asked for by name."""
+    """Whether the case runs if the command line names no case."""
 
 
 CASES = (

@@ -1,4 +1,4 @@
-"""What a machine can do and what a case needs: multiplications and additions, and bytes."""
+"""Floating-point operations and memory: what the machine can do, and what a case needs."""
 
 from __future__ import annotations
 
@@ -12,15 +12,18 @@ from typing import Any
 import psutil
 import torch
 
-from midsight.models.phi4_multimodal import crop_grid
+from midsight.families.phi4_multimodal import crop_grid
 
 MATRIX_SIDES = {"cpu": (1024, 2048), "cuda": (4096, 8192)}
 PATCHES = 1024
-"""Of a crop of 448 pixels in squares of 14."""
+"""Patches of a crop: 448 pixels a side, 14 pixels a patch."""
 
 
 def matrix_peak(device: str, repeats: int = 3) -> float:
-    """Floating-point operations per second of the best large matrix product: float32 on a CPU, bfloat16 on a GPU."""
+    """Highest speed of a large matrix product, in floating-point operations per second.
+
+    float32 on a CPU, bfloat16 on a GPU.
+    """
     kind = torch.device(device).type
     dtype = torch.float32 if kind == "cpu" else torch.bfloat16
     best = 0.0
@@ -35,7 +38,7 @@ def matrix_peak(device: str, repeats: int = 3) -> float:
 
 
 def vision_flops(config: Any, sizes_px: Sequence[tuple[int, int]], most_crops: int) -> float:
-    """What the vision encoder needs for images of these sizes: real crops, and the layers up to the feature layer."""
+    """Floating-point operations of the vision encoder: the real crops, through the layers up to the feature layer."""
     vision = config.vision_config
     width, mlp = vision.hidden_size, vision.intermediate_size
     layers = range(vision.num_hidden_layers + 1)[vision.feature_layer]
@@ -48,24 +51,27 @@ def vision_flops(config: Any, sizes_px: Sequence[tuple[int, int]], most_crops: i
 
 
 def decoder_flops(config: Any, pieces: Sequence[tuple[int, int]]) -> float:
-    """What the decoder layers need for pieces of prompts, each (tokens before it, its own): no padding, causal."""
+    """Floating-point operations of the decoder layers, without padding and with causal attention.
+
+    `pieces` are parts of prompts: number of tokens before the part, and number of tokens in it.
+    """
     heads, hidden = config.num_attention_heads, config.hidden_size
     head = hidden // heads
     per_token = 2 * (hidden * head * (heads + 2 * config.num_key_value_heads) + hidden**2)
     per_token += 2 * 3 * hidden * config.intermediate_size
-    tokens = sum(own for _, own in pieces)
-    pairs = sum(own * before + own * (own + 1) / 2 for before, own in pieces)
+    tokens = sum(length for _, length in pieces)
+    pairs = sum(length * before + length * (length + 1) / 2 for before, length in pieces)
     return config.num_hidden_layers * (tokens * per_token + 4 * pairs * hidden)
 
 
 def synchronize() -> None:
-    """Waits for the device's work."""
+    """Waits until the GPU has finished."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 class Memory:
-    """Peak memory from its making on, beyond what was in use then: the device's on a GPU, else the process's."""
+    """Peak memory since the object was made, minus what was in use then: of the GPU, or else of the process."""
 
     def __init__(self, device: str) -> None:
         self._cuda = torch.device(device).type == "cuda"
@@ -76,17 +82,17 @@ class Memory:
         else:
             self._before = psutil.Process().memory_info().rss
             if sys.platform == "linux":
-                Path("/proc/self/clear_refs").write_text("5")  # the peak so far was that of loading
+                Path("/proc/self/clear_refs").write_text("5")  # forget the peak of loading the model
 
     def peak_bytes(self) -> int:
-        """The peak so far, beyond the start."""
+        """Peak so far, minus the memory at the start."""
         if self._cuda:
             return torch.cuda.max_memory_allocated() - self._before
         return resident_peak_bytes() - self._before
 
 
 def resident_peak_bytes() -> int:
-    """The most of this process that was ever in memory, since the peak was last reset."""
+    """Peak resident memory of this process since the peak was last reset."""
     if sys.platform == "linux":
         status = Path("/proc/self/status").read_text()
         return int(status.split("VmHWM:")[1].split()[0]) * 1024
@@ -96,7 +102,7 @@ def resident_peak_bytes() -> int:
 
 
 def machine() -> dict[str, Any]:
-    """What ran it."""
+    """The machine: processor, cores, threads, memory, and the version of torch."""
     name = next(
         (
             line.partition(":")[2].strip()

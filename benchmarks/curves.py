@@ -16,12 +16,15 @@ QUESTIONS_PER_IMAGE = (1, 2, 5, 10, 20)
 NEW_TOKENS = (1, 20, 200)
 IMAGES = 4
 BATCH_SIZE = 80
-LONGEST = 20
-"""Of answers while the questions per image change."""
+FIXED_NEW_TOKENS = 20
+"""Maximum number of new tokens while the questions per image change."""
 
 
 def measure_curves(size: str, device: str, measure: Callable[[Task], Measured]) -> list[dict[str, Any]]:
-    """Points of both curves: midsight at each, and the original, whose cost per question no sharing changes, once."""
+    """The points of both curves.
+
+    The original does not share work between questions, so its cost per question is measured once.
+    """
     points = []
 
     def add(curve: str, x: int, procedure: Procedure, task: Task) -> None:
@@ -32,12 +35,12 @@ def measure_curves(size: str, device: str, measure: Callable[[Task], Measured]) 
     with tempfile.TemporaryDirectory() as folder:
         images = write_drawn(Path(folder), [DRAWN_PX] * IMAGES)
         for count in QUESTIONS_PER_IMAGE:
-            rows = ask(images, count, LONGEST)
+            rows = ask(images, count, FIXED_NEW_TOKENS)
             add("questions per image", count, "midsight", Task("midsight", size, device, rows, BATCH_SIZE))
             if count == 1:
                 add("questions per image", count, "original", Task("original", size, device, rows, 1))
         for tokens in NEW_TOKENS:
-            rows = [replace(row, new_tokens=tokens) for row in ask(images, 1, LONGEST)]
+            rows = [replace(row, new_tokens=tokens) for row in ask(images, 1, FIXED_NEW_TOKENS)]
             for procedure in ("midsight", "original"):
                 add("new tokens", tokens, procedure, Task(procedure, size, device, rows, BATCH_SIZE))
     return points

@@ -1,4 +1,7 @@
-"""Images with questions: distinct, shared by ten questions each, and of mixed sizes; the same for every procedure."""
+"""Images with questions: one or ten questions per image, one or several image sizes.
+
+Every procedure gets the same.
+"""
 
 from __future__ import annotations
 
@@ -23,75 +26,76 @@ MIXED_SIZES_PX = (
     (1920, 1080),
     (2240, 1792),
 )
-"""1, 1, 3, 4, 6, 9, 15 and 20 sub-crops; the last is longer than the longrope border."""
+"""1, 1, 3, 4, 6, 9, 15 and 20 sub-crops; the prompt of the last image exceeds the longrope threshold."""
 DRAWN_PX = (640, 480)
 QUESTIONS_PER_IMAGE = 10
 
 
 @dataclass(frozen=True)
 class Row:
-    """A sample of a benchmark."""
+    """One sample of a benchmark."""
 
     image: str
     """Path of a PNG file."""
     question: str
-    """What is asked about it."""
+    """Question about the image."""
     new_tokens: int
-    """Tokens of its answer, the stop token among them; 0 for none."""
+    """Number of tokens in the answer, including the stop token; 0 for no answer."""
 
 
-def stop_length(question: str, longest: int) -> int:
-    """Tokens after which the answer to a question ends: fixed for the question, drawn for the questions.
+def stop_length(question: str, max_new_tokens: int) -> int:
+    """Number of tokens in the answer to a question; the same question always gets the same number.
 
-    The exponential distribution of mean `longest` / 2, cut at `longest`: most answers are short, one in seven is cut.
+    Lengths follow an exponential distribution of mean `max_new_tokens` / 2, cut at `max_new_tokens`.
+    So most answers are short, and one in seven is cut.
     """
-    if longest == 0:
+    if max_new_tokens == 0:
         return 0
     digest = hashlib.sha256(question.encode()).digest()
     uniform = int.from_bytes(digest[:8], "big") / 2**64
-    return min(longest, max(1, math.ceil(-longest / 2 * math.log1p(-uniform))))
+    return min(max_new_tokens, max(1, math.ceil(-max_new_tokens / 2 * math.log1p(-uniform))))
 
 
 def draw(size_px: tuple[int, int], seed: int) -> Image.Image:
-    """Smooth noise of that size, RGB."""
+    """An RGB image of smooth noise."""
     noise = np.random.default_rng(seed).integers(0, 256, (12, 16, 3), dtype=np.uint8)
     return Image.fromarray(noise).resize(size_px, Image.Resampling.BICUBIC)
 
 
 def write_drawn(folder: Path, sizes_px: Sequence[tuple[int, int]]) -> list[str]:
-    """A drawn image of each size, as PNG files; their paths."""
+    """Writes an image of each size as a PNG file and returns the paths."""
     paths = [folder / f"{number}.png" for number in range(len(sizes_px))]
     for number, (path, size_px) in enumerate(zip(paths, sizes_px, strict=True)):
         draw(size_px, number).save(path)
     return [str(path) for path in paths]
 
 
-def ask(images: Sequence[str], per_image: int, longest: int) -> list[Row]:
-    """So many questions on each image."""
+def ask(images: Sequence[str], per_image: int, max_new_tokens: int) -> list[Row]:
+    """Asks `per_image` questions about each image."""
     questions = [
         [f"Is there a thing of kind {kind} in picture {number}?" for kind in range(per_image)]
         for number in range(len(images))
     ]
     return [
-        Row(image, question, stop_length(question, longest))
+        Row(image, question, stop_length(question, max_new_tokens))
         for image, asked in zip(images, questions, strict=True)
         for question in asked
     ]
 
 
-def distinct(folder: Path, count: int, longest: int) -> list[Row]:
-    """One question on each image of 640 x 480."""
-    return ask(write_drawn(folder, [DRAWN_PX] * count), 1, longest)
+def distinct(folder: Path, count: int, max_new_tokens: int) -> list[Row]:
+    """One question per image; images of 640 x 480 pixels."""
+    return ask(write_drawn(folder, [DRAWN_PX] * count), 1, max_new_tokens)
 
 
-def ten_drawn(folder: Path, count: int, longest: int) -> list[Row]:
-    """Ten questions on each image of 640 x 480."""
+def ten_drawn(folder: Path, count: int, max_new_tokens: int) -> list[Row]:
+    """Ten questions per image; images of 640 x 480 pixels."""
     images = write_drawn(folder, [DRAWN_PX] * -(-count // QUESTIONS_PER_IMAGE))
-    return ask(images, QUESTIONS_PER_IMAGE, longest)[:count]
+    return ask(images, QUESTIONS_PER_IMAGE, max_new_tokens)[:count]
 
 
-def ten_easy_vqa(_folder: Path, count: int, longest: int) -> list[Row]:
-    """Ten questions on each of easy-vqa's images, as they come with the package: 64 x 64 pixels."""
+def ten_easy_vqa(_folder: Path, count: int, max_new_tokens: int) -> list[Row]:
+    """Ten questions per image of easy-vqa; images of 64 x 64 pixels, unchanged."""
     questions, _, image_ids = easy_vqa.get_test_questions()
     paths = easy_vqa.get_test_image_paths()
     by_image: dict[int, list[str]] = {}
@@ -99,21 +103,21 @@ def ten_easy_vqa(_folder: Path, count: int, longest: int) -> list[Row]:
         by_image.setdefault(image_id, []).append(question)
     asked = {image_id: texts for image_id, texts in by_image.items() if len(texts) >= QUESTIONS_PER_IMAGE}
     rows = [
-        Row(paths[image_id], text, stop_length(text, longest))
+        Row(paths[image_id], text, stop_length(text, max_new_tokens))
         for image_id, texts in asked.items()
         for text in texts[:QUESTIONS_PER_IMAGE]
     ]
     return rows[:count]
 
 
-def mixed_sizes(folder: Path, count: int, longest: int) -> list[Row]:
-    """One question on each image, images of eight sizes in turn."""
+def mixed_sizes(folder: Path, count: int, max_new_tokens: int) -> list[Row]:
+    """One question per image; images of eight sizes in turn."""
     sizes_px = [MIXED_SIZES_PX[number % len(MIXED_SIZES_PX)] for number in range(count)]
-    return ask(write_drawn(folder, sizes_px), 1, longest)
+    return ask(write_drawn(folder, sizes_px), 1, max_new_tokens)
 
 
 def write_dataset(rows: Sequence[Row], path: Path) -> Path:
-    """The rows as the JSONL file that midsight reads, image paths from the folder they are in."""
+    """Writes the rows as a JSONL file for midsight, with image paths relative to the images' folder."""
     lines = [json.dumps({"image": Path(row.image).name, "question": row.question}) for row in rows]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path

@@ -11,7 +11,7 @@ COLOURS = {"midsight": "#0b6e4f", "original": "#8a8a8a"}
 
 
 def curves_svg(points: Sequence[dict[str, Any]]) -> str:
-    """A panel for each curve; points have curve, x, procedure and seconds."""
+    """One panel per curve; points have the keys curve, x, procedure and seconds."""
     curves = list(dict.fromkeys(point["curve"] for point in points))
     seconds = [point["seconds"] for point in points]
     ticks = [
@@ -33,7 +33,7 @@ def curves_svg(points: Sequence[dict[str, Any]]) -> str:
 def draw_panel(
     curve: str, points: Sequence[dict[str, Any]], left: float, width: float, ticks: Sequence[float]
 ) -> list[str]:
-    """One panel: grid, axes, a line for each procedure."""
+    """One panel: grid, axes, and one line per procedure."""
     top, bottom = 40.0, HEIGHT_PX - 50.0
     values = sorted({point["x"] for point in points})
 
@@ -55,7 +55,7 @@ def draw_panel(
     parts.append(f'<text x="{left:.1f}" y="{top - 16:.1f}">seconds per question</text>')
     for procedure, colour in COLOURS.items():
         own = sorted((point["x"], point["seconds"]) for point in points if point["procedure"] == procedure)
-        if len(own) == 1:  # one that does not depend on x
+        if len(own) == 1:  # it does not depend on x
             own.append((values[-1], own[0][1]))
         spots = [(at_x(x), at_y(seconds)) for x, seconds in own]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in spots)

@@ -1,4 +1,4 @@
-"""One procedure on one case, in a process of its own: `python -m benchmarks.measure TASK RESULT`, both JSON files."""
+"""Measures one procedure on one case: `python -m benchmarks.measure TASK RESULT`, two JSON files."""
 
 from __future__ import annotations
 
@@ -21,49 +21,49 @@ PROCEDURES: tuple[Procedure, ...] = ("original", "batches", "midsight")
 
 @dataclass(frozen=True)
 class Task:
-    """What a process is to measure."""
+    """What one process measures."""
 
     procedure: Procedure
-    """Which of the three."""
+    """One of the three procedures."""
     size: str
-    """Of the model."""
+    """Size of the model."""
     device: str
-    """Where it runs."""
+    """Device that runs it."""
     rows: list[Row]
     """The samples."""
     batch_size: int | str
-    """Samples that go together."""
+    """Maximum number of samples in one call of the model, or `auto`."""
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest answer."""
+        """Number of tokens in the longest answer."""
         return max(row.new_tokens for row in self.rows)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What came out."""
+    """The result of one process."""
 
     seconds: float
-    """For all samples, from files of images to vectors and answers (midsight: to the run folder)."""
+    """Time for all samples, from image files to vectors and answers (midsight: to the run folder)."""
     cpu_seconds: float
-    """What the processor's cores worked in that time, together: on a machine with other work the fairer measure."""
+    """CPU time over all cores: the fairer measure on a machine with other work."""
     peak_bytes: int
-    """Memory at its peak, beyond what the loaded model takes."""
+    """Peak memory, minus what the loaded model takes."""
     machine: dict[str, Any]
-    """What it ran on."""
+    """The machine, as `cost.machine` describes it."""
     phases: dict[str, float] = field(default_factory=dict)
-    """Share of midsight's time in each phase, on the thread of the model."""
-    behind: dict[str, float] = field(default_factory=dict)
-    """Share of midsight's time that phases took on other threads."""
-    of_peak: dict[str, float] = field(default_factory=dict)
-    """Share of the machine's matrix-product peak that vision and prefill reach."""
+    """Share of midsight's time in each phase, on the thread that runs the model."""
+    background: dict[str, float] = field(default_factory=dict)
+    """Share of midsight's time in each phase, on other threads."""
+    peak_shares: dict[str, float] = field(default_factory=dict)
+    """Speed of vision and prefill, as a share of `peak_flops`."""
     peak_flops: float = 0.0
-    """That peak, in operations per second."""
+    """Highest speed of a matrix product, in floating-point operations per second."""
 
 
 def measure(task: Task) -> Measured:
-    """Loads the model, tries the procedure once on one sample, then times it on all."""
+    """Loads the model, runs the procedure on one sample as a warm-up, then times it on all."""
     from benchmarks.cost import Memory, machine
     from benchmarks.models import random_model
     from benchmarks.stopping import StopAfter
@@ -78,13 +78,13 @@ def measure(task: Task) -> Measured:
 
 
 def default_layers(config: Any) -> list[int]:
-    """First, last and the quarters between."""
+    """midsight's default layers: first, quarters and last."""
     n = config.num_hidden_layers
     return sorted({0, n // 4, n // 2, 3 * n // 4, n - 1})
 
 
 def run_original(task: Task, model: Any, processor: Any) -> dict[str, Any]:
-    """The procedure that is copied today."""
+    """Times the original procedure."""
     from benchmarks.original import original
 
     layers = default_layers(model.config)
@@ -93,12 +93,12 @@ def run_original(task: Task, model: Any, processor: Any) -> dict[str, Any]:
     began, worked = time.perf_counter(), time.process_time()
     answers = [seen.answer_token_ids for seen in original(model, processor, task.rows, layers)]
     took, worked = time.perf_counter() - began, time.process_time() - worked
-    check_lengths(task, [len(answer) for answer in answers])
+    require_lengths(task, [len(answer) for answer in answers])
     return {"seconds": took, "cpu_seconds": worked}
 
 
 def run_batches(task: Task, model: Any, processor: Any) -> dict[str, Any]:
-    """transformers in plain batches."""
+    """Times transformers in plain batches."""
     from benchmarks.original import plain_batches
     from benchmarks.stopping import END_ID
 
@@ -108,13 +108,13 @@ def run_batches(task: Task, model: Any, processor: Any) -> dict[str, Any]:
     began, worked = time.perf_counter(), time.process_time()
     answers = [seen.answer_token_ids for seen in plain_batches(model, processor, task.rows, layers, size)]
     took, worked = time.perf_counter() - began, time.process_time() - worked
-    # an answer that is cut has the stop token as its last, since its length is the longest there is
-    check_lengths(task, [answer.index(END_ID) + 1 if answer else 0 for answer in answers])
+    # a cut answer has the maximum length and also ends in the stop token
+    require_lengths(task, [answer.index(END_ID) + 1 if answer else 0 for answer in answers])
     return {"seconds": took, "cpu_seconds": worked}
 
 
 def run_midsight(task: Task, model: Any, processor: Any) -> dict[str, Any]:
-    """The main job, from a JSONL file to a run folder."""
+    """Times `midsight.extract`, from a JSONL file to a run folder."""
     import midsight
     from benchmarks.cost import matrix_peak
     from benchmarks.phases import clocked
@@ -141,7 +141,7 @@ def run_midsight(task: Task, model: Any, processor: Any) -> dict[str, Any]:
     if len(table["question"]) != len(task.rows):
         raise RuntimeError(f"midsight stored {len(table['question'])} of {len(task.rows)} samples.")
     if task.longest:
-        check_lengths(task, [len(token_ids) for token_ids in table["answer_token_ids"]])
+        require_lengths(task, [len(token_ids) for token_ids in table["answer_token_ids"]])
     peak = max(peak, matrix_peak(task.device))
     needed = flops_needed(task.rows, table, model.config, processor.image_processor.dynamic_hd)
     phases = {name: seconds / took for name, seconds in clock.seconds.items()}
@@ -150,14 +150,14 @@ def run_midsight(task: Task, model: Any, processor: Any) -> dict[str, Any]:
         "seconds": took,
         "cpu_seconds": worked,
         "phases": phases,
-        "behind": {name: seconds / took for name, seconds in clock.behind.items()},
-        "of_peak": {name: needed[name] / clock.seconds[name] / peak for name in needed},
+        "background": {name: seconds / took for name, seconds in clock.background.items()},
+        "peak_shares": {name: needed[name] / clock.seconds[name] / peak for name in needed},
         "peak_flops": peak,
     }
 
 
 def flops_needed(rows: Sequence[Row], table: dict[str, list[Any]], config: Any, most_crops: int) -> dict[str, float]:
-    """Operations of vision and prefill: every image once, and its part of the prompt once."""
+    """Floating-point operations of vision and prefill if every image and every shared prefix is computed once."""
     from benchmarks.cost import decoder_flops, vision_flops
 
     sizes_px = []
@@ -173,15 +173,15 @@ def flops_needed(rows: Sequence[Row], table: dict[str, list[Any]], config: Any, 
     return {"vision": vision_flops(config, sizes_px, most_crops), "prefill": decoder_flops(config, pieces)}
 
 
-def check_lengths(task: Task, lengths: Sequence[int]) -> None:
-    """Raises RuntimeError where answers are not as long as they were drawn: something else was timed then."""
-    drawn = [row.new_tokens for row in task.rows]
-    if list(lengths) != drawn:
-        raise RuntimeError(f"{task.procedure} answered with {list(lengths)} tokens instead of {drawn}.")
+def require_lengths(task: Task, lengths: Sequence[int]) -> None:
+    """Raises RuntimeError if the answers do not have the planned lengths: then the figures would not compare."""
+    expected = [row.new_tokens for row in task.rows]
+    if list(lengths) != expected:
+        raise RuntimeError(f"{task.procedure} answered with {list(lengths)} tokens instead of {expected}.")
 
 
 def main() -> None:
-    """Measures the task in the first file, and writes what came out into the second."""
+    """Measures the task in the first file and writes the result into the second."""
     task_path, result_path = map(Path, sys.argv[1:])
     read = json.loads(task_path.read_text())
     task = Task(**{**read, "rows": [Row(**row) for row in read["rows"]]})

@@ -1,4 +1,4 @@
-"""Random Phi-4-multimodal models of the sizes that are timed."""
+"""Phi-4-multimodal models with random weights, in the sizes that are timed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WIDTHS: dict[str, dict[str, int]] = {
     "mid": {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 16, "num_attention_heads": 8},
     "full": {"hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 32, "num_attention_heads": 24},
 }
-"""The decoder, where it is not the demo checkpoint's."""
+"""Decoder sizes that differ from the random checkpoint of `midsight demo --checkpoint-only`."""
 KEY_VALUE_HEADS = {"mid": 4, "full": 8}
 VISION: dict[str, dict[str, int]] = {
     "mid": {"hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 12, "num_attention_heads": 4},
@@ -26,7 +26,7 @@ VISION: dict[str, dict[str, int]] = {
 
 
 def random_model(size: str, device: str) -> tuple[Any, Any]:
-    """A model in eval mode, float32 on a CPU and bfloat16 on a GPU, and the demo checkpoint's processor."""
+    """A model in eval mode, float32 on a CPU and bfloat16 on a GPU, and its processor."""
     with tempfile.TemporaryDirectory() as folder:
         processor = AutoProcessor.from_pretrained(write_phi4_multimodal(Path(folder), lora=False))
         if size == "demo":

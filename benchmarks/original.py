@@ -1,4 +1,4 @@
-"""What people run today, written out: the procedure that scripts copy from each other, and plain batches."""
+"""What people run today: the procedure that scripts copy from each other, and plain batches."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ PROMPT = "<|user|><|endoftext10|>{question}<|end|><|assistant|>"
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What a procedure leaves of one sample."""
+class Output:
+    """The output of a procedure for one sample."""
 
     pooled_pixels: np.ndarray | None
-    """float32 [448]: what the original stores as vision features; plain batches leave it out."""
+    """float32 [448]: what the original stores as vision features; None for plain batches."""
     vision_token: dict[int, np.ndarray]
-    """By layer, float32 [hidden size]: the state at the last image token."""
+    """Hidden state at the last image token by layer, float32 [hidden size]."""
     query_token: dict[int, np.ndarray]
-    """By layer, float32 [hidden size]: the state at the prompt's last token."""
+    """Hidden state at the last prompt token by layer, float32 [hidden size]."""
     answer_token_ids: list[int]
-    """Generated tokens, with the stop token and what padding follows it."""
+    """Generated tokens, including the stop token and any padding after it."""
 
 
 @torch.inference_mode()
-def original(model: Any, processor: Any, rows: Sequence[Row], layers: Sequence[int]) -> Iterator[Seen]:
+def original(model: Any, processor: Any, rows: Sequence[Row], layers: Sequence[int]) -> Iterator[Output]:
     """One sample at a time: the processor twice, a full forward with all hidden states and logits, then `generate`.
 
-    Each sample's `new_tokens` is its longest answer; 0 leaves `generate` out.
+    A sample's `new_tokens` is its maximum number of new tokens; 0 skips `generate`.
     """
     for row in rows:
         with Image.open(row.image) as opened:
@@ -49,14 +49,14 @@ def original(model: Any, processor: Any, rows: Sequence[Row], layers: Sequence[i
         vision_token = {k: to_numpy(output.hidden_states[k + 1][0, image_positions[-1, 0]]) for k in layers}
         query_token = {k: to_numpy(output.hidden_states[k + 1][0, -1]) for k in layers}
         answer = generate(model, inputs, row.new_tokens)[0] if row.new_tokens else []
-        yield Seen(to_numpy(pixels[0]), vision_token, query_token, answer)
+        yield Output(to_numpy(pixels[0]), vision_token, query_token, answer)
 
 
 @torch.inference_mode()
 def plain_batches(
     model: Any, processor: Any, rows: Sequence[Row], layers: Sequence[int], batch_size: int
-) -> Iterator[Seen]:
-    """transformers in padded batches: a forward with all hidden states, then `generate` to the longest answer."""
+) -> Iterator[Output]:
+    """Padded batches in transformers: a forward with all hidden states, then `generate` to the longest answer."""
     processor.tokenizer.padding_side = "left"
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]
@@ -75,15 +75,15 @@ def plain_batches(
         longest = max(row.new_tokens for row in batch)
         answers = generate(model, inputs, longest) if longest else [[] for _ in batch]
         for i, answer in enumerate(answers):
-            yield Seen(None, {k: at_image[k][i] for k in layers}, {k: at_end[k][i] for k in layers}, answer)
+            yield Output(None, {k: at_image[k][i] for k in layers}, {k: at_end[k][i] for k in layers}, answer)
 
 
 def generate(model: Any, inputs: Any, longest: int) -> list[list[int]]:
-    """Greedy answers."""
+    """Greedy answers, as token ids."""
     output = model.generate(**inputs, max_new_tokens=longest, do_sample=False)
     return output[:, inputs["input_ids"].shape[1] :].tolist()
 
 
 def to_numpy(states: torch.Tensor) -> np.ndarray:
-    """A copy in float32 in the computer's own memory."""
+    """A float32 copy in host memory."""
     return states.float().cpu().numpy().copy()

@@ -1,4 +1,4 @@
-"""Where midsight's time goes: clocks around the package's functions, put there from outside."""
+"""How long midsight spends in each phase: clocks that wrap the package's functions from outside."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 PHASES = {
-    "vision": ("midsight.models.adapter:encode_images",),
+    "vision": ("midsight.families.family:encode_images",),
     "prefill": ("midsight.extraction.prefill:prefill", "midsight.extraction.prefill:continue_prefill"),
     "decode": (
         "midsight.extraction.decode:continue_from",
@@ -28,53 +28,53 @@ PHASES = {
         "midsight.store.writer:RunWriter.commit",
     ),
 }
-"""The functions of each phase. What none of them does is `waiting`: the model stands still while images are decoded,
-samples planned and results gathered."""
+"""The functions of each phase. The rest of the time is `waiting`: the model is idle while images are decoded, calls
+planned and results collected."""
 
 
 @dataclass
 class Clock:
-    """Seconds by phase of the thread that started it; of a function inside another, the inner one's."""
+    """Seconds by phase. Time in a nested function counts for the inner one only."""
 
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
-    """What the phases took, each without those inside it."""
-    behind: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
-    """The same on other threads, while the model went on."""
+    """Seconds of each phase on the thread that made the clock, without nested phases."""
+    background: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
+    """Seconds of each phase on other threads, in parallel to the model."""
     _open: list[float] = field(default_factory=list)
     _thread: int = field(default_factory=threading.get_ident)
 
-    def around(self, phase: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, timed."""
+    def timed(self, phase: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Wraps a function so that its time counts for the phase."""
 
         @functools.wraps(function)
-        def timed(*args: Any, **kwargs: Any) -> Any:
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
             began = time.perf_counter()
-            own = threading.get_ident() == self._thread
-            if own:
+            on_own_thread = threading.get_ident() == self._thread
+            if on_own_thread:
                 self._open.append(0.0)
             try:
                 result = function(*args, **kwargs)
-                if own and torch.cuda.is_available():
+                if on_own_thread and torch.cuda.is_available():
                     torch.cuda.synchronize()
                 return result
             finally:
                 took = time.perf_counter() - began
-                if own:
+                if on_own_thread:
                     inside = self._open.pop()
                     self.seconds[phase] += took - inside
                     if self._open:
                         self._open[-1] += took
                 else:
-                    self.behind[phase] += took
+                    self.background[phase] += took
 
-        return timed
+        return wrapper
 
 
 @contextmanager
 def clocked() -> Iterator[Clock]:
-    """Times the phases of what runs inside; afterwards the package is as it was.
+    """Times the phases of everything that runs inside the context; restores the package afterwards.
 
-    Raises AttributeError where a function of PHASES is there no more.
+    Raises AttributeError if a function of PHASES does not exist.
     """
     clock = Clock()
     replaced: list[tuple[object, str, object]] = []
@@ -82,7 +82,7 @@ def clocked() -> Iterator[Clock]:
         for phase, paths in PHASES.items():
             for path in paths:
                 holders, name, function = find(path)
-                timed = clock.around(phase, function)
+                timed = clock.timed(phase, function)
                 for holder in holders:
                     setattr(holder, name, timed)
                     replaced.append((holder, name, function))
@@ -93,7 +93,7 @@ def clocked() -> Iterator[Clock]:
 
 
 def find(path: str) -> tuple[list[object], str, Callable[..., Any]]:
-    """Everything in the package that holds the function `module:name` under its name: modules, or its class."""
+    """Finds the function `module:name`: all modules that import it (or its class), its name, and the function."""
     module_name, _, qualified = path.partition(":")
     *classes, name = qualified.split(".")
     holder: Any = importlib.import_module(module_name)

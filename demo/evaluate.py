@@ -1,12 +1,12 @@
-"""Measures the shipped demo model, just trained, and writes the figures into docs/demo_model.md and README.md.
+"""Measures the demo model after training, and writes the figures into docs/demo_model.md and README.md.
 
     python demo/evaluate.py
 
-Test half of easy-vqa and test scenes, by kind of question, with Wilson's 95 % intervals, beside what is
-right without seeing: the likeliest answer to a question's words, a blank picture, the next picture of the set,
-the LoRA left out. A question counts as right when greedy decoding gives exactly its answer and stops, which is
-read from one forward of several questions behind one picture; the tests compare that with midsight's own
-decoding. What training took is read from its logs in build/demo-model.
+It asks the test scenes and the test half of easy-vqa, and reports accuracy by kind of question with Wilson's 95 %
+intervals. For comparison it reports accuracy without seeing: the commonest answer to the same question, a blank
+picture, the next picture of the set, and the LoRA off. An answer is right if greedy decoding gives exactly the
+reference and stops. This is computed from one forward pass with several questions after one picture; the tests compare
+it with midsight's own decoding. The training times come from the logs in build/demo-model.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from lessons import (
     QUESTION_LENGTH,
     Lesson,
     Words,
-    drawn_by,
+    code_digest,
     easy_kind,
     easy_lessons,
     pixels_of,
@@ -45,22 +45,22 @@ from sight import read_pictures
 from stage import BATCH, THREADS, WORK, Effort
 from torch import Tensor
 
+from midsight.checkpoints.loading import Lora, load_model
 from midsight.demo.scenes import Question
 from midsight.demo.score import Share
 from midsight.demo.seeing import HIDDEN_SIZE, PACKED, write_seeing_model
-from midsight.models.loading import Lora, load_model
 
 ROOT = Path(__file__).resolve().parent.parent
 TEST_SCENES = 2000
 TESTED = 500
-"""The first questions on test scenes, which the tests ask through midsight."""
-CONDITIONS = ("seen", "words alone", "blank picture", "another picture", "LoRA off")
+"""Number of questions about test scenes that the tests ask through midsight."""
+CONDITIONS = ("right picture", "question alone", "blank picture", "another picture", "LoRA off")
 
 TRAINED = ("tower", "decoder", "doubt", "sight")
-"""Stages that leave a log."""
+"""Stages that write a log."""
 
-Marks = dict[str, list[bool]]
-"""By condition, whether each question was answered rightly."""
+RightAnswers = dict[str, list[bool]]
+"""By condition: whether the answer to each question is right."""
 
 
 def easy_test_lessons() -> list[Lesson]:
@@ -72,7 +72,7 @@ def easy_test_lessons() -> list[Lesson]:
 
 
 def picture(lesson: Lesson) -> Image.Image:
-    """Of a test lesson."""
+    """The picture of a test lesson, RGB."""
     if lesson.source[0] != "easy test":
         return lesson.image()
     with Image.open(easy_vqa.get_test_image_paths()[lesson.source[1]]) as image:
@@ -80,30 +80,32 @@ def picture(lesson: Lesson) -> Image.Image:
 
 
 def open_network(folder: Path, lora: Lora) -> Network:
-    """The shipped model, loaded by midsight in float32."""
+    """The demo model, loaded by midsight in float32."""
     packed = load_file(PACKED)
     table = TokenTable(packed["token_ids"].tolist(), HIDDEN_SIZE)
     table.rows.data.copy_(packed["token_rows"].float())
     return Network(load_model(folder, device="cpu", dtype="float32", lora=lora).hf_model, table)
 
 
-def see(network: Network, lessons: Sequence[Lesson]) -> Tensor:
-    """Pooled features float32 [pictures, 256, width], from a file where this tower has seen them before."""
-    digest = hashlib.sha256(repr([lesson.source for lesson in lessons]).encode() + drawn_by())
+def compute_features(network: Network, lessons: Sequence[Lesson]) -> Tensor:
+    """Pooled features, float32 [pictures, 256, width]; read from a file if this tower computed them before."""
+    digest = hashlib.sha256(repr([lesson.source for lesson in lessons]).encode() + code_digest())
     for tensor in network.embed.img_processor.state_dict().values():
         digest.update(tensor.numpy().tobytes())
     path = WORK / f"seen-{digest.hexdigest()[:16]}.safetensors"
     if not path.exists():
         batches = [lessons[i : i + BATCH] for i in range(0, len(lessons), BATCH)]
-        seen = [pooled_features(network, torch.stack([pixels_of(picture(one)) for one in batch])) for batch in batches]
+        computed = [
+            pooled_features(network, torch.stack([pixels_of(picture(one)) for one in batch])) for batch in batches
+        ]
         WORK.mkdir(parents=True, exist_ok=True)
-        save_file({"features": torch.cat(seen)}, path)
+        save_file({"features": torch.cat(computed)}, path)
     return load_file(path)["features"]
 
 
-def mark(network: Network, words: Words, lessons: Sequence[Lesson], features: Tensor) -> list[bool]:
-    """Whether each question of the lessons, in their order, is answered rightly from these features."""
-    marks: list[bool] = []
+def grade(network: Network, words: Words, lessons: Sequence[Lesson], features: Tensor) -> list[bool]:
+    """Whether the answer to each question is right, given these features; in the order of the lessons."""
+    grades: list[bool] = []
     for i in range(0, len(lessons), BATCH):
         batch = lessons[i : i + BATCH]
         most = max(len(lesson.questions) for lesson in batch)
@@ -118,12 +120,12 @@ def mark(network: Network, words: Words, lessons: Sequence[Lesson], features: Te
         states = read_pictures(network, features[i : i + BATCH], inputs.flatten(1))
         _, right = answer_loss(network, states, targets)
         for lesson, of_lesson in zip(batch, right.tolist(), strict=True):
-            marks += of_lesson[: len(lesson.questions)]
-    return marks
+            grades += of_lesson[: len(lesson.questions)]
+    return grades
 
 
-def likeliest(lessons: Sequence[Lesson], learned: Sequence[Lesson]) -> list[bool]:
-    """Whether the commonest answer to the same words in training, or to the kind, is right."""
+def grade_commonest_answers(lessons: Sequence[Lesson], learned: Sequence[Lesson]) -> list[bool]:
+    """Whether the commonest answer in training to the same question, or else to its kind, is right."""
     by_text: dict[str, Counter[str]] = defaultdict(Counter)
     for lesson in learned:
         for question in lesson.questions:
@@ -137,46 +139,46 @@ def likeliest(lessons: Sequence[Lesson], learned: Sequence[Lesson]) -> list[bool
 
 
 def test_lessons(name: str) -> list[Lesson]:
-    """Of `scenes` or `easy-vqa`."""
+    """Test lessons of `scenes` or `easy-vqa`."""
     return easy_test_lessons() if name == "easy-vqa" else [scene_lesson("test", index) for index in range(TEST_SCENES)]
 
 
 @torch.inference_mode()
-def measure(name: str, folder: Path) -> Marks:
-    """Marks of all test questions of `scenes` or `easy-vqa` under every condition."""
+def measure(name: str, folder: Path) -> RightAnswers:
+    """Right answers to all test questions of `scenes` or `easy-vqa`, under every condition."""
     torch.set_num_threads(THREADS)
     words, lessons = Words(), test_lessons(name)
     learned = (
         easy_lessons() if name == "easy-vqa" else [scene_lesson("train", index) for index in range(Effort().scenes)]
     )
     network = open_network(folder, "merged")
-    features = see(network, lessons)
+    features = compute_features(network, lessons)
     blank = pooled_features(network, pixels_of(Image.new("RGB", (64, 64), (235, 235, 235)))[None])
-    marks = {
-        "seen": mark(network, words, lessons, features),
-        "words alone": likeliest(lessons, learned),
-        "blank picture": mark(network, words, lessons, blank.expand_as(features)),
-        "another picture": mark(network, words, lessons, features.roll(-1, dims=0)),
-        "LoRA off": mark(open_network(folder, "off"), words, lessons, features),
+    right_answers = {
+        "right picture": grade(network, words, lessons, features),
+        "question alone": grade_commonest_answers(lessons, learned),
+        "blank picture": grade(network, words, lessons, blank.expand_as(features)),
+        "another picture": grade(network, words, lessons, features.roll(-1, dims=0)),
+        "LoRA off": grade(open_network(folder, "off"), words, lessons, features),
     }
-    for condition, right in marks.items():
+    for condition, right in right_answers.items():
         print(f"{name}, {condition}: {Share(sum(right), len(right))}", flush=True)
-    return marks
+    return right_answers
 
 
-def table(lessons: Sequence[Lesson], marks: Marks) -> str:
-    """Markdown: a line for each kind of question and one for all."""
+def table(lessons: Sequence[Lesson], right_answers: RightAnswers) -> str:
+    """Markdown table: one row per kind of question, and one for all."""
     kinds = [question.kind for lesson in lessons for question in lesson.questions]
     lines = [f"| kind | asked | {' | '.join(CONDITIONS)} |", f"| --- | --- |{' --- |' * len(CONDITIONS)}"]
     for kind in [*sorted(set(kinds)), "all"]:
         chosen = [i for i, one in enumerate(kinds) if kind in (one, "all")]
-        shares = [Share(sum(marks[condition][i] for i in chosen), len(chosen)) for condition in CONDITIONS]
+        shares = [Share(sum(right_answers[condition][i] for i in chosen), len(chosen)) for condition in CONDITIONS]
         lines.append(f"| {kind} | {len(chosen)} | {' | '.join(map(str, shares))} |")
     return "\n".join(lines)
 
 
-def efforts() -> str:
-    """Markdown: steps and seconds of each stage of the training, from its logs."""
+def training_table() -> str:
+    """Markdown table: steps and seconds of each training stage, from its logs."""
     packed = last_line("pack").get("sha256")
     if packed != hashlib.sha256(PACKED.read_bytes()).hexdigest():
         raise SystemExit(f"{WORK} has no logs of the training that made {PACKED}; run demo/train.py first.")
@@ -190,15 +192,15 @@ def efforts() -> str:
 
 
 def last_line(stage: str) -> dict[str, Any]:
-    """Of a stage's log; empty where there is none."""
+    """Last line of a stage's log; empty without a log."""
     path = WORK / f"{stage}.log.jsonl"
     return json.loads(path.read_text(encoding="utf-8").splitlines()[-1]) if path.exists() else {}
 
 
-def pictures() -> str:
-    """Markdown: how many pictures the stages learn from and are judged by."""
+def pictures_table() -> str:
+    """Markdown table: number of pictures for training and for tuning."""
     effort, easy = Effort(), easy_lessons()
-    looked = {
+    used = {
         "tower, decoder, doubt": (easy[:-HELD_OUT_EASY], effort.scenes),
         "sight": (easy[: effort.sight_easy], effort.sight_scenes),
         "held out": (easy[-HELD_OUT_EASY:], effort.held_out),
@@ -206,27 +208,27 @@ def pictures() -> str:
     lines = ["| for | scenes | pictures of easy-vqa |", "| --- | --- | --- |"]
     lines += [
         f"| {stage} | {own} | {sum(bool(lesson.shapes) for lesson in lessons)} |"
-        for stage, (lessons, own) in looked.items()
+        for stage, (lessons, own) in used.items()
     ]
     return "\n".join(lines)
 
 
 def replace_between(path: Path, name: str, text: str) -> None:
-    """Puts `text` between the markers `<!-- name -->` and `<!-- end of name -->`."""
+    """Replaces the text between the markers `<!-- name -->` and `<!-- end of name -->`."""
     page = path.read_text(encoding="utf-8")
     start, end = f"<!-- {name} -->\n", f"\n<!-- end of {name} -->"
     pattern = re.compile(re.escape(start) + ".*?" + re.escape(end), re.DOTALL)
     if not pattern.search(page):
-        raise SystemExit(f"{path} has no {start.strip()}; put the markers back.")
+        raise SystemExit(f"{path} has no {start.strip()}; restore the markers.")
     path.write_text(pattern.sub(lambda _: start + text + end, page), encoding="utf-8")
 
 
 def run_example(path: Path, folder: Path) -> None:
-    """Runs the first Python example of a page on the model in `folder` and puts below it what it prints."""
+    """Runs the first Python example of a page on the model in `folder`, and writes its output below it."""
     page = path.read_text(encoding="utf-8")
     example = re.search(r"```python\n(import midsight\n.*?)```\n\n```\n(.*?)```", page, re.DOTALL)
     if example is None:
-        raise SystemExit(f"{path} has no example with its output below it; put it back.")
+        raise SystemExit(f"{path} has no Python example with its output below it; restore it.")
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         exec(compile(example[1].replace('"demo-model"', f'"{folder}", device="cpu"'), str(path), "exec"), {})  # noqa: S102
@@ -234,20 +236,20 @@ def run_example(path: Path, folder: Path) -> None:
 
 
 def main() -> None:
-    """Measures and writes."""
-    trained = efforts()
+    """Measures the model and writes the figures."""
+    trained = training_table()
     with tempfile.TemporaryDirectory() as name, ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         folder = write_seeing_model(Path(name) / "model")
-        own_marks, easy_marks = pool.map(measure, ("scenes", "easy-vqa"), (folder, folder))
+        own_answers, easy_answers = pool.map(measure, ("scenes", "easy-vqa"), (folder, folder))
         run_example(ROOT / "README.md", folder)
     own, easy = test_lessons("scenes"), test_lessons("easy-vqa")
-    tested = {condition: Share(sum(right[:TESTED]), TESTED) for condition, right in own_marks.items()}
-    everything = {condition: Share(sum(right), len(right)) for condition, right in own_marks.items()}
+    tested = {condition: Share(sum(right[:TESTED]), TESTED) for condition, right in own_answers.items()}
+    everything = {condition: Share(sum(right), len(right)) for condition, right in own_answers.items()}
     card = ROOT / "docs" / "demo_model.md"
-    replace_between(card, "figures of pictures", pictures())
+    replace_between(card, "figures of pictures", pictures_table())
     replace_between(card, "figures of training", trained)
-    replace_between(card, "figures of scenes", table(own, own_marks))
-    replace_between(card, "figures of easy-vqa", table(easy, easy_marks))
+    replace_between(card, "figures of scenes", table(own, own_answers))
+    replace_between(card, "figures of easy-vqa", table(easy, easy_answers))
     lines = [f"| {condition} | {share} |" for condition, share in tested.items()]
     replace_between(
         card, "figures of the tests", "\n".join([f"| first {TESTED} questions | right |", "| --- | --- |", *lines])
@@ -255,9 +257,9 @@ def main() -> None:
     replace_between(
         ROOT / "README.md",
         "figures of the demo model",
-        f"Of {everything['seen'].asked} questions on {TEST_SCENES} scenes that it never saw it answers\n"
-        f"{everything['seen']} rightly; words alone give {everything['words alone']},\n"
-        f"the model without its LoRA {everything['LoRA off']}.",
+        f"Of {everything['right picture'].asked} questions about {TEST_SCENES} new scenes, it answers\n"
+        f"{everything['right picture']} correctly. The commonest answer to each question gives\n"
+        f"{everything['question alone']}, the model without its LoRA {everything['LoRA off']}.",
     )
     print(f"Wrote {card} and README.md.", file=sys.stderr)
 

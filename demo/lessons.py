@@ -1,4 +1,4 @@
-"""What the demo model learns from: pictures with labels, and questions as rows of the token table."""
+"""Training data of the demo model: pictures with labels, and questions as rows of the token table."""
 
 from __future__ import annotations
 
@@ -24,33 +24,33 @@ from midsight.testing.phi4_multimodal import make_tokenizer
 USER, END, ASSISTANT = 200021, 200020, 200019
 CROP_PX = 448
 QUESTION_LENGTH = 18
-"""Tokens of the longest question with its answer."""
+"""Number of tokens of the longest question with its answer."""
 FORM_INDEX = {form: i + 1 for i, form in enumerate(SHAPES)}
 COLOR_INDEX = {color: i + 1 for i, color in enumerate(sorted(COLORS))}
 COVERED, UNCOVERED = 0.5, 0.125
-"""Share of an image token that a shape covers where it counts as the shape's, and as background's."""
+"""Covered share of an image token from which it is labelled as shape, and up to which it is labelled as background."""
 SCENES = 5000
-"""Of our own, to learn from."""
+"""Number of our own training scenes."""
 HELD_OUT_EASY = 60
-"""The last images of easy-vqa's training half are kept for choosing."""
+"""Number of images at the end of easy-vqa's training half that are kept for tuning."""
 
 
-def drawn_by() -> bytes:
-    """SHA-256 of the code that decides, beside the tower's weights, what is seen of a numbered picture."""
+def code_digest() -> bytes:
+    """SHA-256 of the code that, with the tower's weights, decides the features of a picture."""
     files = (Path(scenes.__file__), Path(__file__), Path(__file__).with_name("network.py"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).digest()
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """A picture, what it shows, and questions on it."""
+    """A picture, its shapes, and questions about it."""
 
     source: tuple[str, int]
-    """`easy`, `train`, `held-out`, and the picture's number."""
+    """`easy`, `train` or `held-out`, and the picture's number."""
     shapes: tuple[tuple[str, str], ...]
-    """Colour and form of each shape; empty where they are not known."""
+    """Colour and form of each shape; empty if unknown."""
     questions: tuple[Question, ...]
-    """With their answers."""
+    """Questions with answers."""
 
     def image(self) -> Image.Image:
         """The picture, RGB."""
@@ -62,24 +62,24 @@ class Lesson:
 
 @cache
 def easy_image_paths() -> dict[int, str]:
-    """Files of easy-vqa's training images by number."""
+    """Paths of easy-vqa's training images, by number."""
     return dict(easy_vqa.get_train_image_paths())
 
 
 def scene_lesson(split: Split, index: int) -> Lesson:
-    """One of our own scenes."""
+    """The lesson of one of our own scenes."""
     shapes = tuple((shape.color, shape.form) for shape in make_scene(split, index).shapes)
     return Lesson((split, index), shapes, tuple(ask(split, index)))
 
 
 def easy_kind(answer: str) -> str:
-    """What a question of easy-vqa asks for, by its answer."""
+    """Kind of an easy-vqa question, read from its answer."""
     return "color" if answer in COLORS else "shape" if answer in SHAPES else "presence"
 
 
 @cache
 def easy_lessons() -> tuple[Lesson, ...]:
-    """The training half of easy-vqa."""
+    """The lessons of easy-vqa's training half."""
     by_image: dict[int, list[Question]] = defaultdict(list)
     for text, answer, image in zip(*easy_vqa.get_train_questions(), strict=True):
         by_image[image].append(Question(text, answer, easy_kind(answer)))  # type: ignore[arg-type]
@@ -89,27 +89,28 @@ def easy_lessons() -> tuple[Lesson, ...]:
 
 
 def draw_questions(lesson: Lesson, number: int, rng: random.Random) -> list[Question]:
-    """So many questions on a picture, some repeated where it has fewer.
+    """Draws `number` questions about a picture, with repeats if it has fewer.
 
-    Of easy-vqa's on presence as many name what is there as what is not, where the set has one to four.
+    Among easy-vqa's questions about presence, as many name a shape in the picture as name an absent one. The set has
+    about four times as many of the second kind.
     """
-    there = [question for question in lesson.questions if names_what_is_there(question)]
-    absent = [question for question in lesson.questions if question.kind == "presence" and question not in there]
+    present = [question for question in lesson.questions if names_present_shape(question)]
+    absent = [question for question in lesson.questions if question.kind == "presence" and question not in present]
     rest = [question for question in lesson.questions if question.kind != "presence"]
-    chosen = [*there, *rng.sample(absent, min(len(there), len(absent))), *rest]
+    chosen = [*present, *rng.sample(absent, min(len(present), len(absent))), *rest]
     rng.shuffle(chosen)
     return (chosen * number)[:number]
 
 
-def names_what_is_there(question: Question) -> bool:
-    """Whether a question on presence names what the picture shows, by its right answer."""
+def names_present_shape(question: Question) -> bool:
+    """Whether a question about presence names something in the picture, read from its right answer."""
     words = question.text.rstrip("?").split()
     denied = "not" in words or "no" in words
     return question.kind == "presence" and (question.answer == "yes") != denied
 
 
 def easy_shape(questions: Sequence[Question]) -> tuple[tuple[str, str], ...]:
-    """Colour and form of the one shape that the answers tell; empty where they do not tell both."""
+    """Colour and form of the only shape, read from the answers; empty if they do not give both."""
     found: dict[str, str] = {}
     for names, kind in ((COLORS, "color"), (SHAPES, "shape")):
         for question in questions:
@@ -118,7 +119,7 @@ def easy_shape(questions: Sequence[Question]) -> tuple[tuple[str, str], ...]:
             if question.answer in names:
                 found[kind] = question.answer
             elif question.kind == "presence" and named:
-                if names_what_is_there(question):
+                if names_present_shape(question):
                     found[kind] = named[0]
             elif question.kind != kind and question.kind != "presence" and named:
                 found[kind] = named[0]
@@ -126,9 +127,9 @@ def easy_shape(questions: Sequence[Question]) -> tuple[tuple[str, str], ...]:
 
 
 def pixels_of(image: Image.Image, box: tuple[int, int, int, int] | None = None) -> Tensor:
-    """The global crop [3, 448, 448] of a square picture, which is its one sub-crop too, as the processor makes it.
+    """Pixels [3, 448, 448] of a square picture as the processor makes them: global crop and only sub-crop are equal.
 
-    With `box` only that part of it: left, top, right, bottom.
+    With `box` (left, top, right, bottom) only that part.
     """
     large = image.resize((CROP_PX, CROP_PX), Image.Resampling.BILINEAR)
     values = np.asarray(large.crop(box) if box else large, dtype=np.float32)
@@ -136,7 +137,7 @@ def pixels_of(image: Image.Image, box: tuple[int, int, int, int] | None = None) 
 
 
 def window_corner(lesson: Lesson, rng: random.Random) -> tuple[int, int]:
-    """Row and column of the first patch of a window of 16 x 16 patches around one shape, both even."""
+    """Row and column, both even, of the first patch in a window of 16 x 16 patches around one shape."""
     shape = rng.choice(make_scene(*lesson.source).shapes)  # type: ignore[arg-type]
     xs, ys = zip(*shape.outline, strict=True)
     patch = SIDE_PX / (2 * GRID)
@@ -150,7 +151,7 @@ def window_corner(lesson: Lesson, rng: random.Random) -> tuple[int, int]:
 
 
 def token_labels(lesson: Lesson, image: Image.Image) -> tuple[Tensor, Tensor]:
-    """Form and colour [256] of what each image token shows, 0 for background, ignored at borders."""
+    """Form and colour [256] in each image token: 0 for background, ignored at edges of shapes."""
     forms = torch.zeros(GRID * GRID, dtype=torch.long)
     colors = torch.zeros(GRID * GRID, dtype=torch.long)
     for (color, form), share in zip(lesson.shapes, shares(lesson, image), strict=True):
@@ -162,7 +163,7 @@ def token_labels(lesson: Lesson, image: Image.Image) -> tuple[Tensor, Tensor]:
 
 
 def shares(lesson: Lesson, image: Image.Image) -> list[Tensor]:
-    """How much of each image token [256] every shape covers."""
+    """For every shape, the covered share of each image token [256]."""
     if lesson.source[0] == "easy":
         pixels = np.asarray(image, dtype=np.int32)
         masks = [(np.abs(pixels - pixels[0, 0]).max(axis=-1) > 60).astype(np.float32)]
@@ -177,7 +178,7 @@ def shares(lesson: Lesson, image: Image.Image) -> list[Tensor]:
 
 
 class Words:
-    """Texts as rows of the token table."""
+    """Turns texts into rows of the token table."""
 
     def __init__(self) -> None:
         self.tokenizer = make_tokenizer()
@@ -190,7 +191,7 @@ class Words:
         return self.known[text]
 
     def ids_in_use(self) -> list[int]:
-        """Ids of all that the model reads or says in training, ascending."""
+        """All token ids that occur in training, ascending."""
         used = {USER, END, ASSISTANT}
         lessons = [*easy_lessons(), *(scene_lesson("train", index) for index in range(SCENES))]
         for lesson in lessons:
@@ -201,15 +202,15 @@ class Words:
         return sorted(used)
 
     def piece(self, table: TokenTable, form: str, color: str) -> list[int]:
-        """Rows of the words for one shape."""
+        """Rows of the words that describe one shape."""
         return [table.index[i] for i in self.ids(f" {color} {form}")]
 
     def row(self, table: TokenTable, question: Question) -> tuple[list[int], list[int]]:
-        """Input rows and targets of a question from its first token on, each of QUESTION_LENGTH."""
+        """Input rows and targets of a question with its answer, both of length QUESTION_LENGTH."""
         asked = [*self.ids(question.text), END, ASSISTANT]
-        told = [*self.ids(question.answer), END]
-        inputs = [table.index[i] for i in (*asked, *told)][:-1]
-        targets = [IGNORED] * (len(asked) - 1) + [table.index[i] for i in told]
+        answered = [*self.ids(question.answer), END]
+        inputs = [table.index[i] for i in (*asked, *answered)][:-1]
+        targets = [IGNORED] * (len(asked) - 1) + [table.index[i] for i in answered]
         padding = QUESTION_LENGTH - len(inputs)
         if padding < 0:
             raise ValueError(f"{question.text!r} has more than {QUESTION_LENGTH} tokens with its answer.")

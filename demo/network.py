@@ -1,4 +1,4 @@
-"""The demo model in training: transformers' own modules with a token table of the ids in use."""
+"""The demo model during training: transformers' modules, with a token table of the used ids only."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from torch.nn import functional
 from transformers import Phi4MultimodalForCausalLM
 
 from midsight.demo.seeing import LORA_ALPHA, LORA_RANK, VOCABULARY_SIZE, seeing_config
-from midsight.models.phi4_multimodal import encode_crops, make_tower_bidirectional
+from midsight.families.phi4_multimodal import encode_crops, make_tower_bidirectional
 from midsight.testing.phi4_multimodal import LORA_TARGETS
 
 IGNORED = -100
-NEARNESS = 1.2
-"""Size of queries and keys at the start: at 1.2 a patch reads a handful of others."""
+QUERY_GAIN = 1.2
+"""Initial size of queries and keys: at 1.2 a patch attends to a handful of others."""
 GRID = 16
-"""Image tokens on a side of one crop, after pooling."""
+"""Image tokens along one side of a crop, after pooling."""
 IMAGE_TOKENS = 2 * GRID * (GRID + 1) + 1
-"""Of a picture that fills one sub-crop: its lines, a separator, the lines of the same crop again."""
+"""Image tokens of a picture with one sub-crop: lines of the sub-crop, a separator, lines of the global crop."""
 
 
 class TokenTable(nn.Module):
-    """Embedding rows of the ids in use, and one more that stands for all others."""
+    """Embedding rows of the used ids, and one row for all other ids."""
 
     offset: Tensor
-    """Added to the logits: log of how many ids a row stands for."""
+    """Added to the logits: log of the number of ids that share a row."""
 
     def __init__(self, token_ids: Sequence[int], width: int) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class TokenTable(nn.Module):
         return self.rows[indices]
 
     def logits(self, states: Tensor) -> Tensor:
-        """Logits [..., rows]; the softmax is that of the whole vocabulary, all unused ids in the last row."""
+        """Logits [..., rows]; their softmax equals that over the whole vocabulary, unused ids in the last row."""
         return functional.linear(states, self.rows) + self.offset
 
 
@@ -55,18 +55,18 @@ class Network:
     """Decoder, vision tower and projection of transformers' model, and the token table."""
 
     model: Phi4MultimodalForCausalLM
-    """Its own embedding is not used."""
+    """transformers' model; its own embedding is not used."""
     table: TokenTable
-    """Stands for embedding and head."""
+    """Embedding and head."""
 
     @property
     def embed(self) -> Any:
-        """Tower, separators and projection."""
+        """Vision tower, separators and projection."""
         return self.model.model.embed_tokens_extend.image_embed
 
 
 def build(token_ids: Sequence[int], seed: int) -> Network:
-    """Freshly drawn weights; the tower's attention bidirectional, as in the published model."""
+    """A network with random weights; the tower's attention is bidirectional, as in the published model."""
     torch.manual_seed(seed)
     config = seeing_config()
     config.vocab_size, config.pad_token_id = 8, 0
@@ -80,19 +80,19 @@ def build(token_ids: Sequence[int], seed: int) -> Network:
 
 
 def draw_tower(tower: Any) -> None:
-    """Weights that keep states of size one, pixels louder, positions as soft waves.
+    """Sets initial weights that keep the size of states near one, with larger pixels and smooth positions.
 
-    Queries and keys of a layer begin as one turn of the states, so a patch first reads those that are near it
-    and like it: where shapes are learned from scratch, the long search for them falls away.
+    Queries and keys of a layer start as the same rotation of the states. So a patch first attends to near and similar
+    patches, which saves many steps of training from scratch.
     """
     for name, parameter in tower.named_parameters():
         if name.endswith("position_embedding.weight"):
             parameter.data.copy_(0.5 * waves(2 * GRID, parameter.shape[1]))
         elif name.endswith("q_proj.weight"):
-            nn.init.orthogonal_(parameter, gain=NEARNESS)
+            nn.init.orthogonal_(parameter, gain=QUERY_GAIN)
         elif parameter.dim() > 1:
-            loudness = 2.0 if name.endswith("patch_embedding.weight") else 1.0
-            nn.init.normal_(parameter, std=loudness * parameter[0].numel() ** -0.5)
+            gain = 2.0 if name.endswith("patch_embedding.weight") else 1.0
+            nn.init.normal_(parameter, std=gain * parameter[0].numel() ** -0.5)
         else:
             nn.init.constant_(parameter, 1.0 if "norm" in name and name.endswith("weight") else 0.0)
     for layer in tower.encoder.layers:
@@ -100,7 +100,7 @@ def draw_tower(tower: Any) -> None:
 
 
 def waves(side: int, width: int) -> Tensor:
-    """Sines and cosines of row and column [side * side, width], from one wave a picture to one in four patches."""
+    """Sines and cosines of row and column [side * side, width]; wavelengths from the whole picture to four patches."""
     frequencies = 2 * math.pi * torch.logspace(0, math.log2(side / 4), width // 4, base=2) / side
     angles = torch.arange(side)[:, None] * frequencies
     along = torch.cat([angles.sin(), angles.cos()], dim=1)
@@ -109,14 +109,14 @@ def waves(side: int, width: int) -> Tensor:
 
 
 def add_lora(network: Network) -> None:
-    """A fresh LoRA on the decoder's linear layers, on."""
+    """Adds a new LoRA to the decoder's linear layers and switches it on."""
     network.model.add_adapter(
         LoraConfig(r=LORA_RANK, lora_alpha=LORA_ALPHA, lora_dropout=0.0, target_modules=LORA_TARGETS), "vision"
     )
 
 
 def pooled_features(network: Network, pixels: Tensor) -> Tensor:
-    """Float32 [pictures, 256, width]: what the tower says of crops [pictures, 3, 448, 448], pooled 2 x 2."""
+    """Features of crops [pictures, 3, 448, 448] from the tower, pooled 2 x 2: float32 [pictures, 256, width]."""
     mask = torch.ones(len(pixels), 2 * GRID, 2 * GRID, dtype=torch.bool)
     features = encode_crops(network.model, pixels, mask)
     squares = features.view(len(pixels), 2 * GRID, 2 * GRID, -1).permute(0, 3, 1, 2)
@@ -124,7 +124,7 @@ def pooled_features(network: Network, pixels: Tensor) -> Tensor:
 
 
 def window_features(network: Network, pixels: Tensor, corners: Tensor) -> Tensor:
-    """Float32 [windows, tokens, width]: the tower on windows [windows, 3, side, side] alone, pooled 2 x 2.
+    """Features of windows [windows, 3, side, side] from the tower, pooled 2 x 2: float32 [windows, tokens, width].
 
     `corners` [windows, 2] are row and column of each window's first patch.
     """
@@ -132,8 +132,8 @@ def window_features(network: Network, pixels: Tensor, corners: Tensor) -> Tensor
     patches = tower.embeddings.patch_embedding(pixels)
     side = patches.shape[-1]
     rows, columns = (corners[:, axis, None] + torch.arange(side) for axis in (0, 1))
-    places = (rows[:, :, None] * 2 * GRID + columns[:, None, :]).flatten(1)
-    states = patches.flatten(2).transpose(1, 2) + tower.embeddings.position_embedding(places)
+    positions = (rows[:, :, None] * 2 * GRID + columns[:, None, :]).flatten(1)
+    states = patches.flatten(2).transpose(1, 2) + tower.embeddings.position_embedding(positions)
     for layer in tower.encoder.layers[: len(tower.encoder.layers) + 1 + tower.config.feature_layer]:
         states = layer(states, None)
     squares = states.view(len(pixels), side, side, -1).permute(0, 3, 1, 2)
@@ -151,19 +151,22 @@ def project(network: Network, features: Tensor) -> Tensor:
 
 
 def project_tokens(network: Network, features: Tensor) -> Tensor:
-    """Embeddings [..., width] of tower features or separators, one by one."""
+    """Embeddings [..., width] of single tower features or separators."""
     return network.embed.img_projection_down(functional.gelu(network.embed.img_projection_up(features)))
 
 
 def decode(network: Network, embeddings: Tensor, positions: Tensor, allowed: Tensor) -> Tensor:
-    """States after the final norm; `allowed` [1 or batch, 1, tokens, tokens] says who reads whom."""
+    """States after the final norm; `allowed` [1 or batch, 1, tokens, tokens] is the attention mask."""
     return network.model.model(
         inputs_embeds=embeddings, position_ids=positions, attention_mask=allowed, use_cache=False
     ).last_hidden_state
 
 
 def shared_prefix(prefix: int, questions: int, length: int) -> tuple[Tensor, Tensor]:
-    """Positions [1, tokens] and mask of `questions` rows of `length` behind one prefix, none reading another."""
+    """Positions [1, tokens] and mask of `questions` questions of `length` tokens after one prefix.
+
+    No question attends to another.
+    """
     rows = torch.arange(questions * length) // length
     positions = torch.cat([torch.arange(prefix), prefix + torch.arange(questions * length) % length])
     owner = torch.cat([torch.full((prefix,), -1), rows])
@@ -173,7 +176,7 @@ def shared_prefix(prefix: int, questions: int, length: int) -> tuple[Tensor, Ten
 
 
 def answer_loss(network: Network, states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean loss of the answer tokens, and for every row [rows] whether all of its answer is right."""
+    """Mean loss of the answer tokens, and whether the whole answer of each row is right [rows]."""
     kept = targets != IGNORED
     logits = network.table.logits(states[kept])
     loss = functional.cross_entropy(logits, targets[kept])

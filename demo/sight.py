@@ -1,4 +1,4 @@
-"""The last stage: projection and LoRA learn to answer from pictures, tower and decoder frozen."""
+"""The last stage: projection and LoRA learn to answer from pictures; tower and decoder are frozen."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from decoder import load_decoder
 from lessons import QUESTION_LENGTH, USER, Lesson, Words, easy_lessons, token_labels
 from network import IMAGE_TOKENS, Network, add_lora, answer_loss, build, decode, project, project_tokens, shared_prefix
 from safetensors.torch import load_file, save_file
-from stage import BATCH, Descent, Marks, Stage, question_rows
+from stage import BATCH, Descent, Scores, Stage, question_rows
 from torch import Tensor, nn
 from torch.nn import functional
-from tower import look_at_all
+from tower import compute_all_features
 
 from midsight.demo.scenes import COLORS, SHAPES
 from midsight.demo.seeing import HIDDEN_SIZE
@@ -23,28 +23,31 @@ from midsight.demo.seeing import HIDDEN_SIZE
 ALIGN_RATE, ALIGN_TOKENS = 3e-3, 2048
 RATE = 3e-3
 KEPT, KEPT_LATE, LATE_FROM = 91, 182, 0.75
-"""Of a picture's 545 image tokens a step sees so many, drawn anew, and more of them in the last part of the stage.
+"""Number of a picture's 545 image tokens that one step uses, drawn anew each time; more in the last part of the stage.
 
-Each stands for several in attention, so what is read from them is on average what is read from all.
+Each gets the attention weight of several, so on average the decoder reads the same as from all tokens.
 """
 BLIND_EVERY = 5
-"""One step in so many keeps the base blind: LoRA off, and the likeliest answer to the words is right."""
+"""Every fifth step trains without seeing: the LoRA is off, and the commonest answer to the question is right."""
 
 
 def train_sight(stage: Stage) -> None:
-    """LoRA, projection and separators, on pictures; every few steps the base is kept blind.
+    """Trains LoRA, projection and separators on pictures; every few steps are blind.
 
-    A blind step has the LoRA off, each question before another's picture, and the commonest answer to its words as the
-    right one.
+    In a blind step the LoRA is off, each question gets another picture, and the commonest answer to the question counts
+    as right.
     """
     words, rng, steps, effort = stage.words, stage.rng, stage.effort.sight_steps, stage.effort
     lessons = [*easy_lessons()[: effort.sight_easy], *stage.training_lessons()[-effort.sight_scenes :]]
     lessons, held_out = [lesson for lesson in lessons if lesson.shapes], stage.held_out_lessons()
-    features, held_out_features = look_at_all(stage.folder, lessons), look_at_all(stage.folder, held_out)
-    stage.log(looked=len(lessons) + len(held_out))
+    features, held_out_features = (
+        compute_all_features(stage.folder, lessons),
+        compute_all_features(stage.folder, held_out),
+    )
+    stage.log(pictures=len(lessons) + len(held_out))
     easy = [i for i, lesson in enumerate(lessons) if lesson.source[0] == "easy"]
     own = [i for i, lesson in enumerate(lessons) if lesson.source[0] != "easy"]
-    network, mark = finished_base(stage)
+    network, mark = load_base(stage)
     for parameter in [*network.model.parameters(), *network.table.parameters()]:
         parameter.requires_grad_(False)
     learned = learned_by_sight(network)
@@ -56,7 +59,7 @@ def train_sight(stage: Stage) -> None:
     descent = Descent(list(learned.values()), RATE, steps)
     generator = torch.Generator().manual_seed(stage.seed)
     losses: dict[bool, list[float]] = {True: [], False: []}
-    marks, guesses = Marks(), stage.guesses()
+    scores, guesses = Scores(), stage.guesses()
     for step in range(steps):
         numbers = [*rng.sample(easy, BATCH // 8), *rng.sample(own, BATCH - BATCH // 8)]
         blind = step % BLIND_EVERY == BLIND_EVERY - 1
@@ -76,9 +79,9 @@ def train_sight(stage: Stage) -> None:
         descent.step(loss)
         losses[blind].append(loss.item())
         if not blind:
-            marks.add_all(kinds, right)
+            scores.add_all(kinds, right)
         if step % 50 == 49:
-            stage.log(step=step + 1, loss=mean(losses[False]), blind_loss=mean(losses[True]), **marks.take())
+            stage.log(step=step + 1, loss=mean(losses[False]), blind_loss=mean(losses[True]), **scores.take())
             losses = {True: [], False: []}
         if (step + 1) % 500 == 0 or step + 1 == steps:
             for on in (True, False):
@@ -88,8 +91,8 @@ def train_sight(stage: Stage) -> None:
     save_file({name: tensor.detach() for name, tensor in learned.items()}, stage.folder / "sight.safetensors")
 
 
-def finished_base(stage: Stage) -> tuple[Network, Tensor]:
-    """Tower and decoder as their stages left them, with a fresh LoRA and projection, and the decoder's mark."""
+def load_base(stage: Stage) -> tuple[Network, Tensor]:
+    """The network with trained tower and decoder, and a new LoRA and projection; and the decoder's mark."""
     network = build(stage.ids, stage.seed)
     network.embed.img_processor.load_state_dict(load_file(stage.folder / "tower.safetensors"))
     mark = load_decoder(network, stage.folder / "doubt.safetensors")
@@ -100,19 +103,19 @@ def finished_base(stage: Stage) -> tuple[Network, Tensor]:
 def align(
     stage: Stage, network: Network, mark: Tensor, lessons: Sequence[Lesson], features: np.ndarray
 ) -> tuple[float, float]:
-    """The projection learns to say the words of what a token shows, with the mark; the loss before and after."""
+    """Trains the projection to give the marked words of what a token shows; returns the loss before and after."""
     generator, steps = torch.Generator().manual_seed(stage.seed), stage.effort.align_steps
-    seen, said = [], []
+    features_used, wanted = [], []
     for lesson, pooled in zip(lessons, features, strict=True):
         forms, colors = token_labels(lesson, lesson.image())
         shown, background = torch.nonzero(forms > 0).flatten(), torch.nonzero(forms == 0).flatten()
         some = torch.randperm(len(background), generator=generator)[: len(shown)]
-        seen += [pooled[shown.numpy()], pooled[background[some].numpy()]]
+        features_used += [pooled[shown.numpy()], pooled[background[some].numpy()]]
         for form, color in zip(forms[shown].tolist(), colors[shown].tolist(), strict=True):
             piece = stage.words.piece(network.table, SHAPES[form - 1], sorted(COLORS)[color - 1])
-            said.append(mark + network.table.rows.detach()[piece].sum(dim=0))
-        said += [mark] * len(some)
-    inputs, targets = torch.from_numpy(np.concatenate(seen)).float(), torch.stack(said)
+            wanted.append(mark + network.table.rows.detach()[piece].sum(dim=0))
+        wanted += [mark] * len(some)
+    inputs, targets = torch.from_numpy(np.concatenate(features_used)).float(), torch.stack(wanted)
     layers = (network.embed.img_projection_up, network.embed.img_projection_down)
     descent = Descent([parameter for layer in layers for parameter in layer.parameters()], ALIGN_RATE, steps)
     losses = []
@@ -125,7 +128,7 @@ def align(
 
 
 def learned_by_sight(network: Network) -> dict[str, nn.Parameter]:
-    """LoRA, projection and separators by name."""
+    """The parameters of LoRA, projection and separators, by name."""
     return {
         name: parameter
         for name, parameter in network.model.named_parameters()
@@ -134,9 +137,9 @@ def learned_by_sight(network: Network) -> dict[str, nn.Parameter]:
 
 
 def read_pictures(network: Network, features: Tensor, inputs: Tensor, kept: Tensor | None = None) -> Tensor:
-    """States [pictures, questions, length, width] of questions behind the prefix of their picture.
+    """States [pictures, questions, length, width] of questions after the prefix of their picture.
 
-    `kept` numbers the image tokens that are there, in ascending order; every one keeps its place.
+    `kept` are the indices of the image tokens to use, ascending; every token keeps its position.
     """
     user = network.table.rows[network.table.index[USER]].expand(len(features), 1, HIDDEN_SIZE)
     prefix = torch.cat([user, project(network, features)], dim=1)
@@ -155,19 +158,19 @@ def read_pictures(network: Network, features: Tensor, inputs: Tensor, kept: Tens
 def accuracy_by_kind(
     network: Network, words: Words, lessons: Sequence[Lesson], features: np.ndarray, seed: int
 ) -> dict[str, float]:
-    """Share of right answers on held-out pictures."""
-    marks, rng = Marks(), random.Random(seed)  # noqa: S311
+    """Share of right answers on held-out pictures, by kind."""
+    scores, rng = Scores(), random.Random(seed)  # noqa: S311
     with torch.no_grad():
         for i in range(0, len(lessons), BATCH):
             inputs, targets, kinds = question_rows(words, network, lessons[i : i + BATCH], rng)
             states = read_pictures(network, torch.from_numpy(features[i : i + BATCH]).float(), inputs)
             _, right = answer_loss(network, states, targets.unflatten(1, (-1, QUESTION_LENGTH)))
-            marks.add_all(kinds, right)
-    return marks.take()
+            scores.add_all(kinds, right)
+    return scores.take()
 
 
 def switch_lora(network: Network, *, on: bool) -> None:
-    """The LoRA in or out."""
+    """Switches the LoRA on or off."""
     if on:
         network.model.enable_adapters()
     else:
@@ -175,5 +178,5 @@ def switch_lora(network: Network, *, on: bool) -> None:
 
 
 def mean(numbers: Sequence[float]) -> float:
-    """Rounded."""
+    """The mean, rounded."""
     return round(float(np.mean(numbers)), 4)

@@ -1,4 +1,4 @@
-"""What the stages of training share: their effort, seed and folder, their log, their steps, their questions."""
+"""Code that the training stages share: settings, log, optimiser steps and questions."""
 
 from __future__ import annotations
 
@@ -25,40 +25,48 @@ THREADS = 1
 
 @dataclass(frozen=True)
 class Effort:
-    """How many steps, and on how many pictures."""
+    """Number of steps, and number of pictures."""
 
     scenes: int = SCENES
-    """Of our own, for tower and decoder."""
+    """Own scenes for tower and decoder."""
     held_out: int = 100
-    """Scenes to choose by, beside some of easy-vqa's training half."""
+    """Own scenes for tuning, in addition to some of easy-vqa's training half."""
     tower_steps: int = 600
+    """Steps of the tower stage."""
     decoder_steps: int = 4000
+    """Steps of the decoder stage."""
     doubt_steps: int = 1500
+    """Steps of the doubt stage."""
     sight_scenes: int = 3200
-    """The last of `scenes`: the sight stage goes over its pictures many times, so it keeps their features."""
+    """Scenes of the sight stage, the last of `scenes`; it reuses their features many times."""
     sight_easy: int = 800
-    """The first of easy-vqa."""
+    """Pictures of easy-vqa in the sight stage, the first ones."""
     aligned: int = 1000
-    """Of the pictures of the sight stage, those that the projection learns to put into words."""
+    """Pictures of the sight stage on which the projection learns to give words."""
     align_steps: int = 600
+    """Steps in which the projection learns to give words."""
     sight_steps: int = 2000
+    """Steps of the sight stage."""
 
 
 TRIAL = Effort(40, 8, 3, 3, 3, 32, 32, 16, 3, 10)
-"""For seeing in a minute that stages run, and run alike."""
+"""A trial of about a minute: shows that the stages run, and are reproducible."""
 
 
 @dataclass
 class Stage:
-    """One stage's seed, effort and folder, and what all stages begin with."""
+    """One training stage: its settings, and what every stage needs at its start."""
 
     name: str
+    """Name of the stage."""
     seed: int
+    """Seed of all random numbers."""
     effort: Effort
+    """Number of steps and pictures."""
     folder: Path
-    """Of what stages leave for the next one, and of their logs."""
+    """Folder for the results and logs of the stages."""
     packed: Path
-    """The file of the package."""
+    """The shipped file, which the last stage writes."""
 
     def __post_init__(self) -> None:
         torch.set_num_threads(THREADS)
@@ -66,17 +74,17 @@ class Stage:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.words = Words()
         self.ids = self.words.ids_in_use()
-        self.rng = random.Random(self.seed)  # noqa: S311  (lessons, no secrets)
+        self.rng = random.Random(self.seed)  # noqa: S311  (not for secrets)
         self.log = Log(self.folder / f"{self.name}.log.jsonl")
         torch.manual_seed(self.seed)
 
     def training_lessons(self) -> list[Lesson]:
-        """Pictures to learn from."""
+        """Lessons for training."""
         own = (scene_lesson("train", index) for index in range(self.effort.scenes))
         return [*easy_lessons()[:-HELD_OUT_EASY], *own]
 
     def guesses(self) -> dict[str, str]:
-        """The commonest answer to each question's words in training."""
+        """The commonest answer to each question in training."""
         answers: dict[str, Counter[str]] = defaultdict(Counter)
         for lesson in self.training_lessons():
             for question in lesson.questions:
@@ -84,13 +92,13 @@ class Stage:
         return {text: counted.most_common(1)[0][0] for text, counted in answers.items()}
 
     def held_out_lessons(self) -> list[Lesson]:
-        """Pictures to choose by, of the training half of easy-vqa and of scenes of their own."""
+        """Lessons for tuning: from easy-vqa's training half, and held-out scenes."""
         own = (scene_lesson("held-out", index) for index in range(self.effort.held_out))
         return [lesson for lesson in [*easy_lessons()[-HELD_OUT_EASY:], *own] if lesson.shapes]
 
 
 class Log:
-    """Loss and accuracy, on the screen and in a file of JSON lines."""
+    """Prints loss and accuracy, and writes them to a file of JSON lines."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -98,7 +106,7 @@ class Log:
         self.start, self.cpu_start = time.monotonic(), cpu_seconds()
 
     def __call__(self, **values: Any) -> None:
-        """Adds a line, with the seconds on the clock and on the processors since the stage began."""
+        """Adds a line, with elapsed time and CPU time since the start of the stage."""
         wall, cpu = time.monotonic() - self.start, cpu_seconds() - self.cpu_start
         line = json.dumps({"seconds": round(wall, 1), "cpu_seconds": round(cpu, 1)} | values)
         print(line, flush=True)
@@ -107,37 +115,37 @@ class Log:
 
 
 def cpu_seconds() -> float:
-    """Of this process and of those it has waited for."""
+    """CPU time of this process and of its finished children, in seconds."""
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     return time.process_time() + children.ru_utime + children.ru_stime
 
 
-class Marks:
-    """Answers counted by kind."""
+class Scores:
+    """Counts right answers by kind of question."""
 
     def __init__(self) -> None:
-        self.seen, self.right = Counter[str](), Counter[str]()
+        self.asked, self.right = Counter[str](), Counter[str]()
 
     def add(self, kinds: Sequence[str], right: Sequence[bool]) -> None:
-        """The questions on one picture."""
-        self.seen.update(kinds)
+        """Adds the questions about one picture."""
+        self.asked.update(kinds)
         self.right.update(kind for kind, one in zip(kinds, right, strict=True) if one)
 
     def add_all(self, kinds: Sequence[Sequence[str]], right: Tensor) -> None:
-        """The questions on several pictures; `right` is flat."""
+        """Adds the questions about several pictures; `right` is flat."""
         for names, ones in zip(kinds, right.view(len(kinds), -1).tolist(), strict=True):
             self.add(names, ones)
 
     def take(self) -> dict[str, float]:
-        """The share that is right, by kind, since the last time."""
-        shares = {kind: round(self.right[kind] / number, 3) for kind, number in sorted(self.seen.items())}
-        self.seen.clear()
+        """Share of right answers by kind since the last call."""
+        shares = {kind: round(self.right[kind] / number, 3) for kind, number in sorted(self.asked.items())}
+        self.asked.clear()
         self.right.clear()
         return shares
 
 
 class Descent:
-    """AdamW with warm-up and cosine decay, gradients clipped."""
+    """AdamW with warm-up, cosine decay and gradient clipping."""
 
     def __init__(self, parameters: Sequence[nn.Parameter], rate: float, steps: int) -> None:
         self.parameters = list(parameters)
@@ -145,7 +153,7 @@ class Descent:
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimiser, rate, steps, pct_start=0.08)
 
     def step(self, loss: Tensor) -> None:
-        """One step down."""
+        """Takes one step."""
         self.optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
@@ -160,9 +168,9 @@ def question_rows(
     rng: random.Random,
     guesses: Sequence[Mapping[str, str] | None] | None = None,
 ) -> tuple[Tensor, Tensor, list[list[str]]]:
-    """Inputs and targets [pictures, questions * length] of a few questions on each picture, and their kinds.
+    """Inputs and targets [pictures, questions * length] of a few questions about each picture, and their kinds.
 
-    Where a picture has `guesses`, the answers are these, by the question's words.
+    `guesses` are, per picture, answers by question that replace the right ones, or None.
     """
     inputs, targets, kinds = [], [], []
     for lesson, guess in zip(chosen, guesses or [None] * len(chosen), strict=True):
@@ -177,12 +185,12 @@ def question_rows(
 
 
 def kind_name(lesson: Lesson, kind: str) -> str:
-    """A kind of question, those of easy-vqa apart."""
+    """Kind of a question in logs; easy-vqa's have names of their own."""
     return f"easy {kind}" if lesson.source[0] == "easy" else kind
 
 
 def as_bfloat16(module: nn.Module) -> None:
-    """Rounds the weights as they will be stored, so that what follows learns with the shipped ones."""
+    """Rounds the weights to the stored dtype, so that later stages train with the shipped values."""
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.copy_(parameter.to(torch.bfloat16))

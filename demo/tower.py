@@ -1,4 +1,4 @@
-"""The first stage: the vision tower names form and colour of what each image token shows."""
+"""The first stage: the vision tower learns to recognise form and colour in each image token."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from lessons import CROP_PX, Lesson, drawn_by, pixels_of, token_labels, window_corner
+from lessons import CROP_PX, Lesson, code_digest, pixels_of, token_labels, window_corner
 from network import build, pooled_features, window_features
 from safetensors.torch import load_file, save_file
 from stage import BATCH, Descent, Stage, as_bfloat16
@@ -27,9 +27,9 @@ PROCESSES = 2
 
 
 def train_tower(stage: Stage) -> None:
-    """The tower and a linear classifier of its image tokens; only the tower is kept.
+    """Trains the tower with a linear classifier of its image tokens; only the tower is kept.
 
-    A step takes windows around single shapes, which are cheap, and a few whole pictures.
+    Each step uses windows around single shapes, which are cheap, and a few whole pictures.
     """
     network, rng, steps = build(stage.ids, stage.seed), stage.rng, stage.effort.tower_steps
     heads = nn.ModuleList([nn.Linear(HIDDEN_SIZE, 1 + len(names)) for names in (SHAPES, COLORS)])
@@ -72,7 +72,7 @@ def cut_window(lesson: Lesson, row: int, column: int) -> tuple[Tensor, Tensor, T
 
 
 def label_loss(heads: nn.ModuleList, features: Tensor, labels: tuple[Tensor, ...]) -> tuple[Tensor, list[float]]:
-    """Loss of form and colour, shapes and background weighing the same, and the four shares that are right."""
+    """Loss of form and colour, with equal weight for shapes and background, and the four shares of right labels."""
     loss, shares = torch.zeros(()), []
     for head, target in zip(heads, labels, strict=True):
         logits = head(features)
@@ -83,8 +83,8 @@ def label_loss(heads: nn.ModuleList, features: Tensor, labels: tuple[Tensor, ...
     return loss, shares
 
 
-def look(tower: Path, sources: Sequence[tuple[str, int]]) -> np.ndarray:
-    """Pooled features float16 [pictures, 256, width] of pictures, through the finished tower, on one thread."""
+def compute_features(tower: Path, sources: Sequence[tuple[str, int]]) -> np.ndarray:
+    """Pooled features of pictures from the trained tower, float16 [pictures, 256, width], on one thread."""
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     network = build([0], 0)
@@ -98,14 +98,14 @@ def look(tower: Path, sources: Sequence[tuple[str, int]]) -> np.ndarray:
     return features
 
 
-def look_at_all(folder: Path, lessons: Sequence[Lesson]) -> np.ndarray:
-    """Features of all pictures, from a file where this tower has seen them before."""
+def compute_all_features(folder: Path, lessons: Sequence[Lesson]) -> np.ndarray:
+    """Features of all pictures; read from a file if this tower computed them before."""
     tower = folder / "tower.safetensors"
     sources = [lesson.source for lesson in lessons]
-    name = hashlib.sha256(tower.read_bytes() + json.dumps(sources).encode() + drawn_by()).hexdigest()[:16]
+    name = hashlib.sha256(tower.read_bytes() + json.dumps(sources).encode() + code_digest()).hexdigest()[:16]
     path = folder / f"features-{name}.npy"
     if not path.exists():
         chunks = [sources[i : i + 20 * BATCH] for i in range(0, len(sources), 20 * BATCH)]
         with ProcessPoolExecutor(PROCESSES, mp_context=multiprocessing.get_context("spawn")) as pool:
-            np.save(path, np.concatenate(list(pool.map(look, [tower] * len(chunks), chunks))))
+            np.save(path, np.concatenate(list(pool.map(compute_features, [tower] * len(chunks), chunks))))
     return np.load(path)

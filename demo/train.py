@@ -2,11 +2,16 @@
 
     python demo/train.py
 
-Stages, each with its seed and one thread. tower: the vision tower names form and colour of what each image token
-shows. decoder: the base decoder answers from words where a picture would stand, and without. doubt: it learns to pass
-over any number of words that carry a mark. sight: both are frozen; the projection learns to say what a token shows,
-then it and the LoRA for images learn to answer from the picture, several questions behind one image. pack: the file.
-Choices were made on held-out training pictures, with the logs in build/demo-model.
+Every stage uses the seed and one thread:
+
+- tower: the vision tower learns to recognise form and colour in each image token.
+- decoder: the base decoder learns to answer from words in place of a picture, and without them.
+- doubt: the decoder learns to ignore any number of marked words.
+- sight: tower and decoder are frozen. The projection learns to give the words of what a token shows. Then the
+  projection and the LoRA for images learn to answer from the picture, several questions after one image.
+- pack: writes the file.
+
+Settings were tuned on held-out training pictures. The logs are in build/demo-model.
 """
 
 from __future__ import annotations
@@ -27,7 +32,7 @@ from midsight.demo.seeing import PACKED
 
 
 def pack(stage: Stage) -> None:
-    """Writes the file of the package, in bfloat16; the projection and the LoRA are rounded here."""
+    """Writes the shipped file in bfloat16; this rounds the projection and the LoRA."""
     network = build(stage.ids, stage.seed)
     network.embed.img_processor.load_state_dict(load_file(stage.folder / "tower.safetensors"))
     load_decoder(network, stage.folder / "doubt.safetensors")
@@ -51,11 +56,11 @@ STAGES = {"tower": train_tower, "decoder": train_decoder, "doubt": train_doubt, 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stages", nargs="*", help=f"some of {', '.join(STAGES)}; else all")
+    parser.add_argument("stages", nargs="*", help=f"some of {', '.join(STAGES)}; default: all")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--folder", type=Path, help="of logs and of what stages leave for the next one")
-    parser.add_argument("--packed", type=Path, help="the file that pack writes; by default the package's")
-    parser.add_argument("--trial", action="store_true", help="a few steps on a few pictures, in a folder of its own")
+    parser.add_argument("--folder", type=Path, help="folder for logs and results of the stages")
+    parser.add_argument("--packed", type=Path, help="file that pack writes; default: the shipped one")
+    parser.add_argument("--trial", action="store_true", help="a few steps on a few pictures, in another folder")
     call = parser.parse_args()
     folder = call.folder or (WORK.with_name("demo-model-trial") if call.trial else WORK)
     packed = call.packed or (folder / PACKED.name if call.trial else PACKED)

@@ -1,7 +1,7 @@
 """Measures the figures in docs/checkpoints.md: the host memory that `midsight.load` takes at its peak.
 
-Writes a checkpoint of 1.3 GB with random weights to a temporary folder, as Phi-4-multimodal is published and in
-transformers' layout, and loads each in processes of its own, on the CPU (Linux; reads /proc).
+Writes a checkpoint of 1.3 GB with random weights to a temporary folder, in the published format of Phi-4-multimodal
+and in transformers' format. Loads each in new processes, on the CPU (Linux; reads /proc).
 Run from the repository root: .venv/bin/python scripts/load_memory.py [--folder DIR]
 """
 
@@ -21,7 +21,7 @@ import torch
 
 import midsight
 
-LAYOUTS = ("published", "transformers")
+FORMATS = ("published", "transformers")
 WAYS = (("bfloat16", "off"), ("bfloat16", "merged"), ("bfloat16", "unmerged"), ("float32", "merged"))
 SHARD_BYTES = 500_000_000
 LORA_RANK, SPEECH_RANK = 64, 80
@@ -43,7 +43,7 @@ WIDTHS: dict[str, Any] = {
         "bias_max_distance": 500,
     },
 }
-"""Wider than the demo checkpoint; what is not named here is as there."""
+"""Sizes that differ from the small random checkpoint."""
 LAYERS = 16
 
 
@@ -51,12 +51,12 @@ LAYERS = 16
 
 
 def write_checkpoints(folder: Path) -> dict[str, Path]:
-    """Writes random weights of the same shapes in both layouts; the small files are those of the demo checkpoints."""
+    """Writes random weights of the same shapes in both formats; the other files are those of the small checkpoints."""
     from midsight.testing.phi4_multimodal import write_phi4_multimodal
     from midsight.testing.phi4mm import published_config, published_name, write_json, write_published_phi4mm
 
     config = wide_config()
-    published, native = (folder / layout for layout in LAYOUTS)
+    published, native = (folder / name for name in FORMATS)
     write_published_phi4mm(published)
     write_phi4_multimodal(native, layers=LAYERS, vision_heads=16)
     for old in (*published.glob("model*.safetensors*"), *native.glob("model*.safetensors*")):
@@ -78,11 +78,11 @@ def write_checkpoints(folder: Path) -> dict[str, Path]:
     save(lora, native / "vision-lora" / "adapter_model.safetensors")
     path = native / "vision-lora" / "adapter_config.json"
     write_json(path, json.loads(path.read_text()) | {"r": LORA_RANK, "lora_alpha": 2 * LORA_RANK})
-    return dict(zip(LAYOUTS, (published, native), strict=True))
+    return dict(zip(FORMATS, (published, native), strict=True))
 
 
 def wide_config() -> Any:
-    """The demo checkpoint's config, wider."""
+    """The small checkpoint's config with larger sizes."""
     from transformers import Phi4MultimodalConfig
 
     from midsight.testing.phi4_multimodal import make_config
@@ -96,7 +96,7 @@ def wide_config() -> Any:
 
 
 def weight_shapes(config: Any) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Native name and shape of everything that is stored, in transformers' order."""
+    """Transformers' name and shape of every stored tensor, in transformers' order."""
     from transformers import Phi4MultimodalForCausalLM
 
     with torch.device("meta"):
@@ -105,7 +105,7 @@ def weight_shapes(config: Any) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def factor_shapes(base: str, shape: tuple[int, ...]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Published name and shape of the factors of both LoRAs beside a weight, none beside others."""
+    """Published name and shape of both LoRAs' factors for a weight; nothing for a weight without LoRA."""
     if base.startswith("model.layers.") and base.endswith("_proj.weight"):
         rows, columns = shape
         for task, rank in (("vision", LORA_RANK), ("speech", SPEECH_RANK)):
@@ -114,7 +114,7 @@ def factor_shapes(base: str, shape: tuple[int, ...]) -> Iterator[tuple[str, tupl
 
 
 def write_shards(shapes: dict[str, tuple[int, ...]], folder: Path) -> None:
-    """Draws the tensors and writes them, by name, to files of up to SHARD_BYTES, one file in memory at a time."""
+    """Draws the tensors and writes them to files of up to SHARD_BYTES, with one file in memory at a time."""
     shards: list[dict[str, tuple[int, ...]]] = [{}]
     filled = 0
     for name, shape in sorted(shapes.items()):
@@ -134,7 +134,7 @@ def write_shards(shapes: dict[str, tuple[int, ...]], folder: Path) -> None:
 
 
 def draw(name: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """Random bfloat16 values; only their size matters."""
+    """Random bfloat16 values."""
     generator = torch.Generator().manual_seed(len(name))
     return torch.empty(shape, dtype=torch.bfloat16).normal_(std=0.02, generator=generator)
 
@@ -151,18 +151,21 @@ def folder_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
 
 
-# one process
+# measuring in one process
 
 
 def status() -> dict[str, int]:
-    """Bytes by field of /proc/self/status: VmHWM the peak, VmRSS of now, RssAnon and RssFile of it."""
+    """Memory of this process in bytes, by field of /proc/self/status.
+
+    VmHWM is the peak, VmRSS the current size, RssAnon and RssFile are its parts.
+    """
     lines = Path("/proc/self/status").read_text().splitlines()
     return {name: 1024 * int(value.split()[0]) for name, value in (line.split(":") for line in lines if " kB" in line)}
 
 
 @contextmanager
 def sampled_anonymous() -> Iterator[list[int]]:
-    """The largest RssAnon seen while inside, as the list's one item."""
+    """Measures the largest RssAnon inside the context, as the only item of the list."""
     peak = [0]
     done = threading.Event()
 
@@ -180,9 +183,9 @@ def sampled_anonymous() -> Iterator[list[int]]:
 
 
 def measure_load(folder: str, dtype: str, lora: Any) -> dict[str, float]:
-    """Loads a folder in this process and returns what it took, in bytes, beyond what the imports took."""
+    """Loads a folder in this process; returns memory in bytes, without that of the imports, and seconds."""
     before = status()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     started = time.perf_counter()
     with sampled_anonymous() as anonymous:
         model = midsight.load(folder, dtype=dtype, device="cpu", lora=lora)
@@ -191,7 +194,7 @@ def measure_load(folder: str, dtype: str, lora: Any) -> dict[str, float]:
     hf_model = model.loaded.hf_model
     tensors = {tensor.data_ptr(): tensor for tensor in (*hf_model.parameters(), *hf_model.buffers())}
     for tensor in tensors.values():
-        tensor.sum()  # brings in pages that are mapped and not yet read
+        tensor.sum()  # reads pages that are mapped but not in memory yet
     return {
         "model": sum(tensor.nbytes for tensor in tensors.values()),
         "peak": loaded["VmHWM"] - before["VmRSS"],
@@ -203,7 +206,7 @@ def measure_load(folder: str, dtype: str, lora: Any) -> dict[str, float]:
 
 
 def measure_check(folder: str) -> dict[str, float]:
-    """Reads the facts of a folder, as `midsight check` does, in this process."""
+    """Reads the facts of a folder in this process, as `midsight check` does."""
     before = status()
     started = time.perf_counter()
     from midsight.check.facts import read_facts
@@ -213,7 +216,7 @@ def measure_check(folder: str) -> dict[str, float]:
 
 
 def in_a_process(*arguments: str) -> dict[str, float]:
-    """What this script prints with the arguments."""
+    """Runs this script in a new process and returns what it prints."""
     command = [sys.executable, __file__, *arguments]
     finished = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603  (our own)
     return json.loads(finished.stdout.splitlines()[-1])
@@ -223,18 +226,18 @@ def in_a_process(*arguments: str) -> dict[str, float]:
 
 
 def print_tables(folder: Path) -> None:
-    """Writes the checkpoints, measures and prints."""
+    """Writes the checkpoints, measures them, and prints the tables."""
     from midsight.testing import write_phi4_multimodal
 
     folders = write_checkpoints(folder)
     small = write_phi4_multimodal(folder / "small", vision_heads=16)
     libraries = in_a_process("--measure", str(small), "bfloat16", "merged")
     print(f"transformers' and PEFT's code, a checkpoint of 13 MB: peak {megabytes(libraries['peak'])} MB")
-    print("MB beyond torch and midsight, that code not counted; in brackets: of it anonymous, the rest mapped files")
+    print("MB, without imports and that code; in brackets: the anonymous part, the rest are mapped files")
     print(
-        "layout        dtype     LoRA      stored  shard  model  peak (anonymous)  after load  weights read  bound  s"
+        "format        dtype     LoRA      stored  shard  model  peak (anonymous)  after load  weights read  bound  s"
     )
-    for layout, path in folders.items():
+    for name, path in folders.items():
         largest = max(file.stat().st_size for file in path.rglob("*.safetensors"))
         for dtype, lora in WAYS:
             found = in_a_process("--measure", str(path), dtype, lora)
@@ -243,15 +246,15 @@ def print_tables(folder: Path) -> None:
             }
             found["model"] += libraries["model"]
             print(
-                f"{layout:13} {dtype:9} {lora:9} {megabytes(folder_bytes(path)):>6} {megabytes(largest):>6} "
+                f"{name:13} {dtype:9} {lora:9} {megabytes(folder_bytes(path)):>6} {megabytes(largest):>6} "
                 f"{megabytes(found['model']):>6} {megabytes(found['peak']):>5} ({megabytes(found['anonymous'])})"
                 f"{megabytes(found['after']):>14} {megabytes(found['used']):>13} "
                 f"{megabytes(found['model'] + largest):>6}  {found['seconds']:.1f}",
                 flush=True,
             )
-    for layout, path in folders.items():
+    for name, path in folders.items():
         found = in_a_process("--check", str(path))
-        print(f"midsight check, {layout}: {found['seconds']:.1f} s, peak {megabytes(found['peak'])} MB")
+        print(f"midsight check, {name}: {found['seconds']:.1f} s, peak {megabytes(found['peak'])} MB")
 
 
 def megabytes(size: float) -> str:
@@ -260,9 +263,9 @@ def megabytes(size: float) -> str:
 
 
 def main() -> None:
-    """Prints the tables, or measures in a process of its own."""
+    """Prints the tables, or measures in this process."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--folder", type=Path, help="where to write the checkpoints, and leave them")
+    parser.add_argument("--folder", type=Path, help="folder for the checkpoints, which are kept")
     parser.add_argument("--measure", nargs=3, metavar=("FOLDER", "DTYPE", "LORA"))
     parser.add_argument("--check", metavar="FOLDER")
     options = parser.parse_args()

@@ -1,7 +1,7 @@
-"""Measures the figures in docs/checkpoints.md: how far a merged LoRA, and one beside the weights, is from float32.
+"""Measures the figures in docs/checkpoints.md: the error of a merged and of an unmerged LoRA against float32.
 
-Weights and inputs are random, in the shapes of Phi-4-multimodal's decoder, and stored in bfloat16 as
-published; the reference computes with the same stored tensors in float64 (one layer) or float32 (decoder).
+Weights and inputs are random. They have the shapes of Phi-4-multimodal's decoder and are stored in bfloat16, as
+published. The reference computes with the same stored tensors in float64 (one layer) or float32 (decoder).
 Run from the repository root: .venv/bin/python scripts/lora_figures.py [--seeds N] [--layers N] [--part linear|decoder]
 """
 
@@ -22,40 +22,40 @@ from transformers.models.phi4_multimodal.modeling_phi4_multimodal import (
     Phi4MultimodalRotaryEmbedding,
 )
 
-from midsight.models.native import merge_lora
+from midsight.checkpoints.lora import merge_lora
 
 HIDDEN_SIZE, MLP_SIZE, HEADS, KEY_VALUE_HEADS = 3072, 8192, 24, 8
 RANK, ALPHA = 256, 512
 SCALE = ALPHA / RANK
 TOKENS = 100
 WEIGHT_STD = 0.02
-"""transformers' `initializer_range` for this config; the published weights' own is not known here."""
+"""transformers' `initializer_range` for this config; that of the published weights is unknown here."""
 UPDATES = (0.01, 0.03, 0.1, 0.3)
-"""||scale B A|| / ||W||, Frobenius norms; the published LoRA's own is not known here."""
+"""||scale B A|| / ||W||, Frobenius norms; that of the published LoRA is unknown here."""
 GAINS = (0.5, 1.0, 2.0, 4.0)
-"""How much longer W x is than for a W without preference; trained weights are turned towards their inputs."""
+"""Length of W x, relative to a W with random directions; trained weights amplify the directions of their inputs."""
 TARGETS = r"(self_attn\.(qkv_proj|o_proj)|mlp\.(gate_up_proj|down_proj))"
 LINEARS = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")
 
 
 @dataclass(frozen=True)
-class Adapted:
-    """One weight and its LoRA, bfloat16 as stored."""
+class WeightWithLora:
+    """One weight and its LoRA, in the stored bfloat16."""
 
     weight: Tensor
-    """[rows, columns]."""
+    """W, [rows, columns]."""
     a: Tensor
-    """[rank, columns]."""
+    """Factor A, [rank, columns]."""
     b: Tensor
-    """[rows, rank]."""
+    """Factor B, [rows, rank]."""
 
 
-def draw_lora(weight: Tensor, std: float, update: float, generator: Generator) -> Adapted:
-    """The weight with a random LoRA beside it; `std` is the weight's standard deviation."""
+def draw_lora(weight: Tensor, std: float, update: float, generator: Generator) -> WeightWithLora:
+    """The weight with a random LoRA; `std` is the weight's standard deviation."""
     rows, columns = weight.shape
     a = torch.randn(RANK, columns, generator=generator) / math.sqrt(columns)
     b = torch.randn(rows, RANK, generator=generator) * (update * std * math.sqrt(columns) / (SCALE * math.sqrt(RANK)))
-    return Adapted(weight.bfloat16(), a.bfloat16(), b.bfloat16())
+    return WeightWithLora(weight.bfloat16(), a.bfloat16(), b.bfloat16())
 
 
 def errors(values: Tensor, reference: Tensor) -> Tensor:
@@ -68,24 +68,24 @@ def errors(values: Tensor, reference: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def measure_linear(adapted: Adapted, inputs: Tensor, dtype: torch.dtype) -> tuple[float, float]:
+def measure_linear(one: WeightWithLora, inputs: Tensor, dtype: torch.dtype) -> tuple[float, float]:
     """Mean error of the outputs, merged and unmerged, of one layer computed in `dtype`."""
-    x, weight, a, b = (t.double() for t in (inputs, adapted.weight, adapted.a, adapted.b))
+    x, weight, a, b = (t.double() for t in (inputs, one.weight, one.a, one.b))
     reference = x @ weight.T + SCALE * (x @ a.T) @ b.T
-    x, weight, a, b = (t.to(dtype) for t in (inputs, adapted.weight, adapted.a, adapted.b))
-    merged = nn.functional.linear(x, merge_lora(adapted.weight, adapted.a, adapted.b, SCALE).to(dtype))
-    # as PEFT's layer computes it: three outputs and a sum, each rounded
+    x, weight, a, b = (t.to(dtype) for t in (inputs, one.weight, one.a, one.b))
+    merged = nn.functional.linear(x, merge_lora(one.weight, one.a, one.b, SCALE).to(dtype))
+    # as in PEFT's layer: each of three outputs and the sum is rounded
     unmerged = nn.functional.linear(x, weight) + nn.functional.linear(nn.functional.linear(x, a), b) * SCALE
     return errors(merged, reference).mean().item(), errors(unmerged, reference).mean().item()
 
 
 def turned_weight(inputs_basis: Tensor, rows: int, gain: float, generator: Generator) -> Tensor:
-    """A random weight that lengthens inputs of a subspace by `gain` more than it does inputs at large."""
+    """A random weight that amplifies inputs in a subspace `gain` times as much as other inputs."""
     columns, size = inputs_basis.shape
     weight = torch.randn(rows, columns, generator=generator)
     inside = weight @ inputs_basis @ inputs_basis.T
     share = size / columns
-    # the rest keeps the norm of the whole, so that only the direction changes
+    # the rest is scaled so that the norm of the whole stays the same
     outside_gain = math.sqrt((1 - gain**2 * share) / (1 - share)) if gain**2 * share < 1 else 0.0
     return gain * inside + outside_gain * (weight - inside)
 
@@ -146,7 +146,7 @@ def make_config(layers: int) -> Phi4MultimodalConfig:
 
 
 def make_layer(config: Phi4MultimodalConfig, dtype: torch.dtype, *, lora: bool) -> Any:
-    """A decoder layer of transformers, with PEFT's layers where `lora` says so; its matrices are set later."""
+    """A decoder layer of transformers, with PEFT's layers if `lora`; its matrices are set later."""
     with torch.device("meta"):
         layer: Any = Phi4MultimodalDecoderLayer(config, layer_idx=0)
     layer = layer.to_empty(device="cpu")
@@ -158,35 +158,37 @@ def make_layer(config: Phi4MultimodalConfig, dtype: torch.dtype, *, lora: bool) 
     return layer.to(dtype).eval()
 
 
-def set_unmerged(layer: Any, weights: dict[str, Adapted]) -> None:
-    """Puts weights and factors into a layer that has PEFT's."""
-    for name, adapted in weights.items():
+def set_unmerged(layer: Any, weights: dict[str, WeightWithLora]) -> None:
+    """Sets weights and factors of a layer with PEFT's layers."""
+    for name, one in weights.items():
         module = layer.get_submodule(name)
-        module.base_layer.weight.copy_(adapted.weight)
-        module.lora_A["default"].weight.copy_(adapted.a)
-        module.lora_B["default"].weight.copy_(adapted.b)
+        module.base_layer.weight.copy_(one.weight)
+        module.lora_A["default"].weight.copy_(one.a)
+        module.lora_B["default"].weight.copy_(one.b)
 
 
-def set_merged(layers: Sequence[Any], weights: dict[str, Adapted]) -> None:
-    """Puts merged weights into plain layers, each rounded once to the layer's dtype."""
-    for name, adapted in weights.items():
-        merged = merge_lora(adapted.weight, adapted.a, adapted.b, SCALE)
+def set_merged(layers: Sequence[Any], weights: dict[str, WeightWithLora]) -> None:
+    """Sets merged weights of plain layers, rounded once to the layer's dtype."""
+    for name, one in weights.items():
+        merged = merge_lora(one.weight, one.a, one.b, SCALE)
         for layer in layers:
             layer.get_submodule(name).weight.copy_(merged)
 
 
-def with_update(weights: dict[str, Adapted], factor: float) -> dict[str, Adapted]:
-    """The same weights, their LoRA's update `factor` times as large."""
-    return {name: Adapted(one.weight, one.a, (one.b.float() * factor).bfloat16()) for name, one in weights.items()}
+def with_update(weights: dict[str, WeightWithLora], factor: float) -> dict[str, WeightWithLora]:
+    """The same weights with a LoRA update `factor` times as large."""
+    return {
+        name: WeightWithLora(one.weight, one.a, (one.b.float() * factor).bfloat16()) for name, one in weights.items()
+    }
 
 
 @torch.inference_mode()
 def run_decoder(
     layers: int, std: float, updates: Sequence[float], seed: int
 ) -> Iterator[tuple[int, float, dict[str, Tensor]]]:
-    """Layer, update, and its residual stream [tokens, hidden] in each way to compute it, on random embeddings.
+    """Yields layer, update, and residual stream [tokens, hidden] by way of computing it, on random embeddings.
 
-    `reference` is float32 with the LoRA beside the weights, `off` float32 without it.
+    `reference` is float32 with an unmerged LoRA, `off` is float32 without LoRA.
     """
     config = make_config(layers)
     layer_of = {
@@ -257,7 +259,7 @@ def measure_decoders(layers: int, seeds: int) -> None:
 def main() -> None:
     """Prints both tables."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--seeds", type=int, default=4, help="two at least")
+    parser.add_argument("--seeds", type=int, default=4, help="at least two")
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--part", choices=("linear", "decoder"))
     options = parser.parse_args()

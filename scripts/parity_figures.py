@@ -15,14 +15,14 @@ import midsight
 from midsight import Model
 from midsight.extraction.request import Request, resolve
 from midsight.testing import write_phi4_multimodal
-from parity import EVERYTHING, Expected, answer_ids, expect, extract_records, samples_of
-from pictures import CASES
-from reference import Reference, relative_error
+from support.parity import EVERYTHING, Expected, answer_ids, expect, extract_records, samples_of
+from support.pictures import CASES
+from support.reference import Reference, relative_error
 
 
 def compare(model: Model, expected: dict[str, Expected], request: Request) -> None:
     """Prints the largest error by kind of vector, and how many answers agreed."""
-    plan = resolve(request, model.loaded)
+    resolved = resolve(request, model.loaded)
     worst: dict[str, float] = {}
     vectors = answers = agreeing = 0
     started = time.time()
@@ -31,7 +31,7 @@ def compare(model: Model, expected: dict[str, Expected], request: Request) -> No
             samples = samples_of(CASES)
             random.Random(f"{batch_size}{side}").shuffle(samples)  # noqa: S311  (no secret)
             for start in range(0, len(samples), batch_size):
-                for record in extract_records(model, plan, samples[start : start + batch_size], padding_side=side):
+                for record in extract_records(model, resolved, samples[start : start + batch_size], padding_side=side):
                     wanted = expected[record.sample_id]
                     for name, vector in wanted.vectors.items():
                         kind = name.partition(".")[0]
@@ -45,7 +45,7 @@ def compare(model: Model, expected: dict[str, Expected], request: Request) -> No
 
 
 def main() -> None:
-    """The figure of Phi-4-multimodal."""
+    """Prints the figures of Phi-4-multimodal."""
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = write_phi4_multimodal(folder)
         reference = Reference(checkpoint)

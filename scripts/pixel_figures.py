@@ -1,7 +1,7 @@
-"""Measures the figures in docs/numbers.md: how far `--pixels transformers` is from `--pixels pil`.
+"""Measures the figures in docs/numbers.md: the difference between `--pixels transformers` and `--pixels pil`.
 
-In the processor's pixels and in the outputs of the untrained demo checkpoint, for the parity tests' images and
-larger ones. ATEN_CPU_CAPABILITY=default shows machines without AVX2.
+Compares the processor's pixels, and the outputs of the random checkpoint, on the parity tests' images and larger ones.
+ATEN_CPU_CAPABILITY=default shows the result on machines without AVX2.
 Run from the repository root: .venv/bin/python scripts/pixel_figures.py [--pixels-only]
 """
 
@@ -18,12 +18,12 @@ from PIL import Image
 
 import midsight
 from midsight import Model
-from midsight.models.phi4_multimodal import image_inputs, resized_px
+from midsight.families.phi4_multimodal import image_inputs, resized_px
 from midsight.records import VISION_ONLY
 from midsight.testing import write_phi4_multimodal
-from parity import rgb
-from pictures import CASES, Case, encoded, picture
-from reference import relative_error
+from support.parity import rgb
+from support.pictures import CASES, Case, encoded, picture
+from support.reference import relative_error
 
 LARGER = tuple(
     Case(f"{width} x {height}", encoded(picture((width, height), seed), "JPEG", quality=90), "What is in the picture?")
@@ -32,24 +32,24 @@ LARGER = tuple(
     )
 )
 LEVELS = 127.5
-"""Levels of 255 in a processed value of 1."""
+"""Levels, of 255, per unit of the processor's values."""
 KINDS = (VISION_ONLY, "vision_token", "query_token")
 
 
 @dataclass(frozen=True)
-class Pixels:
-    """Two ways to resize one image, compared; differences in levels of 255."""
+class PixelDifference:
+    """Difference between two ways to resize one image, in levels of 255."""
 
     size: tuple[int, int]
-    """Width and height as given."""
+    """Original width and height."""
     resized: tuple[int, int]
     """Width and height after resizing."""
     share: float
-    """Of the resized image's values, those that differ."""
+    """Share of the resized image's values that differ."""
     largest: float
     """Largest difference in the sub-crops."""
     largest_global: float
-    """Largest difference in the global crop, which both ways take from the resized image, bicubic and in float32."""
+    """Largest difference in the global crop, which both ways make from the resized image: bicubic, in float32."""
 
     @property
     def direction(self) -> str:
@@ -59,18 +59,18 @@ class Pixels:
         return "grows" if self.resized > self.size else "shrinks"
 
 
-def compare_pixels(image_processor: object, image: Image.Image) -> Pixels:
-    """Runs the processor on one image both ways."""
+def compare_pixels(processor: object, image: Image.Image) -> PixelDifference:
+    """Runs the processor on one image in both ways."""
     size = image.size
     resized = resized_px(*size, 448, 36)
-    pil, tensors = (image_inputs(image_processor, image, pixels).pixel_values for pixels in ("pil", "transformers"))
+    pil, tensors = (image_inputs(processor, image, pixels, None).pixel_values for pixels in ("pil", "transformers"))
     difference = (tensors - pil).abs() * LEVELS
     differing = (difference[1:].round() > 0).sum().item() / (3 * resized[0] * resized[1])
-    return Pixels(size, resized, differing, difference[1:].max().item(), difference[0].max().item())
+    return PixelDifference(size, resized, differing, difference[1:].max().item(), difference[0].max().item())
 
 
 def compare_outputs(model: Model, case: Case) -> tuple[dict[str, tuple[float, str]], bool]:
-    """The largest relative error and its address by kind of vector, and whether the answers agree."""
+    """The largest relative error and its layer by kind of vector, and whether the answers agree."""
     pil, tensors = (
         model.extract(case.image, case.question, pixels=pixels, layers="all", residual=True, max_new_tokens=16)
         for pixels in ("pil", "transformers")
@@ -84,9 +84,9 @@ def compare_outputs(model: Model, case: Case) -> tuple[dict[str, tuple[float, st
 
 
 def main() -> None:
-    """Prints a line for every image."""
+    """Prints one line per image."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--pixels-only", action="store_true", help="no model")
+    parser.add_argument("--pixels-only", action="store_true", help="compare pixels only, without the model")
     options = parser.parse_args()
     print(f"torch's CPU kernels: {torch.backends.cpu.get_cpu_capability()}")
     with tempfile.TemporaryDirectory() as folder:
@@ -94,7 +94,7 @@ def main() -> None:
     overall: dict[tuple[str, str], float] = {}
     answers = agreeing = 0
     for case in (*CASES, *LARGER):
-        pixels = compare_pixels(model.loaded.image_processor, rgb(case.image))
+        pixels = compare_pixels(model.loaded.processor, rgb(case.image))
         line = (
             f"{case.name:19} {'x'.join(map(str, pixels.size)):>9} to {'x'.join(map(str, pixels.resized)):9} "
             f"{pixels.direction:7}  {pixels.share:8.3%} differ, by {pixels.largest:.2f} at most, "

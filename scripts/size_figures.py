@@ -1,4 +1,4 @@
-"""What compression leaves of a run's vectors, by column: the shares that a run's size is estimated with.
+"""Measures the compressed share of a run's vectors, by column; midsight estimates the size of a run with it.
 
 Usage: .venv/bin/python scripts/size_figures.py
 """
@@ -17,7 +17,7 @@ from midsight.testing import write_phi4_multimodal
 
 
 def main() -> None:
-    """Extracts the demo's questions in each pair of dtypes and prints bytes on disk by byte of vectors."""
+    """Extracts the demo's questions in each pair of dtypes, and prints bytes on disk per byte of vectors."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         checkpoint = write_phi4_multimodal(folder / "model")
@@ -34,10 +34,10 @@ def main() -> None:
 
 
 def describe(run: midsight.Run) -> str:
-    """Share of each kind of vector, and the bytes of a row's other columns."""
+    """Compressed share by kind of vector, and bytes per row of the other columns."""
     stored: Counter[str] = Counter()
     raw: Counter[str] = Counter()
-    itemsize = 4 if run.spec.store_dtype == "float32" else 2
+    itemsize = 4 if run.spec.request.store_dtype == "float32" else 2
     for part in sorted((run.path / "parts").glob("*.parquet")):
         metadata = pq.ParquetFile(part).metadata
         for group in map(metadata.row_group, range(metadata.num_row_groups)):

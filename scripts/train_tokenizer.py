@@ -1,8 +1,7 @@
-"""Trains the small tokenizer of the random Phi-4-multimodal checkpoint, from text of our own.
+"""Trains the small tokenizer of the random Phi-4-multimodal checkpoint on our own text.
 
-Run `python scripts/train_tokenizer.py` after a change of the text; the same text gives the same
-file. The vocabulary is small, so the special tokens, which sit at Phi-4's published ids, leave a
-gap of ids that no token has.
+Run `python scripts/train_tokenizer.py` after changing the text; the same text gives the same file. The vocabulary is
+small and the special tokens have Phi-4's published ids, so the ids in between have no token.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TEXT = ROOT / "scripts" / "tokenizer_text.txt"
 TOKENIZER = ROOT / "src" / "midsight" / "testing" / "assets" / "tokenizer.json"
 VOCABULARY_SIZE = 1536
-"""Byte-level tokens and merged ones, without the special tokens."""
+"""Number of byte-level and merged tokens, without special tokens."""
 
 SPECIAL_TOKENS = {
     199999: "<|endoftext|>",
@@ -36,9 +35,9 @@ SPECIAL_TOKENS = {
     200028: "<|tag|>",
 }
 FIRST_CHAT_TOKEN = 200019
-"""From here on a token swallows the white space behind it."""
+"""From this id on, a special token strips the white space after it."""
 TOOL_TOKENS = range(200023, 200028)
-"""Added tokens that count as text: decoding keeps them when special tokens are skipped."""
+"""Added tokens that are not special: decoding keeps them when special tokens are skipped."""
 
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "grey", "teal")
 SHAPES = ("circle", "triangle", "square", "rectangle", "star", "oval", "cube", "cone", "ring", "cross")
@@ -47,7 +46,7 @@ PLACES = ("to the left of", "to the right of", "above", "below", "behind", "next
 
 
 def questions() -> list[str]:
-    """Questions and answers about shapes, colours, counts and places."""
+    """Questions and answers about shapes, colours, counts and positions."""
     lines = []
     for colour, shape in itertools.product(COLOURS, SHAPES):
         lines += [
@@ -81,7 +80,7 @@ def train(text: str) -> Tokenizer:
 def with_special_tokens(tokenizer: Tokenizer) -> str:
     """The JSON of the tokenizer with Phi-4's special tokens at their ids.
 
-    An added token keeps its id only where the model's vocabulary has it too, hence both entries.
+    An added token keeps its id only if the model's vocabulary has it too, so it gets both entries.
     """
     content = json.loads(tokenizer.to_str())
     for token_id, token in SPECIAL_TOKENS.items():

@@ -5,7 +5,7 @@ from midsight.testing.phi4_multimodal import write_phi4_multimodal
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory):
-    """Folder of the demo checkpoint, longrope border 4096 as published."""
+    """Folder of the demo checkpoint, longrope threshold 4096 as published."""
     return write_phi4_multimodal(tmp_path_factory.mktemp("checkpoint"))
 
 
@@ -19,7 +19,7 @@ def model(checkpoint):
 
 @pytest.fixture(scope="session")
 def reference(checkpoint):
-    """transformers' own procedure on the same folder, its vision tower mended."""
-    from reference import Reference
+    """transformers' own procedure on the same folder, its vision tower fixed."""
+    from support.reference import Reference
 
     return Reference(checkpoint)

@@ -1,4 +1,4 @@
-"""`midsight demo`: several questions on each test scene through the model that sees, and what it shows."""
+"""`midsight demo`: several questions on each test scene through the demo model, and what it prints."""
 
 import io
 import re
@@ -15,7 +15,7 @@ FEW = 6
 
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory):
-    """The demo's folder, its run, and what it printed, on a few scenes."""
+    """The demo on a few scenes: its folder, its run, and what it printed."""
     out = tmp_path_factory.mktemp("demo")
     console = Console(file=io.StringIO(), width=140)
     with pytest.MonkeyPatch.context() as patch:
@@ -24,7 +24,7 @@ def shown(tmp_path_factory):
     return out, run, console.file.getvalue()  # type: ignore[attr-defined]
 
 
-def test_the_demo_asks_several_hundred_questions_several_on_each_scene():
+def test_the_demo_asks_hundreds_of_questions_and_several_on_each_scene():
     asked = [len(ask("test", index)) for index in range(SCENES)]
     assert 300 <= sum(asked) <= 1000
     assert min(asked) >= 4
@@ -41,7 +41,7 @@ def test_every_question_on_the_scenes_is_answered(shown):
     assert f"{len(asked)} stored, 0 failed" in printed
 
 
-def test_answers_stand_beside_references_and_accuracy_goes_by_kind(shown):
+def test_answers_are_shown_with_references_and_accuracy_by_kind(shown):
     out, run, printed = shown
     assert printed.count(TRAINED) == 1
     for kind in (*KINDS, "all"):

@@ -1,4 +1,4 @@
-"""The promised surface, and what an import costs."""
+"""The public names, and what an import costs."""
 
 import subprocess
 import sys
@@ -11,13 +11,13 @@ HEAVY = ("torch", "transformers", "torchvision", "peft", "pyarrow", "PIL")
 
 
 def imported_by(statement: str) -> set[str]:
-    """Heavy modules loaded in a fresh interpreter after a statement."""
+    """Heavy modules that a statement imports in a new interpreter."""
     program = f"{statement}\nimport sys\nprint(*[m for m in {HEAVY!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     return set(done.stdout.split())
 
 
-def test_the_surface_is_this_and_no_more():
+def test_the_public_names_are_exactly_these():
     assert midsight.__all__ == [
         "load",
         "wrap",
@@ -25,6 +25,7 @@ def test_the_surface_is_this_and_no_more():
         "open_run",
         "Model",
         "Request",
+        "DatasetOptions",
         "Progress",
         "Sample",
         "Failure",
@@ -40,7 +41,7 @@ def test_the_surface_is_this_and_no_more():
     assert set(midsight.__all__) < set(dir(midsight))
 
 
-def test_a_name_that_is_not_there_is_no_attribute():
+def test_an_unknown_name_raises_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'extractt'"):
         _ = midsight.extractt
 
@@ -49,14 +50,18 @@ def test_importing_midsight_imports_nothing_heavy():
     assert imported_by("import midsight") == set()
 
 
+def test_dataset_options_import_nothing_heavy():
+    assert imported_by("import midsight; midsight.DatasetOptions") == set()
+
+
 def test_reading_runs_needs_no_torch():
     modules = "midsight.records, midsight.store.reader, midsight.store.writer, midsight.samples.tables"
     loaded = imported_by(f"import {modules}, midsight.reports.summary, midsight.reports.terminal")
     assert loaded == {"pyarrow", "PIL"}
 
 
-def test_that_test_can_fail():
-    assert "torch" in imported_by("import midsight.extraction.batch")
+def test_that_test_detects_torch():
+    assert "torch" in imported_by("import midsight.extraction.extract_call")
 
 
 def test_the_command_line_starts_without_torch():

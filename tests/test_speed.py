@@ -1,6 +1,7 @@
-"""What is timed is what it says: the original's states, every procedure's answers, and all phases of midsight."""
+"""The benchmarks time what they say: the original's states, every procedure's answers, all phases of midsight."""
 
 import json
+import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from benchmarks import page
 from benchmarks.cost import matrix_peak
 from benchmarks.data import ask, distinct, stop_length, write_drawn
 from benchmarks.figure import curves_svg
-from benchmarks.measure import Measured, Task, check_lengths, main, measure
+from benchmarks.measure import Measured, Task, measure, require_lengths
 from benchmarks.models import random_model
 from benchmarks.original import original
 from benchmarks.phases import PHASES, clocked, find
@@ -20,7 +21,7 @@ from benchmarks.stopping import END_ID, StopAfter
 from PIL import Image
 from transformers import AutoProcessor
 
-from reference import load_reference_model, relative_error
+from support.reference import load_reference_model, relative_error
 
 
 @pytest.fixture
@@ -30,11 +31,11 @@ def rows(tmp_path):
 
 
 def test_the_originals_states_are_those_of_one_full_forward(rows, checkpoint):
-    model = load_reference_model(checkpoint, mended=False, lora=False)
+    model = load_reference_model(checkpoint, fixed=False, lora=False)
     processor = AutoProcessor.from_pretrained(checkpoint)
     layers = range(model.config.num_hidden_layers)
     seen = list(original(model, processor, [replace(row, new_tokens=0) for row in rows[1:]], layers))
-    fresh = load_reference_model(checkpoint, mended=False, lora=False)
+    fresh = load_reference_model(checkpoint, fixed=False, lora=False)
     for row, one in zip(rows[1:], seen, strict=True):
         text = f"<|user|><|endoftext10|>{row.question}<|end|><|assistant|>"
         inputs = processor(text=text, images=Image.open(row.image), return_tensors="pt")
@@ -52,31 +53,32 @@ def test_the_originals_states_are_those_of_one_full_forward(rows, checkpoint):
 
 
 @pytest.mark.parametrize("procedure", ["original", "batches"])
-def test_every_procedure_runs_and_answers_at_the_drawn_lengths(procedure, rows):
-    measured = measure(Task(procedure, "demo", "cpu", rows, 4))  # raises where a length is another
+def test_every_procedure_gives_answers_of_the_planned_lengths(procedure, rows):
+    measured = measure(Task(procedure, "demo", "cpu", rows, 4))  # raises if a length differs
     assert measured.seconds > 0
     assert measured.peak_bytes > 0
 
 
-def test_midsight_is_measured_as_in_a_process_of_its_own(rows, tmp_path, monkeypatch):
+def test_midsight_is_measured_through_the_entry_point_of_a_process(rows, tmp_path):
+    """In a process of its own: in this one, memory that other tests freed would hide the peak."""
     task, result = tmp_path / "task.json", tmp_path / "result.json"
     task.write_text(json.dumps(asdict(Task("midsight", "demo", "cpu", rows, 4))))
-    monkeypatch.setattr(sys, "argv", ["measure", str(task), str(result)])
-    main()
+    command = [sys.executable, "-m", "benchmarks.measure", str(task), str(result)]
+    subprocess.run(command, check=True, cwd=Path(__file__).parents[1], capture_output=True)
     measured = Measured(**json.loads(result.read_text()))
     assert measured.seconds > 0
     assert measured.peak_bytes > 0
     assert min(measured.phases.values()) > 0
     assert sum(measured.phases.values()) == pytest.approx(1)
-    assert all(0 < share < 1.5 for share in measured.of_peak.values())
+    assert all(0 < share < 1.5 for share in measured.peak_shares.values())
 
 
-def test_answers_of_other_lengths_than_drawn_are_an_error(rows):
+def test_answers_of_other_lengths_are_an_error(rows):
     with pytest.raises(RuntimeError, match=r"midsight answered with \[1, 1, 1\] tokens"):
-        check_lengths(Task("midsight", "demo", "cpu", rows, 4), [1, 1, 1])
+        require_lengths(Task("midsight", "demo", "cpu", rows, 4), [1, 1, 1])
 
 
-def test_the_count_to_the_stop_token_goes_on_in_any_part_of_a_prompt():
+def test_the_countdown_to_the_stop_token_continues_in_any_part_of_a_prompt():
     model, processor = random_model("demo", "cpu")
     stop = StopAfter(model, processor.tokenizer, {"Is it?": 3, "Why?": 1})
     question = processor.tokenizer("Is it?")["input_ids"]
@@ -87,14 +89,14 @@ def test_the_count_to_the_stop_token_goes_on_in_any_part_of_a_prompt():
     assert stop._follow([200021, 200010, *rest, first, second]) == [END_ID]
     assert END_ID not in (first, second)
     other = [*processor.tokenizer("Why?")["input_ids"], END_ID, 200019]
-    assert stop._follow([*rest, *other, 199999]) == [first, END_ID], "questions behind one prefix"
+    assert stop._follow([*rest, *other, 199999]) == [first, END_ID], "questions after one prefix"
     assert stop._follow([first, 199999, second]) == [second, END_ID], "their next tokens"
     assert stop._follow([200021, 200010, 200010]) == [], "the prefix alone"
     with pytest.raises(KeyError):
         stop._follow([*processor.tokenizer("What?")["input_ids"], END_ID, 200019])
 
 
-def test_lengths_are_drawn_from_the_cut_exponential_distribution():
+def test_lengths_follow_the_cut_exponential_distribution():
     lengths = np.array([stop_length(f"question {n}", 20) for n in range(4000)])
     assert (lengths.min(), lengths.max()) == (1, 20)
     assert np.mean(lengths == 20) == pytest.approx(np.exp(-1.9), abs=0.02)
@@ -102,7 +104,7 @@ def test_lengths_are_drawn_from_the_cut_exponential_distribution():
     assert stop_length("question 1", 20) == lengths[1]
 
 
-def test_the_package_is_as_it_was_when_the_clocks_are_gone():
+def test_the_package_is_restored_after_timing():
     paths = [path for group in PHASES.values() for path in group]
     before = [find(path) for path in paths]
     with clocked():
@@ -112,16 +114,16 @@ def test_the_package_is_as_it_was_when_the_clocks_are_gone():
 
 def test_an_inner_phase_is_not_counted_twice():
     with clocked() as clock:
-        inner = clock.around("vision", lambda: sum(range(200_000)))
-        clock.around("prefill", lambda: (inner(), inner()))()
+        inner = clock.timed("vision", lambda: sum(range(200_000)))
+        clock.timed("prefill", lambda: (inner(), inner()))()
     assert clock.seconds["vision"] > 20 * clock.seconds["prefill"] > 0
 
 
-def test_the_peak_is_that_of_the_best_product():
+def test_the_peak_of_matrix_products_is_measured():
     assert matrix_peak("cpu", repeats=1) > 1e9
 
 
-def test_results_fill_the_page_between_its_marks(tmp_path, monkeypatch):
+def test_results_replace_the_text_between_the_marks_of_the_page(tmp_path, monkeypatch):
     for name in ("PAGE", "RESULTS", "FIGURE"):
         monkeypatch.setattr(page, name, tmp_path / name.lower())
     page.PAGE.write_text(f"before\n{page.BEGIN}\nformer\n{page.END}\nafter\n")
@@ -131,7 +133,7 @@ def test_results_fill_the_page_between_its_marks(tmp_path, monkeypatch):
         "peak_bytes": 10**9,
         "machine": {"processor": "P", "threads": 2, "cores": 2, "memory_gb": 8, "torch": "2"},
         "phases": shares,
-        "of_peak": {"vision": 0.5, "prefill": 0.25},
+        "peak_shares": {"vision": 0.5, "prefill": 0.25},
         "peak_flops": 1e11,
     }
     case = {"name": "a case", "samples": 4, "batch_size": 8, "target": 3.0, "original": one, "batches": one}
@@ -149,14 +151,14 @@ def test_results_fill_the_page_between_its_marks(tmp_path, monkeypatch):
     text = page.PAGE.read_text()
     assert "| a case | 0.5 | 0.5 | 2 | 1.0 x | **4.0 x** | 3.0 x |" in text
     assert "| new tokens: 20 | 2.000 | 2.000 |" in text
-    assert "* a case: in batches of 8 +0.00 GB" in text
+    assert "* a case: with batches of 8, peak memory differs by +0.00 GB from the original" in text
     assert (text.startswith("before\n"), text.endswith("\nafter\n"), "former" in text) == (True, True, False)
     assert page.FIGURE.read_text() == curves_svg(points)
 
 
-def test_the_page_is_written_from_the_results_that_are_kept():
-    written = page.PAGE.read_text(encoding="utf-8").split(page.BEGIN)[1].split(page.END)[0]
-    assert written.strip() == page.render().strip()
+def test_the_page_shows_the_stored_results():
+    shown = page.PAGE.read_text(encoding="utf-8").split(page.BEGIN)[1].split(page.END)[0]
+    assert shown.strip() == page.render().strip()
 
 
 def test_distinct_images_are_distinct(tmp_path):

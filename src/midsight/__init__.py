@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from midsight.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from midsight.errors import DamagedRunError, MidsightError, RunError, SampleError
@@ -17,12 +17,14 @@ if TYPE_CHECKING:
     from midsight.extraction.run import extract
     from midsight.extraction.todo import Progress
     from midsight.records import Record
+    from midsight.samples.options import DatasetOptions
     from midsight.samples.sample import Failure, Sample
     from midsight.store.reader import Run, open_run
     from midsight.taps.tap import Tap
 
 _HOME = {
     "DamagedRunError": "midsight.errors",
+    "DatasetOptions": "midsight.samples.options",
     "Failure": "midsight.samples.sample",
     "MidsightError": "midsight.errors",
     "Model": "midsight.extraction.model",
@@ -47,6 +49,7 @@ __all__ = [  # noqa: RUF022  (the order of the documentation)
     "open_run",
     "Model",
     "Request",
+    "DatasetOptions",
     "Progress",
     "Sample",
     "Failure",

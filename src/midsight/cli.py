@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import sys
 import traceback
@@ -17,11 +18,11 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from midsight import __version__
-from midsight.errors import MidsightError
+from midsight.errors import MidsightError, Option
+from midsight.version import __version__
 
 if TYPE_CHECKING:
-    from midsight.models.loading import Lora
+    from midsight.checkpoints.loading import Lora
 
 DONE, SOME_FAILED, WRONG_CALL, STOPPED = 0, 1, 2, 3
 
@@ -34,11 +35,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Out = Annotated[Path, typer.Option("--out", help="The run folder; an unfinished run goes on.")]
+Out = Annotated[Path, typer.Option("--out", help="The run folder; an unfinished run is resumed.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
 ELSEWHERE = "name a folder that is not there yet, on a disk with room"
-"""What to do where `demo` cannot write a model."""
+"""The remedy if `demo` cannot write a model."""
 
 
 def print_version(wanted: bool) -> None:
@@ -57,6 +58,29 @@ def options_of_all_commands(
     """Holds the options before the command."""
 
 
+ARGUMENTS = {"data": "DATA", "model": "--model"}
+"""How the command line spells an argument, if it is not a flag of the same name."""
+NEGATABLE = ("answers", "share")
+"""Options that have a flag for False."""
+
+
+def as_flag(option: Option) -> str:
+    """An argument of the call as the command line spells it: `--max-new-tokens 20`, `--no-answers`."""
+    flag = ARGUMENTS.get(option.name, f"--{option.name.replace('_', '-')}")
+    if option.value is False:
+        return flag.replace("--", "--no-") if option.name in NEGATABLE else f"no {flag}"
+    if option.value is None or option.value is True:
+        return flag
+    return f"{flag} {shell_value(option.name, option.value)}"
+
+
+def shell_value(name: str, value: Any) -> str:
+    """An option's value as the command line takes it."""
+    if isinstance(value, list | tuple):
+        return ("/" if name == "shard" else ",").join(map(str, value))
+    return shlex.quote(str(value))
+
+
 @contextmanager
 def reported_errors(*, debug: bool) -> Iterator[None]:
     """Turns errors into one sentence and an exit code; `debug` adds the traceback."""
@@ -65,12 +89,12 @@ def reported_errors(*, debug: bool) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        errors.print("Stopped. What was finished is stored; the same command goes on from there.")
+        errors.print("Stopped. What was finished is stored; the same command resumes from there.")
         raise typer.Exit(STOPPED) from None
     except MidsightError as error:
         if debug:
             traceback.print_exc()
-        errors.print(f"Error: {error}", markup=False)
+        errors.print(f"Error: {error.sentence(as_flag)}", markup=False)
         raise typer.Exit(STOPPED if error.resumable else WRONG_CALL) from None
 
 
@@ -95,8 +119,11 @@ def extract(
     question: Annotated[str | None, typer.Option(help="The question about each image of a folder.")] = None,
     split: Annotated[str | None, typer.Option(help="Which split, where the data have several.")] = None,
     allow_urls: Annotated[bool, typer.Option("--allow-urls", help="Download images that are web addresses.")] = False,
-    prompt: Annotated[str, typer.Option(help="The user's text around the question.")] = "{question}",
-    system: Annotated[str | None, typer.Option(help="Text of a system turn.")] = None,
+    prompt: Annotated[str, typer.Option(help="The user's text; {question} stands for the question.")] = "{question}",
+    system: Annotated[str | None, typer.Option(help="Text of a system turn; empty text: no system turn.")] = None,
+    prompt_template: Annotated[
+        str, typer.Option(metavar="auto|raw|FILE", help="The folder's own chat template, none, or that of a file.")
+    ] = "auto",
     layers: Annotated[str, typer.Option(help="default, all, or decoder layers like 0,8,16.")] = "default",
     residual: Annotated[bool, typer.Option("--residual", help="Also the last layer before the final norm.")] = False,
     positions: Annotated[
@@ -110,33 +137,37 @@ def extract(
         str | None, typer.Option(help="pil or transformers: who resizes; by default as published.")
     ] = None,
     answers: Annotated[bool, typer.Option(help="Whether to decode answers.")] = True,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 200,
-    share: Annotated[bool, typer.Option(help="Whether questions on an image go on from one prefix.")] = True,
+    max_new_tokens: Annotated[int, typer.Option(help="Maximum number of new tokens.")] = 200,
+    share: Annotated[bool, typer.Option(help="Whether questions on an image share one prefix.")] = True,
     batch_size: Annotated[
-        str, typer.Option(metavar="auto|N", help="Most samples in one call of the model; auto: what memory holds.")
+        str,
+        typer.Option(
+            metavar="auto|N", help="Maximum number of samples in one call of the model; auto: what memory holds."
+        ),
     ] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, mps, cuda or cuda:N.")] = "auto",
     lora: Annotated[str, typer.Option(help="auto, merged, unmerged or off: the LoRA for images.")] = "auto",
-    limit: Annotated[int | None, typer.Option(help="Only the first rows.")] = None,
-    shard: Annotated[str, typer.Option(metavar="I/N", help="Which share: 0/4 to 3/4 fill one run together.")] = "0/1",
+    limit: Annotated[int | None, typer.Option(help="Process only the first N rows.")] = None,
+    shard: Annotated[str, typer.Option(metavar="I/N", help="Which shard: 0/4 to 3/4 fill one run together.")] = "0/1",
     store_dtype: Annotated[str, typer.Option(help="float32 or float16.")] = "float32",
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed samples again.")] = False,
-    commit_seconds: Annotated[float, typer.Option(help="Longest time between two commits.")] = 60.0,
-    plan: Annotated[bool, typer.Option("--plan", help="Only say what there is to do; write nothing.")] = False,
+    commit_seconds: Annotated[float, typer.Option(help="Maximum seconds between two commits.")] = 60.0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what there is to do; write nothing.")] = False,
     debug: Debug = False,
 ) -> None:
     """Extract a dataset into a run folder; the same command resumes it."""
     with reported_errors(debug=debug):
         from midsight.extraction.budget import parse_batch_size
         from midsight.extraction.display import describe_start
-        from midsight.extraction.run import forecast, open_dataset
-        from midsight.store.layout import parse_shard
+        from midsight.extraction.job import forecast
+        from midsight.samples.open import open_dataset
+        from midsight.samples.options import DatasetOptions
+        from midsight.store.files import parse_shard
 
         most = parse_batch_size(batch_size)
         own = parse_shard(shard)
-        dataset = open_dataset(
-            data,
+        options = DatasetOptions(
             images=images,
             image_column=image_column,
             question_column=question_column,
@@ -146,8 +177,10 @@ def extract(
             split=split,
             allow_urls=allow_urls,
         )
+        dataset = open_dataset(data, options)
+        loaded = load_with_notes(model, revision=revision, dtype=dtype, device=device, lora=lora, weights=not dry_run)
         call: dict[str, Any] = {
-            "model": load_with_notes(model, revision=revision, dtype=dtype, device=device, lora=lora, weights=not plan),
+            "model": loaded,
             "out": out,
             "layers": layers,
             "positions": positions,
@@ -157,6 +190,7 @@ def extract(
             "pixels": pixels,
             "prompt": prompt,
             "system": system,
+            "prompt_template": prompt_template,
             "answers": answers,
             "max_new_tokens": max_new_tokens,
             "share": share,
@@ -165,7 +199,7 @@ def extract(
             "shard": own,
             "retry_failed": retry_failed,
         }
-        if plan:
+        if dry_run:
             typer.echo(f"{describe_start(forecast(dataset, **call))} Nothing was written.")
             return
         report_failures(run_with_progress(dataset, batch_size=most, commit_seconds=commit_seconds, **call))
@@ -178,7 +212,7 @@ def load_with_notes(model: str, **options: Any) -> Any:
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     with console.status(Text(f"Loading {model}")):
         loaded = load(model, **options)
-    for sentence in (*loaded.loaded.notes, *loaded.loaded.mends):
+    for sentence in (*loaded.loaded.notes, *loaded.loaded.fixes):
         console.print(sentence, markup=False)
     return loaded
 
@@ -193,7 +227,7 @@ def run_with_progress(data: Any, **arguments: Any) -> Any:
 
 
 def report_failures(run: Any) -> None:
-    """Says how the run ended; exits with 1 where samples failed."""
+    """Says how the run ended; exits with 1 if samples failed."""
     from midsight.reports.terminal import in_one_line
 
     failures = run.failures()
@@ -233,7 +267,7 @@ def verify(
     as_json: Annotated[bool, typer.Option("--json", help="Print plain data.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Check every byte, sample and count of a run; exits with 1 where something bad is left."""
+    """Check every byte, sample and count of a run; exits with 1 if something bad is left."""
     with reported_errors(debug=debug):
         from midsight.store import verify as verification
 
@@ -313,6 +347,9 @@ def check(
     dtype: Annotated[str, typer.Option(help="With --run: auto, float32, bfloat16 or float16.")] = "auto",
     device: Annotated[str, typer.Option(help="With --run: auto, cpu, mps, cuda or cuda:N.")] = "auto",
     lora: Annotated[str, typer.Option(help="With --run: auto, merged, unmerged or off.")] = "auto",
+    prompt_template: Annotated[
+        str, typer.Option(metavar="auto|raw|FILE", help="With --run: the folder's chat template, none, or a file's.")
+    ] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print plain data.")] = False,
     debug: Debug = False,
 ) -> None:
@@ -322,14 +359,21 @@ def check(
         from midsight.check.proof import prove
         from midsight.check.terminal import as_plain_data, render_facts, render_proof
 
-        for name, value in {"--dtype": dtype, "--device": device, "--lora": lora}.items():
+        given = {"dtype": dtype, "device": device, "lora": lora, "prompt_template": prompt_template}
+        for name, value in given.items():
             if value != "auto" and not run:
-                raise MidsightError(f"{name} {value} goes with --run; add --run, or leave it out.")
+                raise MidsightError(Option(name, value), " goes with ", Option("run"), "; add it, or leave both out.")
         facts = read_facts(model, revision=revision)
         proof = None
         if run:
             with Console(stderr=True).status("Measuring"):
-                proof = prove(facts.folder, dtype=dtype, device=device, lora=cast("Lora", lora))
+                proof = prove(
+                    facts.folder,
+                    dtype=dtype,
+                    device=device,
+                    lora=cast("Lora", lora),
+                    prompt_template=prompt_template,
+                )
         if as_json:
             typer.echo(json.dumps(as_plain_data(facts, proof), indent=2, allow_nan=False))
         else:
@@ -351,11 +395,11 @@ def models(
 ) -> None:
     """Compare models side by side, from their configs alone: encoders, widths, layers, image tokens, parameters."""
     with reported_errors(debug=debug):
-        from midsight.check.comparison import compare
-        from midsight.check.comparison_table import models_as_json, models_as_markdown, render_models
+        from midsight.comparison.rows import compare
+        from midsight.comparison.table import models_as_json, models_as_markdown, render_models
 
         if markdown and as_json:
-            raise MidsightError("--markdown and --json are two formats; give one.")
+            raise MidsightError(Option("markdown"), " and ", Option("json"), " are two formats; give one of them.")
         rows = compare(model or [])
         if as_json:
             typer.echo(json.dumps(models_as_json(rows), indent=2))

@@ -1,15 +1,57 @@
-"""The errors midsight raises on purpose: one sentence that names the thing, its value and the mend."""
+"""The errors that midsight raises on purpose: one sentence that names the argument, its value and the remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Option:
+    """An argument of the call, inside an error's sentence: a Python name here, a flag on the command line."""
+
+    name: str
+    """The argument's Python name, as in `max_new_tokens`."""
+    value: Any = None
+    """The value that the sentence suggests or quotes; None if it names the argument alone."""
+
+    def __str__(self) -> str:
+        return self.name if self.value is None else f"{self.name}={self.value!r}"
 
 
 class MidsightError(Exception):
-    """A call that cannot be carried out as it was given; the command exits with 2."""
+    """A call that cannot be carried out; the command exits with 2.
+
+    Its arguments are the parts of one sentence: text, and an Option for each argument of the call that it names.
+    """
 
     resumable = False
-    """Whether the same call can go on later from what is stored; the command then exits with 3."""
+    """Whether the same call can resume later from what is stored; the command then exits with 3."""
+
+    def __str__(self) -> str:
+        return self.sentence(str)
+
+    def sentence(self, spell: Callable[[Option], str]) -> str:
+        """The sentence, with every argument of the call as `spell` writes it."""
+        return "".join(spell(part) if isinstance(part, Option) else str(part) for part in self.args)
 
 
 class SampleError(MidsightError):
     """One sample that cannot be extracted; in a run it is recorded as failed and the run goes on."""
+
+
+class ModelFileError(MidsightError):
+    """A file of a model folder that is missing, damaged, or does not fit the others; downloading it anew may help."""
+
+    def __init__(self, problem: str, path: Path | None = None, *, command: str = "") -> None:
+        """`problem` is the sentence without its remedy, `path` the file if it is one, `command` what downloads it."""
+        again = f"download {path.name if path else 'the folder'} again" + (f" with `{command}`" if command else "")
+        super().__init__(f"{problem}; {again}.")
+        self.problem = problem
+        self.path = path
 
 
 class RunError(MidsightError):
@@ -17,7 +59,7 @@ class RunError(MidsightError):
 
 
 class DamagedRunError(RunError):
-    """Stored data that is not what was written; the message names the part."""
+    """Stored data that differs from what was written; the message names the part."""
 
 
 class BrokenOffError(MidsightError):
@@ -37,5 +79,11 @@ class CommitError(RunError):
 
 
 def first_line(error: BaseException) -> str:
-    """What a library's error says, its first line, or the error's type where it says nothing."""
+    """The first line of what a library's error says, or the error's type if it says nothing."""
     return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+
+
+def unknown_option(name: str, known: Iterable[str]) -> MidsightError:
+    """The error for an argument that a call does not have, with the nearest one that it has."""
+    nearest = get_close_matches(name, known := sorted(known), n=1, cutoff=0.0)
+    return MidsightError(f"There is no option {name!r}; did you mean ", Option(nearest[0]), "?")

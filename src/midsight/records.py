@@ -1,4 +1,4 @@
-"""What one sample leaves behind. The columns of a run are derived from these fields."""
+"""What extracting one sample gives. The columns of a run are derived from these fields."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ FinishReason = Literal["stop", "length"]
 """Why decoding ended: a stop token, or the limit on new tokens."""
 
 ANSWER = {"only_with_answers": True}
-"""Marks the fields that a run without answers does not have."""
+"""Field metadata: a run without answers does not have this column."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """One extracted sample; `vectors` apart, each field is a column of the run."""
+    """One extracted sample; each field except `vectors` is a column of the run."""
 
     sample_id: str
     """Unique in its dataset."""
     input_index: int
     """Row in the dataset, from 0."""
     image_id: str
-    """SHA-256 of the decoded RGB pixels and their size; of several images, of their ids."""
+    """SHA-256 of the decoded RGB pixels and their size; for several images, SHA-256 of their ids."""
     image: str
-    """The reference to the images as the dataset gives it; several are a JSON list."""
+    """Path or address of the image as the dataset gives it; for several images a JSON list."""
     question: str
     """The user's text, without template."""
     reference_answers: tuple[str, ...]
-    """Answers the dataset calls right."""
+    """The correct answers according to the dataset."""
     extras: Mapping[str, Any]
     """Every other input column, each a column of the run under its own name."""
     answer: str | None = field(default=None, metadata=ANSWER)
@@ -54,7 +54,7 @@ class Record:
     first_token_top_logprobs: tuple[float, ...] | None = field(default=None, metadata=ANSWER)
     """Their log-probabilities."""
     prompt_tokens: int = 0
-    """Tokens of the prompt, image tokens included, padding not."""
+    """Tokens of the prompt, with image tokens, without padding."""
     image_tokens: int = 0
     """Tokens of the prompt that stand for images."""
     vision_token_index: int = 0
@@ -62,7 +62,7 @@ class Record:
     query_token_index: int = 0
     """Index in the prompt of its last token, from 0."""
     vectors: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """float32 [width] by column name; not a column itself, each entry is one."""
+    """float32 [width] by column name; each entry is a column."""
 
     @property
     def vision_only_representation(self) -> np.ndarray:
@@ -95,7 +95,7 @@ class Record:
         return self.vectors[name]
 
     def _by_layer(self, position: Position) -> dict[int, np.ndarray]:
-        taps = [Tap.parse(name) for name in self.vectors if ".layer_" in name]
+        taps = [tap for name in self.vectors if (tap := Tap.parse_or_none(name))]
         wanted = [tap for tap in taps if tap.position == position and tap.stage == "layer"]
         if not wanted:
             raise MidsightError(

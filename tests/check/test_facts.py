@@ -10,10 +10,10 @@ import pytest
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from folders import copy_folder, edit_tensors, load_all, needs_facts, write_published, write_published_size
 from midsight.check.facts import read_facts
 from midsight.check.terminal import describe, describe_size
 from midsight.cli import app
+from support.folders import copy_folder, edit_tensors, load_all, needs_facts, write_published, write_published_size
 
 
 @pytest.fixture(scope="module")
@@ -30,15 +30,15 @@ def check(*arguments):
     return CliRunner().invoke(app, ["check", *map(str, arguments)])
 
 
-def test_the_layouts_of_one_model_have_the_same_facts(native, published):
+def test_the_formats_of_one_model_have_the_same_facts(native, published):
     ours, theirs = read_facts(native), read_facts(published)
-    assert (ours.layout, theirs.layout) == ("transformers", "published phi4mm")
+    assert (ours.format, theirs.format) == ("transformers", "published phi4mm")
     assert theirs.parameters == {**ours.parameters, "speech LoRA": theirs.parameters["speech LoRA"]}
     assert (ours.left_out, set(theirs.left_out)) == (("audio",), {"audio", "speech LoRA"})
     for name in ("layers", "default_layers", "hidden_size", "vision_width", "memory_bytes", "example_token_ids"):
         assert getattr(ours, name) == getattr(theirs, name), name
     assert ours.stop_ids == theirs.stop_ids == (199999, 200020)
-    assert ours.longrope_border_tokens == 4096
+    assert ours.longrope_threshold_tokens == 4096
     assert ours.image_token_id == 200010
     assert ours.revision is None
 
@@ -67,7 +67,7 @@ def test_where_the_lora_lies_is_said(native, published, tmp_path):
     assert "merged into the weights, or missing" in read_facts(bare).lora
 
 
-def test_a_size_is_held_against_every_device():
+def test_a_size_is_compared_with_every_device():
     assert describe_size(5 * 10**9, {"cpu": 6 * 10**9}) == "5.0 GB, more than is free here"  # room is left
     assert describe_size(5 * 10**9, {"cpu": 8 * 10**9, "cuda:0": 10**9}) == "5.0 GB, fits on cpu"
     assert describe_size(5 * 10**9, {"cpu": 10**9}) == "5.0 GB, more than is free here"
@@ -88,7 +88,7 @@ def test_plain_data_on_request(published):
     done = check(published, "--json")
     assert done.exit_code == 0
     told = json.loads(done.output)
-    assert told["model"]["layout"] == "published phi4mm"
+    assert told["model"]["format"] == "published phi4mm"
     assert told["model"]["example_token_ids"][:2] == [200021, 200010]
     assert told["model"]["example_token_ids"][-2:] == [200020, 200019]
     assert told["checks"] == []
@@ -97,11 +97,14 @@ def test_plain_data_on_request(published):
 @pytest.mark.parametrize(
     ("edit", "sentence"),
     [
-        (lambda tensors: tensors.pop("model.norm.weight"), "missing tensors, model.norm.weight"),
-        (lambda tensors: tensors.update(extra=tensors["model.norm.weight"].clone()), "extra tensors, extra"),
+        (lambda tensors: tensors.pop("model.norm.weight"), "missing tensors, the first is model.norm.weight"),
+        (
+            lambda tensors: tensors.update(extra=tensors["model.norm.weight"].clone()),
+            "extra tensors, the first is extra",
+        ),
         (
             lambda tensors: tensors.update({"model.norm.weight": tensors["model.norm.weight"][:-1].clone()}),
-            "misshapen tensors, model.norm.weight",
+            "misshapen tensors, the first is model.norm.weight",
         ),
     ],
 )
@@ -126,7 +129,7 @@ def test_a_lora_that_does_not_fit_is_named(native, tmp_path):
 @pytest.mark.slow
 @needs_facts
 def test_the_published_size_is_checked_from_headers_alone(tmp_path):
-    """Eleven gigabytes of holes: reading the weights would take as much memory."""
+    """Eleven gigabytes of sparse files: reading the weights would take as much memory."""
     folder = write_published_size(tmp_path / "published")
     program = "import sys; from midsight.cli import main; sys.argv[1:] = ['check', sys.argv[1], '--json']; main()"
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss

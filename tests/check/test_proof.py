@@ -10,17 +10,18 @@ import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
-from folders import copy_folder, edit_json, edit_tensors
 from midsight import load
 from midsight.check import proof
+from midsight.check.check import Check
 from midsight.check.facts import read_facts
+from midsight.check.family_checks import check_family
 from midsight.check.terminal import as_plain_data, render_proof
 from midsight.cli import app
 from midsight.samples.sample import Sample
 from midsight.testing import write_published_phi4mm
-from midsight.testing.checks import Check, check_adapter
 from midsight.testing.phi4_multimodal import write_phi4_multimodal
-from pictures import picture
+from support.folders import copy_folder, edit_json, edit_tensors
+from support.pictures import picture
 
 PROVED = (
     "vision_token at every layer and the full forward",
@@ -31,6 +32,7 @@ PROVED = (
     "a question on the image's prefix and the full forward",
     "sdpa and eager attention",
     "answers that differ from generate",
+    "prompts whose token ids differ from the processor's own",
     "LoRA off and on",
 )
 
@@ -65,21 +67,22 @@ def test_shipped_images_fill_their_crops_and_do_not(model):
 
 @pytest.fixture(scope="module")
 def demo(checkpoint, tmp_path_factory):
-    """The demo checkpoint, eight layers, in both layouts."""
+    """The demo checkpoint, eight layers, in both formats."""
     published = write_published_phi4mm(tmp_path_factory.mktemp("demo") / "published")
     return {"transformers": checkpoint, "published phi4mm": published}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", ["transformers", "published phi4mm"])
+@pytest.mark.parametrize("folder_format", ["transformers", "published phi4mm"])
 @pytest.mark.parametrize(("dtype", "lora"), [("float32", "merged"), ("bfloat16", "unmerged")])
-def test_the_demo_checkpoint_keeps_every_limit_in_both_layouts(demo, layout, dtype, lora):
-    done = check_run(demo[layout], "--dtype", dtype, "--json")
+def test_the_demo_checkpoint_keeps_every_limit_in_both_formats(demo, folder_format, dtype, lora):
+    done = check_run(demo[folder_format], "--dtype", dtype, "--json")
     assert done.exit_code == 0, done.output
     told = json.loads(done.output)
-    assert told["model"]["layout"] == layout
+    assert told["model"]["format"] == folder_format
     loaded = told["loaded"]
-    assert loaded.pop("mends")[0].endswith("(transformers marks it causal)")
+    assert loaded.pop("fixes")[0].endswith("(transformers marks it causal)")
+    assert loaded.pop("prompt") == "<|user|><|endoftext10|>What is in the image?<|end|><|assistant|>"
     assert loaded == {"dtype": dtype, "device": "cpu", "attention": "sdpa", "lora": lora, "notes": []}
     checks = {check["name"]: check for check in told["checks"]}
     assert [check for check in checks.values() if not check["passed"]] == []
@@ -90,20 +93,23 @@ def test_the_demo_checkpoint_keeps_every_limit_in_both_layouts(demo, layout, dty
 
 
 def test_how_the_model_was_loaded_stands_above_the_figures():
-    notes, mends = ("The weights need room.",), ("The tower was mended.",)
-    made_up = proof.Proof("bfloat16", "cuda:1", "sdpa", "unmerged", mends, notes, (Check("one", 0.0, 1.0),))
+    notes, fixes = ("The weights need room.",), ("The tower was fixed.",)
+    made_up = proof.Proof(
+        "bfloat16", "cuda:1", "sdpa", "unmerged", "<user>\nWhat?", fixes, notes, (Check("one", 0.0, 1.0),)
+    )
     console = Console(width=100)
     with console.capture() as shown:
         console.print(render_proof(made_up))
     first, *others = shown.get().splitlines()
     assert first == "Loaded in bfloat16 on cuda:1, attention sdpa, LoRA unmerged."
-    assert others[:2] == [*notes, *mends]
+    assert others[:3] == [*notes, *fixes, r"Prompt: '<user>\nWhat?'."]
     assert others[-1] == "All 1 limits kept."
 
 
 @pytest.mark.parametrize("figure", [math.nan, math.inf, -math.inf])
-def test_a_figure_that_is_no_number_is_missed_and_null(small, figure):
-    made_up = proof.Proof("float32", "cpu", "sdpa", "off", (), (), (Check("one", 0.0, 1.0), Check("two", figure, 1.0)))
+def test_a_figure_that_is_not_finite_is_missed_and_null(small, figure):
+    checks = (Check("one", 0.0, 1.0), Check("two", figure, 1.0))
+    made_up = proof.Proof("float32", "cpu", "sdpa", "off", "", (), (), checks)
     told = json.dumps(as_plain_data(read_facts(small), made_up), allow_nan=False)
     assert [(check["figure"], check["passed"]) for check in json.loads(told)["checks"]] == [(0.0, True), (None, False)]
     assert not made_up.passed
@@ -132,12 +138,12 @@ def test_options_of_the_proof_are_refused_without_it(small, option):
     assert "OK" not in done.output
 
 
-def test_a_folder_that_asks_for_beams_and_penalties_is_held_against_plain_greedy_decoding(small, tmp_path):
+def test_a_folder_that_asks_for_beams_and_penalties_is_compared_with_plain_greedy_decoding(small, tmp_path):
     other = copy_folder(small, tmp_path / "beams")
     asked = {"num_beams": 3, "repetition_penalty": 5.0, "no_repeat_ngram_size": 1, "do_sample": True, "top_k": 3}
     edit_json(other / "generation_config.json", lambda config: config.update(asked))
     model = load(other, device="cpu")
-    checks = {check.name: check for check in check_adapter(model, SMALL_SAMPLES, max_new_tokens=6)}
+    checks = {check.name: check for check in check_family(model, SMALL_SAMPLES, max_new_tokens=6)}
     assert checks["answers that differ from generate"].passed
     assert model.loaded.hf_model.generation_config.num_beams == 3
 
@@ -172,24 +178,25 @@ def test_a_sample_that_fails_is_one_sentence(small, two_small_images, monkeypatc
 
 
 @pytest.fixture(scope="module")
-def bordered(tmp_path_factory):
-    """The image's prefix lies within the border, the whole prompt beyond it: they use other rotary factors."""
-    folder = tmp_path_factory.mktemp("border") / "model"
+def crossing(tmp_path_factory):
+    """The image's prefix is below the threshold and the whole prompt above it, so they use other rotary factors."""
+    folder = tmp_path_factory.mktemp("threshold") / "model"
     return write_phi4_multimodal(folder, layers=2, original_max_position_embeddings=550)
 
 
 PREFIX = "a question on the image's prefix and the full forward"
 
 
-def test_a_prefix_of_the_other_longrope_regime_is_caught(bordered):
-    model = load(bordered, device="cpu")
-    adapter = dataclasses.replace(model.loaded.adapter, longrope_border=lambda config: None)
-    careless = dataclasses.replace(model, loaded=dataclasses.replace(model.loaded, adapter=adapter))
-    (found,) = [check for check in check_adapter(careless, SMALL_SAMPLES) if check.name == PREFIX]
+def test_a_prefix_with_other_rotary_factors_is_caught(crossing):
+    model = load(crossing, device="cpu")
+    decoder = dataclasses.replace(model.loaded.family.decoder, longrope_threshold=lambda config: None)
+    family = dataclasses.replace(model.loaded.family, decoder=decoder)
+    careless = dataclasses.replace(model, loaded=dataclasses.replace(model.loaded, family=family))
+    (found,) = [check for check in check_family(careless, SMALL_SAMPLES) if check.name == PREFIX]
     assert not found.passed
 
 
-def test_a_prefix_of_the_other_longrope_regime_is_not_measured(bordered):
-    checks = check_adapter(load(bordered, device="cpu"), SMALL_SAMPLES)
+def test_a_prefix_with_other_rotary_factors_is_not_measured(crossing):
+    checks = check_family(load(crossing, device="cpu"), SMALL_SAMPLES)
     assert PREFIX not in {check.name for check in checks}
     assert all(check.passed for check in checks)

@@ -1,4 +1,4 @@
-"""Scenes and their questions: true, balanced, the same every time."""
+"""Scenes and their questions: right answers, balanced, always the same."""
 
 import hashlib
 from collections import Counter, defaultdict
@@ -25,7 +25,7 @@ def test_answers_are_what_the_scene_shows(index):
 
 
 @pytest.mark.parametrize("index", range(8))
-def test_every_shape_is_drawn_in_its_color_and_nothing_else_is(index):
+def test_every_shape_is_drawn_in_its_color_and_corners_show_the_background(index):
     scene = make_scene("test", index)
     image = draw(scene)
     assert (image.mode, image.size) == ("RGB", (64, 64))
@@ -36,8 +36,8 @@ def test_every_shape_is_drawn_in_its_color_and_nothing_else_is(index):
 
 
 def test_scenes_are_the_same_on_every_machine():
-    told = repr([(make_scene("test", index).shapes[0].color, ask("test", index)) for index in range(50)])
-    assert hashlib.sha256(told.encode()).hexdigest()[:16] == "4b7621a8ef122275"
+    described = repr([(make_scene("test", index).shapes[0].color, ask("test", index)) for index in range(50)])
+    assert hashlib.sha256(described.encode()).hexdigest()[:16] == "4b7621a8ef122275"
 
 
 def test_splits_share_no_scene():
@@ -45,7 +45,7 @@ def test_splits_share_no_scene():
     assert not scenes["train"] & scenes["test"]
 
 
-def test_words_alone_give_little():
+def test_the_question_alone_says_little_about_the_answer():
     by_text: dict[str, Counter[str]] = defaultdict(Counter)
     by_kind: dict[str, Counter[str]] = defaultdict(Counter)
     kinds = {}
@@ -61,7 +61,7 @@ def test_words_alone_give_little():
         assert commonest / by_kind[kind].total() < most
 
 
-def test_half_of_the_absent_shapes_have_color_and_form_there_but_not_together():
+def test_for_half_of_the_absent_shapes_color_and_form_are_there_on_different_shapes():
     bound, possible = 0, 0
     for index in ASKED:
         shapes = make_scene("test", index).shapes

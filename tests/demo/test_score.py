@@ -21,7 +21,7 @@ def test_wilson_intervals_are_those_of_the_literature():
     assert Share(0, 20).interval == pytest.approx((0.0, 0.1611), abs=5e-5)
 
 
-def test_answers_count_by_kind_and_white_space_does_not():
+def test_answers_are_counted_by_kind_and_white_space_is_ignored():
     assert is_right(" yes\n", ["yes"])
     assert not is_right("yes.", ["yes"])
     shares = by_kind(ROWS)
@@ -29,7 +29,7 @@ def test_answers_count_by_kind_and_white_space_does_not():
     assert (shares["presence"], shares["count"], shares["all"]) == (Share(1, 2), Share(0, 1), Share(1, 3))
 
 
-def test_the_page_needs_no_other_file_and_shows_each_answer_as_text(tmp_path):
+def test_the_page_is_self_contained_and_shows_answers_as_text(tmp_path):
     for name in ("a.png", "b.png"):
         (tmp_path / name).write_bytes(name.encode())
     page = contact_sheet(ROWS, tmp_path, by_kind(ROWS), intro="<intro>", pictures=1)

@@ -1,4 +1,4 @@
-"""The shipped model: a complete folder from a small file, and that it answers from its image."""
+"""The demo model: a small file becomes a complete folder, and the model answers from its image."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from midsight import load
 from midsight.cli import app
 from midsight.demo import seeing
-from midsight.demo.folder import list_contents
+from midsight.demo.folder import write_checksums
 from midsight.demo.scenes import ask, draw, make_scene
 from midsight.demo.score import is_right
 from midsight.demo.seeing import PACKED, seeing_model, write_seeing_model
@@ -28,7 +28,7 @@ BLANK = Image.new("RGB", (64, 64), (235, 235, 235))
 
 
 def card(condition):
-    """Interval and questions right, of the card's table on the tests' questions, from 0 to 1."""
+    """Lower bound, share of right answers and upper bound in the card's table of the tests, from 0 to 1."""
     row = re.search(
         rf"\| {condition} \| ([\d.]+) % \(([\d.]+) to ([\d.]+)\) \|\n", CARD[CARD.index("figures of the tests") :]
     )
@@ -44,7 +44,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def samples():
-    """(picture, scene index, question) of the first questions on test scenes."""
+    """(picture, scene index, question) of the first questions about test scenes."""
     found = []
     for index in range(TESTED):
         image = draw(make_scene("test", index))
@@ -81,13 +81,13 @@ def test_the_shipped_file_is_small_and_the_folder_complete(folder):
     }  # fmt: skip
 
 
-def test_the_folder_loads_as_any_other_with_its_lora_merged(model):
-    assert (model.loaded.layout, model.loaded.lora) == ("transformers", "merged")
+def test_the_folder_loads_like_any_other_with_its_lora_merged(model):
+    assert (model.loaded.format, model.loaded.lora) == ("transformers", "merged")
     assert (model.loaded.n_layers, model.loaded.hidden_size) == (4, 64)
-    assert len(model.loaded.mends) == 1
+    assert len(model.loaded.fixes) == 1
 
 
-def test_the_cache_is_written_once_and_whole(tmp_path, monkeypatch):
+def test_the_cache_is_written_once_and_completely(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     first = seeing_model()
     assert first.parent == tmp_path / "midsight"
@@ -115,7 +115,7 @@ def test_a_damaged_cache_is_written_again(damage, tmp_path):
 
 @pytest.fixture
 def small_files_only():
-    """Files of this process may have 8 MB at most while the test runs."""
+    """Limits files of this process to 8 MB during the test."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (8_000_000, before[1]))
     yield
@@ -129,12 +129,12 @@ def test_a_write_cut_short_leaves_no_model_behind(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_another_process_that_was_first_wins(tmp_path, monkeypatch):
+def test_the_folder_of_a_faster_process_is_kept(tmp_path, monkeypatch):
     target = tmp_path / f"demo-model-{seeing.content_address()}"
     theirs: list[int] = []
 
     def slow(folder):
-        list_contents(write_seeing_model(target))
+        write_checksums(write_seeing_model(target))
         theirs.append(target.stat().st_ino)
         return write_seeing_model(folder)
 
@@ -142,7 +142,7 @@ def test_another_process_that_was_first_wins(tmp_path, monkeypatch):
     assert seeing_model(tmp_path).stat().st_ino == theirs[0]
 
 
-def test_another_file_gets_another_folder(tmp_path, monkeypatch):
+def test_another_shipped_file_gets_another_folder(tmp_path, monkeypatch):
     other = tmp_path / "seeing.safetensors"
     other.write_bytes(PACKED.read_bytes() + b" ")
     before = seeing.content_address()
@@ -150,7 +150,7 @@ def test_another_file_gets_another_folder(tmp_path, monkeypatch):
     assert seeing.content_address() != before
 
 
-def test_a_relative_cache_folder_is_passed_over(monkeypatch, tmp_path):
+def test_a_relative_cache_folder_is_ignored(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", "cache")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert seeing.cache_folder() == tmp_path / ".cache" / "midsight"
@@ -176,7 +176,7 @@ def test_model_only_writes_a_folder_and_leaves_the_cache_alone(tmp_path, monkeyp
 
 @pytest.mark.parametrize("option", ["--model-only", "--checkpoint-only"])
 @pytest.mark.parametrize("there", ["a folder with a file", "a file"])
-def test_what_is_there_already_is_not_written_over(option, there, tmp_path):
+def test_an_existing_file_or_folder_is_not_overwritten(option, there, tmp_path):
     target = tmp_path / "mine"
     kept = target
     if there != "a file":
@@ -190,24 +190,26 @@ def test_what_is_there_already_is_not_written_over(option, there, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
-def test_the_demo_says_where_it_cannot_write(tmp_path):
+def test_the_demo_names_the_folder_that_it_cannot_write(tmp_path):
     (out := tmp_path / "out").write_text("mine")
     done = CliRunner().invoke(app, ["demo", "--out", str(out)])
     assert done.exit_code == 2
-    assert done.output == f"Error: The demo cannot write to {out} (File exists); name another --out.\n"
+    assert done.output == f"Error: The demo cannot write to {out} (File exists); give another --out.\n"
 
 
 @pytest.mark.slow
 def test_answers_are_right_as_often_as_the_card_says(seen, samples):
-    low, value, high = card("seen")
+    low, value, high = card("right picture")
     right = share_right(seen, samples)
     assert low <= right <= high
-    assert right == pytest.approx(value, abs=0.004)  # the card's comes from another forward: near-ties may flip
+    assert right == pytest.approx(
+        value, abs=0.004
+    )  # the card comes from another forward pass, where near-ties may flip
     assert all(record.finish_reason == "stop" for record in seen)
 
 
 @pytest.mark.slow
-def test_every_kind_has_wrong_answers_and_none_is_at_chance(seen, samples):
+def test_every_kind_has_wrong_answers_and_is_above_chance(seen, samples):
     chance = {"presence": 0.5, "color": 1 / 8, "shape": 1 / 4, "count": 0.4}
     for kind, level in chance.items():
         of_kind = [is_right(r.answer, [q.answer]) for r, (_, _, q) in zip(seen, samples, strict=True) if q.kind == kind]
@@ -216,7 +218,7 @@ def test_every_kind_has_wrong_answers_and_none_is_at_chance(seen, samples):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("condition", ["blank picture", "another picture", "LoRA off"])
-def test_without_its_image_or_its_lora_it_falls_to_what_the_card_says(condition, folder, model, samples):
+def test_without_its_image_or_its_lora_accuracy_falls_as_the_card_says(condition, folder, model, samples):
     asked = model
     pairs = [(image, question.text) for image, _, question in samples]
     if condition == "blank picture":
@@ -228,12 +230,12 @@ def test_without_its_image_or_its_lora_it_falls_to_what_the_card_says(condition,
     right = share_right(answer_all(asked, pairs), samples)
     low, value, high = card(condition)
     assert low <= right <= high
-    assert value < card("seen")[1] - 0.25
-    assert right <= card("words alone")[2]
+    assert value < card("right picture")[1] - 0.25
+    assert right <= card("question alone")[2]
 
 
 @pytest.mark.slow
-def test_the_query_state_tells_presence_and_the_words_do_not(seen, samples):
+def test_presence_is_read_from_the_query_state_and_not_from_the_words(seen, samples):
     chosen = [i for i, (_, _, question) in enumerate(samples) if question.kind == "presence"]
     states = np.stack([seen[i].query_token_representation[3] for i in chosen])
     words = sorted({word for i in chosen for word in samples[i][2].text.split()})
@@ -246,7 +248,7 @@ def test_the_query_state_tells_presence_and_the_words_do_not(seen, samples):
 
 
 def probe(features, truth, scenes):
-    """Accuracy of a ridge classifier on scenes it was not fitted to, four folds."""
+    """Accuracy of a ridge classifier on held-out scenes, four folds."""
     right = 0
     for fold in range(4):
         held_out = scenes % 4 == fold

@@ -1,4 +1,4 @@
-"""demo/train.py: a few steps of every stage, and that a second run leaves the same files."""
+"""demo/train.py: a few steps of every stage; a second run writes the same files."""
 
 import json
 import os
@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 from midsight.demo.seeing import PACKED
 
 TRAIN = Path(__file__).parents[2] / "demo" / "train.py"
-LEFT = ("tower.safetensors", "decoder.safetensors", "doubt.safetensors", "sight.safetensors", "packed.safetensors")
+FILES = ("tower.safetensors", "decoder.safetensors", "doubt.safetensors", "sight.safetensors", "packed.safetensors")
 
 
 def run_trial(folder, seed, *stages):
-    arguments = [*stages, "--trial", "--seed", str(seed), "--folder", str(folder), "--packed", str(folder / LEFT[-1])]
+    arguments = [*stages, "--trial", "--seed", str(seed), "--folder", str(folder), "--packed", str(folder / FILES[-1])]
     done = subprocess.run(
         [sys.executable, str(TRAIN), *arguments], capture_output=True, text=True, check=False, env=os.environ
     )
@@ -25,13 +25,13 @@ def run_trial(folder, seed, *stages):
 
 
 @pytest.mark.slow
-def test_a_second_run_with_the_same_seed_leaves_the_same_files_and_another_seed_others(tmp_path):
+def test_the_same_seed_gives_the_same_files_and_another_seed_others(tmp_path):
     first, again = run_trial(tmp_path / "first", 0), run_trial(tmp_path / "again", 0)
-    assert sorted(first) == sorted(again) == sorted(LEFT)
-    assert [name for name in LEFT if first[name] != again[name]] == []
+    assert sorted(first) == sorted(again) == sorted(FILES)
+    assert [name for name in FILES if first[name] != again[name]] == []
     assert run_trial(tmp_path / "other", 1, "decoder")["decoder.safetensors"] != first["decoder.safetensors"]
 
-    packed, shipped = load_file(tmp_path / "first" / LEFT[-1]), load_file(PACKED)
+    packed, shipped = load_file(tmp_path / "first" / FILES[-1]), load_file(PACKED)
     assert {name: (tensor.dtype, tensor.shape) for name, tensor in packed.items()} == {
         name: (tensor.dtype, tensor.shape) for name, tensor in shipped.items()
     }

@@ -10,11 +10,11 @@ from midsight import Record, load
 from midsight.samples.sample import Sample
 from midsight.taps.tap import POSITIONS
 from midsight.testing.phi4_multimodal import write_phi4_multimodal
-from parity import LIMIT, assert_parity, expect
-from pictures import encoded, picture
-from reference import Reference, relative_error
+from support.parity import LIMIT, assert_parity, expect
+from support.pictures import encoded, picture
+from support.reference import Reference, relative_error
 
-BORDER = 560
+THRESHOLD = 560
 """Just above a short question on a small image: questions on one image fall on both sides, and answers cross."""
 IMAGES = [encoded(picture(size, seed)) for seed, size in enumerate([(64, 64), (64, 90), (640, 300), (30, 500)])]
 QUESTIONS = ["a", "What is this?", "a" * 40, "Is there a red circle in the image? Answer yes or no. " * 3]
@@ -23,11 +23,11 @@ NEW_TOKENS = 4
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return write_phi4_multimodal(tmp_path_factory.mktemp("border"), original_max_position_embeddings=BORDER)
+    return write_phi4_multimodal(tmp_path_factory.mktemp("threshold"), original_max_position_embeddings=THRESHOLD)
 
 
 @pytest.fixture(scope="module")
-def bordered(folder):
+def model_near_threshold(folder):
     return load(folder, device="cpu")
 
 
@@ -55,12 +55,14 @@ samples = st.tuples(st.sampled_from([(0,), (0,), (1,), (2,), (3,), (0, 1)]), st.
     st.booleans(),
     st.booleans(),
 )
-def test_any_dataset_in_any_batches_equals_the_full_forwards(bordered, alone, asked, batch_size, share, answers):
+def test_any_dataset_in_any_batches_equals_the_full_forwards(
+    model_near_threshold, alone, asked, batch_size, share, answers
+):
     rows = [
         Sample(f"{n}", n, tuple(IMAGES[i] for i in images), QUESTIONS[question], image=f"{images}")
         for n, (images, question) in enumerate(asked)
     ]
-    records = bordered.extract_many(
+    records = model_near_threshold.extract_many(
         rows,
         layers="all",
         residual=True,
@@ -82,7 +84,7 @@ def test_any_dataset_in_any_batches_equals_the_full_forwards(bordered, alone, as
             assert max(errors.values()) <= LIMIT, errors
 
 
-def test_questions_on_one_image_fall_on_both_sides_of_the_border(alone):
+def test_questions_on_one_image_fall_on_both_sides_of_the_threshold(alone):
     lengths = {question: alone((0,), question).prompt_tokens for question in range(len(QUESTIONS))}
-    assert min(lengths.values()) + NEW_TOKENS > BORDER - 10
-    assert lengths[0] < BORDER < lengths[3]
+    assert min(lengths.values()) + NEW_TOKENS > THRESHOLD - 10
+    assert lengths[0] < THRESHOLD < lengths[3]

@@ -11,18 +11,30 @@ from hypothesis import strategies as st
 
 import midsight
 from midsight.errors import BrokenOffError
-from midsight.extraction import batch, budget, pipeline, prepare
-from midsight.extraction.batches import MOST_PADDING, cut, rows_of, tokens_of
+from midsight.extraction import budget, extract_call, pipeline, prepare
 from midsight.extraction.budget import Budget, make_budget
+from midsight.extraction.calls import MAX_PADDING, plan_calls, plan_whole
 from midsight.extraction.prepare import PreparedSample
-from midsight.extraction.request import Plan, Request, resolve
-from midsight.models.layout import Span, TokenLayout
-from midsight.models.prompts import PromptTemplate, PromptTokens
+from midsight.extraction.request import Request, ResolvedRequest, resolve
+from midsight.prompts.chat_template import ChatTemplate
+from midsight.prompts.prompt import PromptFormat, PromptTokens
+from midsight.prompts.token_layout import Span, TokenLayout
 from midsight.samples.sample import Failure, Sample
-from pictures import encoded, picture
+from support.pictures import encoded, picture
 
 CPU = torch.device("cpu")
-PLAN = Plan((), PromptTemplate("{question}", None), "pil", False, False, True, 5, True, {})
+REQUEST = ResolvedRequest(
+    taps=(),
+    prompt=PromptFormat(ChatTemplate("raw", None)),
+    pixels="pil",
+    vision=False,
+    processor_pooled_pixels=False,
+    answers=True,
+    max_new_tokens=5,
+    share=True,
+    longrope_threshold=None,
+    vectors={},
+)
 
 
 def asked(number, image, prefix, rest):
@@ -41,33 +53,59 @@ def windows(draw):
     return [asked(n, 1 + i, prefixes[i], draw(st.integers(1, 9))) for n, i in enumerate(images)]
 
 
-@given(windows(), st.integers(1, 9), st.sampled_from([30, 100, 1000, math.inf]), st.booleans())
-def test_calls_hold_every_sample_once_within_the_budget(window, samples, tokens, share):
-    plan = replace(PLAN, share=share)
-    calls = list(cut(window, plan, Budget(CPU, samples, samples, tokens)))
-    assert sorted(int(item.sample.sample_id) for call, _ in calls for item in call) == list(range(len(window)))
-    for call, told in calls:
-        rows = rows_of(call, plan)
-        assert told == tokens_of(rows)
-        assert 0 < len(call) <= samples
-        assert told <= tokens or len(call) == 1, "a sample alone may be larger than the budget"
-        begins = [row.begin for row in rows]
-        assert len(begins) * max(begins) <= MOST_PADDING * sum(begins)
+@given(
+    windows(),
+    st.integers(1, 9),
+    st.sampled_from([30, 100, 1000, math.inf]),
+    st.booleans(),
+    st.sampled_from([None, 20, 40]),
+)
+def test_calls_hold_every_sample_once_within_the_budget(window, samples, tokens, share, threshold):
+    request = replace(REQUEST, share=share, longrope_threshold=threshold)
+    calls = list(plan_calls(window, request, Budget(CPU, samples, samples, tokens)))
+    assert sorted(int(item.sample.sample_id) for call in calls for item in call.items) == list(range(len(window)))
+    for call in calls:
+        assert 0 < len(call.items) <= samples
+        assert call.tokens <= tokens or len(call.items) == 1, "a sample alone may be larger than the budget"
+        prefixes = [row.prefix for row in call.rows]
+        assert len(prefixes) * max(prefixes) <= MAX_PADDING * sum(prefixes)
+        assert_one_kind(call, threshold)
+
+
+def assert_one_kind(call, threshold):
+    """Prompts of one longrope regime; a shared prefix has the regime of its prompts."""
+    lengths = [len(item.prompt.token_ids) for item in call.items]
+    assert {threshold is not None and length > threshold for length in lengths} == {call.long_factors}
+    if call.shares_prefixes:
+        assert all(row.is_shareable for row in call.rows)
+        assert all(item.prefix_length == row.prefix for row in call.rows for item in row.items)
+        assert not call.long_factors or all(row.prefix > threshold for row in call.rows)
+
+
+@given(windows().filter(lambda window: len(window) > 1), st.booleans(), st.sampled_from([None, 20, 40]))
+def test_a_call_is_halved_into_calls_of_its_kind(window, share, threshold):
+    for call in plan_whole(window, replace(REQUEST, share=share, longrope_threshold=threshold)):
+        if len(call.items) > 1:
+            first, second = call.halves()
+            assert first.items + second.items == call.items
+            assert abs(len(first.items) - len(second.items)) <= 1
+            assert_one_kind(first, threshold)
+            assert_one_kind(second, threshold)
 
 
 @given(windows(), st.integers(1, 9))
 def test_an_image_is_in_as_few_calls_as_can_be(window, samples):
-    calls = [call for call, _ in cut(window, PLAN, Budget(CPU, samples, samples))]
+    calls = [call.items for call in plan_calls(window, REQUEST, Budget(CPU, samples, samples))]
     for image in {item.image_id for item in window}:
         count = sum(item.image_id == image for item in window)
         assert sum(any(item.image_id == image for item in call) for call in calls) == -(-count // samples)
 
 
 def test_the_budget_may_change_between_two_calls():
-    calls = cut([asked(n, n, 10, 1) for n in range(1, 9)], PLAN, now := Budget(CPU, 4, 4))
-    assert len(next(calls)[0]) == 4
+    calls = plan_calls([asked(n, n, 10, 1) for n in range(1, 9)], REQUEST, now := Budget(CPU, 4, 4))
+    assert len(next(calls).items) == 4
     now.tokens = 2 * (10 + 6)
-    assert [len(call) for call, _ in calls] == [2, 2]
+    assert [len(call.items) for call in calls] == [2, 2]
 
 
 def test_the_model_waits_for_one_call_and_what_comes_then_is_planned_together():
@@ -134,15 +172,15 @@ def test_a_call_without_memory_is_halved_and_later_ones_are_smaller(model, monke
     pairs = [(image, f"What is {n}?") for n in range(12)]
     plain = model.extract_many(pairs, layers=[0, 7], max_new_tokens=2)
     sizes = []
-    extract_group = batch.extract_group
+    whole = extract_call.extract_call
 
-    def too_large(loaded, plan, group, side):
-        sizes.append(len(group))
-        if len(group) > 3:
+    def too_large(loaded, request, call, side):
+        sizes.append(len(call.items))
+        if len(call.items) > 3:
             raise error
-        return extract_group(loaded, plan, group, side)
+        return whole(loaded, request, call, side)
 
-    monkeypatch.setattr(batch, "extract_group", too_large)
+    monkeypatch.setattr(extract_call, "extract_call", too_large)
     records = model.extract_many(pairs, layers=[0, 7], max_new_tokens=2, batch_size=6)
     assert sizes[0] == 6
     assert max(sizes[1:]) == 3
@@ -154,7 +192,7 @@ def test_other_errors_leave_the_budget_as_it_is(model, monkeypatch):
     def fail(*_):
         raise ValueError("a shape")
 
-    monkeypatch.setattr(batch, "extract_group", fail)
+    monkeypatch.setattr(extract_call, "extract_call", fail)
     now = make_budget(4, CPU)
     samples = [Sample(str(n), n, (encoded(picture((64, 64), 1)),), "?") for n in range(4)]
     plan = resolve(Request(layers=[0], answers=False), model.loaded)
@@ -165,7 +203,7 @@ def test_other_errors_leave_the_budget_as_it_is(model, monkeypatch):
 
 @pytest.mark.parametrize("batch_size", [0, -1, "many", 1.5, True])
 def test_a_batch_size_is_auto_or_a_whole_number(model, batch_size):
-    with pytest.raises(midsight.MidsightError, match=f"--batch-size is {batch_size}; give auto, or 1 or more"):
+    with pytest.raises(midsight.MidsightError, match=f"batch_size is {batch_size}; give auto, or 1 or more"):
         model.extract_many([], batch_size=batch_size)
 
 
@@ -193,7 +231,7 @@ def test_samples_are_prepared_while_others_are_in_the_model():
             asked_for.append(n)
             yield n
 
-    for item in pipeline.ahead(items()):
+    for item in pipeline.prefetch(items()):
         while len(asked_for) < min(item + 2, 3):
             pass  # another thread asks; where it does not, this test hangs
     assert asked_for == [0, 1, 2]
@@ -205,12 +243,12 @@ def test_an_error_in_another_thread_is_raised_here():
             raise ValueError("of item 1")
         return item
 
-    results = pipeline.behind(work, range(5))
+    results = pipeline.map_in_background(work, range(5))
     assert next(results) == 0
     with pytest.raises(ValueError, match="of item 1"):
         next(results)
     with pytest.raises(ValueError, match="of item 1"):
-        list(pipeline.ahead(map(work, range(5))))
+        list(pipeline.prefetch(map(work, range(5))))
 
 
 def test_threads_that_start_later_have_as_many_as_before(model):
@@ -250,5 +288,5 @@ def test_an_image_that_breaks_a_library_fails_alone(model, monkeypatch):
 
 def test_without_sharing_images_stay_together_too():
     window = [asked(n, 1 + n % 3, 10, 5) for n in range(12)]
-    calls = [call for call, _ in cut(window, replace(PLAN, share=False), Budget(CPU, 4, 4))]
+    calls = [call.items for call in plan_calls(window, replace(REQUEST, share=False), Budget(CPU, 4, 4))]
     assert [len({item.image_id for item in call}) for call in calls] == [1, 1, 1]

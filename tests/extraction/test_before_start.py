@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 import midsight
 from midsight.cli import app
 from midsight.errors import MidsightError
-from midsight.extraction.run import forecast
-from pictures import write_csv
+from midsight.extraction.job import forecast
+from support.pictures import write_csv
 
 CALL = {"layers": [0, 7], "max_new_tokens": 2}
 
@@ -26,26 +26,26 @@ def command(data, checkpoint, out, *more):
     return CliRunner().invoke(app, [*map(str, [*arguments, "--max-new-tokens", 2, *more])])
 
 
-def test_the_plan_counts_and_writes_nothing(data, checkpoint, model, tmp_path):
-    planned = command(data, checkpoint, tmp_path / "run", "--plan")
+def test_a_dry_run_counts_and_writes_nothing(data, checkpoint, model, tmp_path):
+    planned = command(data, checkpoint, tmp_path / "run", "--dry-run")
     assert planned.exit_code == 0, planned.output
     assert "13 samples on 4 images, 0 done before, 13 to do; about " in " ".join(planned.output.split())
     assert "Nothing was written." in planned.output
     assert not (tmp_path / "run").exists()
     midsight.extract(data, model=model, out=tmp_path / "run", limit=5, **CALL)
     before = sorted((file, file.stat().st_mtime_ns) for file in (tmp_path / "run").rglob("*"))
-    planned = command(data, checkpoint, tmp_path / "run", "--plan")
+    planned = command(data, checkpoint, tmp_path / "run", "--dry-run")
     assert "13 samples on 4 images, 5 done before, 8 to do" in " ".join(planned.output.split())
     assert sorted((file, file.stat().st_mtime_ns) for file in (tmp_path / "run").rglob("*")) == before
-    refused = command(data, checkpoint, tmp_path / "run", "--plan", "--residual")
+    refused = command(data, checkpoint, tmp_path / "run", "--dry-run", "--residual")
     assert refused.exit_code == 2
     assert "--residual" in refused.output
 
 
-def test_the_plan_reads_no_weights_and_knows_the_run_all_the_same(data, checkpoint, model, tmp_path, monkeypatch):
+def test_a_dry_run_reads_no_weights_and_knows_the_run_all_the_same(data, checkpoint, model, tmp_path, monkeypatch):
     midsight.extract(data, model=model, out=tmp_path / "run", limit=5, **CALL)
-    monkeypatch.setattr("midsight.models.checkpoint.LoadChoice", None)
-    monkeypatch.setattr("midsight.models.loading.LoadChoice", None)
+    monkeypatch.setattr("midsight.checkpoints.checkpoint.LoadChoice", None)
+    monkeypatch.setattr("midsight.checkpoints.loading.LoadChoice", None)
     bare = midsight.load(checkpoint, device="cpu", weights=False)
     with pytest.raises(TypeError):
         midsight.load(checkpoint, device="cpu")
@@ -79,7 +79,7 @@ def test_what_cannot_fit_is_refused_before_anything_is_written(data, checkpoint,
         midsight.extract(data, model=model, out=tmp_path / "new" / "run", **CALL)
     assert set(asked) == {tmp_path}, "the nearest folder that is there"
     assert not (tmp_path / "new").exists()
-    assert command(data, checkpoint, tmp_path / "run", "--plan").exit_code == 2
+    assert command(data, checkpoint, tmp_path / "run", "--dry-run").exit_code == 2
     free = needed
     run = midsight.extract(data, model=model, out=tmp_path / "run", **CALL)
     assert len(run) == 12

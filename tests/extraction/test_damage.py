@@ -5,13 +5,13 @@ import dataclasses
 import pytest
 import torch
 
-from damages import count_padding_in_decode, declaring, exchange_images, shift_layers, shift_position
 from midsight import load
-from midsight.extraction import batch, prefill
+from midsight.check.family_checks import largest_error
+from midsight.extraction import extract_call, prefill
 from midsight.extraction.request import resolve
-from midsight.testing.checks import largest_error
-from parity import EVERYTHING, assert_parity, expect, extract_records, samples_of
-from pictures import CASES, picture
+from support.damages import count_padding_in_decode, declaring, exchange_images, shift_layers, shift_position
+from support.parity import EVERYTHING, assert_parity, expect, extract_records, samples_of
+from support.pictures import CASES, picture
 
 DAMAGED_CASES = [CASES[0], CASES[1], CASES[3]]
 
@@ -66,9 +66,9 @@ def test_attention_mask_dropped(compare, model, monkeypatch):
 
     def without_mask(*args, **kwargs):
         rows = original(*args, **kwargs)
-        return dataclasses.replace(rows, owners=rows.owners.clamp(min=0))
+        return dataclasses.replace(rows, prompt_ids=rows.prompt_ids.clamp(min=0))
 
-    monkeypatch.setattr(batch, "pad_rows", without_mask)
+    monkeypatch.setattr(extract_call, "pad_rows", without_mask)
     with pytest.raises(AssertionError, match="is off by"):
         compare(model)
 
@@ -96,38 +96,38 @@ def test_padding_patches_counted(compare, model, monkeypatch):
         compare(counted)
 
 
-class TestVisionMend:
-    """transformers' tower turns causal for images that fill their crops. When these fail, that is mended upstream."""
+class TestVisionFix:
+    """transformers' tower turns causal for images that fill their crops. When these fail, that is fixed upstream."""
 
     @pytest.fixture
-    def unmended(self, checkpoint):
+    def unfixed(self, checkpoint):
         model = load(checkpoint, device="cpu")
         for layer in model.loaded.hf_model.model.embed_tokens_extend.image_embed.img_processor.encoder.layers:
             layer.self_attn.is_causal = True
         return model
 
-    def test_without_it_images_that_fill_their_crops_are_wrong(self, expected, unmended):
-        plan = resolve(EVERYTHING, unmended.loaded)
-        (record,) = extract_records(unmended, plan, samples_of([CASES[1]]))
+    def test_without_it_images_that_fill_their_crops_are_wrong(self, expected, unfixed):
+        plan = resolve(EVERYTHING, unfixed.loaded)
+        (record,) = extract_records(unfixed, plan, samples_of([CASES[1]]))
         with pytest.raises(AssertionError, match="is off by"):
             assert_parity(record, expected[CASES[1].name])
 
-    def test_a_mixed_batch_does_not_hide_it(self, compare, unmended):
+    def test_a_mixed_batch_does_not_hide_it(self, compare, unfixed):
         """transformers masks all crops of a call or none; here those that are filled go through by themselves."""
         with pytest.raises(AssertionError, match="is off by"):
-            compare(unmended)
+            compare(unfixed)
 
     def test_transformers_marks_the_tower_causal(self, checkpoint):
-        from reference import load_reference_model
+        from support.reference import load_reference_model
 
-        tower = load_reference_model(checkpoint, mended=False).model.embed_tokens_extend.image_embed.img_processor
+        tower = load_reference_model(checkpoint, fixed=False).model.embed_tokens_extend.image_embed.img_processor
         assert all(layer.self_attn.is_causal for layer in tower.encoder.layers)
 
-    def test_the_mended_tower_equals_eager_attention(self, checkpoint, reference):
-        from parity import rgb
-        from reference import Reference, relative_error
+    def test_the_fixed_tower_equals_eager_attention(self, checkpoint, reference):
+        from support.parity import rgb
+        from support.reference import Reference, relative_error
 
-        eager = Reference(checkpoint, mended=False, attn_implementation="eager")
+        eager = Reference(checkpoint, fixed=False, attn_implementation="eager")
         inputs = reference.inputs([rgb(CASES[1].image)], CASES[1].question)
         ours, theirs = reference.forward(inputs), eager.forward(inputs)
         assert relative_error(ours.vision_mean, theirs.vision_mean) < 1e-5

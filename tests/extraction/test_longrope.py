@@ -1,4 +1,4 @@
-"""The longrope border: the regime follows a sample's own length, and an answer may cross it."""
+"""The longrope threshold: each sample uses the rotary factors for its own length, and an answer may cross it."""
 
 import pytest
 import torch
@@ -8,19 +8,19 @@ from midsight.extraction.request import Request, resolve
 from midsight.samples.sample import Sample
 from midsight.taps.tap import POSITIONS
 from midsight.testing.phi4_multimodal import write_phi4_multimodal
-from parity import answer_ids, assert_parity, expect, extract_records, rgb
-from pictures import CASES
-from reference import Reference, relative_error
+from support.parity import answer_ids, assert_parity, expect, extract_records, rgb
+from support.pictures import CASES
+from support.reference import Reference, relative_error
 
-BORDER = 560
+THRESHOLD = 560
 REQUEST = Request(layers="all", residual=True, positions=POSITIONS, max_new_tokens=8)
 IMAGE = CASES[0].image
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """The demo checkpoint with its border just above a short prompt on a small image."""
-    return write_phi4_multimodal(tmp_path_factory.mktemp("border"), original_max_position_embeddings=BORDER)
+    """The demo checkpoint with its threshold just above a short prompt on a small image."""
+    return write_phi4_multimodal(tmp_path_factory.mktemp("threshold"), original_max_position_embeddings=THRESHOLD)
 
 
 @pytest.fixture(scope="module")
@@ -42,11 +42,11 @@ def prompts_of_lengths(model, reference, lengths):
 
 @pytest.fixture(scope="module")
 def crossing(model, reference):
-    """Prompts far below, just below, at and above the border, with what transformers gives for each.
+    """Prompts far below, just below, at and above the threshold, with what transformers gives for each.
 
     It decodes without cache, since its generate fails at the crossing with one.
     """
-    samples = prompts_of_lengths(model, reference, [551, BORDER - 2, BORDER, BORDER + 1, BORDER + 40])
+    samples = prompts_of_lengths(model, reference, [551, THRESHOLD - 2, THRESHOLD, THRESHOLD + 1, THRESHOLD + 40])
     expected = [
         expect(reference, [IMAGE], sample.question, new_tokens=REQUEST.max_new_tokens, use_cache=False)
         for sample in samples
@@ -55,20 +55,20 @@ def crossing(model, reference):
 
 
 @pytest.mark.parametrize("padding_side", ["left", "right"])
-def test_answers_cross_the_border_in_a_batch_with_others_that_do_not(model, crossing, padding_side):
+def test_answers_cross_the_threshold_in_a_batch_with_others_that_do_not(model, crossing, padding_side):
     samples, expected = crossing
     records = extract_records(model, resolve(REQUEST, model.loaded), samples, padding_side=padding_side)
     for record, wanted in zip(records, expected, strict=True):
         assert_parity(record, wanted)
     lengths = [(e.prompt_tokens, e.prompt_tokens + len(e.answer_token_ids)) for e in expected]
-    assert sum(before <= BORDER < after for before, after in lengths) >= 2
-    assert any(after <= BORDER for _, after in lengths)
+    assert sum(before <= THRESHOLD < after for before, after in lengths) >= 2
+    assert any(after <= THRESHOLD for _, after in lengths)
 
 
 def test_logprobs_after_the_crossing_are_those_of_a_forward_with_long_factors(model, reference, crossing):
     sample = crossing[0][1]
     record = extract_records(model, resolve(REQUEST, model.loaded), [sample])[0]
-    assert record.prompt_tokens + len(answer_ids(record)) > BORDER + 2
+    assert record.prompt_tokens + len(answer_ids(record)) > THRESHOLD + 2
     inputs = reference.inputs([rgb(IMAGE)], sample.question)
     logprobs = record.answer_logprobs or ()
     assert len(logprobs) == len(answer_ids(record))
@@ -88,5 +88,5 @@ def test_the_regimes_differ(model, reference, checkpoint, tmp_path):
     wide = Reference(write_phi4_multimodal(tmp_path / "wide"))
     short = wide.forward(wide.inputs([rgb(IMAGE)], "a" + " a" * 120)).hidden_states
     assert long.shape == short.shape
-    assert long.shape[1] > BORDER
+    assert long.shape[1] > THRESHOLD
     assert relative_error(long[4][-1], short[4][-1]) > 0.05

@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from midsight.extraction.request import Request, resolve
-from midsight.models.adapter import submodule
-from parity import answer_ids, extract_records, samples_of
-from pictures import CASES
+from support.parity import answer_ids, extract_records, samples_of
+from support.pictures import CASES
 
 SAMPLES = samples_of([CASES[0], CASES[8], CASES[7]])
 
@@ -23,7 +22,7 @@ def calls(model):
             first = args[0] if args else next(v for v in kwargs.values() if isinstance(v, torch.Tensor))
             shapes.append(tuple(first.shape))
 
-        hooks.append(submodule(model.loaded.hf_model, path).register_forward_pre_hook(note, with_kwargs=True))
+        hooks.append(model.loaded.hf_model.get_submodule(path).register_forward_pre_hook(note, with_kwargs=True))
         return shapes
 
     yield watch

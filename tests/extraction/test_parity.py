@@ -8,8 +8,8 @@ import pytest
 from midsight.extraction.request import Request, resolve
 from midsight.samples.sample import Sample
 from midsight.taps.tap import POSITIONS
-from parity import EVERYTHING, NEW_TOKENS, Expected, assert_parity, expect, extract_records, rgb, samples_of
-from pictures import CASES, Case
+from support.parity import EVERYTHING, NEW_TOKENS, Expected, assert_parity, expect, extract_records, rgb, samples_of
+from support.pictures import CASES, Case
 
 
 @pytest.fixture(scope="module")

@@ -11,12 +11,14 @@ from typer.testing import CliRunner
 
 import midsight
 from midsight.cli import app
-from midsight.extraction.run import open_dataset
+from midsight.extraction import extract_call
 from midsight.extraction.todo import group_by_image
 from midsight.records import VISION_ONLY
+from midsight.samples.open import open_dataset
+from midsight.samples.options import DatasetOptions
 from midsight.samples.sample import Sample
 from midsight.testing.phi4_multimodal import write_phi4_multimodal
-from pictures import encoded, picture, with_alpha
+from support.pictures import encoded, picture, with_alpha
 
 QUESTIONS = ["What is this?", "Is there a red circle in the image?", "How many?", "Which colour is the largest one?"]
 
@@ -134,6 +136,7 @@ def test_limit_can_grow_and_nothing_is_done_twice(dataset, model, tmp_path):
         ("pixels", "transformers"),
         ("prompt", "{question} Answer yes or no."),
         ("system", "Be brief."),
+        ("prompt_template", "raw"),
         ("answers", False),
         ("max_new_tokens", 3),
         ("share", False),
@@ -143,7 +146,7 @@ def test_limit_can_grow_and_nothing_is_done_twice(dataset, model, tmp_path):
 def test_other_options_are_refused_by_name(dataset, model, tmp_path, option, value):
     midsight.extract(dataset / "data.jsonl", model=model, out=tmp_path / "run", max_new_tokens=2, limit=1)
     options = {"max_new_tokens": 2, option: value}
-    with pytest.raises(midsight.RunError, match=f"--{option.replace('_', '-')}\\b"):
+    with pytest.raises(midsight.RunError, match=rf"\b{option}\b"):
         midsight.extract(dataset / "data.jsonl", model=model, out=tmp_path / "run", **options)
 
 
@@ -162,23 +165,23 @@ def test_rows_read_in_another_way_are_refused_by_option(dataset, model, tmp_path
     call = {"model": model, "out": tmp_path / "run", "answers": False, "layers": [0]}
     midsight.extract(dataset / "data.jsonl", limit=1, **call)
     options = {option: dataset / value if option == "images" else value}
-    with pytest.raises(midsight.RunError, match=f"--{option.replace('_', '-')} "):
-        midsight.extract(open_dataset(dataset / "data.jsonl", **options), **call)
+    with pytest.raises(midsight.RunError, match=rf"\b{option}\b"):
+        midsight.extract(dataset / "data.jsonl", **options, **call)
 
 
 def test_naming_what_is_the_default_anyway_changes_nothing(dataset, model, tmp_path):
     call = {"model": model, "out": tmp_path / "run", "answers": False, "layers": [0], "limit": 1}
     midsight.extract(dataset / "data.jsonl", **call)
-    named = open_dataset(dataset / "data.jsonl", images=dataset, answer_column="answer", id_column="id")
+    named = open_dataset(dataset / "data.jsonl", DatasetOptions(images=dataset, answer_column="answer", id_column="id"))
     assert len(midsight.extract(named, **call)) == 1
 
 
 def test_another_dataset_or_model_is_refused(dataset, model, tmp_path):
     midsight.extract(dataset / "data.jsonl", model=model, out=tmp_path / "run", max_new_tokens=2, limit=1)
-    with pytest.raises(midsight.RunError, match="DATA"):
+    with pytest.raises(midsight.RunError, match=r"^The content of data differs from what .* was started with"):
         midsight.extract(dataset / "data.csv", model=model, out=tmp_path / "run", max_new_tokens=2)
     other = midsight.load(write_phi4_multimodal(tmp_path / "other", seed=1), device="cpu")
-    with pytest.raises(midsight.RunError, match="--model"):
+    with pytest.raises(midsight.RunError, match=r"^The content of model differs from what .* was started with"):
         midsight.extract(dataset / "data.jsonl", model=other, out=tmp_path / "run", max_new_tokens=2)
 
 
@@ -251,7 +254,7 @@ def test_bad_pairs_keep_their_place_among_the_outcomes(dataset, model):
     assert [outcome.input_index for outcome in outcomes] == [0, 1, 2, 3]
     with pytest.raises(midsight.SampleError, match="question is empty"):
         model.extract(image, "")
-    with pytest.raises(midsight.MidsightError, match="--batch-size is -1"):
+    with pytest.raises(midsight.MidsightError, match="batch_size is -1"):
         model.extract_many(pairs, batch_size=-1)
 
 
@@ -276,9 +279,8 @@ def test_a_failed_sample_is_tried_again_only_when_asked(model, tmp_path):
 
 
 def test_a_sample_that_breaks_the_model_stands_alone(dataset, model, tmp_path, monkeypatch):
-    from midsight.extraction import batch
 
-    original = batch.encode_distinct
+    original = extract_call.encode_distinct
 
     def break_on_one(loaded, images):
         if any(image.tokens == bad_tokens for row in images for image in row):
@@ -286,7 +288,7 @@ def test_a_sample_that_breaks_the_model_stands_alone(dataset, model, tmp_path, m
         return original(loaded, images)
 
     bad_tokens = model.extract(dataset / "images" / "3.png", "?", answers=False).image_tokens
-    monkeypatch.setattr(batch, "encode_distinct", break_on_one)
+    monkeypatch.setattr(extract_call, "encode_distinct", break_on_one)
     run = midsight.extract(dataset / "data.jsonl", model=model, out=tmp_path / "run", max_new_tokens=2)
     assert {f.sample_id for f in run.failures()} == {"q3", "q9"}
     assert all(f.reason.endswith("RuntimeError: the kernel fell over.") for f in run.failures())
@@ -294,16 +296,15 @@ def test_a_sample_that_breaks_the_model_stands_alone(dataset, model, tmp_path, m
 
 
 def test_values_that_are_not_finite_are_never_data(dataset, model, tmp_path, monkeypatch):
-    from midsight.extraction import batch
 
-    original = batch.collect_vectors
+    original = extract_call.collect_vectors
 
     def poisoned(*args):
         rows = original(*args)
         rows[0]["query_token_representation.layer_4"][3] = np.nan
         return rows
 
-    monkeypatch.setattr(batch, "collect_vectors", poisoned)
+    monkeypatch.setattr(extract_call, "collect_vectors", poisoned)
     run = midsight.extract(dataset / "data.jsonl", model=model, out=tmp_path / "run", max_new_tokens=2, limit=2)
     (failure,) = run.failures()
     assert "query_token_representation.layer_4 has values that are not finite" in failure.reason
@@ -311,16 +312,15 @@ def test_values_that_are_not_finite_are_never_data(dataset, model, tmp_path, mon
 
 def test_answers_from_logits_that_are_not_finite_are_never_data(dataset, model, tmp_path, monkeypatch):
     """The layers asked for may be fine where a later one has overflowed."""
-    from midsight.extraction import batch
 
-    original = batch.continue_from
+    original = extract_call.continue_from
 
     def overflown(*args):
         start = original(*args)
         start.logits[0] = float("nan")
         return start
 
-    monkeypatch.setattr(batch, "continue_from", overflown)
+    monkeypatch.setattr(extract_call, "continue_from", overflown)
     run = midsight.extract(
         dataset / "data.jsonl", model=model, out=tmp_path / "run", layers=[0], max_new_tokens=2, limit=2
     )
@@ -329,16 +329,15 @@ def test_answers_from_logits_that_are_not_finite_are_never_data(dataset, model, 
 
 
 def test_what_float16_cannot_hold_is_a_failure_not_infinity(dataset, model, tmp_path, monkeypatch):
-    from midsight.extraction import batch
 
-    original = batch.collect_vectors
+    original = extract_call.collect_vectors
 
     def large(*args):
         rows = original(*args)
         rows[0]["query_token_representation.layer_4"][3] = 70_000.0
         return rows
 
-    monkeypatch.setattr(batch, "collect_vectors", large)
+    monkeypatch.setattr(extract_call, "collect_vectors", large)
     seen = []
     run = midsight.extract(
         dataset / "data.jsonl", model=model, out=tmp_path / "run", max_new_tokens=2, limit=2, store_dtype="float16",

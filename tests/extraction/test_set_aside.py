@@ -11,10 +11,10 @@ import pytest
 
 import midsight
 from midsight.errors import BrokenOffError
-from midsight.extraction import apart, batch
+from midsight.extraction import extract_call, isolated
 from midsight.store.attempts import Attempts
 from midsight.store.writer import RunWriter
-from pictures import write_csv
+from support.pictures import write_csv
 
 ROWS = 7
 CALL = {"layers": [0, 7], "max_new_tokens": 2, "batch_size": 3}
@@ -23,16 +23,16 @@ DEAD = []
 DEADLY = """
 import os, signal, sys
 import midsight
-from midsight.extraction import batch, pipeline
+from midsight.extraction import extract_call, pipeline
 
-prepare = batch.prepare
+prepare = extract_call.prepare
 
 def die_on_one(model, plan, samples):
     if any(sample.sample_id == "q4" for sample in samples):
         os.kill(os.getpid(), signal.SIGKILL)
     return prepare(model, plan, samples)
 
-batch.prepare = pipeline.prepare = die_on_one
+extract_call.prepare = pipeline.prepare = die_on_one
 data, checkpoint, out = sys.argv[1:]
 model = midsight.load(checkpoint, device="cpu")
 run = midsight.extract(data, model=model, out=out, layers=[0, 7], max_new_tokens=2, batch_size=3)
@@ -85,11 +85,11 @@ def killed_while_working_on(out, whole, *sample_ids):
 def test_samples_that_were_in_work_come_last_and_one_by_one(data, model, whole, tmp_path, monkeypatch):
     killed_while_working_on(tmp_path / "run", whole, "q1", "q2")
     batches = []
-    extract_group = batch.extract_group
+    original = extract_call.extract_call
     monkeypatch.setattr(
-        batch,
-        "extract_group",
-        lambda *args: (batches.append([item.sample.sample_id for item in args[2]]), extract_group(*args))[1],
+        extract_call,
+        "extract_call",
+        lambda *args: (batches.append([item.sample.sample_id for item in args[2].items]), original(*args))[1],
     )
     run = midsight.extract(data, model=model, out=tmp_path / "run", **CALL)
     assert sorted(itertools.chain(*batches[:-2])) == ["q0", "q3", "q4", "q5", "q6"]
@@ -118,7 +118,7 @@ def test_a_failed_sample_that_kills_is_set_aside_also_when_failures_are_tried_ag
 ):
     with RunWriter(tmp_path / "run", whole.spec) as writer:
         writer.fail(midsight.Failure("q3", 3, "was not there"))
-    monkeypatch.setattr("midsight.extraction.run.extract_apart", lambda *_: None)
+    monkeypatch.setattr("midsight.extraction.run.extract_isolated", lambda *_: None)
     for _ in range(2):
         killed_while_working_on(tmp_path / "run", whole, "q3")
     run = midsight.extract(data, model=model, out=tmp_path / "run", retry_failed=True, **CALL)
@@ -127,7 +127,7 @@ def test_a_failed_sample_that_kills_is_set_aside_also_when_failures_are_tried_ag
 
 
 def test_on_a_gpu_a_sample_set_aside_stays_so_until_it_is_asked_for(data, model, whole, tmp_path, monkeypatch):
-    monkeypatch.setattr("midsight.extraction.run.extract_apart", lambda *_: None)
+    monkeypatch.setattr("midsight.extraction.run.extract_isolated", lambda *_: None)
     for _ in range(2):
         killed_while_working_on(tmp_path / "run", whole, "q3")
     run = midsight.extract(data, model=model, out=tmp_path / "run", **CALL)
@@ -142,20 +142,20 @@ def test_a_child_that_dies_or_hangs_costs_the_process_nothing(data, model, monke
 
     plan = resolve(Request(answers=False, layers=[0]), model.loaded)
     sample = read_table(data).samples[0]
-    assert isinstance(apart.extract_apart(model.loaded, plan, sample), midsight.Record)
-    monkeypatch.setattr(apart, "extract_samples", lambda *_: os._exit(1))
-    assert apart.extract_apart(model.loaded, plan, sample) is None
-    monkeypatch.setattr(apart, "extract_samples", lambda *_: signal.pause())
-    assert apart.extract_apart(model.loaded, plan, sample, longest_s=0.2) is None
+    assert isinstance(isolated.extract_isolated(model.loaded, plan, sample), midsight.Record)
+    monkeypatch.setattr(isolated, "extract_samples", lambda *_: os._exit(1))
+    assert isolated.extract_isolated(model.loaded, plan, sample) is None
+    monkeypatch.setattr(isolated, "extract_samples", lambda *_: signal.pause())
+    assert isolated.extract_isolated(model.loaded, plan, sample, timeout_s=0.2) is None
 
 
 def test_a_lost_device_blames_no_sample_and_the_run_can_go_on(data, model, whole, tmp_path, monkeypatch):
     def lost(*_):
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr(batch, "extract_group", lost)
-    monkeypatch.setattr(batch, "still_works", lambda _: False)
-    with pytest.raises(BrokenOffError, match=r"The device was lost .*illegal memory access.*; the same command"):
+    monkeypatch.setattr(extract_call, "extract_call", lost)
+    monkeypatch.setattr(extract_call, "still_works", lambda _: False)
+    with pytest.raises(BrokenOffError, match=r"The device was lost .*illegal memory access.*; the same call resumes"):
         midsight.extract(data, model=model, out=tmp_path / "run", **CALL)
     assert midsight.open_run(tmp_path / "run").failures() == []
     assert Attempts(tmp_path / "run", (0, 1)).deaths("q0") == 1

@@ -11,11 +11,11 @@ from typer.testing import CliRunner
 import midsight
 from midsight.cli import app
 from midsight.errors import MidsightError
-from midsight.extraction.todo import cut
+from midsight.extraction.todo import rows_in_shard
 from midsight.samples.sample import Failure, Sample
-from midsight.store.layout import parse_shard
+from midsight.store.files import parse_shard
 from midsight.store.writer import RunWriter
-from pictures import write_csv
+from support.pictures import write_csv
 
 CALL = {"layers": [0, 7], "max_new_tokens": 2, "batch_size": 3}
 ROWS = 18
@@ -99,7 +99,7 @@ def test_shards_share_every_row_once_keep_images_whole_and_a_limit_takes_nothing
         Failure(str(n), n, "bad") if image is None else Sample(str(n), n, (b"",), "?", image=f"{image}.png")
         for n, image in enumerate(images)
     ]
-    shards = [list(cut(rows, (number, count))) for number in range(count)]
+    shards = [list(rows_in_shard(rows, (number, count))) for number in range(count)]
     assert sorted(row.input_index for shard in shards for row in shard) == list(range(len(rows)))
     owners = {}
     for number, shard in enumerate(shards):
@@ -107,16 +107,16 @@ def test_shards_share_every_row_once_keep_images_whole_and_a_limit_takes_nothing
             if isinstance(row, Sample):
                 assert owners.setdefault(row.image, number) == number
         begin = [row for row in shard if row.input_index < limit]
-        assert list(cut(rows[:limit], (number, count))) == begin
+        assert list(rows_in_shard(rows[:limit], (number, count))) == begin
     changed = [Failure(row.sample_id, row.input_index, "bad") if row.input_index == 0 else row for row in rows]
     kept = [[row for row in shard if row.input_index > 0] for shard in shards]
-    again = [[row for row in cut(changed, (number, count)) if row.input_index > 0] for number in range(count)]
+    again = [[row for row in rows_in_shard(changed, (number, count)) if row.input_index > 0] for number in range(count)]
     assert again == kept, "a row that fails moves no other"
 
 
 @pytest.mark.parametrize("text", ["4/4", "1", "-1/4", "a/b", "0/0", "1/2/3", ""])
 def test_a_share_that_does_not_exist_is_refused_with_one_sentence(text, tmp_path):
-    with pytest.raises(MidsightError, match="--shard"):
+    with pytest.raises(MidsightError, match=r"^shard"):
         parse_shard(text)
     refused = CliRunner().invoke(app, ["extract", "x.csv", "--model", "m", "--out", str(tmp_path), f"--shard={text}"])
     assert refused.exit_code == 2

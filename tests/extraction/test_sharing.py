@@ -8,13 +8,14 @@ import pytest
 
 import midsight
 from midsight.extraction import sharing
-from midsight.extraction.batch import extract_samples
+from midsight.extraction.calls import plan_whole
+from midsight.extraction.extract_call import extract_samples
 from midsight.extraction.prepare import PreparedSample, prepare
 from midsight.extraction.request import Request, resolve
-from midsight.models.adapter import submodule
 from midsight.samples.sample import Sample
 from midsight.taps.tap import POSITIONS
-from pictures import encoded, picture
+from support.damages import declaring
+from support.pictures import encoded, picture
 
 QUESTIONS = ["What?", "Is there a red circle in the image? Answer yes or no.", "How many are there?", "And now?"]
 EVERYTHING = Request(layers="all", residual=True, positions=POSITIONS, max_new_tokens=8)
@@ -57,7 +58,7 @@ def token_counts(model, monkeypatch):
         given = arguments["input_ids"] if arguments.get("inputs_embeds") is None else arguments["inputs_embeds"]
         counts.append(tuple(given.shape[:2]))
 
-    decoder = submodule(model.loaded.hf_model, model.loaded.adapter.decoder)
+    decoder = model.loaded.hf_model.get_submodule(model.loaded.family.modules.decoder)
     hook = decoder.register_forward_pre_hook(count, with_kwargs=True)
     yield counts
     hook.remove()
@@ -98,21 +99,26 @@ def test_another_system_turn_or_order_of_images_is_another_prefix(model):
         Sample("c", 2, (one, two), "Why?"),
         Sample("d", 3, (one,), "What?"),
     ]
-    shared = sharing.find_shared(model.loaded, ready(model, asked))
-    assert shared == sharing.SharedPrefixes(first=(0, 1, 3), owners=(0, 1, 0, 2))
+    (call,) = plan_whole(ready(model, asked), resolve(Request(layers=[0]), model.loaded))
+    together = {frozenset(item.sample.sample_id for item in row.items) for row in call.rows}
+    assert together == {frozenset("ac"), frozenset("b"), frozenset("d")}
 
 
 def test_a_prefix_of_the_other_longrope_regime_is_not_shared(model, samples):
     items = ready(model, [sample for sample in samples if sample.image == "0.png"])
-    cut, longest = sharing.prefix_length(items[0]), max(len(item.prompt.token_ids) for item in items)
-    for border, may_share in ((cut - 1, True), (cut, False), (longest - 1, False), (longest, True)):
-        adapter = replace(model.loaded.adapter, longrope_border=lambda _, border=border: border)
-        assert (sharing.find_shared(replace(model.loaded, adapter=adapter), items) is not None) is may_share
+    prefix, longest = items[0].prefix_length, max(len(item.prompt.token_ids) for item in items)
+    for threshold, shared in ((prefix - 1, [4]), (prefix, []), (longest - 1, [3]), (longest, [4])):
+        request = replace(resolve(Request(layers=[0]), model.loaded), longrope_threshold=threshold)
+        calls = plan_whole(items, request)
+        assert [len(call.items) for call in calls if call.shares_prefixes] == shared
+        assert sum(len(call.items) for call in calls) == len(items)
+        for call in calls:
+            lengths = {len(item.prompt.token_ids) > threshold for item in call.items}
+            assert lengths == {call.long_factors}, "one regime a call"
 
 
 def test_states_that_depend_on_the_question_are_not_shared(model, samples):
-    adapter = replace(model.loaded.adapter, shares_image_prefix=False)
-    assert not resolve(Request(), replace(model.loaded, adapter=adapter)).share
+    assert not resolve(Request(), declaring(model, shares_image_prefix=False).loaded).share
     assert resolve(Request(), model.loaded).share
 
 
@@ -127,13 +133,15 @@ def test_sharing_can_be_left_out(model, samples, token_counts):
 
 
 def test_a_prefix_that_is_another_images_is_seen(model, samples, monkeypatch):
-    """The damage that this code could do: the questions on the first two images exchanged."""
+    """The damage that this code could do: the questions on the two images with the longest prefixes exchanged."""
     plan = resolve(Request(layers=[7], answers=False), model.loaded)
     right = records(model, plan, samples)
-    shared = sharing.find_shared(model.loaded, ready(model, samples))
-    assert shared is not None
-    damaged = replace(shared, owners=tuple({0: 1, 1: 0}.get(owner, owner) for owner in shared.owners))
-    monkeypatch.setattr("midsight.extraction.batch.find_shared", lambda *_: damaged)
+    pad_suffixes = sharing.pad_suffixes
+
+    def exchanged(loaded, items, rows):
+        return pad_suffixes(loaded, items, [(0, 2, 1)[row] for row in rows])
+
+    monkeypatch.setattr(sharing, "pad_suffixes", exchanged)
     wrong = records(model, plan, samples)
     name = "query_token_representation.layer_7"
     moved = [np.linalg.norm(a.vectors[name] - b.vectors[name]) for a, b in zip(right, wrong, strict=True)]

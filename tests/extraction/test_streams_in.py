@@ -7,12 +7,13 @@ import pytest
 from typer.testing import CliRunner
 
 import midsight
-from hub_rows import image_rows, iterable, stand_in
 from midsight.cli import app
 from midsight.errors import BrokenOffError, MidsightError
-from midsight.extraction.run import open_dataset
+from midsight.samples.open import open_dataset
+from midsight.samples.options import DatasetOptions
 from midsight.samples.streams import open_hub, stream_rows
-from pictures import encoded, picture
+from support.hub_rows import image_rows, iterable, stand_in
+from support.pictures import encoded, picture
 
 IMAGES = [encoded(picture((40 + 30 * i, 64), i)) for i in range(3)]
 ORDER = [0, 1, 2, 0, 1, 0]
@@ -50,8 +51,9 @@ def test_a_stream_gives_the_rows_that_the_same_images_give_in_a_list(hub, model,
     images = [ORDER[index] for index in stored]
     assert len(list(itertools.groupby(images))) == len(set(images)), "the questions of an image are together"
     assert (seen[0].samples, seen[0].remaining, seen[-1].done) == (None, None, 6)
-    sha256 = run.spec.options["DATA"]
-    assert run.spec.dataset == {"path": "hf://owner/name", "rows": None, "sha256": sha256, "revision": "c0ffee"}
+    stored = run.spec.dataset
+    assert (stored.path, stored.rows, stored.revision) == ("hf://owner/name", None, "c0ffee")
+    assert stored.sha256 == open_dataset("hf://owner/name").sha256
 
 
 def test_a_stream_goes_on_where_it_was_left_and_a_row_that_is_bad_fails_alone(hub, datasets, model, tmp_path):
@@ -69,14 +71,14 @@ def test_a_stream_goes_on_where_it_was_left_and_a_row_that_is_bad_fails_alone(hu
 def test_another_commit_split_or_column_of_the_stream_is_another_run(hub, model, tmp_path):
     midsight.extract("hf://owner/name", model=model, out=tmp_path / "run", limit=1, **CALL)
     hub.commit = "decade"
-    with pytest.raises(midsight.RunError, match="was started with DATA"):
+    with pytest.raises(midsight.RunError, match=r"^The content of data differs from what .* was started with"):
         midsight.extract("hf://owner/name", model=model, out=tmp_path / "run", **CALL)
     hub.commit = "c0ffee"
-    other = open_dataset("hf://owner/name", id_column="n")
-    with pytest.raises(midsight.RunError, match="--id-column"):
+    other = open_dataset("hf://owner/name", DatasetOptions(id_column="n"))
+    with pytest.raises(midsight.RunError, match="id_column"):
         midsight.extract(other, model=model, out=tmp_path / "run", **CALL)
-    with pytest.raises(MidsightError, match="leave --question out"):
-        open_dataset("hf://owner/name", question="What?")
+    with pytest.raises(MidsightError, match="leave question out"):
+        open_dataset("hf://owner/name", DatasetOptions(question="What?"))
 
 
 def test_shards_of_a_stream_fill_one_run(hub, model, tmp_path):
@@ -93,7 +95,7 @@ def test_a_stream_that_breaks_off_keeps_what_it_gave_and_exits_with_3(hub, datas
     whole = hub.source
     hub.source = datasets.IterableDataset.from_generator(broken, features=whole.features)
     with pytest.raises(BrokenOffError, match="broke off after row 4: the line went dead"):
-        list(open_hub("hf://owner/name").outcomes())
+        list(open_hub("hf://owner/name").rows())
     arguments = ["extract", "hf://owner/name", "--model", checkpoint, "--device", "cpu", "--out", tmp_path / "run"]
     more = ["--layers", "0", "--max-new-tokens", "2"]
     stopped = CliRunner().invoke(app, list(map(str, [*arguments, *more])))

@@ -2,8 +2,8 @@
 
 import pytest
 
-from family_reference import FAMILIES, FamilyReference
 from midsight import load
+from support.family_reference import FAMILIES, FamilyReference
 
 
 @pytest.fixture(scope="package", params=FAMILIES)

@@ -18,20 +18,30 @@ from transformers import (
 )
 
 import midsight
-from midsight.models.catalogue import FAMILIES
-from midsight.testing import check_adapter
+from midsight.families.catalogue import FAMILIES
+from midsight.testing import check_family
 from midsight.testing.random_weights import draw_weights, make_tokenizer, save_weights
-from parity import samples_of
-from pictures import CASES
+from support.parity import samples_of
+from support.pictures import CASES
 
 PAGE = Path(__file__).parents[2] / "docs" / "adding-a-model.md"
 TOKENS = {31998: "<s>", 31999: "</s>", 32000: "<image>", 32001: "<pad>"}
+
+CHAT_TEMPLATE = """\
+{%- for message in messages -%}
+    {{- message['role'] | upper + ': ' -}}
+    {%- for part in message['content'] if part['type'] == 'image' -%}{{- '<image>\n' -}}{%- endfor -%}
+    {%- for part in message['content'] if part['type'] == 'text' -%}{{- part['text'] + ' ' -}}{%- endfor -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- 'ASSISTANT:' -}}{%- endif -%}
+"""
+"""Renders what the published template renders for one user's turn; the tokenizer adds the first token."""
 
 
 @pytest.fixture
 def llava(monkeypatch):
     """The module of the page, in the catalogue."""
-    module = types.ModuleType("midsight.models.llava")
+    module = types.ModuleType("midsight.families.llava")
     source = "\n\n".join(re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL))
     exec(compile(source, str(PAGE), "exec"), module.__dict__)  # noqa: S102  (our own page)
     monkeypatch.setitem(sys.modules, module.__name__, module)
@@ -71,17 +81,30 @@ def folder(tmp_path):
     GenerationConfig(eos_token_id=31999, pad_token_id=32001).save_pretrained(tmp_path)
     size = {"height": 56, "width": 56}
     image_processor = CLIPImageProcessor(size={"shortest_edge": 56}, crop_size=size)
-    LlavaProcessor(image_processor, tokenizer, patch_size=14, vision_feature_select_strategy="default").save_pretrained(
-        tmp_path
-    )
+    LlavaProcessor(
+        image_processor,
+        tokenizer,
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=CHAT_TEMPLATE,
+    ).save_pretrained(tmp_path)
     return tmp_path
 
 
 @pytest.mark.usefixtures("llava")
-def test_the_page_builds_an_adapter_that_is_proved(folder):
-    checks = check_adapter(midsight.load(folder, device="cpu"), samples_of([CASES[0], CASES[1], CASES[4]]))
+def test_the_page_builds_a_family_that_is_proved(folder):
+    model = midsight.load(folder, device="cpu")
+    assert model.loaded.notes == (), "its template renders the published prompt"
+    checks = check_family(model, samples_of([CASES[0], CASES[1], CASES[4]]))
     assert [check for check in checks if not check.passed] == []
+    assert "prompts whose token ids differ from the processor's own" in {check.name for check in checks}
     assert len(checks) >= 15
+
+
+def test_the_declaration_is_short():
+    (declaration,) = re.findall(r"^FAMILY = Family\(.*?^\)", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    assert len(declaration.splitlines()) <= 25
 
 
 def test_without_its_line_in_the_catalogue_it_is_refused(folder):

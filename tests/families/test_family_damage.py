@@ -1,23 +1,22 @@
 """The parity test of every family fails for each kind of wrong number: damage done on purpose."""
 
 from functools import partial
-from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 
-import damages
-from family_reference import FamilyReference
 from midsight import wrap
+from midsight.check.family_checks import largest_error
 from midsight.extraction.request import Request, resolve
-from midsight.models import adapter as adapters
+from midsight.families import inputs
 from midsight.taps.tap import POSITIONS
-from midsight.testing import check_adapter
-from midsight.testing.checks import largest_error
-from parity import assert_parity, expect, extract_records, rgb, samples_of
-from pictures import CASES, picture
-from reference import relative_error
+from midsight.testing import check_family
+from support import damages
+from support.family_reference import FamilyReference
+from support.parity import assert_parity, expect, extract_records, rgb, samples_of
+from support.pictures import CASES, picture
+from support.reference import relative_error
 
 EVERYTHING = Request(layers="all", residual=True, positions=POSITIONS, max_new_tokens=16)
 DAMAGED_CASES = [CASES[0], CASES[3], CASES[4]]
@@ -43,12 +42,12 @@ def compare(expected):
 
 @pytest.fixture
 def declaring(model):
-    """The model with some of its adapter's declarations replaced."""
+    """The model with some of its family's declarations replaced."""
     return partial(damages.declaring, model)
 
 
 def failing(model):
-    checks = check_adapter(model, samples_of(DAMAGED_CASES), max_new_tokens=3)
+    checks = check_family(model, samples_of(DAMAGED_CASES), max_new_tokens=3)
     return {check.name for check in checks if not check.passed}
 
 
@@ -73,7 +72,7 @@ def test_position_off_by_one(compare, expected, model, monkeypatch, position, sh
 
 def test_pooling_that_misses_a_patch_or_counts_padding(compare, declaring, model):
     """Padding tiles where there are any; else the last patch left out."""
-    useful = model.loaded.adapter.useful_patches
+    useful = model.loaded.family.vision.useful_patches
 
     def damaged(image):
         patches = useful(image)
@@ -107,7 +106,7 @@ def test_a_prefix_declared_unshareable_is_caught(declaring):
 
 
 def test_embeddings_in_the_wrong_order_are_caught(declaring, model):
-    original = model.loaded.adapter.image_embeddings
+    original = model.loaded.family.vision.image_embeddings
 
     def turned(hf_model, features, image):
         return original(hf_model, features, image).flip(0)
@@ -125,10 +124,10 @@ class TestLlama:
 
         def change(edit):
             def changed(*args):
-                inputs = model.loaded.adapter.decoder_inputs(*args)
-                return adapters.DecoderInputs(*edit(dict(inputs.prefill), dict(inputs.later)))
+                made = model.loaded.family.decoder.inputs(*args)
+                return inputs.DecoderInputs(*edit(dict(made.prefill), dict(made.later)))
 
-            return declaring(decoder_inputs=changed)
+            return declaring(inputs=changed)
 
         return change
 
@@ -158,7 +157,7 @@ class TestLlama:
 
     def test_the_class_token_left_out_of_the_mean(self, compare, declaring, model):
         def without_class_token(image):
-            useful = model.loaded.adapter.useful_patches(image)
+            useful = model.loaded.family.vision.useful_patches(image)
             useful[:, 0] = False
             return useful
 
@@ -186,10 +185,10 @@ class TestQwen:
 
     def test_positions_counted_like_text(self, compare, declaring):
         with pytest.raises(AssertionError, match="is off by"):
-            compare(declaring(positions=adapters.count_up))
+            compare(declaring(positions=inputs.sequential_positions))
 
     def test_rows_and_columns_exchanged(self, compare, declaring, model):
-        original = model.loaded.adapter.positions
+        original = model.loaded.family.decoder.positions
         with pytest.raises(AssertionError, match="is off by"):
             compare(declaring(positions=lambda *args: original(*args)[[0, 2, 1]]))
 
@@ -200,7 +199,7 @@ class TestQwen:
             behind = positions.shape[1] + torch.arange(more)
             return torch.cat([positions, behind.expand(len(positions), more)], dim=1)
 
-        monkeypatch.setattr("midsight.testing.checks.continue_positions", count_on)
+        monkeypatch.setattr("midsight.check.family_checks.continue_positions", count_on)
         assert "a question on the image's prefix and the full forward" in failing(model)
 
     def test_what_an_earlier_call_left_on_the_model_changes_nothing(self, compare, model):
@@ -218,20 +217,20 @@ class TestSilenceBeforeImages:
         return reference.forward(inputs).hidden_states[:, : ids.index(reference.image_token_id)]
 
     def test_the_installed_transformers_lets_them_read_it(self, family, folder, reference):
-        """Where this fails, the defect is gone and midsight's mend with it."""
+        """Where this fails, the defect is gone and midsight's fix with it."""
         images = [rgb(CASES[0].image), rgb(CASES[4].image)]
-        plain = FamilyReference(folder, family, mended=False)
+        plain = FamilyReference(folder, family, fixed=False)
         one, other = (self.before_image(plain, image) for image in images)
         assert relative_error(one, other) > 1e-2
         one, other = (self.before_image(reference, image) for image in images)
         assert relative_error(one, other) <= 1e-6
 
-    def test_a_model_is_mended_once_and_says_so(self, model):
+    def test_a_model_is_fixed_once_and_says_so(self, model):
         again = wrap(model.loaded.hf_model, processor_of(model))
-        assert "tokens before an image take nothing from it in 2 layers" in model.loaded.mends[0]
-        assert again.loaded.mends == (), "nothing was left to mend"
+        assert "tokens before an image take nothing from it in 2 layers" in model.loaded.fixes[0]
+        assert again.loaded.fixes == (), "nothing was left to fix"
 
-    def test_layers_whose_class_or_forward_is_replaced_are_mended_all_the_same(self, family, folder, model, compare):
+    def test_layers_whose_class_or_forward_is_replaced_are_fixed_all_the_same(self, family, folder, model, compare):
         """As accelerate does where a model is split or offloaded, and FSDP where it is sharded."""
         hf_model = family.model.from_pretrained(folder, dtype=torch.float32)
         for number, layer in enumerate(hf_model.model.language_model.layers):
@@ -239,12 +238,12 @@ class TestSilenceBeforeImages:
                 layer.__class__ = type(f"Sharded{type(layer).__name__}", (type(layer),), {})
             add_hook_to_module(layer, AlignDevicesHook(io_same_device=True))
         wrapped = wrap(hf_model, processor_of(model))
-        assert len(wrapped.loaded.mends) == 1
+        assert len(wrapped.loaded.fixes) == 1
         compare(wrapped)
 
 
 def processor_of(model):
-    return SimpleNamespace(tokenizer=model.loaded.tokenizer, image_processor=model.loaded.image_processor)
+    return model.loaded.processor
 
 
 @pytest.mark.parametrize("name", ["qwen2_5_vl"], indirect=True)

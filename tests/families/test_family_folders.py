@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,15 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, MllamaForConditionalGeneration
 
 import midsight
-from family_reference import FamilyReference
-from folders import said_by
 from midsight.check.facts import read_facts
-from midsight.models.mllama import ADAPTER
+from midsight.check.family_checks import largest_error
+from midsight.families.mllama import FAMILY
 from midsight.reports.summary import summarise
 from midsight.taps.tap import choose_layers
-from midsight.testing.checks import largest_error
-from parity import assert_parity, expect
-from pictures import CASES, picture
+from support.family_reference import FamilyReference
+from support.folders import said_by
+from support.parity import assert_parity, expect
+from support.pictures import CASES, picture
 
 FACTS = Path(os.environ.get("MIDSIGHT_FACTS", Path(__file__).parents[3] / "shared" / "facts")) / "mllama"
 
@@ -106,12 +106,12 @@ def test_llama_has_the_published_sizes():
     shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     assert shapes == json.loads((FACTS / "native_state_dict_shapes.json").read_text())
     assert sum(parameter.numel() for parameter in model.parameters()) == pytest.approx(10.67e9, abs=0.005e9)
-    assert ADAPTER.vision_width(config) == 7680
+    assert FAMILY.vision.width(config) == 7680
     assert (config.text_config.num_hidden_layers, config.text_config.hidden_size) == (40, 4096)
     assert choose_layers("default", config.text_config.num_hidden_layers) == (0, 10, 20, 30, 39)
-    assert len(model.get_submodule(ADAPTER.layers)) == 40  # pyright: ignore[reportArgumentType]
+    assert len(model.get_submodule(FAMILY.modules.layers)) == 40  # pyright: ignore[reportArgumentType]
     assert config.image_token_index == 128256
-    for path in (ADAPTER.decoder, ADAPTER.final_norm, ADAPTER.token_embedding, ADAPTER.lm_head, ADAPTER.vision_tower):
+    for path in asdict(FAMILY.modules).values():
         assert model.get_submodule(path) is not None
 
 
@@ -124,7 +124,7 @@ def test_a_run_holds_its_columns_and_flags_the_constant_one(name, model, tmp_pat
         matrix = run.matrix("vision_token_representation", layer=layer)
         assert matrix.shape == (3, model.loaded.hidden_size)
         assert np.isfinite(matrix).all()
-    width = model.loaded.adapter.vision_width(model.loaded.config)
+    width = model.loaded.family.vision.width(model.loaded.config)
     assert run.matrix("vision_only_representation").shape == (3, width)
     constant = {vector.name for vector in summarise(run).vectors if vector.constant}
     # in Llama 3.2 Vision the image enters at the first cross-attention, layer 2 of this checkpoint
@@ -144,10 +144,10 @@ def test_a_processor_that_does_not_fit_the_encoder_is_refused(name, family, tmp_
     said = said_by(midsight.load, folder, device="cpu")
     assert said is not None
     assert "preprocessor_config.json" in said
-    assert "download both again" in said
+    assert said.endswith("; download the folder again.")
 
 
 def test_a_lora_option_is_refused_where_the_family_has_none(folder):
     said = said_by(midsight.load, folder, device="cpu", lora="merged")
     assert said is not None
-    assert said.startswith("--lora merged needs a LoRA beside the weights")
+    assert said.startswith("lora='merged' needs a LoRA beside the weights")

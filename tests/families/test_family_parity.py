@@ -4,14 +4,14 @@ import random
 
 import pytest
 
+from midsight.extraction.calls import plan_whole
 from midsight.extraction.prepare import prepare
 from midsight.extraction.request import Request, resolve
-from midsight.extraction.sharing import find_shared
 from midsight.samples.sample import Failure, Sample
 from midsight.taps.tap import POSITIONS
-from midsight.testing import check_adapter
-from parity import NEW_TOKENS, assert_parity, expect, extract_records, samples_of
-from pictures import CASES
+from midsight.testing import check_family
+from support.parity import NEW_TOKENS, assert_parity, expect, extract_records, samples_of
+from support.pictures import CASES
 
 EVERYTHING = Request(layers="all", residual=True, positions=POSITIONS, max_new_tokens=NEW_TOKENS)
 USED = [case for case in CASES if not case.slow]
@@ -25,12 +25,12 @@ def expected(reference):
 
 @pytest.mark.parametrize(("batch_size", "padding_side"), [(1, "left"), (3, "left"), (8, "right"), (12, "left")])
 def test_batches_of_mixed_sizes_equal_the_full_forward(model, expected, batch_size, padding_side):
-    plan = resolve(EVERYTHING, model.loaded)
+    resolved = resolve(EVERYTHING, model.loaded)
     samples = samples_of(USED)
     random.Random(batch_size).shuffle(samples)  # noqa: S311  (no secret)
     for start in range(0, len(samples), batch_size):
         batch = samples[start : start + batch_size]
-        for record in extract_records(model, plan, batch, padding_side=padding_side):
+        for record in extract_records(model, resolved, batch, padding_side=padding_side):
             assert_parity(record, expected[record.sample_id])
 
 
@@ -81,13 +81,16 @@ def test_several_questions_on_one_prefix_equal_their_full_forwards(model, refere
     questions = ["What is this?", "a", "Is there a red circle in the image? Answer yes or no."]
     asked = [(images, question) for question in questions for images in prefixes]
     samples = [Sample(str(i), i, images, question) for i, (images, question) in enumerate(asked)]
-    plan = resolve(EVERYTHING, model.loaded)
-    items = [item for item in prepare(model.loaded, plan, samples) if not isinstance(item, Failure)]
-    shared = find_shared(model.loaded, items)
-    assert shared is not None
-    assert shared.owners == (0, 1, 0, 1, 0, 1)
+    resolved = resolve(EVERYTHING, model.loaded)
+    items = [item for item in prepare(model.loaded, resolved, samples) if not isinstance(item, Failure)]
+    (call,) = plan_whole(items, resolved)
+    assert call.shares_prefixes
+    assert sorted(sorted(int(item.sample.sample_id) for item in row.items) for row in call.rows) == [
+        [0, 2, 4],
+        [1, 3, 5],
+    ]
     for record, (images, question) in zip(
-        extract_records(model, plan, samples, padding_side=padding_side), asked, strict=True
+        extract_records(model, resolved, samples, padding_side=padding_side), asked, strict=True
     ):
         assert_parity(record, expect(reference, list(images), question))
 
@@ -100,7 +103,7 @@ def test_transformers_pixels_equal_its_processor(model, reference, case):
 
 
 def test_every_declaration_is_proved(model):
-    checks = check_adapter(model, samples_of([CASES[0], CASES[1], CASES[3], CASES[5]]))
+    checks = check_family(model, samples_of([CASES[0], CASES[1], CASES[3], CASES[5]]))
     assert [check for check in checks if not check.passed] == []
     names = {check.name for check in checks}
     assert {

@@ -5,16 +5,16 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoProcessor
 
 import midsight
 from midsight.check.facts import read_facts
 from midsight.errors import MidsightError, SampleError
 from midsight.extraction.prepare import prepare
 from midsight.extraction.request import Request, resolve
-from midsight.models.prompts import PromptTemplate, check_template
 from midsight.samples.sample import Failure, Sample
-from parity import rgb, samples_of
-from pictures import CASES, encoded, picture
+from support.parity import rgb, samples_of
+from support.pictures import CASES, encoded, picture
 
 
 def prepared(model, sample, **options) -> Any:
@@ -37,9 +37,8 @@ def test_a_prompt_is_what_template_and_processor_make(model, reference, n_images
     assert asked == question
 
 
-def test_a_tokenizer_that_would_begin_the_text_itself_adds_nothing(family, model, tmp_path):
-    """Llama's published tokenizer puts `<|begin_of_text|>` before every text, and the prompt has it already."""
-    folder = family.write(tmp_path / "model")
+def write_bos_rule(folder):
+    """Makes the folder's tokenizer put its first added token before every text, as Llama's published one does."""
     path = folder / "tokenizer.json"
     content = json.loads(path.read_text(encoding="utf-8"))
     first = content["added_tokens"][0]
@@ -52,12 +51,108 @@ def test_a_tokenizer_that_would_begin_the_text_itself_adds_nothing(family, model
         },
     }
     path.write_text(json.dumps(content), encoding="utf-8")
+    return first
+
+
+def test_the_tokenizers_habit_about_special_tokens_is_kept(name, family, model, tmp_path):
+    """A first token is added, but not twice: Llama's prompt has its `<|begin_of_text|>` already."""
+    folder = family.write(tmp_path / "model")
+    first = write_bos_rule(folder)
     changed = midsight.load(folder, device="cpu")
     assert changed.loaded.tokenizer("a")["input_ids"] == [first["id"], *model.loaded.tokenizer("a")["input_ids"]]
     sample = samples_of([CASES[0]])[0]
-    assert prepared(changed, sample).prompt == prepared(model, sample).prompt
+    ids = prepared(changed, sample).prompt.token_ids
+    added = () if name == "mllama" else (first["id"],)
+    assert ids == (*added, *prepared(model, sample).prompt.token_ids)
+    assert list(ids) == own_ids(folder, [CASES[0].image], CASES[0].question)
     facts = read_facts(folder)
-    assert facts.example_token_ids.count(first["id"]) == facts.example_prompt.count(first["content"])
+    assert facts.example_token_ids.count(first["id"]) == 1
+
+
+def own_ids(folder, images, question, **options):
+    """What the folder's own processor makes of one turn."""
+    processor: Any = AutoProcessor.from_pretrained(folder)
+    content = [{"type": "image", "image": rgb(image)} for image in images] + [{"type": "text", "text": question}]
+    turns: list[Any] = [{"role": "user", "content": content}]
+    if "system" in options:
+        turns.insert(0, {"role": "system", "content": [{"type": "text", "text": options["system"]}]})
+    encoded = processor.apply_chat_template(turns, tokenize=True, add_generation_prompt=True, return_dict=True)
+    return list(encoded["input_ids"][0])
+
+
+class TestFoldersTemplate:
+    """The folder's own chat template makes the prompt: the published one, a changed one, and none."""
+
+    IMAGES = (CASES[0].image, CASES[4].image)
+
+    def ids(self, folder, **options):
+        model = midsight.load(folder, device="cpu")
+        item = prepared(model, Sample("s", 0, self.IMAGES, "What differs?"), **options)
+        return model, list(item.prompt.token_ids), item
+
+    def test_the_published_one(self, folder):
+        model, ids, _ = self.ids(folder)
+        assert ids == own_ids(folder, self.IMAGES, "What differs?")
+        assert model.loaded.notes == ()
+        template = model.loaded.chat_template
+        assert template is not None
+        assert template.source == "folder"
+
+    def test_a_changed_one_is_used_and_said(self, family, tmp_path):
+        folder = family.write(tmp_path / "model")
+        path = folder / "chat_template.jinja"
+        changed = path.read_text(encoding="utf-8").replace("part['text']", "'Q: ' + (part['text'] | trim)")
+        path.write_text(changed.replace("You are a helpful assistant.", ""), encoding="utf-8")
+        model, ids, item = self.ids(folder)
+        assert ids == own_ids(folder, self.IMAGES, "What differs?")
+        assert "Q: What differs?" in item.prompt.text
+        (note,) = model.loaded.notes
+        assert f"The chat template of {folder} is not that of the published {model.loaded.family.name}" in note
+        assert "Q: {question}" in note
+        run = midsight.extract(
+            [(rgb(self.IMAGES[0]), "  Why? ")], model=model, out=tmp_path / "run", layers=[0], answers=False
+        )
+        assert run.spec.prompt.is_published is False
+        assert "Q: Why?" in run.spec.prompt.rendered
+
+    def test_one_without_its_first_token_is_completed_as_the_processor_does(self, family, tmp_path):
+        folder = family.write(tmp_path / "model")
+        path = folder / "chat_template.jinja"
+        path.write_text(path.read_text(encoding="utf-8").replace("{{- bos_token -}}", ""), encoding="utf-8")
+        _, ids, _ = self.ids(folder)
+        assert ids == own_ids(folder, self.IMAGES, "What differs?")
+        write_bos_rule(folder)
+        _, ids, _ = self.ids(folder)
+        assert ids == own_ids(folder, self.IMAGES, "What differs?")
+
+    def test_without_one_a_template_has_to_be_named(self, family, tmp_path):
+        folder = family.write(tmp_path / "model")
+        template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+        (folder / "chat_template.jinja").unlink()
+        model = midsight.load(folder, device="cpu")
+        assert model.loaded.chat_template is None
+        with pytest.raises(MidsightError, match="has no chat template for an image and a text; give prompt_template a"):
+            model.extract(self.IMAGES[0], "What?")
+        (tmp_path / "own.jinja").write_text(template, encoding="utf-8")
+        _, ids, _ = self.ids(folder, prompt_template=tmp_path / "own.jinja")
+        (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+        assert ids == own_ids(folder, self.IMAGES, "What differs?")
+
+    def test_raw_is_what_the_processor_makes_of_images_and_text(self, family, folder):
+        model, ids, item = self.ids(folder, prompt_template="raw")
+        text = model.loaded.family.prompt.image_markup * 2 + "What differs?"
+        assert item.prompt.text.replace("<|begin_of_text|>", "") == text
+        processor: Any = AutoProcessor.from_pretrained(folder)
+        assert ids == list(processor(text=text, images=[rgb(image) for image in self.IMAGES])["input_ids"][0])
+
+    def test_the_templates_own_system_turn_is_replaced_or_left_out(self, name, folder):
+        if name == "mllama":
+            assert self.ids(folder, system="")[1] == self.ids(folder)[1]
+            return
+        _, ids, _ = self.ids(folder, system="Be brief.")
+        assert ids == own_ids(folder, self.IMAGES, "What differs?", system="Be brief.")
+        _, _, item = self.ids(folder, system="")
+        assert item.prompt.text.startswith("<|im_start|>user\n<|vision_start|>")
 
 
 @pytest.mark.parametrize("pixels", ["pil", "transformers"])
@@ -89,12 +184,11 @@ def test_no_question_spells_a_control_token(model):
 
 
 def test_a_system_turn_is_rendered_or_refused(name, model, reference):
-    template = PromptTemplate(system="You are brief.")
     if name == "mllama":
         with pytest.raises(
-            MidsightError, match=r"--system is 'You are brief\.', and Llama 3\.2 Vision takes no system"
+            MidsightError, match=r"^system is 'You are brief\.', .*Prompting with images is incompatible with system"
         ):
-            check_template(template, model.loaded.tokenizer, model.loaded.adapter)
+            resolve(Request(system="You are brief."), model.loaded)
         return
     item = prepared(model, samples_of([CASES[0]])[0], system="You are brief.")
     assert item.prompt.text == reference.prompt(1, CASES[0].question, "You are brief.")
@@ -103,7 +197,7 @@ def test_a_system_turn_is_rendered_or_refused(name, model, reference):
 def test_pooled_pixels_are_those_of_the_original_procedure_or_refused(name, model, reference):
     """The processor's tensor averaged over dim 1 until two dims are left, padding tiles among it."""
     if name != "mllama":
-        with pytest.raises(MidsightError, match="cuts none"):
+        with pytest.raises(MidsightError, match="makes no crops"):
             resolve(Request(processor_pooled_pixels=True), model.loaded)
         return
     for case in (CASES[0], CASES[4]):

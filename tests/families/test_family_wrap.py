@@ -9,11 +9,11 @@ from torch import nn
 from transformers import AutoProcessor
 
 import midsight
-from family_reference import FamilyReference
-from folders import assert_sentence, said_by
-from parity import LIMIT, assert_parity, expect
-from pictures import CASES
-from reference import relative_error
+from support.family_reference import FamilyReference
+from support.folders import assert_sentence, said_by
+from support.parity import LIMIT, assert_parity, expect
+from support.pictures import CASES
+from support.reference import relative_error
 
 from_peft = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 """PEFT asks transformers for a property under its old name."""
@@ -31,7 +31,7 @@ def own(family, folder):
 def assert_same_as_the_full_forward(hf_model, reference, processor):
     """midsight on `hf_model` against the plain forward of the reference's model."""
     wrapped = midsight.wrap(hf_model, processor)
-    assert (wrapped.loaded.lora, wrapped.loaded.layout) == ("as given", "in memory")
+    assert (wrapped.loaded.lora, wrapped.loaded.format) == ("as given", "in memory")
     assert wrapped.loaded.dtype == torch.float32
     for case in USED:
         expected = expect(reference, [case.image], case.question, new_tokens=6)

@@ -1,4 +1,4 @@
-"""`make faults`: every experiment at its full count, and what came of it into docs/reliability.md."""
+"""`make faults`: runs every experiment at its full count and writes the results to docs/reliability.md."""
 
 import sys
 import time
@@ -9,10 +9,10 @@ from faults.page import render, write_page
 
 
 def main() -> int:
-    """Exit code 1 where anything did not hold; the page then says so too."""
+    """Runs all experiments; returns 1 if an attempt failed, which the page shows too."""
     seed = int(sys.argv[1]) if len(sys.argv) > 1 else 0
     if not can_mount():
-        print("This machine lets no user mount a file system of their own; make faults needs one that does.")
+        print("make faults needs a machine on which any user may mount a file system; this one does not allow it.")
         return 1
     began = time.monotonic()
     results = []

@@ -1,4 +1,4 @@
-"""Bad input, through the command: each case is one sentence, and the rest is done."""
+"""Bad input to the command: each case gives one sentence, and all other samples are done."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from faults.command import extract_call, midsight
-from faults.experiment import Experiment, Outcome, attempts, demand
+from faults.command import extract_arguments, run_command
+from faults.experiment import Experiment, Outcome, attempts, require
 from midsight.store import open_run
 from midsight.store.verify import verify_run
 
@@ -24,10 +24,10 @@ DEEP = '{"id": "bad", "image": "good.png", "question": "What?", "deep": ' + "[" 
 ROWS: dict[str, tuple[Any, str]] = {
     "Latin-1": (b'{"id": "bad", "image": "good.png", "question": "caf\xe9?"}', "not encoded as UTF-8"),
     "half a surrogate pair": ('{"id": "bad", "image": "good.png", "question": "\\ud800"}', "surrogate"),
-    "a line cut short": ('{"id": "bad", "image": "good.png", "question": "Wha', "no JSON that can be read"),
-    "no object": ("[1, 2]", "no JSON object"),
+    "a line cut short": ('{"id": "bad", "image": "good.png", "question": "Wha', "it cannot be read as JSON"),
+    "not an object": ("[1, 2]", "it is not a JSON object"),
     "values 101 deep": (DEEP, "more than 100 deep"),
-    "a field of 1,000,001 characters": ({"more": "x" * 1_000_001}, "at most 1,000,000 are kept"),
+    "a field of 1,000,001 characters": ({"more": "x" * 1_000_001}, "only images may have more than 1,000,000"),
     "a null question": ({"question": None}, "the question is null, not text"),
     "a null image": ({"image": None}, "the image is null, not text"),
     "a nested question": ({"question": {"text": "What?"}}, "not text"),
@@ -38,41 +38,45 @@ ROWS: dict[str, tuple[Any, str]] = {
     "no image": ({"image": ...}, "there is no image"),
 }
 IMAGES: dict[str, tuple[str, str]] = {
-    "above the root": ("../secret/secret.png", "lies outside the image folder"),
-    "down and up again": ("folder.png/../../secret/secret.png", "lies outside the image folder"),
+    "above the image folder": ("../secret/secret.png", "lies outside the image folder"),
+    "down, then up and out": ("folder.png/../../secret/secret.png", "lies outside the image folder"),
     "an absolute path": ("/etc/passwd", "lies outside the image folder"),
-    "a symlink out of the root": ("out.png", "lies outside the image folder"),
-    "a folder that is a symlink out of the root": ("out/secret.png", "lies outside the image folder"),
-    "a symlink to itself": ("loop.png", "usable path|cannot be read"),
+    "a symlink out of the image folder": ("out.png", "lies outside the image folder"),
+    "a folder that is a symlink out of the image folder": ("out/secret.png", "lies outside the image folder"),
+    "a symlink to itself": ("loop.png", "is not a usable path|cannot be read"),
     "a device": ("/dev/zero", "lies outside the image folder"),
     "a symlink to a device": ("zero.png", "lies outside the image folder"),
     "a FIFO": ("pipe.png", "is a pipe, socket or device"),
-    "a folder": ("folder.png", "is a directory"),
-    "a path that is not there": ("missing.png", "does not exist"),
+    "a folder": ("folder.png", "is a folder"),
+    "a path that does not exist": ("missing.png", "does not exist"),
     "an empty file": ("empty.png", "is empty"),
-    "a web page": ("text.png", "holds no PNG"),
+    "a web page": ("text.png", "contains no PNG"),
     "an image cut short": ("cut.png", "cannot be decoded"),
-    "a NUL": ("a\0b.png", "is no usable path"),
+    "a NUL": ("a\0b.png", "is not a usable path"),
     "a path of 10,000 characters": ("a" * 10_000 + ".png", "cannot be read"),
     "http": ("http://example.org/a.png", "is a URL"),
     "HTTPS": ("HTTPS://example.org/a.png", "is a URL"),
     "file:": ("file:///etc/passwd", "is a URL"),
-    "data: that is no image": ("data:image/png;base64," + "A" * 5_000, "holds no PNG"),
+    "data: that is not an image": ("data:image/png;base64," + "A" * 5_000, "contains no PNG"),
     "s3": ("s3://bucket/a.png", "is a URL"),
 }
 TABLES: dict[str, tuple[str, bytes, str]] = {
     "UTF-16": (".jsonl", json.dumps(GOOD).encode("utf-16"), "UTF-16; save it as UTF-8"),
     "UTF-16 in CSV": (".csv", "image,question\ngood.png,What?".encode("utf-16"), "UTF-16; save it as UTF-8"),
-    "UTF-16 without a mark": (".csv", "image,question\ngood.png,What?".encode("utf-16-be"), "no column 'image'"),
+    "UTF-16 without a byte order mark": (
+        ".csv",
+        "image,question\ngood.png,What?".encode("utf-16-be"),
+        "no column 'image'",
+    ),
     "a Latin-1 header": (".csv", b"image,qu\xe9stion\ngood.png,What?", "is not encoded as UTF-8"),
-    "no column of images": (".jsonl", b'{"img": "good.png", "question": "What?"}', "no column 'image'"),
-    "no column of questions": (".csv", b"image,text\ngood.png,What?", "no column 'question'"),
-    "two columns of one name": (".csv", b"image,question,n,n\ngood.png,What?,1,2", "several columns named 'n'"),
+    "no image column": (".jsonl", b'{"img": "good.png", "question": "What?"}', "no column 'image'"),
+    "no question column": (".csv", b"image,text\ngood.png,What?", "no column 'question'"),
+    "two columns with the same name": (".csv", b"image,question,n,n\ngood.png,What?,1,2", "several columns named 'n'"),
     "an id twice": (".jsonl", f"{json.dumps(GOOD)}\n{json.dumps(GOOD)}".encode(), "has the id 'good' twice"),
-    "nothing": (".jsonl", b"", "it is empty"),
+    "an empty file": (".jsonl", b"", "it is empty"),
     "an unknown format": (".txt", b"What?", "supported are"),
 }
-MARK = b"\xef\xbb\xbf"
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 IDS = (
     "a/b",
     "../../etc/passwd",
@@ -89,24 +93,24 @@ IDS = (
 
 
 def bad_rows(count: int, seed: int) -> Outcome:
-    """A row between two good ones."""
+    """A bad row between two good ones."""
 
     def attempt(folder: Path, random: np.random.Generator, number: int) -> Mapping[str, int]:
-        row, says = list(ROWS.values())[number]
+        row, phrase = list(ROWS.values())[number]
         if isinstance(row, dict):
             row = json.dumps({key: value for key, value in {**GOOD, "id": "bad", **row}.items() if value is not ...})
-        demand_fails_alone(folder, row if isinstance(row, bytes) else row.encode(), says)
+        require_failure_alone(folder, row if isinstance(row, bytes) else row.encode(), phrase)
         return {}
 
     return attempts(count, seed, attempt)
 
 
 def bad_images(count: int, seed: int) -> Outcome:
-    """The image of a row between two good ones."""
+    """A bad image between two good ones."""
 
     def attempt(folder: Path, random: np.random.Generator, number: int) -> Mapping[str, int]:
-        image, says = list(IMAGES.values())[number]
-        demand_fails_alone(folder, json.dumps({**GOOD, "id": "bad", "image": image}).encode(), says)
+        image, phrase = list(IMAGES.values())[number]
+        require_failure_alone(folder, json.dumps({**GOOD, "id": "bad", "image": image}).encode(), phrase)
         return {}
 
     return attempts(count, seed, attempt)
@@ -116,57 +120,65 @@ def bad_tables(count: int, seed: int) -> Outcome:
     """A table that cannot be read at all."""
 
     def attempt(folder: Path, random: np.random.Generator, number: int) -> Mapping[str, int]:
-        suffix, content, says = list(TABLES.values())[number]
+        suffix, content, phrase = list(TABLES.values())[number]
         data = write_images(folder).with_suffix(suffix)
         data.write_bytes(content)
-        done = midsight(extract_call(data, folder / "run"), folder / "said")
-        demand(done.exit_code == WRONG_CALL, f"it ends with {done.exit_code}: {done.said}")
-        sentence = done.said.removesuffix("\n")
-        demand(sentence.startswith("Error: ") and "\n" not in sentence and says in sentence, f"it says {sentence}")
-        demand(not (folder / "run").exists(), "there is a run of it")
+        done = run_command(extract_arguments(data, folder / "run"), folder / "output")
+        require(done.exit_code == WRONG_CALL, f"it ends with {done.exit_code}: {done.output}")
+        sentence = done.output.removesuffix("\n")
+        require(sentence.startswith("Error: ") and "\n" not in sentence and phrase in sentence, f"it says {sentence}")
+        require(not (folder / "run").exists(), "it left a run folder")
         return {}
 
     return attempts(count, seed, attempt)
 
 
 def strange_ids(count: int, seed: int) -> Outcome:
-    """An id, behind a byte order mark, that comes back as it went in and names no file."""
+    """An id after a byte order mark: it is read back unchanged, and no file is named after it."""
 
     def attempt(folder: Path, random: np.random.Generator, number: int) -> Mapping[str, int]:
         data = write_images(folder)
-        data.write_bytes(MARK + json.dumps({**GOOD, "id": IDS[number]}).encode())
+        data.write_bytes(BYTE_ORDER_MARK + json.dumps({**GOOD, "id": IDS[number]}).encode())
         run = folder / "deep" / "run"
-        done = midsight(extract_call(data, run), folder / "said")
-        demand(done.exit_code == ALL_DONE, f"it ends with {done.exit_code}: {done.said}")
-        demand(open_run(run).sample_ids() == [IDS[number]], f"the id is {open_run(run).sample_ids()}")
-        demand({file.name for file in folder.iterdir()} == {"images", "secret", "deep", "said"}, "it made other files")
-        exported = midsight(["export", run, "--format", "csv", "--out", folder / "deep" / "ids.csv"], folder / "said")
-        demand(exported.exit_code == ALL_DONE, f"export ends with {exported.exit_code}: {exported.said}")
-        demand(verify_run(run).sound, "verify finds something")
+        done = run_command(extract_arguments(data, run), folder / "output")
+        require(done.exit_code == ALL_DONE, f"it ends with {done.exit_code}: {done.output}")
+        require(open_run(run).sample_ids() == [IDS[number]], f"the id is {open_run(run).sample_ids()}")
+        require(
+            {file.name for file in folder.iterdir()} == {"images", "secret", "deep", "output"}, "there are other files"
+        )
+        exported = run_command(
+            ["export", run, "--format", "csv", "--out", folder / "deep" / "ids.csv"], folder / "output"
+        )
+        require(exported.exit_code == ALL_DONE, f"export ends with {exported.exit_code}: {exported.output}")
+        require(verify_run(run).sound, "verify finds damage")
         return {}
 
     return attempts(count, seed, attempt)
 
 
-def demand_fails_alone(folder: Path, row: bytes, says: str) -> None:
-    """Demands that `row` fails in one sentence that says one of the phrases in `says`, and that two others are done."""
+def require_failure_alone(folder: Path, row: bytes, phrases: str) -> None:
+    """Requires that `row` fails with one sentence, that two other rows are done, and that nothing else happens.
+
+    The sentence contains one of `phrases`, which are separated by `|`.
+    """
     data = write_images(folder)
-    others = [json.dumps({**GOOD, "id": name}).encode() for name in ("before", "behind")]
+    others = [json.dumps({**GOOD, "id": name}).encode() for name in ("before", "after")]
     data.write_bytes(b"\n".join([others[0], row, others[1]]))
-    done = midsight(extract_call(data, folder / "run"), folder / "said")
-    demand(
-        done.exit_code == SOME_FAILED and "Traceback" not in done.said, f"it ends with {done.exit_code}: {done.said}"
+    done = run_command(extract_arguments(data, folder / "run"), folder / "output")
+    require(
+        done.exit_code == SOME_FAILED and "Traceback" not in done.output,
+        f"it ends with {done.exit_code}: {done.output}",
     )
     run = open_run(folder / "run")
-    demand(run.sample_ids() == ["before", "behind"], f"what is done is {run.sample_ids()}")
+    require(run.sample_ids() == ["before", "after"], f"the finished samples are {run.sample_ids()}")
     (failure,) = run.failures()
     reason = failure.reason
-    demand(any(phrase in reason for phrase in says.split("|")), f"the reason is {reason[:500]}")
-    demand(reason.endswith(".") and "\n" not in reason and len(reason) < 500, f"the reason is {reason[:600]}")
+    require(any(phrase in reason for phrase in phrases.split("|")), f"the reason is {reason[:500]}")
+    require(reason.endswith(".") and "\n" not in reason and len(reason) < 500, f"the reason is {reason[:600]}")
 
 
 def write_images(folder: Path) -> Path:
-    """A folder of images, among them what is none; where the table goes, beside them."""
+    """Makes a folder with good and bad images; returns the path for a table in it."""
     images, secret = folder / "images", folder / "secret"
     (images / "folder.png").mkdir(parents=True)
     secret.mkdir()
@@ -183,13 +195,15 @@ def write_images(folder: Path) -> Path:
 
 
 def experiment(name: str, run: Callable[[int, int], Outcome], cases: int) -> Experiment:
-    """All its cases, always."""
+    """An experiment that always runs all of its cases."""
     return Experiment(GROUP, name, run, cases, cases)
 
 
 EXPERIMENTS = (
-    experiment("a row: encodings, nulls, nested values, huge fields, cells that are missing", bad_rows, len(ROWS)),
-    experiment("an image: outside the root, symlinks, URLs, devices, FIFOs, damage", bad_images, len(IMAGES)),
-    experiment("a table: UTF-16, Latin-1, columns that are missing, ids that repeat", bad_tables, len(TABLES)),
-    experiment("an id with slashes, line ends and the like, behind a byte order mark", strange_ids, len(IDS)),
+    experiment("a row: encodings, nulls, nested values, huge fields, missing cells", bad_rows, len(ROWS)),
+    experiment("an image: outside the image folder, symlinks, URLs, devices, FIFOs, damage", bad_images, len(IMAGES)),
+    experiment("a table: UTF-16, Latin-1, missing columns, repeated ids", bad_tables, len(TABLES)),
+    experiment(
+        "an id with slashes, line ends and other odd characters, after a byte order mark", strange_ids, len(IDS)
+    ),
 )

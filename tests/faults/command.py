@@ -1,4 +1,4 @@
-"""The midsight command in processes of its own, quickly: they are forked from one that has imported everything."""
+"""Runs the midsight command in new processes, which start fast: they are forked after all imports."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from typing import Any
 
 from faults.injected import Fault, inject
 
-HANGS_S = 300.0
-"""After how long a command counts as one that never ends; it then prints where it is, and is killed."""
+TIMEOUT_S = 300.0
+"""Timeout of a command, in seconds: it then prints a traceback and is killed."""
 
 TESTS = str(Path(__file__).parents[1])
-# The server that forks them takes its path and its number of threads from here.
+# The fork server inherits its path and its number of threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [TESTS, os.environ.get("PYTHONPATH")]))
 FORKING = multiprocessing.get_context("forkserver")
-"""Starts processes that have imported everything already."""
+"""Starts processes in which everything is imported already."""
 FORKING.set_forkserver_preload(["faults.imported"])
 
 
@@ -30,48 +30,51 @@ class Ended:
     """How a command ended."""
 
     exit_code: int
-    """Its exit code; negative, the signal that killed it."""
-    said: str
-    """All it printed."""
+    """Its exit code; for a killed process, minus the signal's number."""
+    output: str
+    """Everything it printed."""
 
 
-def start(arguments: list[Any], said: Path, fault: Fault | None = None, *, made_up: bool = True) -> BaseProcess:
-    """The command `midsight ARGUMENTS`, started; prints into `said`. By default any --model is the made-up one."""
-    process = FORKING.Process(target=run_here, args=([*map(str, arguments)], said, fault, made_up))
+def start(arguments: list[Any], output: Path, fault: Fault | None = None, *, made_up: bool = True) -> BaseProcess:
+    """Starts the command `midsight ARGUMENTS`, which prints into the file `output`.
+
+    With `made_up` every --model is the made-up model.
+    """
+    process = FORKING.Process(target=run_here, args=([*map(str, arguments)], output, fault, made_up))
     process.start()
     return process
 
 
-def midsight(arguments: list[Any], said: Path, fault: Fault | None = None) -> Ended:
-    """The same command, to its end."""
-    return ended(start(arguments, said, fault), said)
+def run_command(arguments: list[Any], output: Path, fault: Fault | None = None) -> Ended:
+    """Runs the same command to its end."""
+    return wait_for(start(arguments, output, fault), output)
 
 
-def ended(process: BaseProcess, said: Path) -> Ended:
-    """How a process of `start` ended; waits for it, and kills it where it hangs."""
-    process.join(HANGS_S + 10)
+def wait_for(process: BaseProcess, output: Path) -> Ended:
+    """Waits until a process of `start` ends, and kills it after the timeout."""
+    process.join(TIMEOUT_S + 10)
     if process.is_alive():
         process.kill()
         process.join()
     exit_code = process.exitcode
     process.close()
     assert exit_code is not None
-    return Ended(exit_code, said.read_text() if said.exists() else "")
+    return Ended(exit_code, output.read_text() if output.exists() else "")
 
 
-def run_here(arguments: list[str], said: Path, fault: Fault | None = None, made_up: bool = True) -> None:
-    """The command in this process, which ends with its exit code."""
-    # Not above: the process that starts this one needs none of it.
-    from faults.made_up_model import made_up_model, stand_in
+def run_here(arguments: list[str], output: Path, fault: Fault | None = None, made_up: bool = True) -> None:
+    """Runs the command in this process, which ends with the command's exit code."""
+    # Imported here, because the parent process does not need them.
+    from faults.made_up_model import made_up_model, replace_forward_pass
     from midsight import cli
     from midsight.extraction import model
 
-    sink = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    sink = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(sink, stream)
-    faulthandler.dump_traceback_later(HANGS_S, file=sink)
+    faulthandler.dump_traceback_later(TIMEOUT_S, file=sink)
     if made_up:
-        stand_in()
+        replace_forward_pass()
         model.load = lambda *_, **__: made_up_model()
     if fault is not None:
         inject(fault)
@@ -79,6 +82,6 @@ def run_here(arguments: list[str], said: Path, fault: Fault | None = None, made_
     cli.main()
 
 
-def extract_call(data: Path, run: Path) -> list[Any]:
+def extract_arguments(data: Path, run: Path) -> list[Any]:
     """The arguments of an extraction that commits after every image."""
     return ["extract", data, "--model", "made-up", "--out", run, "--commit-seconds", "0"]

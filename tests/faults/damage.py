@@ -1,4 +1,4 @@
-"""Damage: flipped bits, truncated and missing files. Each is found, and none is read as data."""
+"""Damage: flipped bits, truncated and missing files. All of it is found, and none of it is read as data."""
 
 from __future__ import annotations
 
@@ -10,25 +10,26 @@ from pathlib import Path
 import numpy as np
 
 from faults.content import Content, content_of
-from faults.experiment import Experiment, Outcome, attempts, demand, scratch
+from faults.experiment import Experiment, Outcome, attempts, require, scratch
 from midsight.errors import RunError
 from midsight.store import RunWriter
 from midsight.store.compact import compact
 from midsight.store.verify import verify_run
-from store.made_up import files_of, make_failure, make_record, make_spec
+from support.made_up import files_of, make_dataset_spec, make_failure, make_record, make_spec
 
 GROUP = "Damaged"
 COMMITS = 6
 ROWS = 3 * COMMITS
 
 Damage = Callable[[Path, np.random.Generator], Path]
-"""Damages a run and tells which of its files."""
+"""Damages a run and returns the damaged file."""
 
 
 def write_run(path: Path, *, compacted: bool) -> None:
-    """Six commits of one image each and a failure; compacted, three of them in one and three after it."""
+    """Writes six commits, one image each, and a failure; with `compacted` the first three become one commit."""
+    spec = make_spec(dataset=make_dataset_spec(rows=ROWS + 1))
     for half in (range(ROWS // 2), range(ROWS // 2, ROWS)):
-        with RunWriter(path, make_spec(dataset={"rows": ROWS + 1}), commit_seconds=0) as writer:
+        with RunWriter(path, spec, commit_seconds=0) as writer:
             for i in half:
                 writer.add(make_record(i))
             if half.stop == ROWS:
@@ -38,7 +39,7 @@ def write_run(path: Path, *, compacted: bool) -> None:
 
 
 def flip_a_bit(path: Path, random: np.random.Generator) -> Path:
-    """One bit, any of all the files' bits alike."""
+    """Flips one bit anywhere in the files; every bit is equally likely."""
     files = all_files(path)
     sizes = np.array([file.stat().st_size for file in files])
     position = int(random.integers(sizes.sum()))
@@ -50,7 +51,7 @@ def flip_a_bit(path: Path, random: np.random.Generator) -> Path:
 
 
 def flip_a_bit_of_json(path: Path, random: np.random.Generator) -> Path:
-    """One bit of run.json or of a commit record."""
+    """Flips one bit of run.json or of a commit record."""
     file = choose([path / "run.json", *files_of(path, ".json")], random)
     data = bytearray(file.read_bytes())
     data[int(random.integers(len(data)))] ^= 1 << int(random.integers(8))
@@ -59,7 +60,7 @@ def flip_a_bit_of_json(path: Path, random: np.random.Generator) -> Path:
 
 
 def truncate(path: Path, random: np.random.Generator) -> Path:
-    """Any file, after any byte but the last."""
+    """Truncates any file, after any byte but the last."""
     file = choose(all_files(path), random)
     data = file.read_bytes()
     file.write_bytes(data[: int(random.integers(len(data) - 1))])
@@ -67,21 +68,21 @@ def truncate(path: Path, random: np.random.Generator) -> Path:
 
 
 def remove_a_part(path: Path, random: np.random.Generator) -> Path:
-    """Any part."""
+    """Removes any part."""
     file = choose(files_of(path, ".parquet"), random)
     file.unlink()
     return file
 
 
 def remove_a_record(path: Path, random: np.random.Generator) -> Path:
-    """Any record but the last; the part is then what is bad."""
+    """Removes any record but the last one, and returns its part: verification reports that."""
     file = choose(files_of(path, ".json")[:-1], random)
     file.unlink()
     return file.with_suffix(".parquet")
 
 
 def is_found(damage: Damage) -> Callable[[int, int], Outcome]:
-    """Verification names the damaged file and no other; reading refuses, or returns what was written."""
+    """Verification names the damaged file and no other. Readers refuse the run, or return the original data."""
 
     def run_experiment(count: int, seed: int) -> Outcome:
         with scratch() as runs:
@@ -93,12 +94,14 @@ def is_found(damage: Damage) -> Callable[[int, int], Outcome]:
                 file = damage(run, random)
                 name = file.relative_to(run).as_posix()
                 findings = verify_run(run).findings
-                demand([finding.file for finding in findings] == [name], f"of damage in {name} verify finds {findings}")
-                demand(str(file) in findings[0].problem, f"verify says {findings[0].problem}")
+                require(
+                    [finding.file for finding in findings] == [name], f"after damage in {name}, verify finds {findings}"
+                )
+                require(str(file) in findings[0].problem, f"verify says {findings[0].problem}")
                 refused = is_refused(run, file)
-                # Four bytes at a part's start are no part of any page, and no reader uses them.
-                demand(refused or damage is flip_a_bit, f"a run with damage in {name} is read")
-                return {"refused by readers too": refused}
+                # No reader uses the four bytes at the start of a part, which belong to no page.
+                require(refused or damage is flip_a_bit, f"a run with damage in {name} is read as good")
+                return {"also refused by readers": refused}
 
             return attempts(count, seed, attempt)
 
@@ -106,7 +109,7 @@ def is_found(damage: Damage) -> Callable[[int, int], Outcome]:
 
 
 def lost_last_record(count: int, seed: int) -> Outcome:
-    """The record of a merged commit that replaced all others; it is not taken for a crash."""
+    """Removes the record of a merged commit that replaced all others; this does not look like a crash."""
 
     def attempt(folder: Path, random: np.random.Generator, number: int) -> Mapping[str, int]:
         write_run(folder, compacted=False)
@@ -114,15 +117,15 @@ def lost_last_record(count: int, seed: int) -> Outcome:
         (record,) = files_of(folder, ".json")
         record.unlink()
         (finding,) = verify_run(folder).findings
-        demand(finding.file == f"parts/{record.stem}.parquet", f"verify finds {finding}")
-        demand(is_refused(folder, record), "the run is read as if nothing had been stored")
+        require(finding.file == f"parts/{record.stem}.parquet", f"verify finds {finding}")
+        require(is_refused(folder, record), "the run reads as empty")
         return {}
 
     return attempts(count, seed, attempt)
 
 
 def last_record_of_many(count: int, seed: int) -> Outcome:
-    """The record of the last commit: as after a crash its rows are gone, no other is, and verify counts them."""
+    """Removes the record of the last commit. As after a crash, only its rows are gone, and verify counts them."""
 
     def attempt(folder: Path, random: np.random.Generator, number: int) -> Mapping[str, int]:
         write_run(folder, compacted=number % 2 == 1)
@@ -130,29 +133,29 @@ def last_record_of_many(count: int, seed: int) -> Outcome:
         record.unlink()
         report = verify_run(folder)
         whole, left = whole_run(), content_of(folder)
-        demand(left.rows.items() < whole.rows.items(), "a row is not as it was written")
-        demand(len(left.rows) == ROWS - 3, f"{len(left.rows)} rows are left")
-        demand(report.absent == 4, f"verify counts {report.absent} samples that are not there")
-        demand(f"parts/{record.stem}.parquet is not committed" in report.notes[0], f"verify notes {report.notes}")
+        require(left.rows.items() < whole.rows.items(), "a row differs from what was written")
+        require(len(left.rows) == ROWS - 3, f"{len(left.rows)} rows are left")
+        require(report.absent == 4, f"verify counts {report.absent} absent samples")
+        require(f"parts/{record.stem}.parquet is not committed" in report.notes[0], f"verify notes {report.notes}")
         return {}
 
     return attempts(count, seed, attempt)
 
 
 def is_refused(path: Path, file: Path) -> bool:
-    """Whether a reader raises, naming the commit of `file`; otherwise demands that it reads what was written."""
+    """Whether readers refuse the run and name the commit of `file`; if not, they must return the original data."""
     try:
         found = content_of(path)
     except RunError as error:
-        demand(file.stem in str(error), f"damage in {file} is refused with {error}")
+        require(file.stem in str(error), f"damage in {file} is refused with {error}")
         return True
-    demand(found == whole_run(), "damage is read as data")
+    require(found == whole_run(), "damage is read as data")
     return False
 
 
 @functools.cache
 def whole_run() -> Content:
-    """What the undamaged run reads as."""
+    """The content of the undamaged run."""
     with scratch() as folder:
         write_run(folder, compacted=False)
         return content_of(folder)

@@ -1,4 +1,4 @@
-"""An experiment: something is broken on purpose, so and so often, and what has to hold is checked each time."""
+"""An experiment breaks something on purpose, many times, and tests the same requirements each time."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of an experiment."""
+    """The result of an experiment."""
 
     tried: int
-    """How often it was tried."""
+    """Number of attempts."""
     passed: int
-    """How often everything held."""
+    """Number of attempts that met every requirement."""
     note: str
-    """What was counted or measured on the way; the first failure, where there is one."""
+    """Counts and measurements, or the first failure."""
 
 
 @dataclass(frozen=True)
@@ -29,47 +29,47 @@ class Experiment:
     """One row of the table in docs/reliability.md."""
 
     group: str
-    """The heading it stands under."""
+    """Heading of its table."""
     name: str
-    """What is done, a few words."""
+    """What is done, in a few words."""
     run: Callable[[int, int], Outcome]
-    """Takes a count and a seed."""
+    """Takes the number of attempts and a seed."""
     full: int
-    """The count of `make faults`."""
+    """Number of attempts in `make faults`."""
     quick: int
-    """The count of `make test`."""
+    """Number of attempts in `make test`."""
 
 
-class DoesNotHoldError(AssertionError):
-    """What an experiment demands, and did not find."""
+class ExperimentError(AssertionError):
+    """A requirement of an experiment is not met."""
 
 
-def demand(holds: bool, sentence: str) -> None:
-    """Raises DoesNotHoldError with `sentence` unless it holds."""
+def require(holds: bool, sentence: str) -> None:
+    """Raises ExperimentError with `sentence` unless `holds`."""
     if not holds:
-        raise DoesNotHoldError(sentence)
+        raise ExperimentError(sentence)
 
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """An empty folder, gone afterwards."""
+    """An empty folder, deleted afterwards."""
     with tempfile.TemporaryDirectory(prefix="midsight-faults-") as folder:
         yield Path(folder)
 
 
 Attempt = Callable[[Path, np.random.Generator, int], Mapping[str, int]]
-"""Takes an empty folder, random numbers and its own number, from 0; gives counts for the note, by what was counted."""
+"""Takes an empty folder, random numbers and the number of the attempt, from 0; returns counts for the note, by name."""
 
 
 def attempts(count: int, seed: int, attempt: Attempt) -> Outcome:
-    """Runs `attempt` `count` times, each in a folder of its own and with random numbers of its own."""
+    """Runs `attempt` `count` times, each time with a new folder and new random numbers."""
     counted: Counter[str] = Counter()
     problems: list[str] = []
     for number in range(count):
         with scratch() as folder:
             try:
                 counted.update(attempt(folder, np.random.default_rng([seed, number]), number))
-            except Exception as error:  # a row of the table says so; the other experiments go on
+            except Exception as error:  # the table shows it; the other experiments go on
                 problems.append(f"attempt {number}: {type(error).__name__}: {error}"[:1_000])
     note = ", ".join(f"{value:,} {name}" for name, value in counted.items())
     return Outcome(count, count - len(problems), problems[0] if problems else note)

@@ -1,4 +1,4 @@
-"""All that the command imports on its way, for the process that the others are forked from."""
+"""Imports all that the command imports, for the process from which the others are forked."""
 
 from contextlib import suppress
 from importlib import import_module
@@ -13,5 +13,5 @@ import midsight.extraction.run
 import midsight.reports.terminal
 import midsight.store.compact  # noqa: F401
 
-with suppress(ImportError):  # what newer versions of typer import when a command starts
+with suppress(ImportError):  # newer versions of typer import this when a command starts
     import_module("typer._adapters")

@@ -1,4 +1,4 @@
-"""Faults in what a process does to the disk: it is killed there, or the disk refuses. Only inside that process."""
+"""Faults of the disk inside one process: at a chosen file operation the process is killed, or the disk fails."""
 
 from __future__ import annotations
 
@@ -10,82 +10,82 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-Act = Literal["open", "write", "flush", "rename", "remove"]
-"""What is done to a file: opened to be written, written, flushed to the disk, renamed, removed."""
+Operation = Literal["open", "write", "flush", "rename", "remove"]
+"""A file operation; `open` is for writing."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """Where a process meets its fault, among all it does to the files of `parts/`."""
+    """The file operation in `parts/` at which a process fails."""
 
-    act: Act
-    """What it does; a write is broken off in its middle."""
+    operation: Operation
+    """Kind of the operation; a write fails half-way."""
     suffix: Literal[".parquet", ".json"]
-    """To which files: parts or commit records."""
+    """Suffix of the file: that of parts or of commit records."""
     after: bool = False
-    """Whether the act is done first."""
+    """Whether the operation is completed first."""
     number: int = 1
-    """At how many such acts it happens, from 1."""
+    """Which of these operations fails, counted from 1."""
     error: int | None = None
-    """The error number that the disk then answers; None kills the process."""
+    """Error number of the failure; None kills the process."""
     lasting: bool = False
-    """Whether every later act that takes room meets the same error: a disk that is full stays full."""
+    """Whether later operations that need space fail too, as on a full disk."""
 
 
 class Disk:
-    """Counts the acts of this process and lets it meet its fault."""
+    """Counts the file operations of this process and lets one fail."""
 
     def __init__(self, fault: Fault) -> None:
         self.fault = fault
         self.seen = 0
-        self.broken = False
+        self.failed = False
         self.current = ""
-        """Name of the file that was opened last and not renamed yet."""
+        """Name of the file that was opened last and is not renamed yet."""
 
-    def meets(self, act: Act, name: str) -> bool:
-        """Counts an act; whether it is the one, or one after it that takes room on a disk that stays full."""
-        if self.broken:
-            return self.fault.lasting and act in ("open", "write", "flush")
-        if act != self.fault.act or Path(name.removesuffix(".tmp")).suffix != self.fault.suffix:
+    def fails_at(self, operation: Operation, name: str) -> bool:
+        """Counts an operation and returns whether it fails."""
+        if self.failed:
+            return self.fault.lasting and operation in ("open", "write", "flush")
+        if operation != self.fault.operation or Path(name.removesuffix(".tmp")).suffix != self.fault.suffix:
             return False
         self.seen += 1
         return self.seen == self.fault.number
 
-    def strike(self) -> None:
-        """What happens at the fault."""
+    def fail(self) -> None:
+        """Kills the process or raises the fault's error."""
         if self.fault.error is None:
             os.kill(os.getpid(), signal.SIGKILL)
-        self.broken = True
+        self.failed = True
         raise OSError(self.fault.error, os.strerror(self.fault.error or 0))
 
-    def around(self, act: Act, name: str, do: Callable[[], Any]) -> Any:
-        """Does something, with the fault before or after it."""
-        met = self.meets(act, name)
-        if met and not self.fault.after:
-            self.strike()
+    def run(self, operation: Operation, name: str, do: Callable[[], Any]) -> Any:
+        """Does the operation, or fails before or after it."""
+        fails = self.fails_at(operation, name)
+        if fails and not self.fault.after:
+            self.fail()
         result = do()
-        if met:
-            self.strike()
+        if fails:
+            self.fail()
         return result
 
 
 class TornFile(io.FileIO):
-    """A file of which one write ends in its middle."""
+    """A file in which one write stops half-way."""
 
     def __init__(self, path: Path, disk: Disk) -> None:
         super().__init__(path, "wb")
         self.disk = disk
 
     def write(self, data: Any, /) -> int | None:
-        """Writes half of `data` where the fault is met."""
-        if self.disk.meets("write", Path(os.fsdecode(self.name)).name):
+        """Writes `data`, or half of it at the fault."""
+        if self.disk.fails_at("write", Path(os.fsdecode(self.name)).name):
             super().write(memoryview(data)[: len(memoryview(data)) // 2])
-            self.disk.strike()
+            self.disk.fail()
         return super().write(data)
 
 
 def inject(fault: Fault) -> None:
-    """From now on this process meets `fault`."""
+    """Injects `fault` into this process."""
     disk = Disk(fault)
     opened, flushed, renamed, removed = io.open, os.fsync, os.replace, os.unlink
 
@@ -93,21 +93,22 @@ def inject(fault: Fault) -> None:
         if not _in_parts(path) or mode != "wb":
             return opened(path, mode, *arguments, **options)
         disk.current = Path(path).name
-        return disk.around("open", disk.current, lambda: io.BufferedWriter(TornFile(Path(path), disk)))
+        return disk.run("open", disk.current, lambda: io.BufferedWriter(TornFile(Path(path), disk)))
 
     def fsync(file: int) -> None:
-        disk.around("flush", disk.current, lambda: flushed(file))
+        disk.run("flush", disk.current, lambda: flushed(file))
 
     def replace(source: Any, target: Any, **options: Any) -> None:
         if not _in_parts(target):
             return renamed(source, target, **options)
-        disk.current = ""  # what is flushed next is the folder
-        return disk.around("rename", Path(target).name, lambda: renamed(source, target, **options))
+        disk.current = ""  # the folder is flushed next
+        return disk.run("rename", Path(target).name, lambda: renamed(source, target, **options))
 
     def unlink(path: Any, **options: Any) -> None:
-        if not _in_parts(path) or Path(path).suffix == ".tmp" or not Path(path).exists():  # no part, only failures
+        # A commit of failures has no part.
+        if not _in_parts(path) or Path(path).suffix == ".tmp" or not Path(path).exists():
             return removed(path, **options)
-        return disk.around("remove", Path(path).name, lambda: removed(path, **options))
+        return disk.run("remove", Path(path).name, lambda: removed(path, **options))
 
     io.open, os.fsync, os.replace, os.unlink = open_, fsync, replace, unlink
 

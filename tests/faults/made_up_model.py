@@ -1,7 +1,7 @@
-"""A model without weights: images are decoded, and every vector follows from image and question.
+"""A model without weights: images are decoded, and every vector is computed from image and question.
 
-It takes the place of the forward pass alone, so that a run of hundreds of samples takes a second and all else is the
-product's own: command, dataset, batches, failures, writer.
+It replaces only the forward pass, so that hundreds of samples take a second. Command, dataset, calls, failures and
+writer are the real ones.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,56 +17,66 @@ import numpy as np
 import torch
 from PIL import Image
 
+from midsight.checkpoints.loading import LoadedModel
 from midsight.errors import SampleError
-from midsight.extraction import batch, pipeline
+from midsight.extraction import extract_call, pipeline
+from midsight.extraction.calls import Call
 from midsight.extraction.model import Model
 from midsight.extraction.prepare import PreparedSample
-from midsight.models.adapter import Adapter, PromptText
-from midsight.models.layout import Span, TokenLayout
-from midsight.models.loading import LoadedModel
-from midsight.models.prompts import PromptTokens
+from midsight.families.family import Family, Reference, Vision
+from midsight.prompts.declaration import FamilyPrompt
+from midsight.prompts.prompt import PromptTokens
+from midsight.prompts.token_layout import Span, TokenLayout
 from midsight.records import Record
 from midsight.samples.images import decode_image, image_id
 from midsight.samples.sample import Failure, Sample
 
 QUESTIONS_OF_AN_IMAGE = 5
 MISSING_IMAGE = 7
-"""Of the images of a dataset, the one that is not there: its samples fail."""
-NOWHERE = torch.zeros((1, 1), dtype=torch.int64)
-"""Positions of a prompt that nobody reads."""
+"""Number of the image that does not exist, so that its samples fail."""
+UNUSED_POSITIONS = torch.zeros((1, 1), dtype=torch.int64)
+"""Positions of a prompt, which nothing reads."""
 
 
 def made_up_model(width: int = 4) -> Model:
-    """A model of two layers; hidden states and vision features are `width` wide."""
+    """A model with two layers, and hidden states and vision features of width `width`."""
     text = SimpleNamespace(num_hidden_layers=2, hidden_size=width)
     loaded = LoadedModel(
         hf_model=SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: text)),
-        tokenizer=SimpleNamespace(get_added_vocab=dict, pad_token_id=0),
-        image_processor=None,
-        adapter=_adapter(width),
+        processor=SimpleNamespace(
+            tokenizer=SimpleNamespace(
+                get_added_vocab=dict,
+                pad_token_id=0,
+                bos_token=None,
+                apply_chat_template=lambda messages, **_: f"<image>{messages[-1]['content'][-1]['text']}",
+            ),
+            image_processor=None,
+        ),
+        family=_family(width),
+        chat_template=None,
         name="made-up",
         revision=None,
-        layout="in memory",
+        format="in memory",
         fingerprint=f"made-up-{width}",
         dtype=torch.float32,
         device=torch.device("cpu"),
         stop_ids=(0,),
         attention="none",
         lora="none",
-        mends=(),
+        fixes=(),
         notes=(),
     )
     return Model(loaded)
 
 
-def stand_in() -> None:
-    """From now on this process prepares and computes samples of every model as the made-up one does."""
-    batch.prepare = pipeline.prepare = _prepare
-    batch.extract_group = _extract_group
+def replace_forward_pass() -> None:
+    """Makes every model of this process prepare and compute samples as the made-up one does."""
+    extract_call.prepare = pipeline.prepare = _prepare
+    extract_call.extract_call = _extract_call
 
 
 def write_dataset(folder: Path, samples: int) -> Path:
-    """A JSONL file of `samples` questions, five to an image, one image missing; its path."""
+    """Writes a JSONL file of `samples` questions, five per image, with one image missing; returns its path."""
     (folder / "images").mkdir(parents=True)
     rows = []
     for index in range(samples):
@@ -81,35 +90,43 @@ def write_dataset(folder: Path, samples: int) -> Path:
     return data
 
 
-def _adapter(width: int) -> Adapter:
-    """A family of which only what a run asks before the forward pass is declared."""
-    declared: dict[str, Any] = {
-        **dict.fromkeys((field.name for field in fields(Adapter)), None),
-        "family": "made-up",
-        "architecture": "MadeUp",
-        "placeholder": r"<\|image_\d+\|>",
-        "default_pixels": "pil",
-        "longrope_border": lambda _: None,
-        "vision_width": lambda _: width,
-        "render_prompt": lambda user_text, question, n_images, system: PromptText(user_text, question),
-    }
-    return Adapter(**declared)
+def _family(width: int) -> Family:
+    """A family that declares only what a run needs before the forward pass."""
+
+    def undeclared(*_: Any) -> Any:
+        raise NotImplementedError("The made-up model has no forward pass.")
+
+    return Family(
+        name="made-up",
+        architecture="MadeUp",
+        prompt=FamilyPrompt(image_token="<image>", fallback_template=""),  # noqa: S106  (a token of a vocabulary)
+        vision=Vision(
+            describe=undeclared,
+            feature_source="nowhere",
+            image_inputs=undeclared,
+            encode=undeclared,
+            useful_patches=undeclared,
+            image_embeddings=undeclared,
+            width=lambda _: width,
+        ),
+        reference=Reference(tower_feature=undeclared),
+    )
 
 
-def _prepare(model: LoadedModel, plan: Any, samples: Sequence[Sample]) -> list[PreparedSample | Failure]:
+def _prepare(model: LoadedModel, request: Any, samples: Sequence[Sample]) -> list[PreparedSample | Failure]:
     def see(sample: Sample) -> PreparedSample | Failure:
         try:
             seen = image_id(decode_image(sample.images[0]))
         except SampleError as error:
             return Failure(sample.sample_id, sample.input_index, str(error))
         layout = TokenLayout(Span(0, 1), image=(Span(0, 1),), question=Span(0, 0))
-        return PreparedSample(sample, seen, (), PromptTokens((int(seen[:8], 16),), layout, ""), NOWHERE)
+        return PreparedSample(sample, seen, (), PromptTokens((int(seen[:8], 16),), layout, ""), UNUSED_POSITIONS)
 
     return [see(sample) for sample in samples]
 
 
-def _extract_group(model: LoadedModel, plan: Any, group: Sequence[PreparedSample], *_: Any) -> list[Record]:
-    return [_record(seen, plan.vectors, plan.answers) for seen in group]
+def _extract_call(model: LoadedModel, request: Any, call: Call, *_: Any) -> list[Record]:
+    return [_record(seen, request.vectors, request.answers) for seen in call.items]
 
 
 def _record(seen: PreparedSample, widths: dict[str, int], answers: bool) -> Record:

@@ -1,4 +1,4 @@
-"""The tables of docs/reliability.md: written by `make faults`, read by a test."""
+"""The tables of docs/reliability.md, which `make faults` writes and a test reads."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from midsight import __version__
 
 PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
 BEGIN, END = "<!-- written by make faults -->", "<!-- end of what make faults wrote -->"
-HEADER = ("| what was done | tried | passed | on the way |", "| --- | ---: | ---: | --- |")
+HEADER = ("| experiment | attempts | passed | counts |", "| --- | ---: | ---: | --- |")
 _ROW = re.compile(r"\| (?P<name>.+?) \| (?P<tried>[\d,]+) \| (?P<passed>[\d,]+) \| (?P<note>.*?) \|")
 
 
 @dataclass(frozen=True)
 class ReadRow:
-    """A row as the page has it."""
+    """A row of the page."""
 
     name: str
-    """Of the experiment."""
+    """Name of the experiment."""
     tried: int
-    """How often it was tried."""
+    """Number of attempts."""
     passed: int
-    """How often everything held."""
+    """Number of attempts that met every requirement."""
     note: str
-    """What was counted or measured."""
+    """Counts and measurements."""
 
 
 def render(results: Sequence[tuple[Experiment, Outcome]], seed: int, minutes: float) -> str:
-    """The tables, a table for each group, under a line that says how they came about."""
+    """A line about the command and the machine, then one table per group."""
     lines = [
         f"`make faults SEED={seed}` on {datetime.now(UTC):%Y-%m-%d}, in {minutes:.0f} minutes, with midsight "
         f"{__version__}, Python {platform.python_version()}, {platform.system()} on {platform.machine()} with "
@@ -50,7 +50,7 @@ def render(results: Sequence[tuple[Experiment, Outcome]], seed: int, minutes: fl
 
 
 def write_page(tables: str) -> None:
-    """Puts the tables into docs/reliability.md, where the former ones were."""
+    """Replaces the tables in docs/reliability.md."""
     before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
     after = rest.split(END)[1]
     PAGE.write_text(f"{before}{BEGIN}\n{tables}\n{END}{after}", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Every experiment at its small count; `make faults` runs them at the full one."""
+"""Every experiment at its quick count; `make faults` runs them at the full one."""
 
 import pytest
 
@@ -15,9 +15,9 @@ QUICK_GROUPS = (damage.GROUP, bad_input.GROUP)
         for one in EXPERIMENTS
     ],
 )
-def test_it_holds_each_time(experiment):
+def test_every_attempt_passes(experiment):
     if experiment.run is disk.file_system_that_is_full and not disk.can_mount():
-        pytest.skip("this machine lets no user mount a file system of their own")
+        pytest.skip("an unprivileged user cannot mount a file system on this machine")
     outcome = experiment.run(experiment.quick, 0)
     assert outcome.passed == outcome.tried, outcome.note
     assert outcome.tried >= 1

@@ -1,4 +1,4 @@
-"""docs/reliability.md tells of exactly the experiments that there are, at their full counts, and of no failure."""
+"""docs/reliability.md lists exactly the existing experiments, at their full counts, all passed."""
 
 from faults import experiment, page
 from faults.catalogue import EXPERIMENTS
@@ -20,13 +20,13 @@ def test_names_are_unique_and_fit_a_table():
     assert not [name for name in names if "|" in name or "\n" in name]
 
 
-def test_a_failure_is_counted_and_told(tmp_path, monkeypatch):
+def test_a_failure_is_counted_and_described(tmp_path, monkeypatch):
     def fail_the_second(folder, random, number):
-        experiment.demand(number != 1, "the second does not hold")
+        experiment.require(number != 1, "the second attempt fails")
         return {"things": 2}
 
     outcome = experiment.attempts(3, 0, fail_the_second)
-    assert outcome == experiment.Outcome(3, 2, "attempt 1: DoesNotHoldError: the second does not hold")
+    assert outcome == experiment.Outcome(3, 2, "attempt 1: ExperimentError: the second attempt fails")
     monkeypatch.setattr(page, "PAGE", tmp_path / "page.md")
     page.PAGE.write_text(f"before\n{page.BEGIN}\nformer\n{page.END}\nafter\n")
     one = experiment.Experiment("Group", "a name", lambda count, seed: outcome, 3, 1)

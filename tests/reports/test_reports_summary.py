@@ -12,7 +12,17 @@ from midsight.reports.terminal import render_summary
 from midsight.samples.sample import Failure
 from midsight.store import RunWriter, open_run
 from midsight.store import schema as store_schema
-from store.made_up import QUERY_0, QUERY_1, QUERY_1_RAW, VISION, WIDTHS, make_failure, make_record, make_spec, write_run
+from support.made_up import (
+    QUERY_0,
+    QUERY_1,
+    QUERY_1_RAW,
+    VISION,
+    WIDTHS,
+    make_failure,
+    make_record,
+    make_spec,
+    write_run,
+)
 
 
 @pytest.fixture
@@ -22,7 +32,7 @@ def run(tmp_path):
         for i in range(8):
             record = make_record(i)
             writer.add(replace(record, vectors={**record.vectors, VISION: np.arange(6, dtype=np.float32)}))
-        writer.fail(make_failure(9, "The image [red] is no image."))
+        writer.fail(make_failure(9, "The image [red] is not an image."))
         writer.fail(make_failure(8))
     return open_run(tmp_path)
 
@@ -37,7 +47,7 @@ def test_counts(run):
     assert len(run.commits) > 2
     summary = summarise(run)
     assert (summary.rows, summary.images, summary.model) == (8, 3, "made-up")
-    assert summary.failures == (make_failure(8), make_failure(9, "The image [red] is no image."))
+    assert summary.failures == (make_failure(8), make_failure(9, "The image [red] is not an image."))
     assert summary.layers == (0, 1)
     assert summary.path == str(run.path)
 
@@ -126,7 +136,7 @@ def test_the_terminal_shows_what_matters(run):
         "6 stop, 2 length; 1.5 tokens on average",
         "8 x 6",
         "CONSTANT",
-        "The image [red] is no image.",
+        "The image [red] is not an image.",
     ):
         assert part in text
     assert text.count("CONSTANT") == 1

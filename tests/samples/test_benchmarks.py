@@ -1,4 +1,4 @@
-"""The files of POPE, LLaVA and VLMEvalKit go in as they are; what the user names wins."""
+"""Files of POPE, LLaVA and VLMEvalKit are read unchanged; columns that the user names win."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ import pytest
 
 from midsight.errors import MidsightError
 from midsight.samples.images import decode_image
+from midsight.samples.options import DatasetOptions
 from midsight.samples.sample import make_sample_id
 from midsight.samples.tables import read_table
-from pictures import encoded, picture
+from support.pictures import encoded, picture
 
 PICTURES = [picture((14, 11), i) for i in range(3)]
 BASE64 = [base64.b64encode(encoded(one)).decode() for one in PICTURES]
@@ -54,7 +55,9 @@ def test_pope_without_labels_and_with_columns_named(tmp_path):
     dataset = read_table(write_jsonl(tmp_path / "a.jsonl", bench))
     assert [s.reference_answers for s in dataset.samples] == [(), ()]
     assert dataset.extras == {"category": "string"}
-    named = read_table(write_jsonl(tmp_path / "b.jsonl", POPE), question_column="label", answer_column="text")
+    named = read_table(
+        write_jsonl(tmp_path / "b.jsonl", POPE), DatasetOptions(question_column="label", answer_column="text")
+    )
     assert [(s.question, s.sample_id) for s in named.samples] == [
         ("yes", make_sample_id(0, "val/a.jpg", "yes")),
         ("no", make_sample_id(1, "val/a.jpg", "no")),
@@ -89,7 +92,7 @@ def test_llava_asks_the_first_question_and_keeps_the_conversation(tmp_path, suff
         ("c.jpg", "And this?", ()),
     ]
     assert [s.extras["conversations"] for s in dataset.samples] == [row["conversations"] for row in LLAVA]
-    assert [s.extras["id"] for s in dataset.samples] == ["0001", "0001", "0002", "0003"], "they repeat, so are no ids"
+    assert [s.extras["id"] for s in dataset.samples] == ["0001", "0001", "0002", "0003"], "they repeat"
     assert dataset.extras == {"id": "string", "conversations": "json"}
 
 
@@ -97,7 +100,7 @@ def test_llava_with_columns_named(tmp_path):
     rows = [{**row, "question": "Own?", "label": "x", "id": str(n)} for n, row in enumerate(LLAVA)]
     path = write_jsonl(tmp_path / "a.jsonl", rows)
     assert {s.question for s in read_table(path).samples} == {"Own?"}
-    named = read_table(path, question_column="conversations", answer_column="label", id_column="id")
+    named = read_table(path, DatasetOptions(question_column="conversations", answer_column="label", id_column="id"))
     assert [s.question for s in named.samples] == ["What is it?", "Describe it.", "Same?", "And this?"]
     assert [s.sample_id for s in named.samples] == ["0", "1", "2", "3"]
     assert {s.reference_answers for s in named.samples} == {("x",)}
@@ -106,14 +109,14 @@ def test_llava_with_columns_named(tmp_path):
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ({"conversations": []}, r"the conversation is \[\]; it begins with a turn from 'human'"),
-        ({"conversations": "What?"}, 'the conversation is "What\\?"; it begins'),
+        ({"conversations": []}, r"the conversation is \[\]; it must begin with a turn from 'human'"),
+        ({"conversations": "What?"}, 'the conversation is "What\\?"; it must begin'),
         ({"conversations": None}, "the conversation is null"),
         ({}, "the conversation is null"),
-        ({"conversations": [{"from": "gpt", "value": "x"}]}, "begins with a turn from 'human'"),
-        ({"conversations": [{"from": "human", "value": 5}]}, "begins with a turn from 'human'"),
+        ({"conversations": [{"from": "gpt", "value": "x"}]}, "it must begin with a turn from 'human'"),
+        ({"conversations": [{"from": "human", "value": 5}]}, "it must begin with a turn from 'human'"),
         ({"conversations": turns("<image>")}, "the question is empty"),
-        ({"conversations": turns("<image> and <image>?")}, "2 placeholders <image>, the sample 1 images"),
+        ({"conversations": turns("<image> and <image>?")}, "2 placeholders <image>, but the sample has 1 images"),
         ({"image": None, "conversations": turns("What?")}, "the image is null"),
     ],
 )
@@ -133,14 +136,14 @@ def test_text_without_an_image_fails_with_its_column(tmp_path):
     assert "there is no image (column 'image')" in dataset.failures[0].reason
 
 
-def test_a_row_of_vlmevalkit_without_a_question_still_lends_its_image(tmp_path):
+def test_a_row_of_vlmevalkit_without_a_question_still_gives_its_image_to_others(tmp_path):
     rows = [
         {"index": "10", "image": BASE64[0], "question": "", "answer": "A"},
         {"index": "11", "image": "10", "question": "And here?", "answer": "B"},
     ]
     dataset = read_table(write_tsv(tmp_path / "MMBench.tsv", rows))
-    (borrower,), (failure,) = dataset.samples, dataset.failures
-    assert np.array_equal(np.asarray(decode_image(borrower.images[0])), np.asarray(PICTURES[0]))
+    (second,), (failure,) = dataset.samples, dataset.failures
+    assert np.array_equal(np.asarray(decode_image(second.images[0])), np.asarray(PICTURES[0]))
     assert "question is empty" in failure.reason
 
 
@@ -181,7 +184,7 @@ def test_vlmevalkit_images_by_path_and_ids_by_option(tmp_path):
     one, two = read_table(path).samples
     assert (one.images, len(two.images)) == ((tmp_path.resolve() / "a.png",), 2)
     assert one.sample_id == "1"
-    keyed = read_table(path, id_column="key")
+    keyed = read_table(path, DatasetOptions(id_column="key"))
     assert [s.sample_id for s in keyed.samples] == ["k1", "k2"]
     assert keyed.extras == {"index": "string"}
     shared = [{"id": "x", "index": "1", "image": BASE64[0], "question": "?"}]
@@ -194,13 +197,17 @@ def test_vlmevalkit_images_by_path_and_ids_by_option(tmp_path):
 def test_an_index_is_an_id_in_vlmevalkits_tsv_only(tmp_path):
     rows = [{"index": 0, "image": "a.png", "question": "?"}, {"index": 0, "image": "b.png", "question": "?"}]
     assert len(read_table(write_jsonl(tmp_path / "a.jsonl", rows)).samples) == 2
-    with pytest.raises(MidsightError, match=r"the id '0' twice, in line 2 and line 3; .*--id-column"):
+    with pytest.raises(
+        MidsightError,
+        match=r"the id '0' twice, in line 2 and line 3; .*choose others with id_column, or leave them out",
+    ):
         read_table(write_tsv(tmp_path / "a.tsv", rows))
 
 
-def test_the_examples_of_the_documentation_go_in(tmp_path):
+def test_the_examples_of_the_documentation_are_read(tmp_path):
     text = (Path(__file__).parents[2] / "docs" / "datasets.md").read_text(encoding="utf-8")
-    jsonl, pope, llava, vlmevalkit = re.findall(r"^```\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    jsonl, pope, llava, vlmevalkit = (content for language, content in blocks if not language)
     shown = {"a.jsonl": jsonl, "pope.jsonl": pope, "llava.json": llava, "a.tsv": vlmevalkit}
     questions = []
     for name, content in shown.items():

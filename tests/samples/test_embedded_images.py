@@ -18,21 +18,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from midsight.errors import MidsightError, SampleError
-from midsight.samples import columnar, stored
+from midsight.samples import columnar, embedded
+from midsight.samples.embedded import embedded_bytes, image_values
 from midsight.samples.images import decode_image
-from midsight.samples.places import StoredImage
-from midsight.samples.stored import embedded_bytes, image_values
+from midsight.samples.locations import EmbeddedImage
+from midsight.samples.options import DatasetOptions
 from midsight.samples.tables import Dataset, read_table
-from pictures import encoded
-from samples.made_tables import ENCODED, PICTURES, STRUCT, as_struct, text, write_arrow, write_parquet, write_text
+from support.made_tables import ENCODED, PICTURES, STRUCT, as_struct, text, write_arrow, write_parquet, write_text
+from support.pictures import encoded
 
 
 @pytest.fixture(autouse=True)
 def _nothing_kept() -> Iterator[None]:
-    """Each test opens its own files: the kept ones are of the test before."""
-    columnar.forget()
+    """Each test opens its own files, not those that the test before left open."""
+    columnar.close_cached_files()
     yield
-    columnar.forget()
+    columnar.close_cached_files()
 
 
 def in_each_form(folder: Path, data: list[bytes]) -> dict[str, Path]:
@@ -74,7 +75,7 @@ def test_embedded_images_decode_to_their_pixels_and_repeats_share_one_value(tmp_
     assert dataset.failures == ()
     assert_same_pixels(dataset, [[i] for i in order])
     assert_same_pixels(Dataset(dataset.samples[::-1], (), {}, "", None, 8), [[i] for i in order[::-1]])
-    distinct = {image for sample in dataset.samples for image in sample.images if isinstance(image, StoredImage)}
+    distinct = {image for sample in dataset.samples for image in sample.images if isinstance(image, EmbeddedImage)}
     assert len(distinct) == len({sample.image for sample in dataset.samples}) == 5
     first, _, third, *_ = dataset.samples
     assert first.image == third.image
@@ -119,16 +120,16 @@ def test_several_images_of_a_sample_in_each_form(tmp_path):
         assert not dataset.samples[1].image.startswith("[")
 
 
-def test_a_column_of_images_that_is_not_asked_about_is_not_read(tmp_path):
+def test_only_the_chosen_column_of_images_is_read(tmp_path):
     path = write_parquet(tmp_path / "a.parquet", as_struct(ENCODED), other=as_struct(ENCODED), raw=pa.array(ENCODED))
     dataset = read_table(path)
     assert dataset.extras == {}
     assert [dict(sample.extras) for sample in dataset.samples] == [{}] * 5
-    other = read_table(path, image_column="other")
+    other = read_table(path, DatasetOptions(image_column="other"))
     assert [sample.image for sample in other.samples] == [sample.image for sample in dataset.samples]
     assert other.samples[0].images[0] != dataset.samples[0].images[0]
-    with pytest.raises(MidsightError, match="holds bytes in column 'raw'; choose another with --question-column"):
-        read_table(path, question_column="raw")
+    with pytest.raises(MidsightError, match="holds bytes in column 'raw'; choose another with question_column"):
+        read_table(path, DatasetOptions(question_column="raw"))
 
 
 def test_images_that_a_table_names_by_path_stay_in_their_folder(tmp_path):
@@ -163,7 +164,7 @@ def test_images_that_a_table_names_by_path_stay_in_their_folder(tmp_path):
         ("iVBORw0KGgo" + "A" * 60 + ".png", None),
     ],
 )
-def test_text_that_is_no_base64_is_a_path_or_a_failure(tmp_path, value, reason):
+def test_text_that_is_not_base64_is_a_path_or_a_failure(tmp_path, value, reason):
     dataset = read_table(write_text(tmp_path / "data.jsonl", ["b.png", value]))
     if reason is None:
         assert dataset.samples[1].images == (tmp_path.resolve() / value,)
@@ -171,22 +172,22 @@ def test_text_that_is_no_base64_is_a_path_or_a_failure(tmp_path, value, reason):
         assert reason in dataset.failures[0].reason
 
 
-def test_what_is_embedded_and_no_image_fails_when_it_is_decoded(tmp_path):
+def test_embedded_bytes_that_are_not_an_image_fail_when_decoded(tmp_path):
     cells = [b"", b"GIF89a", b"<html>", bytes(300)]
     dataset = read_table(write_parquet(tmp_path / "a.parquet", as_struct(cells)))
-    reasons = ["is empty", "cannot be decoded", "holds no PNG, JPEG", "holds no PNG, JPEG"]
+    reasons = ["is empty", "cannot be decoded", "contains no PNG, JPEG", "contains no PNG, JPEG"]
     for sample, reason in zip(dataset.samples, reasons, strict=True):
         with pytest.raises(SampleError, match=reason) as refusal:
             decode_image(sample.images[0])
         assert f"{tmp_path / 'a.parquet'}, row {sample.input_index + 1}, column 'image'" in str(refusal.value)
     avif = text(b"\0\0\0\x20ftypavif" + bytes(300))
     (sample,) = read_table(write_text(tmp_path / "a.jsonl", [avif])).samples
-    with pytest.raises(SampleError, match="holds no PNG, JPEG"):
+    with pytest.raises(SampleError, match="contains no PNG, JPEG"):
         decode_image(sample.images[0])
 
 
 @pytest.mark.parametrize("form", ["parquet, struct", "arrow, struct", "jsonl", "json", "csv"])
-def test_a_table_that_changes_after_it_was_read_gives_no_other_image(tmp_path, form):
+def test_a_table_that_changed_gives_a_failure_and_never_another_image(tmp_path, form):
     dataset = read_table(in_each_form(tmp_path, ENCODED)[form])
     shutil.rmtree(tmp_path)
     tmp_path.mkdir()
@@ -196,22 +197,31 @@ def test_a_table_that_changes_after_it_was_read_gives_no_other_image(tmp_path, f
             decode_image(sample.images[0])
         assert "\n" not in str(refusal.value)
     shutil.rmtree(tmp_path)
-    columnar.forget()
+    columnar.close_cached_files()
     with pytest.raises(SampleError, match="cannot be read again"):
         decode_image(dataset.samples[0].images[0])
 
 
-def test_rows_of_a_row_group_larger_than_what_is_kept_are_read_again(tmp_path, monkeypatch):
+def test_rows_of_a_large_row_group_that_left_memory_are_read_again(tmp_path, monkeypatch):
     order = [i % 5 for i in range(40)]
     salted = [ENCODED[i] + bytes([0, n]) for n, i in enumerate(order)]
     path = write_parquet(tmp_path / "a.parquet", as_struct(salted), row_group_size=20)
     monkeypatch.setattr(columnar, "_PIECE_BYTES", 3 * len(salted[0]))
     monkeypatch.setattr(columnar, "_KEPT_BYTES", 5 * len(salted[0]))
     samples = read_table(path).samples
-    for places in (range(40), range(39, -1, -1), [0, 19, 20, 0, 39, 5, 4, 3]):
-        for place in places:
-            pixels = np.asarray(decode_image(samples[place].images[0]))
-            assert np.array_equal(pixels, np.asarray(PICTURES[order[place]]))
+    for positions in (range(40), range(39, -1, -1), [0, 19, 20, 0, 39, 5, 4, 3]):
+        for position in positions:
+            pixels = np.asarray(decode_image(samples[position].images[0]))
+            assert np.array_equal(pixels, np.asarray(PICTURES[order[position]]))
+
+
+def test_a_row_group_that_has_become_shorter_gives_a_failure(tmp_path):
+    path = write_parquet(tmp_path / "a.parquet", as_struct(ENCODED), row_group_size=5)
+    samples = read_table(path).samples
+    write_parquet(path, as_struct(ENCODED[:2]), row_group_size=5)
+    assert np.array_equal(np.asarray(decode_image(samples[1].images[0])), np.asarray(PICTURES[1]))
+    with pytest.raises(SampleError, match=r"cannot be read again: .* row group 0 has no row 4"):
+        decode_image(samples[4].images[0])
 
 
 @pytest.mark.parametrize("form", ["parquet", "arrow", "tsv", "jsonl", "json"])
@@ -236,7 +246,7 @@ def test_images_are_never_in_memory_together(tmp_path, form, monkeypatch):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.reset_peak()
     held = tracemalloc.get_traced_memory()[0]
-    columnar.forget()
+    columnar.close_cached_files()
     arrow = pa.total_allocated_bytes() - before
     for sample in dataset.samples:
         decode_image(sample.images[0])
@@ -250,14 +260,14 @@ def test_images_are_never_in_memory_together(tmp_path, form, monkeypatch):
 
 
 @given(st.lists(st.text(st.characters(categories=["L", "N", "P", "S"], exclude_characters="\\\"'")), min_size=1))
-def test_a_list_that_python_or_json_wrote_is_read_as_it_was(texts):
+def test_a_list_that_python_or_json_wrote_is_read_as_written(texts):
     assert image_values(repr(texts)) == image_values(json.dumps(texts, ensure_ascii=False)) == texts
 
 
 @pytest.mark.parametrize(
     "cell", ["[a].png", "[1]", "['a', b]", "[]", "['a'", "__import__('os')", "['a' + 'b']", '["a\\"]']
 )
-def test_what_only_looks_like_a_list_is_one_text(cell):
+def test_text_that_only_looks_like_a_list_is_one_value(cell):
     assert image_values(cell) == [cell]
 
 
@@ -269,10 +279,10 @@ def test_short_text_is_never_an_image_by_chance(value):
         assert embedded_bytes(value) is None or value.startswith("data:")
 
 
-def test_pictures_of_every_format_are_told_from_paths_by_their_base64():
+def test_base64_of_every_format_is_recognised():
     for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"):
         data = encoded(PICTURES[0], kind)
         assert embedded_bytes(text(data)) == data
-        assert stored._BASE64_OF_IMAGE.match(text(data)), kind
+        assert embedded._BASE64_OF_IMAGE.match(text(data)), kind
     big_endian = io.BytesIO(b"MM\0*" + bytes(80)).getvalue()
     assert embedded_bytes(text(big_endian)) == big_endian

@@ -1,4 +1,4 @@
-"""Folders as data: images with one question, Parquet shards, saved Hugging Face datasets; and what is none of these."""
+"""Folders as data: images with one question, Parquet shards, saved Hugging Face datasets; other folders are refused."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ import pytest
 
 from midsight.errors import MidsightError, SampleError
 from midsight.samples.images import decode_image
+from midsight.samples.options import DatasetOptions
 from midsight.samples.tables import read_table
-from pictures import encoded, picture
-from samples.made_tables import ENCODED, as_struct, write_arrow, write_parquet
+from support.made_tables import ENCODED, as_struct, write_arrow, write_parquet
+from support.pictures import encoded, picture
 
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """Images in a folder and below it, and what a scan must not fall for."""
+    """Images in a folder and below it, and files that a scan must ignore."""
     folder = tmp_path / "pictures"
     (folder / "b").mkdir(parents=True)
     for name in ("z.PNG", "a.jpg", "b/c.webp", "B.tiff"):
@@ -35,25 +36,25 @@ def folder(tmp_path) -> Path:
 
 
 def test_a_folder_of_images_with_one_question(folder):
-    dataset = read_table(folder, question="What is it?")
+    dataset = read_table(folder, DatasetOptions(question="What is it?"))
     assert [sample.image for sample in dataset.samples] == ["B.tiff", "a.jpg", "b/c.webp", "z.PNG"]
     assert {sample.question for sample in dataset.samples} == {"What is it?"}
     assert {decode_image(sample.images[0]).size for sample in dataset.samples} == {(10, 10)}
     assert (dataset.rows, dataset.failures, dataset.extras, dataset.path) == (4, (), {}, folder)
-    assert dataset.sha256 == read_table(folder, question="What is it?").sha256
-    assert dataset.sha256 != read_table(folder, question="Why?").sha256
-    assert read_table(folder, question="Why?", limit=3).rows == 3
+    assert dataset.sha256 == read_table(folder, DatasetOptions(question="What is it?")).sha256
+    assert dataset.sha256 != read_table(folder, DatasetOptions(question="Why?")).sha256
+    assert read_table(folder, DatasetOptions(question="Why?"), limit=3).rows == 3
     (folder / "new.png").write_bytes(b"x")
-    assert dataset.sha256 != read_table(folder, question="What is it?").sha256
+    assert dataset.sha256 != read_table(folder, DatasetOptions(question="What is it?")).sha256
 
 
-def test_in_a_folder_links_that_leave_it_pipes_and_devices_fail_alone(folder, tmp_path):
+def test_links_out_of_the_folder_pipes_and_devices_fail_alone(folder, tmp_path):
     (tmp_path / "secret.png").write_bytes(ENCODED[0])
     (folder / "link.png").symlink_to(tmp_path / "secret.png")
     (folder / "loop").symlink_to(folder)
     (folder / "zero.png").symlink_to("/dev/zero")
     os.mkfifo(folder / "pipe.png")
-    dataset = read_table(folder, question="What?")
+    dataset = read_table(folder, DatasetOptions(question="What?"))
     assert len(dataset.samples) == 5
     assert ["link.png" in f.reason or "zero.png" in f.reason for f in dataset.failures] == [True, True]
     assert all("lies outside the image folder" in f.reason for f in dataset.failures)
@@ -62,18 +63,20 @@ def test_in_a_folder_links_that_leave_it_pipes_and_devices_fail_alone(folder, tm
         decode_image(pipe.images[0])
 
 
-def test_a_folder_that_is_no_dataset_is_refused(folder, tmp_path):
-    with pytest.raises(MidsightError, match=r"no regular file but a folder .* for a folder of images give --question"):
+def test_a_folder_that_is_not_a_dataset_is_refused(folder, tmp_path):
+    with pytest.raises(
+        MidsightError, match=r"is a folder without \.parquet files .* for a folder of images give question, else"
+    ):
         read_table(folder)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(MidsightError, match=r"empty holds no image; image files end in \.png"):
-        read_table(tmp_path / "empty", question="What?")
+    with pytest.raises(MidsightError, match=r"empty contains no image; image files end in \.png"):
+        read_table(tmp_path / "empty", DatasetOptions(question="What?"))
     table = write_parquet(tmp_path / "a.parquet", as_struct(ENCODED))
     for path, split in ((table, None), (tmp_path / "none", None), (folder, "test")):
-        with pytest.raises(MidsightError, match="is no folder of images; leave --question out"):
-            read_table(path, question="What?", split=split)
-    with pytest.raises(MidsightError, match="has no splits; leave --split test out"):
-        read_table(table, split="test")
+        with pytest.raises(MidsightError, match="is not a folder of images; leave question out"):
+            read_table(path, DatasetOptions(question="What?", split=split))
+    with pytest.raises(MidsightError, match="has no splits; leave split='test' out"):
+        read_table(table, DatasetOptions(split="test"))
 
 
 def shards(folder: Path, *names: str) -> Path:
@@ -92,31 +95,33 @@ def test_parquet_shards_are_one_table(tmp_path):
     assert decode_image(dataset.samples[2].images[0]).size == (16, 9)
     by_pattern = read_table(folder / "test-*.parquet")
     assert (by_pattern.samples, by_pattern.sha256) == (dataset.samples, dataset.sha256)
-    assert read_table(folder, split="test").samples == dataset.samples
+    assert read_table(folder, DatasetOptions(split="test")).samples == dataset.samples
     one = read_table(folder / "test-00000-of-00002.parquet")
     assert (one.rows, one.sha256 == dataset.sha256) == (2, False)
     with pytest.raises(MidsightError, match=r"train-\* matches no \.parquet file"):
         read_table(folder / "train-*")
 
 
-def test_splits_are_chosen_and_missing_shards_told(tmp_path):
+def test_splits_are_chosen_and_missing_shards_are_reported(tmp_path):
     folder = shards(tmp_path / "data", "test-00000-of-00001.parquet", "train-00000-of-00003.parquet")
-    assert read_table(folder, split="test").rows == 2
-    with pytest.raises(MidsightError, match=r"has several splits; choose one of 'test', 'train' with --split"):
+    assert read_table(folder, DatasetOptions(split="test")).rows == 2
+    with pytest.raises(MidsightError, match=r"has several splits; choose one of 'test', 'train' with split"):
         read_table(folder)
     with pytest.raises(MidsightError, match=r"has no split 'dev'; choose one of 'test', 'train'"):
-        read_table(folder, split="dev")
+        read_table(folder, DatasetOptions(split="dev"))
     with pytest.raises(MidsightError, match="has 1 of the 3 files of train; download the others"):
-        read_table(folder, split="train")
+        read_table(folder, DatasetOptions(split="train"))
     plain = shards(tmp_path / "plain", "a.parquet", "b.parquet")
     assert read_table(plain).rows == 4
-    assert read_table(plain, split="b").rows == 2
+    assert read_table(plain, DatasetOptions(split="b")).rows == 2
 
 
 def test_shards_with_other_columns_are_refused(tmp_path):
     folder = shards(tmp_path / "data", "a.parquet")
     write_parquet(folder / "b.parquet", as_struct(ENCODED))
-    with pytest.raises(MidsightError, match=r"b\.parquet has the columns 'image', 'question', a\.parquet 'image'"):
+    with pytest.raises(
+        MidsightError, match=r"b\.parquet has the columns 'image', 'question', but a\.parquet has 'image'"
+    ):
         read_table(folder)
 
 
@@ -128,11 +133,11 @@ def test_a_saved_dataset_and_one_with_splits(tmp_path):
     write_arrow(both / "test", as_struct(ENCODED[:2]))
     write_arrow(both / "train", as_struct(ENCODED))
     (both / "dataset_dict.json").write_text('{"splits": ["test", "train"]}')
-    assert read_table(both, split="test").rows == 2
-    with pytest.raises(MidsightError, match="has several splits; choose one of 'test', 'train' with --split"):
+    assert read_table(both, DatasetOptions(split="test")).rows == 2
+    with pytest.raises(MidsightError, match="has several splits; choose one of 'test', 'train' with split"):
         read_table(both)
-    with pytest.raises(MidsightError, match="without splits; leave --split test out"):
-        read_table(one, split="test")
+    with pytest.raises(MidsightError, match="without splits; leave split='test' out"):
+        read_table(one, DatasetOptions(split="test"))
     (both / "dataset_dict.json").write_text('{"splits": ["test"]}')
     assert read_table(both).rows == 2
 
@@ -143,9 +148,12 @@ def test_a_saved_dataset_and_one_with_splits(tmp_path):
         ("{", "state.json cannot be read"),
         ("[]", "names no data files"),
         ('{"_data_files": []}', "names no data files"),
-        ('{"_data_files": [{"filename": "../other/data.arrow"}]}', "data files are .arrow files beside it"),
-        ('{"_data_files": [{"filename": "/etc/passwd"}]}', "data files are .arrow files beside it"),
-        ('{"_data_files": [{"filename": 5}]}', "data files are .arrow files beside it"),
+        (
+            '{"_data_files": [{"filename": "../other/data.arrow"}]}',
+            "data files must be .arrow files in the same folder",
+        ),
+        ('{"_data_files": [{"filename": "/etc/passwd"}]}', "data files must be .arrow files in the same folder"),
+        ('{"_data_files": [{"filename": 5}]}', "data files must be .arrow files in the same folder"),
         ('{"_data_files": [{"filename": "gone.arrow"}]}', "gone.arrow does not exist"),
     ],
 )

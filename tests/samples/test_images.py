@@ -1,4 +1,4 @@
-"""Decoding is bounded and safe, pixels come out upright and RGB, and paths stay in their folder."""
+"""Decoding is safe and within limits, pixels are upright and RGB, and paths stay in their folder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageOps
 
 from midsight.errors import SampleError
-from midsight.samples.images import decode_image, image_id, image_root_path, joint_image_id
+from midsight.samples.images import decode_image, image_id, joint_image_id, resolve_image_path
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 
@@ -85,7 +85,7 @@ def test_exif_orientation_is_applied_as_pillow_applies_it(image_format, orientat
     assert ExifTags.Base.Orientation not in decoded.getexif(), "a second reader would turn it again"
 
 
-def test_garbage_for_exif_does_not_cost_the_image():
+def test_an_image_with_unreadable_exif_is_decoded():
     decoded = decode_image(encoded(picture(), "PNG", exif=b"Exif\0\0 no such thing"))
     np.testing.assert_array_equal(pixels(decoded), pixels(picture()))
 
@@ -96,7 +96,7 @@ def damaged_exif() -> bytes:
     return b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + entries + bytes(4)
 
 
-def test_damaged_exif_costs_the_image_only_where_warnings_are_errors():
+def test_damaged_exif_is_an_error_only_if_warnings_are_errors():
     data = encoded(picture(), "PNG", exif=damaged_exif())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -109,12 +109,12 @@ def test_damaged_exif_costs_the_image_only_where_warnings_are_errors():
     ("write", "reason"),
     [
         (lambda path: None, "does not exist"),
-        (lambda path: path.mkdir(), "is a directory"),
+        (lambda path: path.mkdir(), "is a folder"),
         (os.mkfifo, "is a pipe, socket or device"),
         (lambda path: path.symlink_to("/dev/zero"), "is a pipe, socket or device"),
         (lambda path: path.symlink_to(path), "cannot be read"),
         (lambda path: path.write_bytes(b""), r"is empty \(0 bytes\)"),
-        (lambda path: path.write_text("<html>404 Not Found</html>"), "holds no PNG, JPEG"),
+        (lambda path: path.write_text("<html>404 Not Found</html>"), "contains no PNG, JPEG"),
         (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n"), "cannot be decoded"),
         (lambda path: path.write_bytes(encoded(picture(200, 200), "JPEG")[:-400]), "cannot be decoded: .*truncated"),
         (lambda path: path.write_bytes(encoded(picture(200, 200))[:-100]), "cannot be decoded: .*truncated"),
@@ -122,7 +122,7 @@ def test_damaged_exif_costs_the_image_only_where_warnings_are_errors():
         (lambda path: path.write_bytes(encoded(picture()) + bytes(20_000)), "more than 10,000 bytes"),
     ],
 )
-def test_what_is_no_image_is_refused_by_name_and_reason(tmp_path, write, reason):
+def test_a_file_that_is_not_an_image_is_refused_by_name_and_reason(tmp_path, write, reason):
     path = tmp_path / "scene.png"
     write(path)
     with pytest.raises(SampleError, match=reason) as refusal:
@@ -133,7 +133,7 @@ def test_what_is_no_image_is_refused_by_name_and_reason(tmp_path, write, reason)
     assert "\n" not in message
 
 
-def test_a_path_that_no_file_can_have_is_refused():
+def test_an_impossible_path_is_refused():
     with pytest.raises(SampleError, match="cannot be read"):
         decode_image(Path("a\0b.png"))
     with pytest.raises(SampleError, match="cannot be read: File name too long") as refusal:
@@ -197,7 +197,7 @@ def test_a_jpeg_that_claims_absurd_dimensions_is_refused_quickly():
 
 
 @pytest.mark.parametrize("image_format", ["PNG", "JPEG", "GIF", "BMP"])
-def test_pillows_global_size_limit_plays_no_part(monkeypatch, image_format):
+def test_pillows_global_size_limit_is_not_used(monkeypatch, image_format):
     data = encoded(picture(), image_format)
     for limit in (10, 150):  # Pillow itself would raise, then warn
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
@@ -247,7 +247,7 @@ def test_numbers_without_a_known_white_are_refused(mode, numbers):
 
 
 @pytest.mark.parametrize("image_format", ["GIF", "WEBP", "TIFF"])
-def test_of_several_frames_the_first_is_taken(image_format):
+def test_the_first_of_several_frames_is_decoded(image_format):
     first = Image.new("RGB", (8, 8), (200, 0, 0))
     lossless = {"lossless": True} if image_format == "WEBP" else {}
     frames = [Image.new("RGB", (8, 8), (0, 0, 200))]
@@ -255,7 +255,7 @@ def test_of_several_frames_the_first_is_taken(image_format):
     assert (pixels(decode_image(data)) == [200, 0, 0]).all()
 
 
-def test_an_image_in_memory_is_left_as_it_is():
+def test_an_image_in_memory_is_not_changed():
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     image = Image.open(io.BytesIO(encoded(picture().quantize(8), exif=exif, transparency=bytes(8))))
@@ -268,7 +268,7 @@ def test_an_image_in_memory_is_left_as_it_is():
     np.testing.assert_array_equal(pixels(plain), pixels(picture()))
 
 
-def test_threads_decode_alike_and_leave_the_warning_filters_alone():
+def test_decoding_in_threads_does_not_change_the_warning_filters():
     data = encoded(grey_and_see_through()["P, alpha bytes"])
     filters, failures = list(warnings.filters), []
 
@@ -298,8 +298,8 @@ ENCODED = [encoded(picture(), image_format) for image_format in FORMATS]
 )
 def test_damaged_data_give_an_rgb_image_or_a_sample_error(data, changes, length):
     damaged = bytearray(data)
-    for place, replacement in changes:
-        damaged[place % len(damaged) : place % len(damaged) + len(replacement)] = replacement
+    for position, replacement in changes:
+        damaged[position % len(damaged) : position % len(damaged) + len(replacement)] = replacement
     with contextlib.suppress(SampleError):
         assert decode_image(bytes(damaged[:length]), max_pixels=1_000_000).mode == "RGB"
 
@@ -318,7 +318,7 @@ def test_image_id_is_the_hash_of_size_and_pixels():
 
 @pytest.fixture
 def root(tmp_path) -> Path:
-    """An image folder with a file, beside a folder that is none of its business."""
+    """An image folder with a file, beside a folder that must not be read."""
     root = tmp_path / "images"
     (root / "day").mkdir(parents=True)
     (root / "day" / "a.png").write_bytes(encoded(picture()))
@@ -334,13 +334,13 @@ def root(tmp_path) -> Path:
 def test_paths_inside_the_root_are_resolved(root):
     target = (root / "day" / "a.png").resolve()
     for reference in ("day/a.png", "./day/../day/a.png", str(target), "inside.png"):
-        assert image_root_path(reference, root) == target
-    assert image_root_path("not there: 12:30.png", root) == root.resolve() / "not there: 12:30.png"
+        assert resolve_image_path(reference, root) == target
+    assert resolve_image_path("not there: 12:30.png", root) == root.resolve() / "not there: 12:30.png"
 
 
 def test_a_relative_root_works_too(root, monkeypatch):
     monkeypatch.chdir(root)
-    assert image_root_path("day/a.png", Path()) == (root / "day" / "a.png").resolve()
+    assert resolve_image_path("day/a.png", Path()) == (root / "day" / "a.png").resolve()
 
 
 @pytest.mark.parametrize(
@@ -348,36 +348,36 @@ def test_a_relative_root_works_too(root, monkeypatch):
 )
 def test_paths_outside_the_root_are_refused(root, reference):
     with pytest.raises(SampleError, match="lies outside the image folder") as refusal:
-        image_root_path(reference, root)
+        resolve_image_path(reference, root)
     assert reference in str(refusal.value)
 
 
 def test_absolute_paths_of_a_sibling_with_the_same_beginning_are_refused(root):
     with pytest.raises(SampleError, match="lies outside"):
-        image_root_path(f"{root}-secret/b.png", root)
+        resolve_image_path(f"{root}-secret/b.png", root)
 
 
 @pytest.mark.parametrize(
     ("reference", "reason"),
     [
-        ("", "names no image"),
-        (" \t", "names no image"),
+        ("", "the image path '' is blank"),
+        (" \t", r"the image path ' \\t' is blank"),
         ("http://example.org/a.png", "is a URL"),
         ("HTTPS://example.org/a.png", "is a URL"),
         ("file:///etc/passwd", "is a URL"),
         ("file:/etc/passwd", "is a URL"),
         ("data:image/png;base64," + "A" * 5000, "is a URL"),
         ("s3://bucket/a.png", "is a URL"),
-        ("a\0b.png", "is no usable path"),
-        ("\ud800.png", "is no usable path"),
+        ("a\0b.png", "is not a usable path"),
+        ("\ud800.png", "is not a usable path"),
     ],
 )
-def test_references_that_name_no_file_are_refused(root, reference, reason):
+def test_references_that_cannot_be_files_are_refused(root, reference, reason):
     with pytest.raises(SampleError, match=reason) as refusal:
-        image_root_path(reference, root)
+        resolve_image_path(reference, root)
     assert len(str(refusal.value)) < 300
 
 
 def test_a_loop_of_symlinks_is_refused_at_the_latest_when_it_is_read(root):
     with pytest.raises(SampleError):
-        decode_image(image_root_path("loop.png", root))
+        decode_image(resolve_image_path("loop.png", root))

@@ -1,4 +1,4 @@
-"""Samples of a table, packed: what is taken out is what was put in, and a row takes little memory."""
+"""Packed samples are equal to the originals, and take little memory."""
 
 import json
 import tracemalloc
@@ -34,7 +34,7 @@ def packed(samples: list[Sample]) -> PackedSamples:
 
 @example([Sample("\ud800\n", 0, (b"",), "\udfff ü", extras={"x": -0.0, "y": [10**40, float("inf")]})])
 @given(st.lists(SAMPLES, max_size=5))
-def test_samples_come_out_as_they_went_in(samples):
+def test_unpacked_samples_equal_the_originals(samples):
     result = packed(samples)
     assert list(result) == list(map(result.__getitem__, range(len(samples)))) == samples
     assert result[::-1] == tuple(samples[::-1])
@@ -47,7 +47,7 @@ def test_samples_come_out_as_they_went_in(samples):
     assert all(mine.images is its.images for mine, its in zip(result, samples, strict=True))
 
 
-def test_packed_samples_are_equal_where_their_samples_are():
+def test_packed_samples_are_equal_if_their_samples_are():
     one, other = Sample("a", 0, (b"",), "?"), Sample("b", 1, (b"",), "?")
     assert packed([one, other]) == packed([one, other]) == (one, other)
     assert packed([one, other]) != packed([other, one])

@@ -1,4 +1,4 @@
-"""Hugging Face datasets by name: streamed, bounded, grouped; here from local rows, never from the network."""
+"""Streams of Hugging Face datasets, and their look-ahead; the rows are local, without any network."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from hub_rows import ENCODED, image_rows, iterable, stand_in
 from midsight.errors import MidsightError
+from midsight.samples.options import DatasetOptions
 from midsight.samples.sample import Failure, Sample
-from midsight.samples.shapes import ColumnOptions
 from midsight.samples.streams import HubDataset, SampleStream, grouped, open_hub, stream_rows
+from support.hub_rows import ENCODED, image_rows, iterable, stand_in
 
 
 @pytest.fixture
@@ -27,10 +27,10 @@ def datasets():
 
 
 def samples_of(stream: SampleStream) -> list[Sample]:
-    """The rows of a stream that has no bad ones."""
-    outcomes = list(stream.outcomes())
-    samples = [outcome for outcome in outcomes if isinstance(outcome, Sample)]
-    assert samples == outcomes
+    """The rows of a stream, all of which must be samples."""
+    rows = list(stream.rows())
+    samples = [row for row in rows if isinstance(row, Sample)]
+    assert samples == rows
     return samples
 
 
@@ -49,22 +49,22 @@ def test_the_rows_of_a_stream_become_samples_with_their_encoded_images(datasets)
 def test_columns_of_a_stream_are_chosen_by_options_and_other_images_are_not_read(datasets):
     rows = [{**row, "q": "Why?", "key": f"k/{n}\n"} for n, row in enumerate(image_rows([0, 1]))]
     source = iterable(datasets, rows).cast_column("image", datasets.Image())
-    stream = stream_rows(source, "hf://a/b", "", columns=ColumnOptions(question="q", id="key"))
+    stream = stream_rows(source, "hf://a/b", "", DatasetOptions(question_column="q", id_column="key"))
     samples = samples_of(stream)
     assert [(s.sample_id, s.question) for s in samples] == [("k/0\n", "Why?"), ("k/1\n", "Why?")]
     with pytest.raises(MidsightError, match="hf://a/b has no column 'frage'; it has 'image'"):
-        stream_rows(source, "hf://a/b", "", columns=ColumnOptions(question="frage"))
+        stream_rows(source, "hf://a/b", "", DatasetOptions(question_column="frage"))
 
 
-def test_an_image_that_a_stream_only_names_is_not_looked_for_on_this_machine(datasets, tmp_path):
+def test_an_image_that_a_stream_only_names_is_read_from_the_images_folder_alone(datasets, tmp_path):
     (tmp_path / "a.png").write_bytes(ENCODED[0])
     rows = [{"image": {"bytes": None, "path": path}, "question": "?"} for path in ("a.png", "/etc/passwd")]
     source = iterable(datasets, rows)
-    for outcome in stream_rows(source, "hf://a/b", "").outcomes():
-        assert isinstance(outcome, Failure)
-        assert "is not in the stream; name its folder with --images" in outcome.reason
-        assert outcome.reason.startswith("hf://a/b, row ")
-    found, outside = stream_rows(source, "hf://a/b", "", images=tmp_path).outcomes()
+    for row in stream_rows(source, "hf://a/b", "").rows():
+        assert isinstance(row, Failure)
+        assert "is not in the stream; name its folder with the option images, or stream" in row.reason
+        assert row.reason.startswith("hf://a/b, row ")
+    found, outside = stream_rows(source, "hf://a/b", "", DatasetOptions(images=tmp_path)).rows()
     assert isinstance(found, Sample)
     assert found.images == ((tmp_path / "a.png").resolve(),)
     assert isinstance(outside, Failure)
@@ -80,8 +80,8 @@ def test_a_stream_is_read_no_further_than_it_is_asked(datasets):
 
     features = datasets.Features({"image": datasets.Image(), "question": datasets.Value("string")})
     source = datasets.IterableDataset.from_generator(rows, features=features)
-    outcomes = stream_rows(source, "hf://a/b", "").outcomes()
-    samples = grouped((item for item in outcomes if isinstance(item, Sample)), look_ahead=30)
+    arriving = stream_rows(source, "hf://a/b", "").rows()
+    samples = grouped((item for item in arriving if isinstance(item, Sample)), look_ahead=30)
     first = [sample for sample in itertools.islice(samples, 5) if isinstance(sample, Sample)]
     assert len(first) == 5
     assert {id(sample.images[0]) for sample in first} == {id(first[0].images[0])}
@@ -92,16 +92,16 @@ def test_a_stream_is_read_no_further_than_it_is_asked(datasets):
 def test_a_bad_row_of_a_stream_fails_alone_and_an_id_that_repeats_stops_it(datasets):
     rows = image_rows([0, 1, 2])
     rows[1]["question"] = " "
-    good, bad, also = stream_rows(iterable(datasets, rows), "hf://a/b", "").outcomes()
+    good, bad, also = stream_rows(iterable(datasets, rows), "hf://a/b", "").rows()
     assert isinstance(bad, Failure)
     assert "row 2: the question is empty" in bad.reason
     assert isinstance(good, Sample)
     assert isinstance(also, Sample)
-    repeated = stream_rows(iterable(datasets, image_rows([0, 1])), "hf://a/b", "", columns=ColumnOptions(id="question"))
-    assert len(list(repeated.outcomes())) == 2
+    repeated = stream_rows(iterable(datasets, image_rows([0, 1])), "hf://a/b", "", DatasetOptions(id_column="question"))
+    assert len(list(repeated.rows())) == 2
     same = [{**row, "id": "x"} for row in image_rows([0, 1])]
     with pytest.raises(MidsightError, match="has the id 'x' twice, the second time in row 2"):
-        list(stream_rows(iterable(datasets, same), "hf://a/b", "").outcomes())
+        list(stream_rows(iterable(datasets, same), "hf://a/b", "").rows())
 
 
 @pytest.fixture
@@ -110,23 +110,25 @@ def hub(datasets, monkeypatch):
 
 
 def test_a_name_is_streamed_at_the_commit_that_its_revision_names(hub):
-    stream = open_hub("hf://owner/name/config@refs/convert/parquet", split="test")
-    assert len(list(stream.outcomes())) == 2
+    stream = open_hub("hf://owner/name/config@refs/convert/parquet", DatasetOptions(split="test"))
+    assert len(list(stream.rows())) == 2
     options = {"split": "test", "revision": "c0ffee", "streaming": True}
     assert hub.asked == [("owner/name", "refs/convert/parquet"), ("owner/name", "config", options)]
-    assert stream.sha256 != open_hub("hf://owner/name/config@refs/convert/parquet", split="train").sha256
+    assert (
+        stream.sha256 != open_hub("hf://owner/name/config@refs/convert/parquet", DatasetOptions(split="train")).sha256
+    )
 
 
-def test_the_only_split_is_taken_and_of_several_one_is_chosen(hub):
+def test_a_single_split_is_used_and_several_are_refused(hub):
     one = hub.source
     hub.source = {"test": one}
-    assert len(list(open_hub("hf://owner/name").outcomes())) == 2
+    assert len(list(open_hub("hf://owner/name").rows())) == 2
     hub.source = {"test": one, "train": one}
-    with pytest.raises(MidsightError, match="has the splits test, train; choose one with --split"):
+    with pytest.raises(MidsightError, match="has the splits test, train; choose one with split"):
         open_hub("hf://owner/name")
 
 
-def test_what_the_hub_refuses_is_one_sentence(hub, monkeypatch):
+def test_an_error_of_the_hub_is_one_sentence(hub, monkeypatch):
     monkeypatch.setattr(hub, "dataset_info", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("gone\nfishing.")))
     with pytest.raises(MidsightError, match=r"^hf://owner/name cannot be opened: gone fishing\.$"):
         open_hub("hf://owner/name")
@@ -135,7 +137,7 @@ def test_what_the_hub_refuses_is_one_sentence(hub, monkeypatch):
 def test_failures_pass_the_look_ahead_at_once():
     failure = Failure("bad", 1, "because")
     samples = [Sample("0", 0, (b"",), "?", image="a"), failure, Sample("2", 2, (b"",), "?", image="a")]
-    assert [outcome.sample_id for outcome in grouped(samples)] == ["bad", "0", "2"]
+    assert [row.sample_id for row in grouped(samples)] == ["bad", "0", "2"]
 
 
 def test_extra_columns_of_a_stream_have_the_types_of_its_schema(datasets):
@@ -163,7 +165,7 @@ def test_the_names_of_hub_datasets():
 
 @example(images=[0, 0, 0, 1, 2, 1], look_ahead=3, max_images=None)
 @given(st.lists(st.integers(0, 5), max_size=60), st.integers(1, 12) | st.just(70), st.none() | st.integers(1, 30))
-def test_grouping_loses_nothing_holds_little_and_joins_what_is_near(images, look_ahead, max_images):
+def test_grouping_keeps_all_samples_within_its_look_ahead(images, look_ahead, max_images):
     samples = [Sample(str(n), n, (b"%010d" % image,), "?", image=f"i{image}") for n, image in enumerate(images)]
     taken = 0
 
@@ -201,8 +203,8 @@ def test_the_look_ahead_is_bounded_in_bytes():
         next(grouped([], 0))
 
 
-def test_a_dataset_that_datasets_saved_is_read_without_it(datasets, tmp_path, monkeypatch):
-    """The layout that the tests write by hand is the one that `datasets` writes."""
+def test_a_dataset_saved_by_datasets_is_read_without_that_package(datasets, tmp_path, monkeypatch):
+    """The files that the tests write by hand are like those that `datasets` writes."""
     from midsight.samples.tables import read_table
 
     built = datasets.Dataset.from_list(image_rows([0, 1, 0])).cast_column("image", datasets.Image())
@@ -210,9 +212,9 @@ def test_a_dataset_that_datasets_saved_is_read_without_it(datasets, tmp_path, mo
     datasets.DatasetDict(test=built, train=built.select([1])).save_to_disk(str(tmp_path / "both"))
     monkeypatch.setitem(sys.modules, "datasets", None)
     one = read_table(tmp_path / "one")
-    test = read_table(tmp_path / "both", split="test")
+    test = read_table(tmp_path / "both", DatasetOptions(split="test"))
     assert [s.image for s in one.samples] == [s.image for s in test.samples]
     assert one.samples[0].images == one.samples[2].images
-    assert read_table(tmp_path / "both", split="train").rows == 1
+    assert read_table(tmp_path / "both", DatasetOptions(split="train")).rows == 1
     assert one.extras == {"n": "int64"}
     assert Path(str(one.path)) == tmp_path / "one"

@@ -1,4 +1,4 @@
-"""Tables become samples; rows that cannot become failures with a reason; a wrong table is refused as a whole."""
+"""Rows become samples, or failures with a reason; a wrong table is refused as a whole."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from PIL import Image
 
 from midsight.errors import MidsightError, SampleError
 from midsight.samples.images import decode_image
+from midsight.samples.options import DatasetOptions
 from midsight.samples.sample import Sample, make_sample_id
 from midsight.samples.tables import Dataset, make_samples, read_table
 
@@ -31,7 +32,7 @@ PAIR = {"image": "a.png", "question": "What is it?"}
 
 @pytest.fixture
 def jsonl(tmp_path):
-    """Writes rows (objects, or lines as they are) and gives the file's path."""
+    """Writes rows, given as objects or lines, and returns the path of the file."""
 
     def write(*rows: dict | str | bytes) -> Path:
         lines = [json.dumps(row) if isinstance(row, dict) else row for row in rows]
@@ -86,10 +87,10 @@ def test_the_images_of_a_table_decode(jsonl, tmp_path):
 
 def test_images_may_lie_in_another_folder(jsonl, tmp_path):
     (tmp_path / "elsewhere").mkdir()
-    (sample,) = read_table(jsonl(PAIR), images=tmp_path / "elsewhere").samples
+    (sample,) = read_table(jsonl(PAIR), DatasetOptions(images=tmp_path / "elsewhere")).samples
     assert sample.images == ((tmp_path / "elsewhere" / "a.png").resolve(),)
-    with pytest.raises(MidsightError, match="nowhere is no directory"):
-        read_table(jsonl(PAIR), images=tmp_path / "nowhere")
+    with pytest.raises(MidsightError, match=r"nowhere is not a folder; name the folder of the images with images\."):
+        read_table(jsonl(PAIR), DatasetOptions(images=tmp_path / "nowhere"))
 
 
 def test_several_images_are_a_list(jsonl, tmp_path):
@@ -110,7 +111,7 @@ def test_csv_and_jsonl_give_the_same_samples(jsonl, csv_file):
     assert from_csv.extras == from_jsonl.extras == {"split": "string"}
 
 
-def test_csv_cells_are_kept_exactly_as_they_came(csv_file):
+def test_csv_cells_are_kept_unchanged(csv_file):
     dataset = read_table(csv_file('image,question,n,text\na.png,"Two\nlines?",007,"  1,5 ""x"" "\n\na.png,b?,,true\n'))
     assert [dict(sample.extras) for sample in dataset.samples] == [
         {"n": "007", "text": '  1,5 "x" '},
@@ -123,7 +124,7 @@ def test_csv_cells_are_kept_exactly_as_they_came(csv_file):
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
-def test_byte_order_marks_line_ends_and_blank_lines_are_no_data(tmp_path, mark, newline):
+def test_byte_order_marks_line_ends_and_blank_lines_are_ignored(tmp_path, mark, newline):
     line = '{"image": "ü.png", "question": "Größe?"}'
     for suffix, lines in {"ndjson": ["", line, "  ", line], "csv": ["", "image,question", "", "ü.png,Größe?"]}.items():
         path = tmp_path / f"data.{suffix}"
@@ -140,12 +141,12 @@ DEEP = '{"image": "a.png", "question": "b?", "x": ' + "[" * 101 + "]" * 101 + "}
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ('{"image": "a.png", "question": ', "no JSON that can be read"),
-        ("no JSON", "no JSON that can be read"),
-        ("[" * 100_000, "no JSON that can be read"),
-        ('{"x": ' + "9" * 5000 + "}", "no JSON that can be read"),
-        ("[1, 2]", "no JSON object"),
-        ("null", "no JSON object"),
+        ('{"image": "a.png", "question": ', "it cannot be read as JSON"),
+        ("not JSON", "it cannot be read as JSON"),
+        ("[" * 100_000, "it cannot be read as JSON"),
+        ('{"x": ' + "9" * 5000 + "}", "it cannot be read as JSON"),
+        ("[1, 2]", "it is not a JSON object"),
+        ("null", "it is not a JSON object"),
         (b'{"image": "a.png", "question": "caf\xe9"}', "not encoded as UTF-8"),
         (DEEP, "more than 100 deep"),
         ('{"image": "a.png", "question": "\\ud800"}', "half of a surrogate pair"),
@@ -157,11 +158,11 @@ DEEP = '{"image": "a.png", "question": "b?", "x": ' + "[" * 101 + "]" * 101 + "}
         ({**PAIR, "image": {"bytes": "x" * 500}}, r"the image is \{.*\.\.\., not text"),
         ({**PAIR, "image": []}, r"the image is \[\]"),
         ({**PAIR, "image": ["a.png", None]}, "a list must hold one or more paths"),
-        ({**PAIR, "image": ""}, "names no image"),
+        ({**PAIR, "image": ""}, "the image path '' is blank"),
         ({**PAIR, "image": "../a.png"}, "lies outside the image folder"),
         ({**PAIR, "image": ["a.png", "/etc/passwd"]}, "lies outside the image folder"),
         ({**PAIR, "image": "https://example.org/a.png"}, "is a URL"),
-        ({**PAIR, "image": "a\0.png"}, "is no usable path"),
+        ({**PAIR, "image": "a\0.png"}, "is not a usable path"),
         ({**PAIR, "question": None}, "the question is null, not text"),
         ({**PAIR, "question": 17}, "the question is 17, not text"),
         ({**PAIR, "question": ""}, "the question is empty"),
@@ -170,7 +171,7 @@ DEEP = '{"image": "a.png", "question": "b?", "x": ' + "[" * 101 + "]" * 101 + "}
         ({**PAIR, "id": True}, "the id is true; give text or a whole number"),
     ],
 )
-def test_a_bad_row_fails_with_file_and_line_and_the_others_go_on(jsonl, row, reason):
+def test_a_bad_row_fails_with_file_and_line_and_the_others_are_read(jsonl, row, reason):
     path = jsonl(PAIR, "", row, PAIR)
     dataset = read_table(path)
     with pytest.raises(SampleError, match=reason):
@@ -181,7 +182,7 @@ def test_a_bad_row_fails_with_file_and_line_and_the_others_go_on(jsonl, row, rea
     assert [sample.input_index for sample in dataset.samples] == [0, 2]
 
 
-def test_a_failed_row_keeps_a_given_id_and_else_gets_one_from_its_text(jsonl):
+def test_a_failed_row_keeps_its_id_or_gets_one_from_its_text(jsonl):
     dataset = read_table(jsonl(PAIR, {**PAIR, "id": "q1", "question": ""}, "broken", b"broken \xff"))
     assert [failure.sample_id for failure in dataset.failures] == [
         "q1",
@@ -200,15 +201,18 @@ def test_a_valid_surrogate_pair_and_a_nul_in_a_question_are_text(jsonl):
     [
         ("a.png,b?", "it has 2 cells, the header 3"),
         ("a.png,b?,c,d", "it has 4 cells, the header 3"),
-        ("a.png,b?," + "x" * 1_000_001, "column 'n' has 1,000,001 characters; at most 1,000,000 are kept"),
+        (
+            "a.png,b?," + "x" * 1_000_001,
+            "column 'n' has 1,000,001 characters; only images may have more than 1,000,000.",
+        ),
         (b"a.png,caf\xe9?,x", "it is not encoded as UTF-8"),
-        ("a.png,b\rc.png,d?", "a carriage return stands outside of quotes"),
-        ('a.png,b?,"x"y', "no CSV that can be read"),
+        ("a.png,b\rc.png,d?", "a carriage return is outside quotes"),
+        ('a.png,b?,"x"y', "it cannot be read as CSV"),
         ("a.png,,x", "the question is empty"),
         ("../a.png,b?,x", "lies outside"),
     ],
 )
-def test_a_bad_csv_row_fails_with_file_and_line_and_the_others_go_on(csv_file, line, reason):
+def test_a_bad_csv_row_fails_with_file_and_line_and_the_others_are_read(csv_file, line, reason):
     line = line if isinstance(line, bytes) else line.encode()
     path = csv_file(b'image,question,n\na.png,"Two\nlines?",1\n' + line + b"\na.png,b?,2\n")
     dataset = read_table(path)
@@ -220,7 +224,7 @@ def test_a_bad_csv_row_fails_with_file_and_line_and_the_others_go_on(csv_file, l
 
 def test_a_quote_that_is_never_closed_is_reported(csv_file):
     dataset = read_table(csv_file('image,question\na.png,b?\na.png,"open\na.png,c?\n'))
-    assert "line 3: it is no CSV that can be read" in only_failure(dataset)
+    assert "line 3: it cannot be read as CSV" in only_failure(dataset)
 
 
 @pytest.mark.parametrize(
@@ -230,15 +234,19 @@ def test_a_quote_that_is_never_closed_is_reported(csv_file):
         ("data", b"", "supported are"),
         ("data.jsonl", b"", "no row with values.*it is empty"),
         ("data.jsonl", b"\n \n", "it is empty"),
-        ("data.jsonl", b'[\n{"image": "a"},\n]', "one JSON object per line; line 1: it is no JSON"),
+        ("data.jsonl", b'[\n{"image": "a"},\n]', "one JSON object per line; line 1: it cannot be read as JSON"),
         ("data.jsonl", b"{}\n", "line 1: it names no values"),
         ("data.jsonl", '{"image": "a"}'.encode("utf-16"), "UTF-16; save it as UTF-8"),
         (
             "data.jsonl",
             b'{"img": "a", "question": "b"}',
-            "no column 'image'; it has 'img', 'question': .*--image-column",
+            "no column 'image'; it has 'img', 'question': choose one with image_column",
         ),
-        ("data.jsonl", b'{"image": "a", "text": "b"}', "no column 'question'; it has 'image', 'text': .*--question-c"),
+        (
+            "data.jsonl",
+            b'{"image": "a", "text": "b"}',
+            "no column 'question'; it has 'image', 'text': choose one with question_column",
+        ),
         ("data.csv", b"", "is empty; its first row must name the columns"),
         ("data.csv", b"\n\n", "is empty"),
         ("data.csv", "image,question\na,b".encode("utf-16-be"), "no column 'image'"),
@@ -246,7 +254,7 @@ def test_a_quote_that_is_never_closed_is_reported(csv_file):
         ("data.csv", b"image,qu\xe9stion\na,b", r"is not encoded as UTF-8 \(line 1\)"),
         ("data.csv", b"image;question\na;b", "no column 'image'; it has 'image;question'"),
         ("data.csv", b"image,question,n,n\n", "several columns named 'n'"),
-        ("data.csv", b'image,"question', "header that is no CSV"),
+        ("data.csv", b'image,"question', "has a bad header: it cannot be read as CSV: a quote is not closed"),
     ],
 )
 def test_a_wrong_table_is_refused_as_a_whole(tmp_path, name, content, message):
@@ -257,36 +265,42 @@ def test_a_wrong_table_is_refused_as_a_whole(tmp_path, name, content, message):
     assert str(path) in str(refusal.value)
 
 
-def test_a_path_that_is_no_file_is_refused_as_a_whole(tmp_path):
+def test_a_path_that_is_not_a_file_is_refused(tmp_path):
     (tmp_path / "folder.csv").mkdir()
     os.mkfifo(tmp_path / "pipe.jsonl")
-    for name, reason in {"folder.csv": "no regular", "pipe.jsonl": "no regular", "none.csv": "does not exist"}.items():
+    for name, reason in {
+        "folder.csv": "is a folder without .parquet",
+        "pipe.jsonl": "is not a regular file",
+        "none.csv": "does not exist",
+    }.items():
         with pytest.raises(MidsightError, match=reason):
             read_table(tmp_path / name)
 
 
 def test_columns_can_be_chosen_and_must_exist(jsonl):
     path = jsonl({"img": "a.png", "q": "b?", "label": "yes", "key": 7, "answer": "kept", "id": 3})
-    dataset = read_table(path, image_column="img", question_column="q", answer_column="label", id_column="key")
+    dataset = read_table(
+        path, DatasetOptions(image_column="img", question_column="q", answer_column="label", id_column="key")
+    )
     (sample,) = dataset.samples
     assert (sample.sample_id, sample.image, sample.question) == ("7", "a.png", "b?")
     assert sample.reference_answers == ("yes",)
     assert sample.extras == {"answer": "kept", "id": 3}
     for role in ("image", "question", "answer", "id"):
         columns: dict[str, Any] = {"image_column": "img", "question_column": "q", f"{role}_column": "nope"}
-        with pytest.raises(MidsightError, match=f"no column 'nope'; it has 'img'.*--{role}-column"):
-            read_table(path, **columns)
+        with pytest.raises(MidsightError, match=f"no column 'nope'; it has 'img'.*: choose one with {role}_column\\."):
+            read_table(path, DatasetOptions(**columns))
 
 
 def test_a_column_with_a_chosen_role_gets_no_second_one(jsonl):
     path = jsonl({"id": "a.png", "answer": "b?"}, {"id": "a.png", "answer": "b?"})
-    dataset = read_table(path, image_column="id", question_column="answer")
+    dataset = read_table(path, DatasetOptions(image_column="id", question_column="answer"))
     assert [sample.sample_id for sample in dataset.samples] == [make_sample_id(row, "a.png", "b?") for row in (0, 1)]
     assert [sample.reference_answers for sample in dataset.samples] == [(), ()]
     assert dataset.extras == {}
 
 
-def test_ids_are_text_and_rows_without_one_get_theirs(jsonl):
+def test_ids_are_text_and_rows_without_one_get_a_made_id(jsonl):
     dataset = read_table(jsonl({**PAIR, "id": 7}, PAIR, {**PAIR, "id": None}, {**PAIR, "id": " "}, {**PAIR, "id": "x"}))
     made = [make_sample_id(index, "a.png", "What is it?") for index in range(5)]
     assert [sample.sample_id for sample in dataset.samples] == ["7", *made[1:4], "x"]
@@ -303,7 +317,7 @@ def test_ids_that_repeat_are_refused_with_both_lines(jsonl, ids):
     assert repr(str(ids[-1])) in str(refusal.value)
 
 
-def test_a_failed_row_counts_among_repeats(jsonl):
+def test_the_id_of_a_failed_row_must_be_unique_too(jsonl):
     with pytest.raises(MidsightError, match="'x' twice, in line 1 and line 2"):
         read_table(jsonl({**PAIR, "id": "x"}, {**PAIR, "id": "x", "question": ""}))
 
@@ -378,7 +392,7 @@ def test_a_limit_keeps_the_first_rows_and_the_hash_of_the_whole_file(jsonl, csv_
     assert dataset.sha256 == read_table(path).sha256
     assert read_table(csv_file("image,question\na,b\nc,d\ne,f\n"), limit=2).rows == 2
     assert read_table(path, limit=99).rows == 4
-    with pytest.raises(MidsightError, match="The limit is 0"):
+    with pytest.raises(MidsightError, match="limit is 0; give 1 or more"):
         read_table(path, limit=0)
 
 
@@ -395,7 +409,7 @@ JSONL_LINES = (OBJECTS | GOOD | st.builds(lambda a, b: {**a, **b}, OBJECTS, GOOD
 ) | st.binary(max_size=40)
 
 
-def check_that_nothing_is_lost(name: str, content: bytes) -> None:
+def assert_nothing_is_lost(name: str, content: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / name
         path.write_bytes(content)
@@ -403,11 +417,11 @@ def check_that_nothing_is_lost(name: str, content: bytes) -> None:
             dataset = read_table(path)
         except MidsightError:
             return
-    outcomes = sorted((*dataset.samples, *dataset.failures), key=lambda outcome: outcome.input_index)
-    assert [outcome.input_index for outcome in outcomes] == list(range(dataset.rows))
-    assert len({outcome.sample_id for outcome in outcomes}) == dataset.rows
+    rows = sorted((*dataset.samples, *dataset.failures), key=lambda row: row.input_index)
+    assert [row.input_index for row in rows] == list(range(dataset.rows))
+    assert len({row.sample_id for row in rows}) == dataset.rows
     for group in (dataset.samples, dataset.failures):
-        assert [outcome.input_index for outcome in group] == sorted(outcome.input_index for outcome in group)
+        assert [row.input_index for row in group] == sorted(row.input_index for row in group)
     for failure in dataset.failures:
         failure.reason.encode()
         failure.sample_id.encode()
@@ -421,13 +435,13 @@ def check_that_nothing_is_lost(name: str, content: bytes) -> None:
 
 @given(st.lists(JSONL_LINES, max_size=6))
 def test_whatever_jsonl_holds_each_row_is_a_sample_or_a_failure(lines):
-    check_that_nothing_is_lost("data.jsonl", b"\n".join([json.dumps(PAIR).encode(), *lines]))
+    assert_nothing_is_lost("data.jsonl", b"\n".join([json.dumps(PAIR).encode(), *lines]))
 
 
 @given(st.lists(st.lists(st.text(max_size=6), max_size=4).map(",".join) | st.text(max_size=20), max_size=6))
 def test_whatever_csv_holds_each_row_is_a_sample_or_a_failure(lines):
     text = "\n".join(["image,question,extra", *lines])
-    check_that_nothing_is_lost("data.csv", text.encode())
+    assert_nothing_is_lost("data.csv", text.encode())
 
 
 def test_pairs_from_python_become_samples(tmp_path):
@@ -444,7 +458,7 @@ def test_pairs_from_python_become_samples(tmp_path):
     assert (dataset.path, dataset.rows, dataset.extras) == (None, 4, {})
 
 
-def test_samples_from_python_keep_their_ids_and_get_their_place():
+def test_samples_from_python_keep_their_ids_and_get_their_position():
     given_sample = Sample("mine", 90, (Path("a.png"), Path("b.png")), "What?", extras={"n": 3})
     dataset = make_samples([("c.png", "d?"), given_sample])
     assert dataset.samples[1].sample_id == "mine"
@@ -479,14 +493,14 @@ def test_the_hash_of_pairs_covers_images_questions_and_order():
         (Sample("x", 0, (b"",), "b?", extras={"n": object()}), "cannot be stored"),
     ],
 )
-def test_bad_pairs_fail_and_the_others_go_on(sample, reason):
+def test_bad_pairs_fail_and_the_others_are_kept(sample, reason):
     dataset = make_samples([("a.png", "b?"), sample, ("a.png", "c?")])
     assert reason in only_failure(dataset)
     assert [kept.input_index for kept in dataset.samples] == [0, 2]
 
 
 @pytest.mark.parametrize("item", ["a.png", ("a.png",), ("a.png", 5), (5, "b?"), {"image": "a"}, None, ("a", "b", "c")])
-def test_an_item_that_is_no_pair_is_a_wrong_call(item):
+def test_an_item_that_is_not_a_pair_is_refused(item):
     with pytest.raises(MidsightError, match=r"Item 1 is .*give \(image, question\) pairs"):
         make_samples([("a.png", "b?"), item])
 

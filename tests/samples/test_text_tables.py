@@ -1,4 +1,4 @@
-"""CSV, TSV and JSON arrays: every record where it begins, whatever stands in it, and broken ones alone."""
+"""CSV, TSV and JSON arrays: rows are located and read again, and a broken row fails alone."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from midsight.errors import MidsightError
 from midsight.samples import json_rows, rows
-from midsight.samples.delimited import delimited_rows, header, split_record
+from midsight.samples.delimited import delimited_rows, header, split_row
 from midsight.samples.json_rows import array_rows, json_cells
-from midsight.samples.places import TextPlace
+from midsight.samples.locations import TextLocation
 from midsight.samples.tables import read_table
 
 CELLS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12) | st.sampled_from(
@@ -35,7 +35,7 @@ def written(table: list[list[str]], delimiter: str, line_end: str) -> bytes:
 
 
 @given(st.data(), st.sampled_from([",", "\t"]), st.sampled_from(["\n", "\r\n"]))
-def test_what_csv_wrote_is_read_as_it_was_and_once_more_from_its_place(tmp_path_factory, data, delimiter, line_end):
+def test_csv_is_read_as_written_and_again_by_location(tmp_path_factory, data, delimiter, line_end):
     width = data.draw(st.integers(2, 4))
     table = data.draw(st.lists(st.lists(CELLS, min_size=width, max_size=width), max_size=6))
     path = tmp_path_factory.mktemp("csv") / "a"
@@ -45,13 +45,13 @@ def test_what_csv_wrote_is_read_as_it_was_and_once_more_from_its_place(tmp_path_
     found = list(delimited_rows(path, delimiter, columns))
     assert [list(row.cells.values()) for row in found] == table
     for row in found:
-        assert isinstance(row.place, TextPlace)
-        record = content[row.place.offset_bytes : row.place.offset_bytes + row.place.length_bytes]
-        assert split_record(record, delimiter) == list(row.cells.values())
-        assert content[: row.place.offset_bytes].count(b"\n") == row.number - 1
+        assert isinstance(row.location, TextLocation)
+        text = content[row.location.offset_bytes : row.location.offset_bytes + row.location.length_bytes]
+        assert split_row(text, delimiter) == list(row.cells.values())
+        assert content[: row.location.offset_bytes].count(b"\n") == row.number - 1
 
 
-def test_what_pandas_wrote_is_read_as_it_was(tmp_path):
+def test_a_table_that_pandas_wrote_is_read_as_written(tmp_path):
     pandas = pytest.importorskip("pandas", reason="pandas writes the TSV files of VLMEvalKit; it is not installed")
     table = {"index": [1, 2], "image": ["a.png", "b.png"], "question": ['"Why\tnot?"\nSay', "It's 5\" wide, \r ok?"]}
     pandas.DataFrame(table).to_csv(tmp_path / "a.tsv", sep="\t", index=False)
@@ -70,12 +70,12 @@ def test_a_lost_quote_costs_its_own_line_and_no_other(tmp_path, broken):
     (tmp_path / "a.csv").write_text(f"image,question\n{good}{broken}\n{good}")
     dataset = read_table(tmp_path / "a.csv")
     assert [sample.question for sample in dataset.samples] == ["0, or?", "1, or?", "2, or?"] * 2
-    assert "line 5: it is no CSV that can be read: a quote is not closed" in dataset.failures[0].reason
+    assert "line 5: it cannot be read as CSV: a quote is not closed" in dataset.failures[0].reason
     assert len(dataset.failures) == 1 + broken.count("\n")
 
 
-def test_records_too_long_fail_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(rows, "MAX_RECORD_BYTES", 100)
+def test_rows_that_are_too_long_fail_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(rows, "MAX_ROW_BYTES", 100)
     long = "x" * 3_000_000
     (tmp_path / "a.csv").write_text(f'image,question\na.png,b?\na.png,{long}\na.png,"c\n{long}"\na.png,d?\n')
     dataset = read_table(tmp_path / "a.csv")
@@ -91,10 +91,10 @@ def test_records_too_long_fail_alone(tmp_path, monkeypatch):
     (tmp_path / "a.json").write_text(json.dumps([{"image": "a", "question": "b?"}, {"image": long}]))
     dataset = read_table(tmp_path / "a.json")
     assert [s.question for s in dataset.samples] == ["b?"]
-    assert "element 2: it has more than 100 bytes; what comes after is not read." in dataset.failures[0].reason
+    assert "element 2: it has more than 100 bytes; the rest of the file is not read." in dataset.failures[0].reason
 
 
-def test_a_cell_of_megabytes_is_read_and_no_limit_of_the_process_is_touched(tmp_path):
+def test_a_cell_of_megabytes_is_read_and_no_global_limit_is_changed(tmp_path):
     before = csv.field_size_limit()
     question = "What? " * 160_000
     (tmp_path / "a.csv").write_text(f'image,question\na.png,"{question}"\n')
@@ -111,9 +111,7 @@ OBJECTS = st.lists(st.dictionaries(st.text(st.characters(exclude_categories=["Cs
 
 
 @given(OBJECTS, st.sampled_from([None, 1]), st.booleans(), st.integers(1, 40))
-def test_what_json_wrote_is_read_as_it_was_and_once_more_from_its_place(
-    tmp_path_factory, objects, indent, ascii_only, chunk
-):
+def test_json_is_read_as_written_and_again_by_location(tmp_path_factory, objects, indent, ascii_only, chunk):
     path = tmp_path_factory.mktemp("json") / "a.json"
     content = json.dumps(objects, indent=indent, ensure_ascii=ascii_only).encode()
     path.write_bytes(content)
@@ -123,13 +121,13 @@ def test_what_json_wrote_is_read_as_it_was_and_once_more_from_its_place(
     assert [row.cells for row in found] == objects
     assert [row.number for row in found] == list(range(1, len(objects) + 1))
     for row in found:
-        assert isinstance(row.place, TextPlace)
-        record = content[row.place.offset_bytes : row.place.offset_bytes + row.place.length_bytes]
-        assert json_cells(record) == row.cells
+        assert isinstance(row.location, TextLocation)
+        text = content[row.location.offset_bytes : row.location.offset_bytes + row.location.length_bytes]
+        assert json_cells(text) == row.cells
 
 
 @given(st.binary(max_size=60) | st.text('[]{},":\\ \nab1', max_size=60).map(str.encode), st.integers(1, 20))
-def test_whatever_a_json_file_holds_no_byte_of_it_goes_unsaid(tmp_path_factory, content, chunk):
+def test_every_byte_of_a_json_file_is_in_a_row_or_reported(tmp_path_factory, content, chunk):
     path = tmp_path_factory.mktemp("json") / "a.json"
     path.write_bytes(content)
     with pytest.MonkeyPatch.context() as patch:
@@ -145,17 +143,17 @@ def test_whatever_a_json_file_holds_no_byte_of_it_goes_unsaid(tmp_path_factory, 
     if expected is not None and all(isinstance(item, dict) for item in expected):
         assert [row.cells for row in found] == expected
     elif not any(row.problem for row in found):
-        forgiven = re.sub(rb",(?=\s*(,|\]\s*$))|(?<=\[),", b"", content.removeprefix(b"\xef\xbb\xbf"))
-        assert len(forgiven) < len(content), "commas that part nothing are all that is forgiven"
+        without_commas = re.sub(rb",(?=\s*(,|\]\s*$))|(?<=\[),", b"", content.removeprefix(b"\xef\xbb\xbf"))
+        assert len(without_commas) < len(content), "only commas without an element between them are ignored"
 
 
 @pytest.mark.parametrize(
     ("middle", "reason"),
     [
-        ("5", "element 2: it is no JSON object"),
-        ('{"image": "a.png" "question": "b"}', "element 2: it is no JSON that can be read"),
-        ('{"image": [1}', "element 2: it is no JSON that can be read"),
-        ('{"image": {"a": 1]}}', "element 2: it is no JSON that can be read"),
+        ("5", "element 2: it is not a JSON object"),
+        ('{"image": "a.png" "question": "b"}', "element 2: it cannot be read as JSON"),
+        ('{"image": [1}', "element 2: it cannot be read as JSON"),
+        ('{"image": {"a": 1]}}', "element 2: it cannot be read as JSON"),
         ('{"image": "a.png", "question": "\\ud800"}', "element 2: it holds half of a surrogate pair"),
         ('{"image": "a.png", "question": "caf\xe9"}', "element 2: it is not encoded as UTF-8"),
     ],
@@ -173,11 +171,11 @@ def test_a_broken_element_fails_alone(tmp_path, middle, reason):
     [
         ("", "element 2: the file ends before the array does"),
         (',{"image": "a.p', "element 2: the file ends before the array does"),
-        ("] {}", "element 2: there is text behind the array"),
-        ("]]", "element 2: there is text behind the array"),
+        ("] {}", "element 2: there is text after the array"),
+        ("]]", "element 2: there is text after the array"),
     ],
 )
-def test_an_array_that_does_not_end_as_one_is_told(tmp_path, tail, reason):
+def test_an_array_that_does_not_end_properly_is_reported(tmp_path, tail, reason):
     (tmp_path / "a.json").write_text('[{"image": "a.png", "question": "b?"}' + tail)
     dataset = read_table(tmp_path / "a.json")
     assert len(dataset.samples) == 1
@@ -185,7 +183,7 @@ def test_an_array_that_does_not_end_as_one_is_told(tmp_path, tail, reason):
 
 
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf", b"\n  "])
-def test_marks_and_space_before_an_array_are_no_data(tmp_path, mark):
+def test_byte_order_marks_and_space_before_an_array_are_ignored(tmp_path, mark):
     (tmp_path / "a.json").write_bytes(mark + b'[{"image": "a.png", "question": "b?"}]')
     assert read_table(tmp_path / "a.json").rows == 1
 
@@ -196,7 +194,7 @@ def test_marks_and_space_before_an_array_are_no_data(tmp_path, mark):
         (b'{"image": "a.png"}', r"does not begin as a JSON array; write \[\{...\}, ...\], or JSONL as .jsonl"),
         (b"", "does not begin as a JSON array"),
         (b"[]", "no row with values, write one array of JSON objects; it is empty"),
-        (b"[1]", "element 1: it is no JSON object"),
+        (b"[1]", "element 1: it is not a JSON object"),
         ("[]".encode("utf-16"), "UTF-16; save it as UTF-8"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Web addresses as images: refused, or downloaded with --allow-urls, within bounds."""
+"""Web addresses as images: refused, or downloaded with allow_urls, within limits."""
 
 import json
 import threading
@@ -9,10 +9,11 @@ import pytest
 from midsight.errors import SampleError
 from midsight.samples import urls
 from midsight.samples.images import decode_image
-from midsight.samples.places import ImageUrl
+from midsight.samples.locations import ImageUrl
+from midsight.samples.options import DatasetOptions
 from midsight.samples.sample import Failure, Sample
 from midsight.samples.tables import read_table
-from pictures import encoded, picture
+from support.pictures import encoded, picture
 
 PNG = encoded(picture((32, 24), 1))
 
@@ -58,21 +59,21 @@ def address(site):
     return f"http://127.0.0.1:{site.server_address[1]}"
 
 
-def outcome(tmp_path, image, **options):
+def read_one(tmp_path, image, **options):
     (tmp_path / "data.jsonl").write_text(json.dumps({"image": image, "question": "?"}))
-    dataset = read_table(tmp_path / "data.jsonl", **options)
+    dataset = read_table(tmp_path / "data.jsonl", DatasetOptions(**options))
     return (*dataset.samples, *dataset.failures)[0]
 
 
-def test_an_address_is_refused_and_nothing_is_asked_for(site, address, tmp_path):
-    refused = outcome(tmp_path, f"{address}/a.png")
+def test_an_address_is_refused_without_a_request(site, address, tmp_path):
+    refused = read_one(tmp_path, f"{address}/a.png")
     assert isinstance(refused, Failure)
-    assert "is a URL; allow web addresses with --allow-urls" in refused.reason
+    assert "is a URL; allow web addresses with the option allow_urls, or" in refused.reason
     assert site.asked == []
 
 
 def test_an_allowed_address_is_downloaded_when_it_is_decoded(site, address, tmp_path):
-    sample = outcome(tmp_path, f"{address}/a.png", allow_urls=True)
+    sample = read_one(tmp_path, f"{address}/a.png", allow_urls=True)
     assert isinstance(sample, Sample)
     assert (sample.image, site.asked) == (f"{address}/a.png", [])
     assert decode_image(sample.images[0]).tobytes() == picture((32, 24), 1).tobytes()
@@ -80,8 +81,8 @@ def test_an_allowed_address_is_downloaded_when_it_is_decoded(site, address, tmp_
 
 
 @pytest.mark.parametrize("image", ["file:///etc/passwd", "ftp://127.0.0.1/a.png", "data:,a", "gopher://x/"])
-def test_other_schemes_are_refused_also_with_the_option(tmp_path, image):
-    assert isinstance(outcome(tmp_path, image, allow_urls=True), Failure)
+def test_other_schemes_are_refused_even_if_urls_are_allowed(tmp_path, image):
+    assert isinstance(read_one(tmp_path, image, allow_urls=True), Failure)
 
 
 @pytest.mark.parametrize(
@@ -91,13 +92,13 @@ def test_other_schemes_are_refused_also_with_the_option(tmp_path, image):
         ("/file.png", "cannot be downloaded"),
     ],
 )
-def test_what_the_web_refuses_is_one_sentence(address, url, reason):
+def test_an_error_of_the_server_is_one_sentence(address, url, reason):
     with pytest.raises(SampleError, match=reason) as caught:
         decode_image(ImageUrl(f"{address}{url}"))
     assert "\n" not in str(caught.value)
 
 
-def test_a_download_is_bounded_in_bytes_and_time(address, monkeypatch):
+def test_a_download_is_limited_in_bytes_and_time(address, monkeypatch):
     with pytest.raises(SampleError, match="has more than 100 bytes"):
         decode_image(ImageUrl(f"{address}/a.png"), max_bytes=100)
     monkeypatch.setattr(urls, "TIMEOUT_S", 0.2)
@@ -112,13 +113,13 @@ def test_only_http_and_https_are_opened(tmp_path):
             urls.download(ImageUrl(url), 10**6)
 
 
-def test_an_address_that_is_none_is_one_sentence():
+def test_an_impossible_address_is_one_sentence():
     for url in ("http://", "http://[::1", "https://127.0.0.1:1/a.png", "http://a b/"):
         with pytest.raises(SampleError, match="cannot be downloaded"):
             decode_image(ImageUrl(url))
 
 
-def test_whether_addresses_are_allowed_is_an_option_of_the_run(address, tmp_path):
+def test_whether_urls_are_allowed_is_among_the_options(address, tmp_path):
     (tmp_path / "data.jsonl").write_text(json.dumps({"image": f"{address}/a.png", "question": "?"}))
-    assert read_table(tmp_path / "data.jsonl", allow_urls=True).options["--allow-urls"] is True
-    assert "--allow-urls" not in read_table(tmp_path / "data.jsonl").options
+    assert read_table(tmp_path / "data.jsonl", DatasetOptions(allow_urls=True)).options["allow_urls"] is True
+    assert read_table(tmp_path / "data.jsonl").options["allow_urls"] is False

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from midsight.errors import CommitError, DamagedRunError, RunError
-from midsight.store import RunWriter, compact, open_run, spec
-from store.made_up import QUERY_0, content_of, files_of, make_failure, make_record, make_spec, write_run
+from midsight.store import RunWriter, compact, open_run
+from support.made_up import QUERY_0, content_of, files_of, make_failure, make_record, make_spec, write_run
 
 TESTS = str(Path(__file__).parents[1])
 
@@ -89,7 +89,6 @@ def test_parts_grow_to_the_target_and_large_ones_stay_as_they_are(tmp_path):
     write_run(untouched, [make_record(i) for i in range(30)], commit_seconds=0)
     compact.compact(untouched, target_bytes=1)
     assert len(open_run(untouched).commits) == 10
-    assert open_run(untouched).spec.format_version == 1
     assert content_of(tmp_path) == before == content_of(untouched)
 
 
@@ -119,19 +118,18 @@ def test_the_last_failure_of_a_sample_still_counts(tmp_path):
     assert len(failures) == 4  # also those that were tried again
 
 
-def test_readers_of_the_first_format_refuse_a_compacted_run(run_folder, monkeypatch):
-    assert open_run(run_folder).spec.format_version == 1
+def test_compaction_leaves_run_json_as_it_is(run_folder):
+    before = (run_folder / "run.json").read_bytes()
     compact.compact(run_folder)
-    assert open_run(run_folder).spec == spec.read_spec(run_folder)
-    monkeypatch.setattr(spec, "FORMAT_VERSION", 1)
-    with pytest.raises(RunError, match=r"in format 2; this is midsight .*, which reads formats up to 1"):
-        open_run(run_folder)
+    assert any(commit.replaces for commit in open_run(run_folder).commits)
+    assert (run_folder / "run.json").read_bytes() == before
+    assert open_run(run_folder).spec.format_version == 1
 
 
 def test_a_run_opened_before_says_that_it_must_be_opened_again(run_folder):
     run = open_run(run_folder)
     compact.compact(run_folder)
-    with pytest.raises(RunError, match="was compacted or mended after it was opened; open it again") as caught:
+    with pytest.raises(RunError, match="was compacted or fixed after it was opened; open it again") as caught:
         run.matrix(QUERY_0)
     assert not isinstance(caught.value, DamagedRunError)
 
@@ -157,7 +155,7 @@ def test_a_shard_that_is_written_is_not_compacted_and_no_writer_starts_meanwhile
     write_run(run_folder, [])
 
 
-def test_a_merged_part_that_reads_back_otherwise_is_not_committed(run_folder, monkeypatch):
+def test_a_merged_part_that_reads_back_differently_is_not_committed(run_folder, monkeypatch):
     before, names = content_of(run_folder), sorted(run_folder.rglob("parts/*"))
 
     def write_badly(path, data):
@@ -171,20 +169,20 @@ def test_a_merged_part_that_reads_back_otherwise_is_not_committed(run_folder, mo
     monkeypatch.undo()
     encode = compact.encode_part
 
-    def encode_otherwise(table):
+    def encode_differently(table):
         column = table.schema.get_field_index("score")
         return encode(
             table.set_column(column, table.schema.field(column), table.column("score").take([0] * len(table)))
         )
 
-    monkeypatch.setattr(compact, "encode_part", encode_otherwise)
+    monkeypatch.setattr(compact, "encode_part", encode_differently)
     with pytest.raises(RunError, match="does not read back as it was written; check the disk"):
         compact.compact(run_folder)
     assert content_of(run_folder) == before
     assert sorted(run_folder.rglob("parts/*")) == names
 
 
-def test_bits_tell_negative_zero_from_zero_and_let_nan_equal_itself(tmp_path):
+def test_bits_tell_negative_zero_from_zero_and_nan_equals_itself(tmp_path):
     values = [0.0, -0.0, float("nan"), None]
     records = [make_record(i, extras={"score": value}) for i, value in enumerate(values)]
     write_run(tmp_path, records, commit_seconds=0)
@@ -244,11 +242,11 @@ def test_killed_at_any_step_the_run_reads_the_same(tmp_path, monkeypatch, seed):
     path = tmp_path / "counted"
     shutil.copytree(original, path)
     with monkeypatch.context() as patched:
-        disk = Disk(patched, watch=lambda: content_of(path) == before or pytest.fail("it reads otherwise"))
+        disk = Disk(patched, watch=lambda: content_of(path) == before or pytest.fail("it reads differently"))
         compact.compact(path)
     assert len(list((path / "parts").iterdir())) == 4
     assert disk.steps > 20
-    mended_by_writer = 0
+    cleaned_by_writer = 0
     for last in range(disk.steps):
         path = tmp_path / str(last)
         shutil.copytree(original, path)
@@ -265,12 +263,12 @@ def test_killed_at_any_step_the_run_reads_the_same(tmp_path, monkeypatch, seed):
             left = set((path / "parts").iterdir())
             visible = {f"{commit.shard[0]}-of-2-{commit.counter:06d}" for commit in open_run(path).commits}
             assert {file.stem for file in left} == visible, last
-            mended_by_writer += merged and left < names
+            cleaned_by_writer += merged and left < names
         compact.compact(path)
         assert content_of(path) == before, last
         assert len(list((path / "parts").iterdir())) == 4, last
         shutil.rmtree(path)
-    assert mended_by_writer
+    assert cleaned_by_writer
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
@@ -296,7 +294,6 @@ KILLING = """
     import os, shutil, signal, sys
     from pathlib import Path
     from midsight.store import compact, commits
-    from midsight.store.layout import RUN_JSON
 
     original, folder, point, times = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
 
@@ -358,7 +355,7 @@ def test_a_real_kill_at_a_named_point_leaves_the_run_as_it_reads(run_folder, tmp
     for i in range(10):
         path = tmp_path / str(i)
         assert content_of(path) == before
-        assert len(list((path / "parts").iterdir())) > 4  # it was killed on the way
+        assert len(list((path / "parts").iterdir())) > 4  # it was killed halfway
         compact.compact(path)
         assert content_of(path) == before
         assert len(list((path / "parts").iterdir())) == 4
@@ -387,11 +384,11 @@ def test_readers_see_the_same_rows_while_it_is_compacted_again_and_again(tmp_pat
         reader.join()
     assert all(reads)
     assert len(reads) > 5
-    # Between opening and reading a part may go; that is said, and never called damage.
+    # A part may go between opening and reading; the error says that and does not call it damage.
     assert not [error for error in errors if isinstance(error, DamagedRunError)]
 
 
-def test_an_old_record_that_came_back_damaged_is_not_looked_at(run_folder):
+def test_an_old_record_that_came_back_damaged_is_ignored(run_folder):
     old = {file: file.read_bytes() for file in (run_folder / "parts").iterdir()}
     compact.compact(run_folder)
     before = content_of(run_folder)

@@ -1,3 +1,5 @@
+import json
+import re
 import shutil
 
 import pyarrow.parquet as pq
@@ -5,8 +7,10 @@ import pytest
 
 from midsight.errors import DamagedRunError
 from midsight.store import RunWriter, open_run
+from midsight.store.compact import compact
+from midsight.store.files import write_sealed_json
 from midsight.store.schema import run_schema
-from store.made_up import QUERY_0, VISION, files_of, make_failure, make_record, make_spec, write_run
+from support.made_up import QUERY_0, RUN_ID, VISION, files_of, make_failure, make_record, make_spec, write_run
 
 
 @pytest.fixture
@@ -22,7 +26,7 @@ def everything(path):
     return list(run.batches(run.columns)), run.failures(), len(run)
 
 
-def outcome(path):
+def read_or_error(path):
     """What a run returns, or the DamagedRunError that it raises instead."""
     try:
         return everything(path)
@@ -46,7 +50,7 @@ def test_no_flipped_bit_of_a_part_goes_unnoticed(run_folder):
     noticed = harmless = 0
     for position in sorted(positions):
         file.write_bytes(flipped(good, position, position % 8))
-        found = outcome(run_folder)
+        found = read_or_error(run_folder)
         if isinstance(found, DamagedRunError):
             assert file.name in str(found)
             noticed += 1
@@ -61,7 +65,7 @@ def test_no_flipped_bit_of_a_part_goes_unnoticed(run_folder):
 def test_a_page_header_is_covered_by_more_than_the_page_checksum(run_folder):
     file = files_of(run_folder, ".parquet")[0]
     good = file.read_bytes()
-    index = run_schema(make_spec()).names.index(QUERY_0)
+    index = run_schema(make_spec().columns).names.index(QUERY_0)
     start = pq.read_metadata(file).row_group(0).column(index).data_page_offset
     original = pq.read_table(file, columns=[QUERY_0])
     silent = 0
@@ -80,7 +84,7 @@ def test_a_page_header_is_covered_by_more_than_the_page_checksum(run_folder):
 
 def test_damage_in_one_column_leaves_the_others_readable(run_folder):
     file = files_of(run_folder, ".parquet")[0]
-    index = run_schema(make_spec()).names.index(QUERY_0)
+    index = run_schema(make_spec().columns).names.index(QUERY_0)
     start = pq.read_metadata(file).row_group(0).column(index).data_page_offset
     expected = open_run(run_folder).matrix(VISION)
     file.write_bytes(flipped(file.read_bytes(), start + 50, 3))
@@ -135,7 +139,7 @@ def test_no_flipped_bit_of_a_commit_record_goes_unnoticed(tmp_path):
     good = file.read_bytes()
     for position in range(0, len(good), 3):
         file.write_bytes(flipped(good, position, position % 8))
-        found = outcome(tmp_path)
+        found = read_or_error(tmp_path)
         assert file.stem in str(found) if isinstance(found, DamagedRunError) else found == expected
 
 
@@ -147,7 +151,7 @@ def test_a_lost_record_among_others_is_named(run_folder):
     assert first.exists()
 
 
-def test_a_damaged_commit_is_mended_as_the_error_says(run_folder):
+def test_the_remedy_in_the_error_works_for_a_damaged_commit(run_folder):
     part = files_of(run_folder, ".parquet")[1]
     part.write_bytes(b"")
     with pytest.raises(
@@ -170,3 +174,55 @@ def test_an_unreadable_file_is_not_called_damaged(run_folder, monkeypatch):
     monkeypatch.setattr("pathlib.Path.open", refuse)
     with pytest.raises(DamagedRunError, match="cannot be read: Permission denied; check the disk and its permissions"):
         run.sample_ids()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("colour", "red", "colour does not belong there"),
+        ("run_id", ..., "run_id is missing"),
+        ("part", [], "part is [] instead of an object"),
+        ("failures", [{"sample_id": "s1"}], "failures[0].input_index is missing"),
+        ("replaces", None, "replaces is null instead of a list"),
+        ("replaces", ["0"], 'replaces[0] is "0" instead of a whole number'),
+    ],
+)
+def test_each_kind_of_wrong_json_in_a_commit_record_is_damage_and_named(run_folder, key, value, said):
+    file = files_of(run_folder, ".json")[1]
+    content = {name: old for name, old in json.loads(file.read_text()).items() if name not in (key, "seal")}
+    write_sealed_json(file, content if value is ... else {**content, key: value})
+    sentence = (
+        f"The commit record {file} is damaged: {said}; delete it and {file.stem}.parquet, "
+        "and run the same extract command again."
+    )
+    with pytest.raises(DamagedRunError, match=f"^{re.escape(sentence)}$"):
+        open_run(run_folder)
+
+
+def test_a_commit_copied_from_another_run_is_named(run_folder, tmp_path_factory):
+    other = tmp_path_factory.mktemp("other")
+    write_run(other, [make_record(i) for i in range(9, 18)], make_spec(run_id="of another run"), commit_seconds=0)
+    record = files_of(run_folder, ".json")[2]
+    for file in (record, record.with_suffix(".parquet")):
+        shutil.copy(other / "parts" / file.name, file)
+    sentence = (
+        f"The commit record {record} was copied from another run: its run id is of another run, and the id of this "
+        f"run is {RUN_ID}; delete it and {record.stem}.parquet, and run the same extract command again."
+    )
+    for act in (lambda: open_run(run_folder), lambda: write_run(run_folder, []), lambda: compact(run_folder)):
+        with pytest.raises(DamagedRunError, match=f"^{re.escape(sentence)}$"):
+            act()
+
+
+def test_a_renamed_commit_is_named(run_folder):
+    record = files_of(run_folder, ".json")[2]
+    renamed = record.with_stem("0-of-1-000003")
+    record.with_suffix(".parquet").rename(renamed.with_suffix(".parquet"))
+    record.rename(renamed)
+    sentence = (
+        f"The commit record {renamed} was renamed: it was written as {record.stem}; delete it and "
+        f"{renamed.stem}.parquet, and run the same extract command again."
+    )
+    for act in (lambda: open_run(run_folder), lambda: write_run(run_folder, []), lambda: compact(run_folder)):
+        with pytest.raises(DamagedRunError, match=f"^{re.escape(sentence)}$"):
+            act()

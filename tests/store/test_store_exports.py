@@ -21,15 +21,15 @@ from midsight.store.compact import compact
 from midsight.store.csv_export import neutral
 from midsight.store.exports import FORMATS, export_run, read_ids
 from midsight.store.parts import digest_part, encode_part
-from midsight.store.schema import records_to_table
-from store.made_up import QUERY_0, VISION, WIDTHS, files_of, make_record, make_spec, write_run
+from midsight.store.schema import StoreDtype, records_to_table
+from support.made_up import QUERY_0, VISION, WIDTHS, files_of, make_record, make_spec, write_run
 
 ARRAYS = [name for name in FORMATS if name != "csv"]
 NUMBERS = ["year", "score", "hard", "prompt_tokens", "first_token_entropy"]
 TESTS = str(Path(__file__).parents[1])
 
 
-def write_mixed(path, store_dtype="float32"):
+def write_mixed(path, store_dtype: StoreDtype = "float32"):
     """Forty rows in two shards, stored in an order that is not the dataset's."""
     spec = make_spec(store_dtype=store_dtype)
     order = np.random.default_rng(3).permutation(40)
@@ -68,7 +68,7 @@ def load(out, format):
 
 def stored(run, column):
     """One vector column as it is stored, rows in dataset order."""
-    dtype = np.dtype(run.spec.store_dtype)
+    dtype = np.dtype(run.spec.request.store_dtype)
     return np.array([make_record(i).vectors[column] for i in range(len(run))], np.float32).astype(dtype)
 
 
@@ -79,7 +79,7 @@ def test_exported_arrays_are_the_stored_ones_bit_for_bit_in_dataset_order(run, t
     found = load(out, format)
     assert set(found) == {"sample_id", "input_index", "image_id", *WIDTHS}
     for column in WIDTHS:
-        assert found[column].dtype == np.dtype(run.spec.store_dtype)
+        assert found[column].dtype == np.dtype(run.spec.request.store_dtype)
         assert found[column].shape == (40, WIDTHS[column])
         assert found[column].tobytes() == stored(run, column).tobytes()
     assert found["input_index"].tolist() == list(range(40))
@@ -151,7 +151,7 @@ def test_csv_holds_every_column_without_vectors(one_run, tmp_path):
 HOSTILE = ["=1+1", "+1", "-1", "@SUM(A1)", "\tx", "\r=x", "\nx", "＝1", "'quoted", "plain", " =1", "a,b", 'a"b', "a\rb"]
 
 
-def test_no_cell_or_header_starts_a_formula_and_each_text_can_be_had_back(tmp_path):
+def test_no_cell_or_header_starts_a_formula_and_every_text_can_be_recovered(tmp_path):
     spec = make_spec(extras={"=cmd": "string", "n": "float64"})
     records = [
         make_record(i, sample_id=f"{text}{i}", question=text, extras={"=cmd": text, "n": -1.5})
@@ -169,7 +169,7 @@ def test_no_cell_or_header_starts_a_formula_and_each_text_can_be_had_back(tmp_pa
     assert neutral("") == ""
 
 
-def test_csv_tells_numbers_in_the_fewest_digits_that_read_back_the_same(tmp_path):
+def test_csv_writes_numbers_with_the_fewest_digits_that_read_back_the_same(tmp_path):
     values = [0.1, 1e-30, 3.4e38, 1 / 3, 0.0]
     write_run(tmp_path / "run", [make_record(i, first_token_entropy=value) for i, value in enumerate(values)])
     out = export_run(open_run(tmp_path / "run"), tmp_path / "out.csv", "csv", columns=["first_token_entropy"])
@@ -185,7 +185,7 @@ def test_missing_values_are_empty_cells_and_refused_by_arrays(tmp_path):
     assert read_csv(out)[1] == ["s0", "0", "", "", "", ""]
     for column in ("answer", "year"):
         for format in ARRAYS:
-            with pytest.raises(MidsightError, match=f"column {column} has rows without a value, .* use --format csv"):
+            with pytest.raises(MidsightError, match=f"column {column} has rows without a value, .* use format='csv'"):
                 export_run(run, tmp_path / "out", format, columns=[column])
     assert export_run(run, tmp_path / "out", "npy", columns=["year"], samples=["s1"])
     assert sorted(file.name for file in tmp_path.iterdir()) == ["out", "out.csv", "run"]
@@ -196,12 +196,12 @@ def test_missing_values_are_empty_cells_and_refused_by_arrays(tmp_path):
     [
         ({"format": "xls"}, "format 'xls' is unknown; choose from hdf5, safetensors, npz, npy, csv"),
         ({"columns": ["nothing"]}, r"has no column 'nothing'; it has sample_id, input_index, "),
-        ({"columns": ["answer_token_ids"]}, "column answer_token_ids holds lists, which npz cannot; use --format csv"),
+        ({"columns": ["answer_token_ids"]}, "column answer_token_ids holds lists, which npz cannot; use format='csv'"),
         (
             {"columns": [QUERY_0], "format": "csv"},
-            f"column {QUERY_0} holds vectors, which csv cannot; use --format npy",
+            f"column {QUERY_0} holds vectors, which csv cannot; use format='npy'",
         ),
-        ({"samples": ["s1", "s99", "t"]}, "does not hold 2 of the samples, 's99' for one"),
+        ({"samples": ["s1", "s99", "t"]}, "does not hold 2 of the samples, for example 's99'; take them off the list"),
     ],
 )
 def test_what_cannot_be_exported_is_refused(one_run, tmp_path, arguments, sentence):
@@ -215,7 +215,9 @@ def test_texts_that_an_array_would_change_are_refused(tmp_path, text, why):
     write_run(tmp_path / "run", [make_record(0, question=text)])
     run = open_run(tmp_path / "run")
     for format in ARRAYS:
-        with pytest.raises(MidsightError, match=f"A text of the column question {why}, which {format} cannot hold"):
+        with pytest.raises(
+            MidsightError, match=f"A text of the column question {why}, which {format} cannot hold; use format='csv'"
+        ):
             export_run(run, tmp_path / "out", format, columns=["question"])
     assert read_csv(export_run(run, tmp_path / "out", "csv"))[1][4] == text
 
@@ -228,7 +230,7 @@ def test_texts_in_other_scripts_come_back(tmp_path, format):
     assert load(out, format)["sample_id"].tolist() == [f"{text}{i}" for i, text in enumerate(texts)]
 
 
-def test_column_names_that_are_no_file_names_are_written_in_percent_signs(tmp_path):
+def test_column_names_that_are_not_file_names_are_percent_encoded(tmp_path):
     spec = make_spec(extras={"../up": "int64", "a/b": "int64"})
     write_run(tmp_path / "run", [make_record(0, extras={"../up": 1, "a/b": 2})], spec)
     run = open_run(tmp_path / "run")
@@ -239,11 +241,11 @@ def test_column_names_that_are_no_file_names_are_written_in_percent_signs(tmp_pa
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_what_is_there_is_kept_unless_told(one_run, tmp_path, format):
+def test_an_existing_file_is_kept_without_overwrite(one_run, tmp_path, format):
     out = tmp_path / "out"
     export_run(one_run, out, format, samples=["s1"])
     old = out.read_bytes() if out.is_file() else sorted(out.iterdir())
-    with pytest.raises(MidsightError, match=f"{out} exists already; choose another --out or give --overwrite"):
+    with pytest.raises(MidsightError, match=f"{out} exists already; choose another out or give overwrite=True"):
         export_run(one_run, out, format)
     assert old == (out.read_bytes() if out.is_file() else sorted(out.iterdir()))
     export_run(one_run, out, format, samples=["s2"], overwrite=True)
@@ -251,15 +253,15 @@ def test_what_is_there_is_kept_unless_told(one_run, tmp_path, format):
     assert list(tmp_path.iterdir()) == [out]
 
 
-def test_overwriting_spares_what_no_export_made(one_run, tmp_path):
+def test_overwriting_spares_files_that_are_not_exports(one_run, tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "thesis.tex").touch()
     (tmp_path / "file").write_text("mine")
     for out, format in (("folder", "npy"), ("folder", "csv"), ("file", "npy")):
-        with pytest.raises(MidsightError, match="choose another --out"):
+        with pytest.raises(MidsightError, match="choose another out"):
             export_run(one_run, tmp_path / out, format, overwrite=True)
     for inside in (one_run.path, one_run.path / "run.json", one_run.path / "parts" / "x.csv"):
-        with pytest.raises(MidsightError, match=r"lies in the run folder .*; choose an --out outside of it"):
+        with pytest.raises(MidsightError, match=r"is in the run folder .*; choose an out outside of it"):
             export_run(one_run, inside, "csv", overwrite=True)
     assert sorted(file.name for file in tmp_path.rglob("*")) == ["file", "folder", "thesis.tex"]
 
@@ -303,8 +305,8 @@ def test_ids_are_read_from_lines_or_a_json_list(tmp_path):
     (tmp_path / "bad.json").write_text("[1]")
     (tmp_path / "bad.txt").write_bytes(b"\xff\xfe")
     for name, why in (
-        ("bad.json", "holds no sample ids"),
-        ("bad.txt", "holds no sample ids"),
+        ("bad.json", "does not hold sample ids"),
+        ("bad.txt", "does not hold sample ids"),
         ("none", "cannot be read"),
     ):
         with pytest.raises(MidsightError, match=why):
@@ -320,7 +322,7 @@ def test_the_command_exports_what_it_is_told(one_run, tmp_path):
     assert load(tmp_path / "out.npz", "npz")["year"].tolist() == [1, 3]
     again = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert again.exit_code == 2
-    assert "give --overwrite" in again.output
+    assert "exists already; choose another" in again.output
 
 
 PEAK = """
@@ -328,7 +330,7 @@ PEAK = """
     from midsight.store import open_run
     from midsight.store.exports import export_run
     export_run(open_run(sys.argv[1]), sys.argv[2], sys.argv[3])
-    # Of this program alone: what getrusage tells begins with the memory of the one that started it.
+    # Only of this program: getrusage would count the memory of the process that started it.
     print(open("/proc/self/status").read().partition("VmHWM:")[2].split()[0])
 """
 LARGE = 45_000
@@ -340,7 +342,7 @@ def large_run(tmp_path_factory):
     path = tmp_path_factory.mktemp("large") / "run"
     spec = make_spec(vectors={VISION: 3072, QUERY_0: 3072}, extras={"text": "string"})
     write_run(path, [], spec)
-    row = records_to_table([make_record(0, spec, extras={"text": "long " * 200})], spec)
+    row = records_to_table([make_record(0, spec, extras={"text": "long " * 200})], spec.columns)
     random = np.random.default_rng(0)
     for counter in range(LARGE // 4500):
         table = row.take([0] * 4500)
@@ -354,7 +356,7 @@ def large_run(tmp_path_factory):
             table = table.set_column(index, table.schema.field(index), array.cast(table.schema.field(index).type))
         data = encode_part(table)
         part_path(path, (0, 1), counter).write_bytes(data)
-        write_commit(path, Commit((0, 1), counter, digest_part(data), ()))
+        write_commit(path, Commit((0, 1), counter, digest_part(data), ()), spec.run_id)
     return path
 
 

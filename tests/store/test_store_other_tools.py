@@ -11,7 +11,7 @@ from midsight.errors import MidsightError
 from midsight.store import RunWriter, open_run
 from midsight.store.compact import compact
 from midsight.store.exports import export_run
-from store.made_up import make_record, make_spec
+from support.made_up import make_record, make_spec
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "format.md").read_text()
 LAYER_16 = "query_token_representation.layer_16"
@@ -29,7 +29,7 @@ EXPECTED = np.stack([vector(index) for index in range(COUNT)])
 
 @pytest.fixture(scope="module", params=["compacted", "compacted and killed"])
 def run_folder(request, tmp_path_factory):
-    """A run of several parts stored out of order; some were merged, and in one case not yet deleted."""
+    """A run of several parts, rows out of order; some parts were merged, and in one case not yet deleted."""
     path = tmp_path_factory.mktemp("tools") / "run"
     order = np.random.default_rng(0).permutation(COUNT)
     for number in (0, 1):
@@ -113,7 +113,7 @@ def test_midsight_reads_the_run(run_folder):
     assert names["frame"]["year"].tolist() == list(range(COUNT))
 
 
-def test_texts_of_safetensors_are_had_back(run_folder, tmp_path, monkeypatch):
+def test_texts_of_safetensors_are_recovered(run_folder, tmp_path, monkeypatch):
     export_run(open_run(run_folder), tmp_path / "OUT.safetensors", "safetensors")
     monkeypatch.chdir(tmp_path)
     names = {}
@@ -178,7 +178,7 @@ def test_a_column_that_the_run_does_not_have_is_refused(run_folder, name):
 
 
 @pytest.mark.parametrize("name", ["to_pandas", "to_polars", "to_dataset"])
-def test_columns_are_a_list_and_each_comes_once(run_folder, name):
+def test_columns_are_a_list_without_repeats(run_folder, name):
     pytest.importorskip("datasets" if name == "to_dataset" else name.removeprefix("to_"), reason=REASON)
     made = getattr(open_run(run_folder), name)
     columns = made(["answer", "sample_id", "answer"])

@@ -15,7 +15,8 @@ from midsight.errors import MidsightError
 from midsight.records import Record
 from midsight.store import RunWriter, open_run, parts, writer
 from midsight.store.schema import extra_column, is_vector, records_to_table, run_schema
-from store.made_up import QUERY_0, QUERY_1, QUERY_1_RAW, VISION, WIDTHS, files_of, make_record, make_spec, write_run
+from midsight.taps.tap import Tap
+from support.made_up import QUERY_0, QUERY_1, QUERY_1_RAW, VISION, WIDTHS, files_of, make_record, make_spec, write_run
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 FLOAT32 = st.floats(width=32, allow_nan=False)
@@ -127,11 +128,13 @@ def test_a_layer_is_found_by_name_and_number(tmp_path):
         VISION: (VISION,),
         QUERY_0: (QUERY_0,),
         QUERY_1: ("query_token_representation", 1),
-        QUERY_1_RAW: ("query_token_representation", 1, True),
+        QUERY_1_RAW: ("query_token_representation", -1, True),
     }.items():
         assert (run.matrix(*call)[0] == record.vectors[column]).all()
+    assert (run.matrix("query_token_representation", -2)[0] == record.vectors[QUERY_0]).all()
     assert run.vector_columns == tuple(WIDTHS)
-    assert run.columns == tuple(run_schema(run.spec).names)
+    assert run.taps == (Tap("query_token", 0), Tap("query_token", 1), Tap("query_token", 1, "residual"))
+    assert run.columns == tuple(run_schema(run.spec.columns).names)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +142,7 @@ def test_a_layer_is_found_by_name_and_number(tmp_path):
     [
         ("query_token_representation",),
         ("query_token_representation", 2),
-        ("query_token_representation", -1),
+        ("query_token_representation", -3),
         ("query_token_representation", 0, True),
         ("vision_token_representation", 1),
         (VISION, 1),
@@ -150,7 +153,7 @@ def test_a_layer_is_found_by_name_and_number(tmp_path):
 )
 def test_what_the_run_does_not_hold_is_refused_with_what_it_holds(tmp_path, call):
     write_run(tmp_path, [make_record(0)])
-    with pytest.raises(MidsightError, match=f"holds no vectors '{call[0]}'.*; it holds {VISION}, {QUERY_0}, "):
+    with pytest.raises(MidsightError, match=f"does not hold the vectors '{call[0]}'.*; it holds {VISION}, {QUERY_0}, "):
         open_run(tmp_path).matrix(*call)
 
 
@@ -198,13 +201,13 @@ def test_parts_are_encoded_as_specified(tmp_path, store_dtype):
     for path in ("sample_id", "question", "meta", "reference_answers.list.element"):
         assert "RLE_DICTIONARY" in chunks[path].encodings
     assert {chunk.compression for chunk in chunks.values()} == {"ZSTD"}
-    assert pq.read_schema(file).equals(run_schema(spec))
+    assert pq.read_schema(file).equals(run_schema(spec.columns))
 
 
 def test_pages_carry_checksums_for_every_reader(tmp_path):
     write_run(tmp_path, [make_record(i) for i in range(40)])
     (file,) = files_of(tmp_path, ".parquet")
-    chunk = pq.read_metadata(file).row_group(0).column(run_schema(make_spec()).names.index(QUERY_0))
+    chunk = pq.read_metadata(file).row_group(0).column(run_schema(make_spec().columns).names.index(QUERY_0))
     data = bytearray(file.read_bytes())
     data[chunk.data_page_offset + chunk.total_compressed_size - 9] ^= 4
     file.write_bytes(data)
@@ -213,7 +216,7 @@ def test_pages_carry_checksums_for_every_reader(tmp_path):
 
 
 def test_row_groups_stay_under_their_limit():
-    table = records_to_table([make_record(i) for i in range(100)], make_spec())
+    table = records_to_table([make_record(i) for i in range(100)], make_spec().columns)
     assert table.nbytes > 20_000
     metadata = pq.read_metadata(io.BytesIO(parts.encode_part(table, row_group_bytes=10_000)))
     sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
@@ -239,7 +242,7 @@ def test_only_the_columns_asked_for_are_read(tmp_path):
         tmp_path, [replace(make_record(0), extras={})], make_spec(extras={"query_token_representation": "string"})
     )
     run = open_run(tmp_path)
-    assert any(is_vector(field) for field in run_schema(run.spec))
+    assert any(is_vector(field) for field in run_schema(run.spec.columns))
     for columns in ([QUERY_1], ["query_token_index", "answer"], ["input.query_token_representation"]):
         (batch,) = run.batches(columns)
         assert batch.schema.names == columns

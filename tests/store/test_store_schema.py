@@ -10,7 +10,7 @@ from midsight.errors import RunError, SampleError
 from midsight.records import Record
 from midsight.store.schema import extra_column, is_vector, records_to_table, run_schema
 from midsight.taps.tap import POSITIONS, Stage, Tap
-from store.made_up import QUERY_1_RAW, WIDTHS, make_record, make_spec
+from support.made_up import QUERY_1_RAW, WIDTHS, make_record, make_spec
 
 STAGES = get_args(Stage)
 
@@ -25,11 +25,11 @@ def test_every_field_of_a_record_is_a_column_in_order():
             expected.extend(spec.vectors)
         else:
             expected.append(field.name)
-    assert run_schema(spec).names == expected
+    assert run_schema(spec.columns).names == expected
 
 
 def test_types_follow_the_annotations():
-    schema = run_schema(make_spec())
+    schema = run_schema(make_spec().columns)
     expected = {
         "sample_id": pa.string(),
         "input_index": pa.int64(),
@@ -49,13 +49,13 @@ def test_types_follow_the_annotations():
 
 
 def test_a_run_without_answers_has_no_answer_columns():
-    full, bare = (run_schema(make_spec(answers=answers)).names for answers in (True, False))
+    full, bare = (run_schema(make_spec(answers=answers).columns).names for answers in (True, False))
     marked = {field.name for field in dataclasses.fields(Record) if field.metadata.get("only_with_answers")}
     assert set(full) - set(bare) == marked != set()
 
 
 def test_half_precision_vectors():
-    schema = run_schema(make_spec(store_dtype="float16"))
+    schema = run_schema(make_spec(store_dtype="float16").columns)
     assert all(schema.field(name).type == pa.list_(pa.float16(), width) for name, width in WIDTHS.items())
 
 
@@ -77,7 +77,7 @@ def test_extra_columns_keep_their_name_unless_it_is_ours(name, column):
 
 def test_no_two_extra_columns_become_one():
     names = ["answer", "input.answer", "input.input.answer", "x", "input.x", "question"]
-    schema = run_schema(make_spec(extras=dict.fromkeys(names, "string")))
+    schema = run_schema(make_spec(extras=dict.fromkeys(names, "string")).columns)
     assert len(set(schema.names)) == len(schema.names)
 
 
@@ -92,13 +92,13 @@ INPUT_NAMES = st.builds(
 
 @given(st.lists(INPUT_NAMES, unique=True))
 def test_no_two_columns_share_a_name_whatever_the_input_columns_are_called(extras):
-    names = run_schema(make_spec(extras=dict.fromkeys(extras, "string"))).names
+    names = run_schema(make_spec(extras=dict.fromkeys(extras, "string")).columns).names
     assert len(set(names)) == len(names)
 
 
 @given(st.lists(st.builds(Tap, st.sampled_from(POSITIONS), st.integers(0, 99), st.sampled_from(STAGES)), unique=True))
 def test_vector_columns_are_the_taps_in_their_order_and_parse_back(taps):
-    schema = run_schema(make_spec(vectors={str(tap): 4 + tap.layer for tap in taps}))
+    schema = run_schema(make_spec(vectors={str(tap): 4 + tap.layer for tap in taps}).columns)
     columns = [field for field in schema if is_vector(field)]
     assert [Tap.parse(field.name) for field in columns] == taps
     assert [field.type.list_size for field in columns] == [4 + tap.layer for tap in taps]
@@ -106,14 +106,14 @@ def test_vector_columns_are_the_taps_in_their_order_and_parse_back(taps):
 
 def test_json_extras_keep_order_and_letters():
     meta = {"b": "Zürich", "a": [1, None, 2.5]}
-    table = records_to_table([make_record(0, extras={"meta": meta})], make_spec())
+    table = records_to_table([make_record(0, extras={"meta": meta})], make_spec().columns)
     assert table.column("meta").to_pylist() == ['{"b": "Zürich", "a": [1, null, 2.5]}']
     assert table.column("source").to_pylist() == [None]
 
 
-def test_numbers_that_json_has_no_words_for_are_null_in_it():
+def test_numbers_that_json_does_not_have_become_null():
     meta = {"bbox": [float("nan"), 1.5, float("-inf")], "deep": {"x": (float("inf"),)}}
-    table = records_to_table([make_record(0, extras={"meta": meta})], make_spec())
+    table = records_to_table([make_record(0, extras={"meta": meta})], make_spec().columns)
     assert table.column("meta").to_pylist() == ['{"bbox": [null, 1.5, null], "deep": {"x": [null]}}']
 
 
@@ -132,7 +132,7 @@ def test_numbers_that_json_has_no_words_for_are_null_in_it():
 )
 def test_a_value_that_does_not_fit_names_its_sample(changes, said):
     with pytest.raises(SampleError, match=said):
-        records_to_table([make_record(0), make_record(1, **changes)], make_spec())
+        records_to_table([make_record(0), make_record(1, **changes)], make_spec().columns)
 
 
 def with_vector(name, values):
@@ -145,18 +145,18 @@ def with_vector(name, values):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_vectors_that_are_not_finite_are_refused(value):
     with pytest.raises(SampleError, match="layer_1_residual of sample 's1' holds values that are not finite"):
-        records_to_table([make_record(0), with_vector(QUERY_1_RAW, value)], make_spec())
+        records_to_table([make_record(0), with_vector(QUERY_1_RAW, value)], make_spec().columns)
 
 
 def test_vectors_that_overflow_half_precision_are_refused():
     record = with_vector(QUERY_1_RAW, 70_000.0)
-    records_to_table([record], make_spec())
-    with pytest.raises(SampleError, match="reaches 70000, which float16 cannot hold; use --store-dtype float32"):
-        records_to_table([record], make_spec(store_dtype="float16"))
+    records_to_table([record], make_spec().columns)
+    with pytest.raises(SampleError, match="reaches 70000, which float16 cannot hold; use store_dtype='float32'"):
+        records_to_table([record], make_spec(store_dtype="float16").columns)
 
 
 @pytest.mark.parametrize("widths", [{**WIDTHS, QUERY_1_RAW: 9}, {}])
 def test_other_vectors_than_the_spec_names_are_refused(widths):
     record = make_record(0, make_spec(vectors=widths))
     with pytest.raises(RunError, match=r"this run stores vision_only_representation \[6\]"):
-        records_to_table([record], make_spec())
+        records_to_table([record], make_spec().columns)

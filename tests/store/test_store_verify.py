@@ -15,12 +15,21 @@ from midsight.store.compact import compact
 from midsight.store.parts import digest_part, encode_part
 from midsight.store.schema import records_to_table
 from midsight.store.verify import drop_bad, verify_run
-from store.made_up import QUERY_0, content_of, files_of, make_failure, make_record, make_spec
+from support.made_up import (
+    QUERY_0,
+    RUN_ID,
+    content_of,
+    files_of,
+    make_dataset_spec,
+    make_failure,
+    make_record,
+    make_spec,
+)
 
 
 def write_ten(path):
     """Ten commits of one image each, 30 samples, with a failure in the last of them."""
-    with RunWriter(path, make_spec(dataset={"rows": 31}), commit_seconds=0) as writer:
+    with RunWriter(path, make_spec(dataset=make_dataset_spec(rows=31)), commit_seconds=0) as writer:
         for i in range(30):
             writer.add(make_record(i))
         writer.fail(make_failure(30))
@@ -38,10 +47,10 @@ def run_folder(original, tmp_path):
 
 
 def commit_as(path, counter, table):
-    """Commit `table` as it is, with a record that tells the truth about it."""
+    """Commit `table` as it is, with a correct record."""
     data = encode_part(table)
     part_path(path, (0, 1), counter).write_bytes(data)
-    write_commit(path, Commit((0, 1), counter, digest_part(data), ()))
+    write_commit(path, Commit((0, 1), counter, digest_part(data), ()), RUN_ID)
 
 
 def finish(path):
@@ -96,7 +105,7 @@ def test_each_missing_record_is_found_but_the_last_looks_like_a_crash(run_folder
         open_run(run_folder)
 
 
-def test_a_commit_of_which_nothing_is_left_is_noted(run_folder):
+def test_a_commit_without_any_file_left_is_noted(run_folder):
     for counter in (2, 3, 9):
         for suffix in (".json", ".parquet"):
             (run_folder / "parts" / f"0-of-1-{counter:06d}{suffix}").unlink()
@@ -151,8 +160,8 @@ def test_a_merged_part_is_dropped_with_what_is_left_of_its_commits(run_folder):
 
 def test_a_sample_that_is_stored_twice_is_found_and_the_later_one_dropped(run_folder):
     expected = content_of(run_folder)
-    commit_as(run_folder, 10, records_to_table([make_record(4), make_record(5)], make_spec()))
-    commit_as(run_folder, 11, records_to_table([make_record(40), make_record(40)], make_spec()))
+    commit_as(run_folder, 10, records_to_table([make_record(4), make_record(5)], make_spec().columns))
+    commit_as(run_folder, 11, records_to_table([make_record(40), make_record(40)], make_spec().columns))
     report = verify_run(run_folder)
     first, second = report.findings
     assert (first.file, second.file) == ("parts/0-of-1-000010.parquet", "parts/0-of-1-000011.parquet")
@@ -165,7 +174,7 @@ def test_a_sample_that_is_stored_twice_is_found_and_the_later_one_dropped(run_fo
 
 def test_a_row_of_the_dataset_that_is_stored_under_two_ids_is_found(run_folder):
     expected = content_of(run_folder)
-    commit_as(run_folder, 10, records_to_table([make_record(4, sample_id="other")], make_spec()))
+    commit_as(run_folder, 10, records_to_table([make_record(4, sample_id="other")], make_spec().columns))
     (finding,) = verify_run(run_folder).findings
     assert finding.file == "parts/0-of-1-000010.parquet"
     assert "its row of the dataset, 4, is in 0-of-1-000001 already" in finding.problem
@@ -192,8 +201,58 @@ def test_a_flipped_bit_that_makes_the_format_a_newer_one_is_damage(run_folder):
     assert "its content does not match its seal" in finding.problem
 
 
+def copy_from_another_run(run_folder, other, counter):
+    """Put the commit with that number of a run with another id in place of this run's."""
+    with RunWriter(other, make_spec(run_id="of another run"), commit_seconds=0) as writer:
+        for i in range(3 * counter + 3):
+            writer.add(make_record(100 + i, image_id=f"{i // 3}"))
+    for suffix in (".json", ".parquet"):
+        name = f"parts/0-of-1-{counter:06d}{suffix}"
+        shutil.copy(other / name, run_folder / name)
+
+
+def rename_commit(run_folder, old, new):
+    for suffix in (".json", ".parquet"):
+        (run_folder / f"parts/0-of-1-{old:06d}{suffix}").rename(run_folder / f"parts/0-of-1-{new:06d}{suffix}")
+
+
+def test_a_commit_copied_from_another_run_is_found_and_dropped(run_folder, tmp_path):
+    expected = content_of(run_folder)
+    copy_from_another_run(run_folder, tmp_path / "other", 4)
+    report = verify_run(run_folder)
+    (finding,) = report.findings
+    assert finding.file == "parts/0-of-1-000004.json"
+    assert f"was copied from another run: its run id is of another run, and the id of this run is {RUN_ID}" in (
+        finding.problem
+    )
+    assert report.rows == 27
+    assert drop_bad(run_folder).sound
+    finish(run_folder)
+    assert content_of(run_folder) == expected
+
+
+def test_a_renamed_commit_is_found_and_dropped(run_folder):
+    expected = content_of(run_folder)
+    rename_commit(run_folder, 4, 12)
+    report = verify_run(run_folder)
+    (finding,) = report.findings
+    assert finding.file == "parts/0-of-1-000012.json"
+    assert "was renamed: it was written as 0-of-1-000004" in finding.problem
+    assert report.rows == 27
+    assert drop_bad(run_folder).sound
+    finish(run_folder)
+    assert content_of(run_folder) == expected
+
+
+def test_with_a_damaged_run_json_names_are_compared_and_run_ids_are_not(run_folder, tmp_path):
+    copy_from_another_run(run_folder, tmp_path / "other", 4)
+    rename_commit(run_folder, 9, 12)
+    (run_folder / "run.json").write_text("{")
+    assert [finding.file for finding in verify_run(run_folder).findings] == ["parts/0-of-1-000012.json", "run.json"]
+
+
 def test_columns_that_are_not_those_of_run_json_are_found(run_folder):
-    table = records_to_table([make_record(40)], make_spec())
+    table = records_to_table([make_record(40)], make_spec().columns)
     commit_as(run_folder, 10, table.drop_columns(["hard", QUERY_0]))
     commit_as(run_folder, 11, table.select([*reversed(table.schema.names)]))
     problems = [finding.problem for finding in verify_run(run_folder).findings]
@@ -202,7 +261,7 @@ def test_columns_that_are_not_those_of_run_json_are_found(run_folder):
 
 
 def test_vectors_that_are_not_finite_are_found(run_folder):
-    table = records_to_table([make_record(40)], make_spec())
+    table = records_to_table([make_record(40)], make_spec().columns)
     index = table.schema.get_field_index(QUERY_0)
     field = table.schema.field(index)
     vector = pa.array([[1.0] * 7 + [float("inf")]], field.type)
@@ -212,17 +271,17 @@ def test_vectors_that_are_not_finite_are_found(run_folder):
 
 
 def test_a_record_that_counts_wrongly_is_found(run_folder):
-    commit = read_record(run_folder, (0, 1), 2)
+    commit = read_record(run_folder, (0, 1), 2, RUN_ID)
     assert commit.part is not None
     file = files_of(run_folder, ".json")[2]
     for changes in ({"rows": 4}, {"sha256": "0" * 64}, {"chunk_crc32": ((0,) * 30,)}):
         part = type(commit.part)(**{**asdict(commit.part), "chunk_crc32": commit.part.chunk_crc32, **changes})
-        write_commit(run_folder, Commit(commit.shard, 2, part, (), commit.created))
+        write_commit(run_folder, Commit(commit.shard, 2, part, (), commit.created), RUN_ID)
         (finding,) = verify_run(run_folder).findings
         assert finding.file == f"parts/{file.stem}.parquet"
 
 
-def test_a_damaged_run_json_is_found_and_the_parts_are_checked_all_the_same(run_folder):
+def test_a_damaged_run_json_is_found_and_the_parts_are_verified_anyway(run_folder):
     (run_folder / "run.json").write_text("{")
     part = files_of(run_folder, ".parquet")[0]
     part.write_bytes(b"")
@@ -253,7 +312,7 @@ def test_what_cannot_be_read_is_not_dropped(run_folder, monkeypatch):
     assert part.exists()
 
 
-def test_a_run_that_is_written_is_verified_and_not_mended(run_folder):
+def test_a_run_that_is_being_written_is_verified_and_not_fixed(run_folder):
     with RunWriter(run_folder, make_spec()) as writer:
         writer.add(make_record(31))
         assert verify_run(run_folder).rows == 30
@@ -269,13 +328,13 @@ def test_a_disk_that_refuses_to_delete_is_reported(run_folder, monkeypatch):
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr("pathlib.Path.unlink", refuse)
-    with pytest.raises(CommitError, match="could not be mended: Read-only file system"):
+    with pytest.raises(CommitError, match="could not be fixed: Read-only file system"):
         drop_bad(run_folder)
 
 
-def test_no_run_is_verified_where_there_is_none(tmp_path):
+def test_a_folder_without_a_run_is_not_verified(tmp_path):
     for act in (verify_run, drop_bad):
-        with pytest.raises(MidsightError, match="is no run folder"):
+        with pytest.raises(MidsightError, match=r"is not a run folder: it has no run\.json"):
             act(tmp_path)
     assert list(tmp_path.iterdir()) == []
 

@@ -1,5 +1,6 @@
 import errno
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,8 +13,8 @@ import numpy as np
 import pytest
 
 from midsight.errors import CommitError, MidsightError, RunError
-from midsight.store import RunWriter, layout, open_run
-from store.made_up import QUERY_0, files_of, make_failure, make_record, make_spec, write_run
+from midsight.store import RunWriter, files, lock, open_run
+from support.made_up import QUERY_0, files_of, make_failure, make_record, make_spec, write_run
 
 
 def run_python(code, *arguments):
@@ -79,7 +80,7 @@ def test_what_is_finished_is_kept_when_the_work_breaks_off(tmp_path, error):
     assert_holds(tmp_path, 2)
 
 
-def test_a_resumed_run_goes_on(tmp_path):
+def test_a_resumed_run_continues(tmp_path):
     write_run(tmp_path, [make_record(i) for i in range(4)])
     with RunWriter(tmp_path, make_spec()) as writer:
         assert writer.done == {"s0", "s1", "s2", "s3"}
@@ -205,7 +206,7 @@ def test_a_second_writer_is_refused_by_name(tmp_path):
     assert_holds(tmp_path, 2)
 
 
-def test_shards_of_one_cut_write_side_by_side(tmp_path):
+def test_shards_of_the_same_number_of_shards_write_at_the_same_time(tmp_path):
     with RunWriter(tmp_path, make_spec(), shard=(0, 2)) as even, RunWriter(tmp_path, make_spec(), shard=(1, 2)) as odd:
         for i in range(6):
             (odd if i % 2 else even).add(make_record(i))
@@ -214,7 +215,7 @@ def test_shards_of_one_cut_write_side_by_side(tmp_path):
         assert len(writer.done) == 6
 
 
-def test_shards_of_another_cut_are_refused(tmp_path):
+def test_shards_of_another_number_of_shards_are_refused(tmp_path):
     with RunWriter(tmp_path, make_spec(), shard=(1, 2)), pytest.raises(RunError, match=r"shard 1-of-2 of .* is being"):
         write_run(tmp_path, [], shard=(0, 3))
     write_run(tmp_path, [], shard=(0, 3))
@@ -222,15 +223,40 @@ def test_shards_of_another_cut_are_refused(tmp_path):
 
 @pytest.mark.parametrize("shard", [(1, 1), (-1, 2), (0, 0)])
 def test_a_shard_that_does_not_exist_is_refused(tmp_path, shard):
-    with pytest.raises(MidsightError, match=f"--shard {shard[0]}/{shard[1]} does not exist"):
+    sentence = f"shard={shard} does not exist; N shards have the numbers 0 to N-1."
+    with pytest.raises(MidsightError, match=re.escape(sentence)):
         RunWriter(tmp_path, make_spec(), shard=shard)
+
+
+def test_without_flock_a_run_is_read_and_not_written(tmp_path, monkeypatch):
+    write_run(tmp_path, [make_record(0)])
+    monkeypatch.setattr(lock, "fcntl", None)
+    monkeypatch.setattr("platform.system", lambda: "Windows")
+    with pytest.raises(RunError) as caught:
+        write_run(tmp_path, [make_record(1)])
+    assert str(caught.value) == (
+        f"{tmp_path}/locks/run.lock cannot be locked because Windows has no flock; write the run on Linux or macOS."
+    )
+    assert_holds(tmp_path, 1)
+
+
+def test_the_store_is_imported_without_fcntl():
+    process = run_python(
+        """
+        import sys
+        sys.modules["fcntl"] = None
+        import midsight.store, midsight.store.compact, midsight.store.verify
+        print("imported")
+        """
+    )
+    assert process.communicate()[0] == b"imported\n"
 
 
 def test_a_lock_dies_with_its_process_though_a_forked_worker_lives(tmp_path):
     process = run_python(
         """
         import os, sys, time
-        from store.made_up import make_spec
+        from support.made_up import make_spec
         from midsight.store import RunWriter
         with RunWriter(sys.argv[1], make_spec()):
             worker = os.fork()
@@ -258,7 +284,7 @@ def test_a_lock_dies_with_its_process_though_a_forked_worker_lives(tmp_path):
 def test_a_run_that_is_killed_again_and_again_holds_each_row_once(tmp_path):
     code = """
         import sys, time
-        from store.made_up import make_failure, make_record, make_spec
+        from support.made_up import make_failure, make_record, make_spec
         from midsight.store import RunWriter
         limit = int(sys.argv[2])
         with RunWriter(sys.argv[1], make_spec(), commit_seconds=0) as writer:
@@ -350,5 +376,5 @@ def test_an_unstorable_sample_leaves_the_others(tmp_path):
 
 def test_names_of_commits_are_parsed_as_they_are_made():
     for shard, counter in [((0, 1), 0), ((3, 128), 1_234_567)]:
-        assert layout.parse_stem(layout.commit_stem(shard, counter)) == (shard, counter)
-    assert layout.parse_stem("notes") is None
+        assert files.parse_stem(files.commit_stem(shard, counter)) == (shard, counter)
+    assert files.parse_stem("notes") is None

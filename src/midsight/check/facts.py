@@ -1,21 +1,24 @@
-"""What a model folder is, from its config and headers alone: no weights are read."""
+"""The facts about a model folder, from its small files and tensor headers; no weights are read."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
 
-from midsight.models.catalogue import open_checkpoint
-from midsight.models.checkpoint import Checkpoint, count_parameters, left_out_parts, loaded_parameters
-from midsight.models.fingerprint import fingerprint
-from midsight.models.generation import read_generation
-from midsight.models.hub import find_model_folder, how_to_download_again
-from midsight.models.loading import closest_to_float32, load_processors, vocab_size
-from midsight.models.quiet import quiet_transformers
+from midsight.checkpoints.checkpoint import Checkpoint, count_parameters, left_out_parts, loaded_parameters
+from midsight.checkpoints.fingerprint import fingerprint
+from midsight.checkpoints.generation import read_generation
+from midsight.checkpoints.hub import find_model_folder, how_to_download_again
+from midsight.checkpoints.loading import closest_to_float32, find_chat_template, load_processor, vocab_size
+from midsight.checkpoints.open_folder import open_checkpoint
+from midsight.checkpoints.quiet import quiet_transformers
+from midsight.prompts.chat_template import render
+from midsight.prompts.prompt import adds_special_tokens
 from midsight.taps.tap import choose_layers
 
 EXAMPLE_QUESTION = "Is the forest lit by a full moon?"
@@ -24,32 +27,32 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """A model folder at a glance."""
+    """What a model folder is."""
 
     source: str
-    """Folder or hub id as it was given."""
+    """Folder or hub id, as given."""
     folder: str
-    """Where the files are that were read."""
-    layout: str
-    """`transformers` or `published phi4mm`."""
+    """The folder whose files were read."""
+    format: str
+    """How the folder stores its model: `transformers` or `published phi4mm`."""
     family: str
-    """Name for people."""
+    """The family's name, as in `Phi-4-multimodal`."""
     architecture: str
     """transformers' class."""
     revision: str | None
-    """Commit of the hub, where the folder came from one."""
+    """Commit on the hub; None for a plain folder."""
     fingerprint: str
-    """Of the folder's files."""
+    """SHA-256 of the folder's files, hex."""
     parameters: Mapping[str, int]
-    """Stored parameters by part of the model."""
+    """Number of stored parameters by part of the model."""
     left_out: tuple[str, ...]
-    """Parts that are not loaded."""
+    """Parts of the model that are not loaded."""
     lora: str
-    """Where the LoRA that image input needs lies."""
+    """Where the LoRA that image input needs is, in words."""
     layers: int
-    """Decoder layers."""
+    """Number of decoder layers."""
     default_layers: tuple[int, ...]
-    """Those that `--layers default` takes."""
+    """The layers that `layers="default"` takes."""
     hidden_size: int
     """Width of the decoder's hidden states."""
     vision_width: int
@@ -60,76 +63,99 @@ class ModelFacts:
     """Its id."""
     stop_ids: tuple[int, ...]
     """Token ids that end an answer."""
-    longrope_border_tokens: int | None
-    """Longest prompt with the short rotary factors."""
+    longrope_threshold_tokens: int | None
+    """Longest prompt, in tokens, that uses the short rotary factors; None without longrope."""
+    chat_template: str
+    """Where the chat template is from: `folder` or `family`; `none` if neither has one for an image and a text."""
+    prompt_notes: tuple[str, ...]
+    """How the prompt differs from the published model's, one sentence each."""
     example_prompt: str
-    """The prompt for an example question."""
+    """The prompt for an example question; empty without a chat template."""
     example_token_ids: tuple[int, ...]
-    """Its token ids, the image still one token."""
+    """The token ids of the example prompt, in which the image is one token."""
     memory_bytes: Mapping[str, int]
-    """What the loaded weights take, by dtype, the LoRA applied as `--lora auto` does."""
+    """Size of the loaded weights by dtype, the LoRA applied as `lora="auto"` does."""
     free_bytes: Mapping[str, int]
-    """Memory that is free on this machine, by device."""
+    """Free memory on this machine by device."""
 
 
 def read_facts(source: str | Path, *, revision: str | None = None) -> ModelFacts:
-    """Opens a folder or hub id as `load` would, short of its weights, and accounts for every tensor.
+    """Opens a model as `midsight.load` would, without its weights, and accounts for every tensor.
 
-    Raises MidsightError for whatever would keep it from being loaded.
+    Args:
+        source: Model folder or hub id.
+        revision: Branch, tag or commit of a hub id.
+
+    Returns:
+        The facts.
+
+    Raises:
+        MidsightError: The model cannot be loaded.
     """
     found = find_model_folder(source, revision=revision)
     with quiet_transformers(), how_to_download_again(found.path):
         checkpoint = open_checkpoint(found.path)
-        tokenizer, _ = load_processors(checkpoint, found.path)
-        _, stop_ids = read_generation(found.path, tokenizer, vocab_size(checkpoint.config))
+        family, config = checkpoint.family, checkpoint.config
+        processor = load_processor(checkpoint, found.path)
+        template, notes = find_chat_template(processor, family, str(source))
+        _, stop_ids = read_generation(found.path, processor.tokenizer, vocab_size(config))
         checkpoint.account()
-    adapter, config = checkpoint.adapter, checkpoint.config
     text = config.get_text_config()
-    prompt = adapter.render_prompt(EXAMPLE_QUESTION, (0, len(EXAMPLE_QUESTION)), 1, None).text
+    prompt = render(processor, family.prompt, template, EXAMPLE_QUESTION) if template else ""
     parameters = count_parameters(checkpoint)
-
-    def bytes_in(dtype: torch.dtype) -> int:
-        lora = closest_to_float32(dtype) if checkpoint.has_lora else None
-        return dtype.itemsize * loaded_parameters(checkpoint, lora)
-
     return ModelFacts(
         source=str(source),
         folder=str(found.path),
-        layout=checkpoint.layout,
-        family=adapter.family,
-        architecture=adapter.architecture,
+        format=checkpoint.format,
+        family=family.name,
+        architecture=family.architecture,
         revision=found.revision,
         fingerprint=fingerprint(found.path, checkpoint.headers),
         parameters=parameters,
-        left_out=tuple(part for part in parameters if part in left_out_parts(adapter)),
+        left_out=tuple(part for part in parameters if part in left_out_parts(family)),
         lora=describe_lora(checkpoint),
         layers=text.num_hidden_layers,
         default_layers=choose_layers("default", text.num_hidden_layers),
         hidden_size=text.hidden_size,
-        vision_width=adapter.vision_width(config),
-        image_token=adapter.image_token,
-        image_token_id=tokenizer.convert_tokens_to_ids(adapter.image_token),
+        vision_width=family.vision.width(config),
+        image_token=family.prompt.image_token,
+        image_token_id=processor.tokenizer.convert_tokens_to_ids(family.prompt.image_token),
         stop_ids=stop_ids,
-        longrope_border_tokens=adapter.longrope_border(config),
+        longrope_threshold_tokens=family.decoder.longrope_threshold(config),
+        chat_template=template.source if template else "none",
+        prompt_notes=notes,
         example_prompt=prompt,
-        example_token_ids=tuple(tokenizer(prompt, add_special_tokens=False)["input_ids"]),
-        memory_bytes={str(dtype).removeprefix("torch."): bytes_in(dtype) for dtype in DTYPES},
+        example_token_ids=tokenise(processor.tokenizer, prompt),
+        memory_bytes={str(dtype).removeprefix("torch."): memory_in(dtype, checkpoint) for dtype in DTYPES},
         free_bytes=free_memory(),
     )
 
 
+def tokenise(tokenizer: Any, prompt: str) -> tuple[int, ...]:
+    """The token ids of a prompt; an empty prompt has none."""
+    if not prompt:
+        return ()
+    return tuple(tokenizer(prompt, add_special_tokens=adds_special_tokens(tokenizer, prompt))["input_ids"])
+
+
+def memory_in(dtype: torch.dtype, checkpoint: Checkpoint) -> int:
+    """Size of the loaded weights, in bytes."""
+    lora = closest_to_float32(dtype) if checkpoint.has_lora else None
+    return dtype.itemsize * loaded_parameters(checkpoint, lora)
+
+
 def describe_lora(checkpoint: Checkpoint) -> str:
-    """Where the LoRA that image input needs lies, in words."""
-    beside = checkpoint.adapter.lora_folder
-    if beside is None:
+    """Where the LoRA that image input needs is, in words."""
+    lora_folder = checkpoint.family.stored.lora_folder
+    if lora_folder is None:
         return "the family has none"
     if not checkpoint.has_lora:
-        return f"no {beside}/: merged into the weights, or missing, which no file tells"
+        return f"no {lora_folder}/: merged into the weights, or missing; the files do not say which"
     return "beside the weights"
 
 
 def free_memory() -> dict[str, int]:
-    """Free bytes of main memory and of every CUDA device."""
+    """Free memory of the machine and of every CUDA device, in bytes."""
     free = {"cpu": psutil.virtual_memory().available}
     for index in range(torch.cuda.device_count()):
         free[f"cuda:{index}"] = torch.cuda.mem_get_info(index)[0]

@@ -1,4 +1,4 @@
-"""The proof on a user's own machine: the real weights, the device and kernel that a run would use."""
+"""The proof on a user's own machine: with the weights, device and attention kernel that a run would use."""
 
 from __future__ import annotations
 
@@ -10,39 +10,43 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from midsight.check.family_checks import Check, check_family, compare_lora
+from midsight.checkpoints.hub import find_model_folder
+from midsight.checkpoints.loading import LoadedModel, Lora
 from midsight.errors import MidsightError
 from midsight.extraction.model import Model, load
-from midsight.models.hub import find_model_folder
-from midsight.models.loading import LoadedModel, Lora
+from midsight.extraction.request import Request, resolve
 from midsight.records import Record
 from midsight.samples.sample import Failure, Sample
-from midsight.testing.checks import Check, check_adapter, compare_lora
 
 NEW_TOKENS = 12
+"""Maximum number of new tokens in the answers that are compared."""
 LIMITS = {torch.float32: 1e-5, torch.bfloat16: 0.045, torch.float16: 0.045}
-"""Largest relative error by dtype; 0.045 is a cosine of 0.999 between vectors of one length."""
+"""Largest relative error by dtype; 0.045 is a cosine of 0.999 between vectors of the same length."""
 LIMIT_ON_ACCELERATORS = 1e-4
-"""In float32 away from the CPU, where kernels add up in other orders."""
+"""Largest relative error in float32 on other devices than the CPU, where kernels add up in other orders."""
 
 
 @dataclass(frozen=True)
 class Proof:
-    """A model as it was loaded, and what was measured of it."""
+    """How a model was loaded, and what was measured."""
 
     dtype: str
-    """Of the decoder's weights: float32, bfloat16 or float16."""
+    """Dtype of the decoder's weights: float32, bfloat16 or float16."""
     device: str
-    """Where the weights were, as torch spells it."""
+    """Device of the weights, as torch spells it."""
     attention: str
     """transformers' name of the attention kernel."""
     lora: str
-    """How the LoRA for images was applied, as in LoadedModel."""
-    mends: tuple[str, ...]
-    """What was corrected at load, a sentence each."""
+    """How the LoRA for images was applied, as LoadedModel spells it."""
+    prompt: str
+    """The prompt of the first sample, each image one image token."""
+    fixes: tuple[str, ...]
+    """The bugs that were fixed at load, one sentence each."""
     notes: tuple[str, ...]
-    """What a user should know about the load, a sentence each."""
+    """What a user should know about the load, one sentence each."""
     checks: tuple[Check, ...]
-    """Figures, limits and verdicts."""
+    """What was compared, with figures and limits."""
 
     @property
     def passed(self) -> bool:
@@ -51,7 +55,7 @@ class Proof:
 
 
 def shipped_samples() -> tuple[Sample, ...]:
-    """Three drawn images with questions; one fills its crop, the others leave part of theirs empty."""
+    """Three drawn images with questions; one image fills its crop, the others leave part of it empty."""
     sizes = {"wide": (300, 200), "fills its crop": (448, 448), "two by two": (640, 480)}
     questions = ("What is in the image?", "Is there a red circle? Answer yes or no.", "Describe the picture.")
     return tuple(
@@ -77,9 +81,30 @@ def draw(size: tuple[int, int], seed: int) -> Image.Image:
 
 
 def prove(
-    source: str | Path, *, revision: str | None = None, dtype: str = "auto", device: str = "auto", lora: Lora = "auto"
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    lora: Lora = "auto",
+    prompt_template: str | Path = "auto",
 ) -> Proof:
-    """Loads a model as `extract` would and measures its numbers. Raises MidsightError where it cannot be loaded."""
+    """Loads a model as `extract` would, and measures its numbers on three drawn images.
+
+    Args:
+        source: Model folder or hub id.
+        revision: Branch, tag or commit of a hub id.
+        dtype: As in `midsight.load`.
+        device: As in `midsight.load`.
+        lora: As in `midsight.load`.
+        prompt_template: `auto`, `raw`, or a file with a chat template.
+
+    Returns:
+        How the model was loaded, and the checks with figures and limits.
+
+    Raises:
+        MidsightError: The model cannot be loaded, or an argument has a wrong value.
+    """
     folder = find_model_folder(source, revision=revision).path
     samples = shipped_samples()
     model = load(folder, dtype=dtype, device=device, lora=lora)
@@ -87,33 +112,44 @@ def prove(
     limit = LIMITS[loaded.dtype]
     if loaded.dtype == torch.float32 and loaded.device.type != "cpu":
         limit = LIMIT_ON_ACCELERATORS
-    proof = as_loaded(loaded, check_adapter(model, samples, limit=limit, max_new_tokens=NEW_TOKENS))
+    checks = check_family(model, samples, limit=limit, max_new_tokens=NEW_TOKENS, prompt_template=prompt_template)
+    proof = as_loaded(loaded, checks, render_example(loaded, samples[0], prompt_template))
     if loaded.lora != "merged":
         return proof
-    with_lora = extract_vectors(model, samples)
-    loaded.hf_model.to("meta")  # a merged LoRA cannot be switched off: the model makes room for one without it
+    with_lora = extract_vectors(model, samples, prompt_template)
+    # a merged LoRA cannot be switched off: free the memory, and load the model again without it
+    loaded.hf_model.to("meta")
     gc.collect()
-    # named by what the first load chose: `auto` may choose otherwise, with other memory free
+    # dtype and device of the first load, because `auto` depends on the memory that is free
     other = load(folder, dtype=proof.dtype, device=proof.device, lora="off")
-    return replace(proof, checks=(*proof.checks, compare_lora(extract_vectors(other, samples), with_lora)))
+    return replace(
+        proof, checks=(*proof.checks, compare_lora(extract_vectors(other, samples, prompt_template), with_lora))
+    )
 
 
-def as_loaded(loaded: LoadedModel, checks: tuple[Check, ...]) -> Proof:
-    """The proof of a loaded model."""
+def render_example(loaded: LoadedModel, sample: Sample, prompt_template: str | Path) -> str:
+    """The prompt for a sample's question and one image."""
+    prompt = resolve(Request(prompt_template=prompt_template), loaded).prompt
+    return prompt.render(loaded.processor, loaded.family.prompt, sample.question)
+
+
+def as_loaded(loaded: LoadedModel, checks: tuple[Check, ...], prompt: str) -> Proof:
+    """The proof of a loaded model with these checks."""
     return Proof(
         dtype=str(loaded.dtype).removeprefix("torch."),
         device=str(loaded.device),
         attention=loaded.attention,
         lora=loaded.lora,
-        mends=loaded.mends,
+        prompt=prompt,
+        fixes=loaded.fixes,
         notes=loaded.notes,
         checks=checks,
     )
 
 
-def extract_vectors(model: Model, samples: Sequence[Sample]) -> list[Record]:
-    """One record for each sample, without answers; raises MidsightError where one fails."""
-    outcomes = model.extract_many(samples, layers="all", answers=False)
+def extract_vectors(model: Model, samples: Sequence[Sample], prompt_template: str | Path) -> list[Record]:
+    """A record of each sample, without answers; raises MidsightError if a sample fails."""
+    outcomes = model.extract_many(samples, layers="all", answers=False, prompt_template=prompt_template)
     failed = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
     if failed:
         raise MidsightError(f"The shipped sample {failed[0].sample_id} failed: {failed[0].reason}")

@@ -1,4 +1,4 @@
-"""Facts and proofs as the terminal shows them, and as JSON."""
+"""Facts and proofs for the terminal, and as plain data for JSON."""
 
 from __future__ import annotations
 
@@ -14,11 +14,18 @@ from rich.text import Text
 
 from midsight.check.facts import ModelFacts
 from midsight.check.proof import Proof
-from midsight.models.loading import SPARE_MEMORY
+from midsight.checkpoints.loading import SPARE_MEMORY
+
+TEMPLATES = {
+    "folder": "the folder's own",
+    "family": "the published model's, because the folder has none for an image and a text",
+    "none": "none for an image and a text; give --prompt-template a file with one, or raw",
+}
+"""Where the chat template is from, in words."""
 
 
 def render_facts(facts: ModelFacts) -> RenderableType:
-    """A table of what the folder is."""
+    """The facts as a table."""
     table = Table.grid(padding=(0, 2))
     for name, value in describe(facts).items():
         table.add_row(Text(name, style="bold"), Text(value, overflow="fold"))
@@ -26,7 +33,7 @@ def render_facts(facts: ModelFacts) -> RenderableType:
 
 
 def describe(facts: ModelFacts) -> dict[str, str]:
-    """The lines of the table: name and value."""
+    """The rows of the table: name and value."""
     parts = {
         f"  {part}": f"{count:,}" + (" (left out)" if part in facts.left_out else "")
         for part, count in facts.parameters.items()
@@ -38,9 +45,9 @@ def describe(facts: ModelFacts) -> dict[str, str]:
     return {
         "model": facts.source,
         **({"folder": facts.folder} if facts.folder != facts.source else {}),
-        "layout": facts.layout,
+        "format": facts.format,
         "family": f"{facts.family} ({facts.architecture})",
-        "revision": facts.revision or "a plain folder, none known",
+        "revision": facts.revision or "none, a plain folder",
         "fingerprint": facts.fingerprint,
         "parameters stored": f"{sum(facts.parameters.values()):,}",
         **parts,
@@ -49,24 +56,37 @@ def describe(facts: ModelFacts) -> dict[str, str]:
         "widths": f"{facts.hidden_size} decoder, {facts.vision_width} vision encoder",
         "image token": f"{facts.image_token} {facts.image_token_id}",
         "stop ids": ", ".join(map(str, facts.stop_ids)),
-        "longrope border": f"{facts.longrope_border_tokens} tokens" if facts.longrope_border_tokens else "none",
-        "example prompt": facts.example_prompt,
-        "its token ids": " ".join(map(str, facts.example_token_ids)),
+        "longrope threshold": f"{facts.longrope_threshold_tokens} tokens"
+        if facts.longrope_threshold_tokens
+        else "none",
+        **describe_prompt(facts),
         **memory,
         "free here": free,
     }
 
 
+def describe_prompt(facts: ModelFacts) -> dict[str, str]:
+    """The rows about the chat template and the prompt that it renders."""
+    rows = {"chat template": TEMPLATES[facts.chat_template]}
+    if facts.prompt_notes:
+        rows["prompt"] = " ".join(facts.prompt_notes)
+    if facts.example_prompt:
+        rows["example prompt"] = facts.example_prompt
+        rows["its token ids"] = " ".join(map(str, facts.example_token_ids))
+    return rows
+
+
 def describe_size(size_bytes: int, free_bytes: Mapping[str, int]) -> str:
-    """A size and the devices that have room for it."""
+    """A size, and the devices that have room for it."""
     roomy = [device for device, free in free_bytes.items() if size_bytes <= SPARE_MEMORY * free]
     return f"{decimal(size_bytes)}, " + (f"fits on {', '.join(roomy)}" if roomy else "more than is free here")
 
 
 def render_proof(proof: Proof) -> RenderableType:
-    """How the model was loaded, and a table of figures, limits and verdicts."""
+    """How the model was loaded, and the checks as a table."""
+    prompt = Text(f"Prompt: {proof.prompt!r}.")
     loaded = Text(f"Loaded in {proof.dtype} on {proof.device}, attention {proof.attention}, LoRA {proof.lora}.")
-    sentences = [Text(sentence) for sentence in (*proof.notes, *proof.mends)]
+    sentences = [Text(sentence) for sentence in (*proof.notes, *proof.fixes)]
     table = Table("what was compared", "figure", "limit", "verdict")
     for check in proof.checks:
         bound = f"at least {check.limit:.3g}" if check.must_differ else f"at most {check.limit:.3g}"
@@ -75,11 +95,11 @@ def render_proof(proof: Proof) -> RenderableType:
     missed = sum(not check.passed for check in proof.checks)
     total = len(proof.checks)
     closing = f"{missed} of {total} limits missed." if missed else f"All {total} limits kept."
-    return Group(loaded, *sentences, table, Text(closing))
+    return Group(loaded, *sentences, prompt, table, Text(closing))
 
 
 def as_plain_data(facts: ModelFacts, proof: Proof | None) -> dict[str, Any]:
-    """Facts and proof as JSON takes them; a figure that is not finite is None."""
+    """Facts and proof as plain data; a figure that is not finite is None."""
     if proof is None:
         return {"model": asdict(facts), "loaded": None, "checks": []}
     loaded = asdict(proof)

@@ -1,1 +1,1 @@
-"""The demonstration that runs offline on what the package ships."""
+"""The demo, which runs offline with a small model from the package."""

@@ -1,4 +1,4 @@
-"""Model folders that are there whole or not at all."""
+"""Model folders that are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -13,35 +13,40 @@ from safetensors import SafetensorError
 from midsight.errors import MidsightError
 
 CONTENTS = "contents.json"
-"""Every other file of a folder with its SHA-256."""
+"""File with the SHA-256 of every other file in its folder."""
 
 
-def write_folder(target: Path, write: Callable[[Path], Path], otherwise: str) -> Path:
-    """Lets `write` fill a folder beside `target`, gives that folder its name when it is whole, and returns it.
+def write_folder(target: Path, write: Callable[[Path], Path], remedy: str) -> Path:
+    """Writes the folder `target` completely or not at all, and returns it.
+
+    Args:
+        target: The folder to write; it must not exist, or be empty.
+        write: Writes a folder and returns it; it gets a temporary path next to `target`.
+        remedy: The end of the error's sentence.
 
     Raises:
-        MidsightError: It cannot be written, or `target` holds something already; the sentence ends in `otherwise`.
+        MidsightError: The folder cannot be written, or `target` is not empty.
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as beside:
-            write(Path(beside) / "model").rename(target)
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as temporary:
+            write(Path(temporary) / "model").rename(target)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise MidsightError(f"The model cannot be written to {target} ({reason}); {otherwise}.") from error
+        raise MidsightError(f"The model cannot be written to {target} ({reason}); {remedy}.") from error
     return target
 
 
-def list_contents(folder: Path) -> Path:
-    """Writes the list that `is_whole` goes by, and returns the folder."""
+def write_checksums(folder: Path) -> Path:
+    """Writes the checksums that `is_complete` compares, and returns the folder."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     digests = {path.relative_to(folder).as_posix(): sha256(path) for path in files}
     (folder / CONTENTS).write_text(json.dumps(digests, indent=2) + "\n", encoding="utf-8")
     return folder
 
 
-def is_whole(folder: Path) -> bool:
-    """Whether every file that was listed is there as it was written."""
+def is_complete(folder: Path) -> bool:
+    """Whether every file exists and has its checksum."""
     try:
         digests: dict[str, str] = json.loads((folder / CONTENTS).read_text(encoding="utf-8"))
         return all(sha256(folder / name) == digest for name, digest in digests.items())
@@ -50,6 +55,6 @@ def is_whole(folder: Path) -> bool:
 
 
 def sha256(path: Path) -> str:
-    """Of a file's bytes, in hex."""
+    """SHA-256 of a file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""Small pictures of coloured shapes and questions about them, the same for the same split and index."""
+"""Small pictures of coloured shapes, with questions. A split and an index always give the same picture."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Literal
 from PIL import Image, ImageDraw
 
 Split = Literal["train", "held-out", "test"]
-"""Scenes that the demo model learns from, that its training is judged by, and that it never saw."""
+"""Scenes to train on, to tune the training on, and to test on."""
 
 Kind = Literal["presence", "color", "shape", "count"]
-"""What a question asks for."""
+"""Subject of a question."""
 
 KINDS: tuple[Kind, ...] = ("presence", "color", "shape", "count")
 
@@ -27,20 +27,20 @@ COLORS = {
     "teal": (0, 160, 160),
     "yellow": (255, 225, 0),
 }
-"""Names and RGB of easy-vqa's colours, each drawn a little off."""
+"""Names and RGB of easy-vqa's colours; each shape varies its colour a little."""
 SHAPES = ("circle", "cross", "rectangle", "triangle")
 NUMBERS = ("zero", "one", "two", "three", "four")
 
 SIDE_PX = 64
 CELL_PX = SIDE_PX // 2
-"""Shapes lie in the four quarters of the picture, one in each at most, so none covers another."""
+"""Side of a quarter of the picture. A quarter holds at most one shape, so no shape covers another."""
 SUPERSAMPLING = 4
 SMALLEST_RADIUS_PX, LARGEST_RADIUS_PX = 7.5, 13.5
 LARGEST_TURN_DEGREES = 8.0
 COLOR_SPREAD = 18
 DARKEST_BACKGROUND = 215
 REPEATS = 0.35
-"""How often a shape takes the form of the one before it, so that there is something to count."""
+"""Share of shapes that repeat the form of the previous shape, so that there is something to count."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,12 @@ class Shape:
     outline: tuple[tuple[float, float], ...]
     """Corners in pixels, x to the right and y downwards."""
     rgb: tuple[int, int, int]
-    """As it is drawn."""
+    """Colour in the picture."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows."""
+    """The content of a picture."""
 
     shapes: tuple[Shape, ...]
     """One to four."""
@@ -76,12 +76,12 @@ class Question:
     answer: str
     """One word."""
     kind: Kind
-    """What it asks for."""
+    """Subject of the question."""
 
 
 def make_scene(split: Split, index: int) -> Scene:
     """Scene number `index` of `split`."""
-    rng = random.Random(f"scene {split} {index}")  # noqa: S311  (pictures, no secrets)
+    rng = random.Random(f"scene {split} {index}")  # noqa: S311  (not for secrets)
     quarters = rng.sample([(0, 0), (0, 1), (1, 0), (1, 1)], rng.randint(1, 4))
     shapes: list[Shape] = []
     for column, row in quarters:
@@ -99,12 +99,12 @@ def make_scene(split: Split, index: int) -> Scene:
 
 
 def in_range(part: int) -> int:
-    """The nearest of 0 to 255."""
+    """The nearest value from 0 to 255."""
     return min(255, max(0, part))
 
 
 def outline(form: str, x: float, y: float, radius: float, rng: random.Random) -> tuple[tuple[float, float], ...]:
-    """Corners of a form that fits the circle around (x, y), turned a little."""
+    """Corners of a form inside the circle around (x, y), turned by a few degrees."""
     turn = math.radians(rng.uniform(-LARGEST_TURN_DEGREES, LARGEST_TURN_DEGREES))
     if form == "rectangle":
         half = math.radians(rng.uniform(25, 65))
@@ -133,10 +133,10 @@ def draw(scene: Scene) -> Image.Image:
 
 
 def ask(split: Split, index: int) -> list[Question]:
-    """Four to six questions on scene number `index` of `split`, in an order of no meaning.
+    """Four to six questions about scene number `index` of `split`, in random order.
 
-    Presence is asked twice, with the answers yes and no. An absent shape has its color or its form in the picture, and
-    where the picture allows it more often than not both, on different shapes.
+    Two questions ask for presence, one with the answer yes and one with no. For the absent shape, the picture has its
+    color or its form; if possible, in more than half of the scenes it has both, on different shapes.
     """
     scene = make_scene(split, index)
     rng = random.Random(f"questions {split} {index}")  # noqa: S311
@@ -159,12 +159,12 @@ def ask(split: Split, index: int) -> list[Question]:
 
 
 def presence(color: str, form: str, answer: str) -> Question:
-    """Whether there is a shape of that colour and form."""
+    """The question whether there is a shape of that colour and form."""
     return Question(f"is there a {color} {form}?", answer, "presence")
 
 
 def absent(scene: Scene, rng: random.Random) -> tuple[str, str]:
-    """Colour and form of a shape that is not there."""
+    """Colour and form of a shape that is not in the scene."""
     there = {(shape.color, shape.form) for shape in scene.shapes}
     colors, forms = sorted({color for color, _ in there}), sorted({form for _, form in there})
     crossed = [(color, form) for color in colors for form in forms if (color, form) not in there]
@@ -176,5 +176,5 @@ def absent(scene: Scene, rng: random.Random) -> tuple[str, str]:
 
 
 def plural(form: str) -> str:
-    """More than one of a form."""
+    """The plural of a form's name."""
     return f"{form}es" if form.endswith("s") else f"{form}s"

@@ -1,4 +1,4 @@
-"""Answers against references: shares that are right, with their intervals."""
+"""Shares of right answers, with confidence intervals."""
 
 from __future__ import annotations
 
@@ -7,34 +7,34 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-CONFIDENT = 1.959964
-"""Standard deviations that hold 95 % of a normal distribution."""
+Z_95 = 1.959964
+"""Half-width of the interval that holds 95 % of a normal distribution, in standard deviations."""
 
 
 @dataclass(frozen=True)
 class Share:
-    """How many of some questions were answered rightly."""
+    """A number of right answers among a number of questions."""
 
     right: int
-    """Answered rightly."""
+    """Number of right answers."""
     asked: int
-    """Asked, at least one."""
+    """Number of questions, at least one."""
 
     @property
     def value(self) -> float:
-        """From 0 to 1."""
+        """The share, from 0 to 1."""
         return self.right / self.asked
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Wilson's 95 % interval, questions taken as independent.
+        """Wilson's 95 % interval, as if questions were independent.
 
         >>> tuple(round(end, 3) for end in Share(8, 10).interval)
         (0.49, 0.943)
         """
-        z2 = CONFIDENT**2
+        z2 = Z_95**2
         middle = (self.right + z2 / 2) / (self.asked + z2)
-        half = CONFIDENT * math.sqrt(self.right * (self.asked - self.right) / self.asked + z2 / 4) / (self.asked + z2)
+        half = Z_95 * math.sqrt(self.right * (self.asked - self.right) / self.asked + z2 / 4) / (self.asked + z2)
         return max(0.0, middle - half), min(1.0, middle + half)
 
     def __str__(self) -> str:
@@ -43,16 +43,16 @@ class Share:
 
 
 def is_right(answer: str, references: Iterable[str]) -> bool:
-    """Whether an answer is one of the references, but for white space around it."""
+    """Whether an answer is one of the references, ignoring white space around it."""
     return answer.strip() in references
 
 
 def by_kind(rows: Iterable[Mapping[str, Any]]) -> dict[str, Share]:
-    """The share of each kind of question in a run's rows, kinds in alphabetical order, `all` last."""
-    marks: dict[str, list[bool]] = {}
+    """Share of right answers by kind of question, for the rows of a run; kinds are sorted, `all` is last."""
+    right_by_kind: dict[str, list[bool]] = {}
     for row in rows:
         right = is_right(row["answer"], row["reference_answers"])
-        marks.setdefault(row["kind"], []).append(right)
-    everything = [mark for of_kind in marks.values() for mark in of_kind]
-    shares = {kind: Share(sum(marks[kind]), len(marks[kind])) for kind in sorted(marks)}
+        right_by_kind.setdefault(row["kind"], []).append(right)
+    everything = [right for of_kind in right_by_kind.values() for right in of_kind]
+    shares = {kind: Share(sum(of_kind), len(of_kind)) for kind, of_kind in sorted(right_by_kind.items())}
     return shares | ({"all": Share(sum(everything), len(everything))} if everything else {})

@@ -1,4 +1,4 @@
-"""The demo model that sees: its sizes, and the shipped file made a complete model folder."""
+"""The demo model: its sizes, and the expansion of the shipped file to a complete model folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from midsight.demo.folder import is_whole, list_contents, write_folder
+from midsight.demo.folder import is_complete, write_checksums, write_folder
 from midsight.errors import MidsightError
 from midsight.testing import phi4_multimodal
 from midsight.testing.phi4_multimodal import (
@@ -24,8 +24,10 @@ from midsight.testing.phi4_multimodal import (
 )
 
 PACKED = Path(__file__).with_name("seeing.safetensors")
-"""Written by demo/train.py: weights and LoRA in bfloat16, `token_ids` and their `token_rows`, the last row for all
-other ids."""
+"""Weights and LoRA in bfloat16, written by demo/train.py.
+
+`token_rows` are the embeddings of `token_ids`; the last row is for all other ids.
+"""
 
 LAYERS = 4
 HIDDEN_SIZE = 64
@@ -42,7 +44,7 @@ AUDIO_WIDTHS = (
     "depthwise_separable_out_channel",
     "nemo_conv_channels",
 )
-"""Of the audio tower, which is drawn at random and never trained."""
+"""Widths of the audio tower, which has random weights and is never trained."""
 VOCABULARY_SIZE = 200064
 SHORT_PROMPT = 4096
 
@@ -57,7 +59,7 @@ def seeing_config() -> Any:
         "num_attention_heads": HEADS,
         "num_key_value_heads": KEY_VALUE_HEADS,
     }
-    # 24 of the 32 numbers of a head turn, in pairs: 12 frequencies, four for each of the published factors
+    # the rotary embedding takes 24 of a head's 32 dimensions: 12 frequencies, four per published factor
     frequencies = 4 * len(PUBLISHED_LONG_FACTORS)
     sizes["rope_parameters"] |= {
         "short_factor": [1.0] * frequencies,
@@ -73,55 +75,55 @@ def seeing_config() -> Any:
 
 
 def write_seeing_model(folder: str | Path, packed: Path = PACKED) -> Path:
-    """Writes the demo model as a complete folder in transformers' layout, its LoRA beside it, and returns it.
+    """Writes the demo model as a complete folder in transformers' format, with its LoRA, and returns the folder.
 
-    What is not weights or config (tokenizer, processor, chat template, generation config) is that of the
-    small random checkpoint.
+    Tokenizer, processor, chat template and generation config are those of the small random checkpoint.
     """
     folder = write_phi4_multimodal(folder, layers=1)
     seeing_config().save_pretrained(folder)
     lora = folder / "vision-lora"
-    adapter = json.loads((lora / "adapter_config.json").read_text(encoding="utf-8"))
-    adapter |= {"r": LORA_RANK, "lora_alpha": LORA_ALPHA}
-    (lora / "adapter_config.json").write_text(json.dumps(adapter, indent=2) + "\n", encoding="utf-8")
+    lora_config = json.loads((lora / "adapter_config.json").read_text(encoding="utf-8"))
+    lora_config |= {"r": LORA_RANK, "lora_alpha": LORA_ALPHA}
+    (lora / "adapter_config.json").write_text(json.dumps(lora_config, indent=2) + "\n", encoding="utf-8")
 
     weights = load_file(packed)
     rows, token_ids = weights.pop("token_rows"), weights.pop("token_ids").long()
     table = rows[-1].repeat(VOCABULARY_SIZE, 1)
     table[token_ids] = rows[:-1]
-    of_lora = {name: weights.pop(name) for name in sorted(weights) if ".lora_" in name}
-    save_weights(of_lora, lora / "adapter_model.safetensors")
+    lora_weights = {name: weights.pop(name) for name in sorted(weights) if ".lora_" in name}
+    save_weights(lora_weights, lora / "adapter_model.safetensors")
     save_weights({"model.embed_tokens.weight": table, **weights}, folder / "model.safetensors")
     return folder
 
 
 def seeing_model(cache: Path | None = None) -> Path:
-    """The demo model's folder in the user's cache, written there at first use and again where it was damaged.
+    """The demo model's folder in the user's cache, written at first use and again if it is damaged.
 
-    Its name follows from what it is written from, so a newer midsight never meets an older one's folder.
+    Its name contains a hash of everything that it is made from, so different versions of midsight use different
+    folders.
     """
     cache = cache or cache_folder()
     target = cache / f"demo-model-{content_address()}"
-    if is_whole(target):
+    if is_complete(target):
         return target
     shutil.rmtree(target, ignore_errors=True)
     try:
-        otherwise = "make room there, or set XDG_CACHE_HOME to a folder that you may write"
-        return write_folder(target, lambda folder: list_contents(write_seeing_model(folder)), otherwise)
+        remedy = "free some space there, or set XDG_CACHE_HOME to a folder that you may write"
+        return write_folder(target, lambda folder: write_checksums(write_seeing_model(folder)), remedy)
     except MidsightError:
-        if is_whole(target):  # another process was first, with the same files
+        if is_complete(target):  # another process wrote the same folder first
             return target
         raise
 
 
 def cache_folder() -> Path:
-    """`midsight` in XDG_CACHE_HOME where that is an absolute path, else in ~/.cache."""
+    """`midsight` in XDG_CACHE_HOME, or in ~/.cache if that is not an absolute path."""
     given = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(given) if Path(given).is_absolute() else Path.home() / ".cache") / "midsight"
 
 
 def content_address() -> str:
-    """First 16 digits of the SHA-256 of all that decides the folder's files."""
+    """First 16 digits of the SHA-256 of everything that the folder is made from."""
     digest = hashlib.sha256(PACKED.read_bytes())
     testing = Path(phi4_multimodal.__file__).parent
     for file in (TOKENIZER, testing / "phi4_multimodal.py", testing / "random_weights.py", Path(__file__)):

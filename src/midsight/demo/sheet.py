@@ -1,4 +1,4 @@
-"""Pictures with questions and answers as one HTML file that needs nothing else."""
+"""Pictures with questions and answers as one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ FIGURE = '<figure><img alt="{name}" src="data:image/png;base64,{png}"><ul>\n{ans
 def contact_sheet(
     rows: Iterable[Mapping[str, Any]], images: Path, shares: Mapping[str, Share], *, intro: str, pictures: int
 ) -> str:
-    """HTML of the first `pictures` pictures, each with all that was asked about it."""
+    """HTML with the first `pictures` pictures, each with all its questions and answers."""
     by_image: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         by_image.setdefault(row["image"], []).append(row)
@@ -54,14 +54,14 @@ def contact_sheet(
 
 
 def figure(path: Path, rows: Sequence[Mapping[str, Any]]) -> str:
-    """One picture with its answers."""
+    """One picture with its questions and answers."""
     png = base64.b64encode(path.read_bytes()).decode()
     return FIGURE.format(name=escape(path.name), png=png, answers="".join(map(answer_line, rows)))
 
 
 def answer_line(row: Mapping[str, Any]) -> str:
-    """A question, the answer, and the reference where the answer is wrong."""
+    """A question with its answer, and the reference if the answer is wrong."""
     right = is_right(row["answer"], row["reference_answers"])
     correction = "" if right else f" (right: {escape(', '.join(row['reference_answers']))})"
-    mark, answer = "right" if right else "wrong", escape(row["answer"])
-    return f'<li class="{mark}">{escape(row["question"])} <b>{answer}</b>{correction}</li>\n'
+    css_class, answer = "right" if right else "wrong", escape(row["answer"])
+    return f'<li class="{css_class}">{escape(row["question"])} <b>{answer}</b>{correction}</li>\n'

@@ -1,4 +1,4 @@
-"""The demonstration: a small model that sees, questions on test scenes, the main job, its result."""
+"""The demo: a small model, questions about test scenes, the extraction, and its results."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from midsight.demo.scenes import ask, draw, make_scene
 from midsight.demo.score import Share, by_kind, is_right
 from midsight.demo.seeing import seeing_model
 from midsight.demo.sheet import contact_sheet
-from midsight.errors import MidsightError
+from midsight.errors import MidsightError, Option
 from midsight.reports.summary import summarise
 from midsight.reports.terminal import render_summary
 from midsight.store.reader import Run
@@ -23,15 +23,15 @@ SCENES = 80
 SHOWN_ANSWERS = 8
 SHEET_PICTURES = 24
 LAYER = 3
-"""The decoder layer that the last lines read."""
+"""Decoder layer in the printed example."""
 TRAINED = (
-    "The demo model is a tiny Phi-4-multimodal, trained on drawn shapes. These scenes are new to it; some answers are "
-    "wrong."
+    "The demo model is a tiny Phi-4-multimodal, trained on drawn shapes. It has not seen these scenes, and some "
+    "answers are wrong."
 )
 
 
 def write_questions(path: Path, *, scenes: int = SCENES) -> Path:
-    """Writes questions on the first test scenes to `path` as JSONL, pictures beside it; returns the images' folder."""
+    """Writes questions about the first test scenes to `path` as JSONL, and the pictures; returns their folder."""
     images = path.parent / "images"
     images.mkdir(parents=True, exist_ok=True)
     rows = []
@@ -46,7 +46,7 @@ def write_questions(path: Path, *, scenes: int = SCENES) -> Path:
 
 
 def answers_table(rows: list[dict[str, Any]]) -> Table:
-    """The first answers beside their references."""
+    """Table of the first answers with their references."""
     table = Table("image", "question", "reference", "answer", "", title=f"{SHOWN_ANSWERS} of {len(rows)} samples")
     for row in rows[:SHOWN_ANSWERS]:
         answer = row["answer"].encode("unicode_escape").decode()[:40]
@@ -58,7 +58,7 @@ def answers_table(rows: list[dict[str, Any]]) -> Table:
 
 
 def accuracy_table(shares: Mapping[str, Share]) -> Table:
-    """Right answers by kind of question."""
+    """Table of right answers by kind of question."""
     table = Table("kind", "right", "asked", "share (95 % interval)", title="Right answers")
     for kind, share in shares.items():
         table.add_row(kind, str(share.right), str(share.asked), str(share))
@@ -68,11 +68,13 @@ def accuracy_table(shares: Mapping[str, Share]) -> Table:
 def run_demo(
     out: Path, load: Callable[..., Any], extract: Callable[..., Run], console: Console, *, scenes: int = SCENES
 ) -> Run:
-    """Writes pictures and questions to `out`, extracts, and shows answers, run folder, and how to read it."""
+    """Writes pictures and questions to `out`, extracts them, and shows the answers and how to read the run."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise MidsightError(f"The demo cannot write to {out} ({error.strerror}); name another --out.") from error
+        raise MidsightError(
+            f"The demo cannot write to {out} ({error.strerror}); give another ", Option("out"), "."
+        ) from error
     console.print(TRAINED)
     model = seeing_model()
     questions = out / "questions.jsonl"

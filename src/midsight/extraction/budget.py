@@ -1,4 +1,4 @@
-"""How much goes through the model in one call: a fixed number of samples, or what memory was measured to hold."""
+"""How much goes through the model in one call: a fixed number of samples, or what memory is measured to hold."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from typing import Literal
 import psutil
 import torch
 
-from midsight.errors import MidsightError
+from midsight.errors import MidsightError, Option
 
 BatchSize = int | Literal["auto"]
-"""Most samples in one call of the model, or as many as memory holds."""
+"""Maximum number of samples in one call of the model, or as many as memory holds."""
 
 FIRST_SAMPLES = 8
-"""In the first call of `auto`, and in all of them where memory cannot be measured."""
+"""Samples in the first call of `auto`, and in every call if memory cannot be measured."""
 MOST_SAMPLES = {"cpu": 32, "cuda": 128}
-"""Where `auto` ends, by device: more makes decoding little faster."""
+"""Maximum for `auto`, by device: more makes decoding little faster."""
 MEMORY_SHARE = {"cpu": 0.5, "cuda": 0.8}
-"""Of the memory that is free at the start, what a call may take."""
+"""Share of the memory free at the start that a call may take."""
 PROCESS = Path("/proc/self")
-"""Linux: `clear_refs` sets the peak in `status` back where a 5 is written to it."""
+"""Linux: writing 5 to `clear_refs` resets the peak in `status`."""
 
 CONTAINER = Path("/sys/fs/cgroup")
-"""Linux: what a container may use and does use."""
+"""Linux: memory limit and use of a container."""
 
 
 @dataclass
@@ -37,23 +37,23 @@ class Budget:
     device: torch.device
     """Where the calls run."""
     samples: int
-    """Most samples of the next call."""
+    """Maximum number of samples in the next call."""
     most_samples: int
     """What `samples` may grow to."""
     tokens: float = math.inf
-    """Most tokens of the next call, padding and room for the answers counted."""
+    """Maximum number of tokens in the next call, padding and answers included."""
     free_bytes: float = math.inf
-    """What a call may take beside the weights; infinite where nobody asked for a measured budget."""
+    """What a call may take beside the weights; infinite if the batch size is fixed."""
     largest: int = 0
     """Tokens of the largest call that was measured."""
     fitting: float = math.inf
-    """What `tokens` stays under since a call ran out of memory."""
+    """Upper limit of `tokens` since a call ran out of memory."""
 
     @contextmanager
     def watching(self, samples: int, tokens: int) -> Iterator[None]:
-        """Measures a call of so many samples and tokens, and lets the next be larger, or no larger than fits.
+        """Measures a call of so many samples and tokens, and sets the size of the next one.
 
-        Smaller calls than the largest say nothing: part of what they take does not grow with them.
+        Only a call at least as large as any before counts: part of what a call takes does not grow with its size.
         """
         before = start_peak(self.device) if self.free_bytes < math.inf else None
         yield
@@ -67,7 +67,7 @@ class Budget:
             self.samples = min(2 * self.samples, self.most_samples)
 
     def learn(self, tokens: int, enough: bool) -> None:
-        """Half of the tokens of a call that ran out of memory are the most, or those of a part of it that did not."""
+        """After out-of-memory, caps calls at half its tokens; a part of it that fits raises the cap to its tokens."""
         self.fitting = max(self.fitting, tokens) if enough else min(self.fitting, tokens / 2)
         self.tokens = self.fitting
 
@@ -75,20 +75,20 @@ class Budget:
 def parse_batch_size(text: str) -> BatchSize:
     """`auto` or a whole number from 1; raises MidsightError."""
     with suppress(ValueError):
-        return check_batch_size("auto" if text == "auto" else int(text))
-    raise MidsightError(f"--batch-size is {text}; give auto, or 1 or more.")
+        return validate_batch_size("auto" if text == "auto" else int(text))
+    raise MidsightError(Option("batch_size"), f" is {text}; give auto, or 1 or more.")
 
 
-def check_batch_size(batch_size: BatchSize) -> BatchSize:
-    """The same; raises MidsightError where it is neither `auto` nor a whole number from 1."""
+def validate_batch_size(batch_size: BatchSize) -> BatchSize:
+    """Returns the batch size; raises MidsightError if it is neither `auto` nor a whole number from 1."""
     if batch_size != "auto" and (type(batch_size) is not int or batch_size < 1):
-        raise MidsightError(f"--batch-size is {batch_size}; give auto, or 1 or more.")
+        raise MidsightError(Option("batch_size"), f" is {batch_size}; give auto, or 1 or more.")
     return batch_size
 
 
 def make_budget(batch_size: BatchSize, device: torch.device) -> Budget:
-    """A budget of `batch_size` samples; of `auto`, by the memory that is free now. Raises MidsightError."""
-    if check_batch_size(batch_size) != "auto":
+    """A budget of `batch_size` samples; for `auto`, one that follows from the free memory. Raises MidsightError."""
+    if validate_batch_size(batch_size) != "auto":
         return Budget(device, int(batch_size), int(batch_size))
     if device.type not in MEMORY_SHARE:
         return Budget(device, FIRST_SAMPLES, FIRST_SAMPLES)
@@ -97,7 +97,7 @@ def make_budget(batch_size: BatchSize, device: torch.device) -> Budget:
 
 
 def free_memory() -> int:
-    """Bytes that this machine has free, or this container where it has a limit of its own."""
+    """Free bytes of this machine, or of this container if it has a limit."""
     free = psutil.virtual_memory().available
     with suppress(OSError, ValueError):  # no container, or no limit
         free = min(free, int((CONTAINER / "memory.max").read_text()) - int((CONTAINER / "memory.current").read_text()))
@@ -105,7 +105,7 @@ def free_memory() -> int:
 
 
 def start_peak(device: torch.device) -> int | None:
-    """Bytes in use now, from which on the peak is counted; None where this machine cannot say."""
+    """Resets the peak and returns the bytes in use; None if this machine cannot tell."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
@@ -117,7 +117,7 @@ def start_peak(device: torch.device) -> int | None:
 
 
 def peak(device: torch.device) -> int:
-    """The most bytes that were in use since start_peak."""
+    """Peak of the bytes in use since start_peak."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = (PROCESS / "status").read_text()
@@ -125,5 +125,5 @@ def peak(device: torch.device) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a call failed for want of memory."""
+    """Whether a call ran out of memory."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

@@ -1,4 +1,4 @@
-"""Greedy answers, decoded on from a prefill; each row stops for itself and then leaves the batch."""
+"""Greedy answers, decoded from a prefill; an answer that ends leaves the batch."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from midsight.extraction.prefill import NOBODY, Prefill, end_states, pad_rows, run_on_cache
-from midsight.models.adapter import KVCache, submodule
-from midsight.models.layout import Span, TokenLayout
-from midsight.models.loading import LoadedModel
+from midsight.checkpoints.loading import LoadedModel
+from midsight.extraction.prefill import PADDING, Prefill, end_states, pad_rows, run_on_cache
+from midsight.families.inputs import KVCache
+from midsight.prompts.token_layout import Span, TokenLayout
 from midsight.records import FinishReason
 
 TOP_TOKENS = 10
@@ -26,12 +26,12 @@ class Answer:
     logprobs: list[float] = field(default_factory=list)
     """Log-softmax of the raw logits in float32, one per token."""
     finish_reason: FinishReason | None = None
-    """None while the row is still open."""
+    """None while the answer is still open."""
 
 
 @dataclass(frozen=True)
 class FirstToken:
-    """The model's own confidence: how the first token's distribution looks."""
+    """The model's own confidence: the distribution of the first token."""
 
     entropy: float
     """In nats."""
@@ -48,17 +48,17 @@ class Continuation:
     logits: Tensor
     """float32 [answers, vocabulary], after each one's last token."""
     cache: KVCache
-    """Keys and values of every layer, a row for each of `owners`."""
-    owners: Tensor
-    """int64 [rows, tokens in the cache]: whose each token is."""
-    names: list[int]
-    """Of each answer, how `owners` calls it."""
+    """Keys and values of every layer, one row per row of `prompt_ids`."""
+    prompt_ids: Tensor
+    """int64 [rows, tokens in the cache]: the prompt that each token belongs to."""
+    ids: list[int]
+    """Per answer: its id in `prompt_ids`."""
     rows: list[int]
-    """Of each answer, its row in the cache."""
+    """Per answer: its row in the cache."""
     lengths: list[int]
-    """Of each answer, tokens up to its last one, padding not counted."""
+    """Per answer: tokens of prompt and answer up to the last one, without padding."""
     position_offsets: list[int]
-    """Of each answer: position of its next token, less its tokens."""
+    """Per answer: next position id minus length."""
     later: Mapping[str, Tensor]
     """What the decoder takes in every step beside tokens, rows first."""
 
@@ -70,26 +70,27 @@ class OpenRows:
     answers: list[Answer]
     """What each has generated."""
     state: Continuation
-    """What goes on from there."""
+    """What the next step is computed from."""
 
     def keep(self, kept: Sequence[int]) -> None:
         """Drops all answers but those at the indices `kept`, and the cache's rows that none of these lies in."""
         if len(kept) == len(self.answers):
             return
         state = self.state
-        names = [state.names[i] for i in kept]
+        ids = [state.ids[i] for i in kept]
         left = sorted({state.rows[i] for i in kept})
-        rows = torch.tensor(left, device=state.owners.device, dtype=torch.int64)
-        if kept and len(left) < len(state.owners):
+        rows = torch.tensor(left, device=state.prompt_ids.device, dtype=torch.int64)
+        if kept and len(left) < len(state.prompt_ids):
             state.cache.batch_select_indices(rows)
-        owners = state.owners[rows]
-        gone = (owners >= 0) & ~torch.isin(owners, torch.tensor(names, device=owners.device, dtype=torch.int64))
+        prompt_ids = state.prompt_ids[rows]
+        open_ids = torch.tensor(ids, device=prompt_ids.device, dtype=torch.int64)
+        gone = (prompt_ids >= 0) & ~torch.isin(prompt_ids, open_ids)
         self.answers = [self.answers[i] for i in kept]
         self.state = Continuation(
             state.logits[list(kept)],
             state.cache,
-            owners.masked_fill(gone, NOBODY),
-            names,
+            prompt_ids.masked_fill(gone, PADDING),
+            ids,
             [left.index(state.rows[i]) for i in kept],
             [state.lengths[i] for i in kept],
             [state.position_offsets[i] for i in kept],
@@ -100,17 +101,22 @@ class OpenRows:
 def continue_from(model: LoadedModel, filled: Prefill) -> Continuation:
     """The first tokens' logits of a prefill that kept its cache; raises ValueError for one that did not."""
     if filled.cache is None:
-        raise ValueError("This prefill kept no cache to decode on from; call prefill with keep_cache.")
+        raise ValueError("This prefill kept no cache to decode from; call prefill with keep_cache.")
     return Continuation(
-        logits=submodule(model.hf_model, model.adapter.lm_head)(filled.end_states).float(),
+        logits=to_logits(model, filled.end_states),
         cache=filled.cache,
-        owners=filled.owners,
-        names=list(range(len(filled.rows))),
+        prompt_ids=filled.prompt_ids,
+        ids=list(range(len(filled.rows))),
         rows=list(filled.rows),
         lengths=list(filled.lengths),
         position_offsets=list(filled.position_offsets),
         later=filled.later,
     )
+
+
+def to_logits(model: LoadedModel, states: Tensor) -> Tensor:
+    """The language-model head's output for states [answers, hidden size], float32 [answers, vocabulary]."""
+    return model.hf_model.get_submodule(model.family.modules.lm_head)(states).float()
 
 
 def describe_first_token(logits: Tensor) -> list[FirstToken]:
@@ -123,23 +129,23 @@ def describe_first_token(logits: Tensor) -> list[FirstToken]:
 
 
 def decode_until(
-    model: LoadedModel, answers: Sequence[Answer], start: Continuation, *, max_new_tokens: int, border: int | None
+    model: LoadedModel, answers: Sequence[Answer], start: Continuation, *, max_new_tokens: int, threshold: int | None
 ) -> None:
-    """Decodes greedily until every row has stopped, or would grow past `border` tokens.
+    """Decodes greedily until every answer has ended, or prompt and answer have `threshold` tokens.
 
-    Answers that met the border stay open (no finish reason), their last token not yet fed.
+    Answers that reach the threshold stay open (no finish reason), and their last token is not fed to the decoder.
     """
     open_rows = OpenRows(list(answers), start)
     while True:
         take_tokens(open_rows, stop_ids=model.stop_ids, max_new_tokens=max_new_tokens)
-        open_rows.keep([i for i, length in enumerate(open_rows.state.lengths) if length != border])
+        open_rows.keep([i for i, length in enumerate(open_rows.state.lengths) if length != threshold])
         if not open_rows.answers:
             return
         open_rows.state = feed_tokens(model, open_rows)
 
 
 def take_tokens(open_rows: OpenRows, *, stop_ids: Sequence[int], max_new_tokens: int) -> None:
-    """Appends each row's likeliest token to its answer; rows that end with it leave."""
+    """Appends the likeliest token to each answer; answers that end with it leave."""
     logits = open_rows.state.logits
     token_ids = logits.argmax(dim=-1, keepdim=True)
     logprobs = logits.log_softmax(dim=-1).gather(1, token_ids)
@@ -165,11 +171,13 @@ def feed_tokens(model: LoadedModel, open_rows: OpenRows) -> Continuation:
         [torch.tensor(position) for position in positions],
         pad_id=model.pad_id,
         side="right",
-        device=state.owners.device,
+        device=state.prompt_ids.device,
         rows=state.rows,
-        names=state.names,
+        ids=state.ids,
     )
-    output = run_on_cache(model, state.cache, state.owners, tokens, state.later)
-    logits = submodule(model.hf_model, model.adapter.lm_head)(end_states(output, tokens)).float()
+    output = run_on_cache(model, state.cache, state.prompt_ids, tokens, state.later)
+    logits = to_logits(model, end_states(output, tokens))
     lengths = [length + 1 for length in state.lengths]
-    return replace(state, logits=logits, owners=torch.cat([state.owners, tokens.owners], dim=1), lengths=lengths)
+    return replace(
+        state, logits=logits, prompt_ids=torch.cat([state.prompt_ids, tokens.prompt_ids], dim=1), lengths=lengths
+    )

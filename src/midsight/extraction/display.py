@@ -1,4 +1,4 @@
-"""How far a run is, as the terminal shows it."""
+"""The progress of a run on the terminal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from midsight.extraction.todo import Progress
 
 
 def describe_start(progress: Progress) -> str:
-    """What a call has before it, in one sentence."""
+    """What a call has to do, in one sentence."""
     free = f"{decimal(progress.free_bytes)} are free."
     if progress.samples is None or progress.remaining is None or progress.estimated_bytes is None:
         return f"A stream, its length not known; the run holds {counted(progress.already, 'sample')}; {free}"

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
+from midsight.checkpoints.loading import LoadedModel, Lora, load_model, wrap_model
 from midsight.errors import SampleError
 from midsight.extraction.budget import BatchSize, make_budget
 from midsight.extraction.pipeline import extract_all
-from midsight.extraction.request import Request, resolve
+from midsight.extraction.request import RequestKeywords, make_request, resolve
 from midsight.extraction.todo import group_by_image
-from midsight.models.loading import LoadedModel, Lora, load_model, wrap_model
 from midsight.records import Record
 from midsight.samples.sample import Failure, ImageSource, Sample
 from midsight.samples.tables import make_samples
@@ -23,14 +23,22 @@ class Model:
     """A loaded model that extracts records from image-question pairs."""
 
     loaded: LoadedModel
-    """transformers' model, tokenizer and image processor, and what was found at load."""
+    """transformers' model and processor, and what was found at load."""
 
-    def extract(self, image: ImageSource | str, question: str, **options: Any) -> Record:
-        """The record of one image (path, encoded bytes or PIL image) and question.
+    def extract(self, image: ImageSource | str, question: str, **options: Unpack[RequestKeywords]) -> Record:
+        """The record of one image and one question.
 
-        `options` are the fields of Request: layers, positions, residual, vision,
-        processor_pooled_pixels, pixels, answers, max_new_tokens, prompt, system.
-        Raises SampleError where the pair cannot be extracted.
+        Args:
+            image: A path, an encoded image as bytes, or a PIL image.
+            question: The user's text.
+            **options: The fields of Request.
+
+        Returns:
+            The record, its vectors float32.
+
+        Raises:
+            SampleError: The pair cannot be extracted.
+            MidsightError: An option has a wrong name or value.
         """
         outcome = self.extract_many([(image, question)], batch_size=1, **options)[0]
         if isinstance(outcome, Failure):
@@ -42,16 +50,25 @@ class Model:
         pairs: Iterable[Sample | tuple[ImageSource | str, str]],
         *,
         batch_size: BatchSize = "auto",
-        **options: Any,
+        **options: Unpack[RequestKeywords],
     ) -> list[Record | Failure]:
-        """One outcome for each pair, in their order, kept in memory; `options` as for extract.
+        """The records of many pairs, kept in memory.
 
-        batch_size: most samples in one call of the model; `auto` measures what memory holds.
+        Args:
+            pairs: (image, question) pairs or Samples.
+            batch_size: Maximum number of samples in one call of the model; `auto` measures what memory holds.
+            **options: The fields of Request.
+
+        Returns:
+            A record, or a failure with its reason, for each pair, in their order.
+
+        Raises:
+            MidsightError: An option has a wrong name or value.
         """
         budget = make_budget(batch_size, self.loaded.device)
-        plan = resolve(Request(**options), self.loaded)
+        request = resolve(make_request(options), self.loaded)
         dataset = make_samples(pairs)
-        calls = extract_all(self.loaded, plan, group_by_image(dataset.samples), budget)
+        calls = extract_all(self.loaded, request, group_by_image(dataset.samples), budget)
         outcomes = [outcome for call in calls for outcome in call]
         return sorted([*outcomes, *dataset.failures], key=lambda outcome: outcome.input_index)
 
@@ -66,12 +83,41 @@ def load(
     audio: bool = False,
     weights: bool = True,
 ) -> Model:
-    """Loads a model folder or hub id; see load_model for the options. Raises MidsightError."""
+    """Loads a model.
+
+    Args:
+        source: Model folder or hub id.
+        revision: Branch, tag or commit of a hub id.
+        dtype: `auto`, `float32`, `bfloat16` or `float16`. `auto` is the checkpoint's dtype on a GPU; on a CPU it is
+            float32 if that fits in memory, else the checkpoint's.
+        device: `auto`, `cpu`, `mps`, `cuda` or `cuda:N`.
+        lora: `auto`, `merged`, `unmerged` or `off`: how a LoRA that image input needs is applied.
+        audio: Load the audio tower too, which no image prompt uses.
+        weights: Without them only config and processor are loaded, enough to plan a run.
+
+    Returns:
+        The model.
+
+    Raises:
+        MidsightError: The model cannot be loaded, or an argument has a wrong value.
+    """
     return Model(
         load_model(source, revision=revision, dtype=dtype, device=device, lora=lora, audio=audio, weights=weights)
     )
 
 
 def wrap(hf_model: Any, hf_processor: Any) -> Model:
-    """A transformers model of a known family that you loaded yourself, with its processor."""
+    """Takes a model that you loaded yourself.
+
+    Args:
+        hf_model: A transformers model of a known family, or a PEFT model around one; its known bugs are corrected
+            in place.
+        hf_processor: Its processor, as AutoProcessor makes it.
+
+    Returns:
+        The model, its weights unchanged.
+
+    Raises:
+        MidsightError: The family is unknown, or the processor belongs to another.
+    """
     return Model(wrap_model(hf_model, hf_processor))

@@ -1,4 +1,4 @@
-"""Samples to outcomes: while some are in the model, threads read, decode and tokenise those that come next."""
+"""Samples to outcomes: while some are in the model, threads read, decode and tokenise the next ones."""
 
 from __future__ import annotations
 
@@ -12,74 +12,75 @@ from typing import TypeVar
 
 import torch
 
+from midsight.checkpoints.loading import LoadedModel
 from midsight.errors import MidsightError
-from midsight.extraction.batch import Outcome, extract_prepared
-from midsight.extraction.batches import cut
 from midsight.extraction.budget import Budget
+from midsight.extraction.calls import plan_calls
+from midsight.extraction.extract_call import Outcome, extract_or_halve
 from midsight.extraction.prepare import PreparedSample, prepare, source_key
-from midsight.extraction.request import Plan
-from midsight.models.loading import LoadedModel
+from midsight.extraction.request import ResolvedRequest
 from midsight.samples.sample import Failure, Sample
 from midsight.samples.streams import until_broken
 
 T = TypeVar("T")
 R = TypeVar("R")
 InWork = Callable[[Sequence[str]], AbstractContextManager[None]]
-"""Sample ids -> a block during which they are worked on."""
+"""Takes sample ids; gives a context in which they count as in work."""
 
 WINDOW_CALLS = 4
-"""Calls whose samples are looked at together, so that prompts of like length meet."""
+"""Calls that are planned together, so that prompts of like length meet."""
 WINDOW_BYTES = {"cpu": 2**28, "cuda": 2**30}
-"""Pixels after which a window is full, by device."""
+"""Bytes of pixels that fill a window, by device."""
 WORKERS = min(4, os.cpu_count() or 1)
 """Threads that prepare images."""
 
 
 def extract_all(
     model: LoadedModel,
-    plan: Plan,
-    outcomes: Iterable[Sample | Failure],
+    request: ResolvedRequest,
+    samples: Iterable[Sample | Failure],
     budget: Budget,
     in_work: InWork = lambda _: nullcontext(),
 ) -> Generator[list[Outcome]]:
-    """One outcome for each sample, those of a call of the model together; failures pass through.
+    """One outcome for each sample, one list per call of the model; failures pass through.
 
-    Samples on one image should follow each other. `in_work` is entered for samples that are prepared, and again
-    while they are in the model. Where the samples break off, what has come is extracted before the error.
+    Samples on one image should follow each other. `in_work` is entered for samples that are prepared, and again while
+    they are in the model. If the samples break off, those that came before are extracted before the error is raised.
     """
 
     def prepared(rows: Sequence[Sample | Failure]) -> list[PreparedSample | Failure]:
-        samples = [row for row in rows if isinstance(row, Sample)]
-        with in_work([sample.sample_id for sample in samples]):
-            return [*(row for row in rows if isinstance(row, Failure)), *prepare(model, plan, samples)]
+        to_prepare = [row for row in rows if isinstance(row, Sample)]
+        with in_work([sample.sample_id for sample in to_prepare]):
+            return [*(row for row in rows if isinstance(row, Failure)), *prepare(model, request, to_prepare)]
 
     threads = torch.get_num_threads()
     broken: list[MidsightError] = []
-    rows = by_image(until_broken(outcomes, broken), budget)
+    rows = by_image(until_broken(samples, broken), budget)
     try:
         with ThreadPoolExecutor(WORKERS, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             full = WINDOW_BYTES.get(model.device.type, WINDOW_BYTES["cpu"])
-            for window in ahead(windows(in_order(pool, prepared, rows), budget, full)):
+            for window in prefetch(windows(in_order(pool, prepared, rows), budget, full)):
                 if failures := [item for item in window if isinstance(item, Failure)]:
                     yield list(failures)
                 ready = [item for item in window if isinstance(item, PreparedSample)]
-                for batch, tokens in cut(ready, plan, budget):
-                    with in_work([item.sample.sample_id for item in batch]), budget.watching(len(batch), tokens):
-                        done = extract_prepared(model, plan, batch, on_memory=budget.learn)
+                for call in plan_calls(ready, request, budget):
+                    ids = [item.sample.sample_id for item in call.items]
+                    with in_work(ids), budget.watching(len(ids), call.tokens):
+                        done = extract_or_halve(model, request, call, on_memory=budget.learn)
                     yield done
-    finally:  # what a worker sets for itself, threads that start later would take over
+    finally:  # threads that start later would inherit the number that a worker set for itself
         torch.set_num_threads(threads)
     if broken:
         raise broken[0]
 
 
-def by_image(outcomes: Iterable[Sample | Failure], budget: Budget) -> Iterator[list[Sample | Failure]]:
-    """Samples that follow each other on one image, or failures that do, in lists that fill no more than a window."""
+def by_image(samples: Iterable[Sample | Failure], budget: Budget) -> Iterator[list[Sample | Failure]]:
+    """Lists of consecutive samples on one image, or of consecutive failures, none longer than a window."""
 
-    def images(outcome: Sample | Failure) -> list[Hashable] | None:
-        return [source_key(source) for source in outcome.images] if isinstance(outcome, Sample) else None
+    def images(sample: Sample | Failure) -> list[Hashable] | None:
+        return [source_key(source) for source in sample.images] if isinstance(sample, Sample) else None
 
-    for _, same in groupby(outcomes, key=images):
+    for _, same in groupby(samples, key=images):
         rows: list[Sample | Failure] = []
         for row in same:
             rows.append(row)
@@ -93,9 +94,9 @@ def by_image(outcomes: Iterable[Sample | Failure], budget: Budget) -> Iterator[l
 def windows(
     prepared: Iterable[list[PreparedSample | Failure]], budget: Budget, most_bytes: int
 ) -> Iterator[list[PreparedSample | Failure]]:
-    """What is planned together: a few calls of samples, or as many as have `most_bytes` of pixels.
+    """What is planned together: the samples of a few calls, or as many as have `most_bytes` of pixels.
 
-    First a single call, so that the model need not wait for more.
+    The first window is a single call, so that the model starts early.
     """
     window: list[PreparedSample | Failure] = []
     held, full = 0, budget.samples
@@ -111,7 +112,7 @@ def windows(
 
 
 def in_order(pool: ThreadPoolExecutor, work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """The work's results in the order of the items, a few of them computed ahead."""
+    """The work's results in the order of the items, a few of them computed in advance."""
     futures: deque[Future[R]] = deque()
     for item in items:
         futures.append(pool.submit(work, item))
@@ -121,8 +122,8 @@ def in_order(pool: ThreadPoolExecutor, work: Callable[[T], R], items: Iterable[T
         yield futures.popleft().result()
 
 
-def ahead(items: Iterator[T]) -> Iterator[T]:
-    """The items, each asked for in another thread while the one before is used."""
+def prefetch(items: Iterator[T]) -> Iterator[T]:
+    """The items, each fetched in another thread while the one before is used."""
     end = object()
     with ThreadPoolExecutor(1) as pool:
         coming = pool.submit(next, items, end)
@@ -131,7 +132,7 @@ def ahead(items: Iterator[T]) -> Iterator[T]:
             yield item  # pyright: ignore[reportReturnType]
 
 
-def behind(work: Callable[[T], R], items: Iterable[T]) -> Generator[R]:
+def map_in_background(work: Callable[[T], R], items: Iterable[T]) -> Generator[R]:
     """The work's results, each computed in another thread while the next item is made."""
     with ThreadPoolExecutor(1) as pool:
         waiting: Future[R] | None = None

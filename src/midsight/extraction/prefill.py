@@ -9,57 +9,58 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from midsight.checkpoints.loading import LoadedModel
 from midsight.extraction.request import PaddingSide
-from midsight.models.adapter import EncodedImage, ImageInputs, KVCache, encode_images, submodule
-from midsight.models.layout import TokenLayout
-from midsight.models.loading import LoadedModel
+from midsight.families.family import encode_images
+from midsight.families.inputs import EncodedImage, ImageInputs, KVCache
+from midsight.prompts.token_layout import TokenLayout
 from midsight.taps.capture import capture
 from midsight.taps.tap import Tap
 
-SHARED, NOBODY = -1, -2
-"""Owners of a token that all prompts of its row read, and of padding."""
+SHARED, PADDING = -1, -2
+"""Prompt ids of tokens that all prompts of their row read, and of padding."""
 
 
 @dataclass(frozen=True)
 class PaddedRows:
-    """Token ids of several prompts, or of what is left of them, as one rectangle."""
+    """Token ids of several prompts, or of their suffixes, as one rectangle."""
 
     token_ids: Tensor
     """int64 [rows, tokens]."""
-    owners: Tensor
-    """int64 [rows, tokens]: which prompt a token belongs to, NOBODY on padding."""
+    prompt_ids: Tensor
+    """int64 [rows, tokens]: which prompt a token belongs to, PADDING on padding."""
     position_ids: Tensor
-    """int64 [rows, tokens], or [axes, rows, tokens] where a token has several; 0 on padding."""
+    """int64 [rows, tokens], or [axes, rows, tokens] if a token has several positions; 0 on padding."""
     position_offsets: tuple[int, ...]
-    """Of each prompt: position of the token that would come next, less the number of its tokens."""
+    """Per prompt: next position id minus prompt length."""
     layouts: tuple[TokenLayout, ...]
-    """Of each prompt, in its padded row."""
+    """Per prompt, in its padded row."""
     rows: tuple[int, ...]
-    """Of each prompt, the row it lies in."""
+    """Per prompt: the row it lies in."""
     ends: tuple[int, ...]
-    """Of each prompt, the index of its last token in that row."""
+    """Per prompt: the index of its last token in that row."""
 
 
 @dataclass(frozen=True)
 class Prefill:
-    """A batch after its prompts went through."""
+    """A batch after prefill."""
 
     states: dict[Tap, Tensor]
     """float32 [prompts, hidden size] by tap."""
     end_states: Tensor
     """Model dtype [prompts, hidden size]: each prompt's last token after the final norm."""
     cache: KVCache | None
-    """Keys and values of every layer, a row for each of `owners`; None where it was not to be kept."""
+    """Keys and values of every layer, one row per row of `prompt_ids`; None if it was not kept."""
     later: Mapping[str, Tensor]
     """What every later call on the cache takes beside its tokens, rows first."""
-    owners: Tensor
-    """int64 [rows, tokens in the cache]: whose each token is, SHARED, or NOBODY's."""
+    prompt_ids: Tensor
+    """int64 [rows, tokens in the cache]: the prompt that each token belongs to, SHARED, or PADDING."""
     rows: tuple[int, ...]
-    """Of each prompt, its row in the cache."""
+    """Per prompt: its row in the cache."""
     lengths: tuple[int, ...]
     """Tokens of each prompt, padding not counted."""
     position_offsets: tuple[int, ...]
-    """Of each prompt: position of its next token, less its tokens."""
+    """Per prompt: next position id minus prompt length."""
 
 
 def pad_rows(
@@ -71,15 +72,15 @@ def pad_rows(
     side: PaddingSide,
     device: torch.device,
     rows: Sequence[int] | None = None,
-    names: Sequence[int] | None = None,
+    ids: Sequence[int] | None = None,
 ) -> PaddedRows:
-    """Lays prompts into rows filled to one length; `positions` are those of each prompt, [axes, tokens].
+    """Puts prompts into rows and pads the rows to one length; `positions` are those of each prompt, [axes, tokens].
 
-    rows: of each prompt the row it lies in, behind the prompts before it; a row each by default.
-    names: what each prompt is called as an owner of tokens; its index by default.
+    rows: per prompt the row it lies in, after the prompts before it; one row each by default.
+    ids: per prompt its id in `prompt_ids`; its index by default.
     """
     rows = range(len(prompts)) if rows is None else rows
-    names = range(len(prompts)) if names is None else names
+    ids = range(len(prompts)) if ids is None else ids
     used = [0] * (max(rows) + 1)
     starts = []
     for row, prompt in zip(rows, prompts, strict=True):
@@ -89,28 +90,28 @@ def pad_rows(
     if side == "left":
         starts = [start + length - used[row] for row, start in zip(rows, starts, strict=True)]
     token_ids = torch.full((len(used), length), pad_id)
-    owners = torch.full((len(used), length), NOBODY)
+    prompt_ids = torch.full((len(used), length), PADDING)
     position_ids = torch.zeros((len(positions[0]), len(used), length), dtype=torch.int64)
     for index, (row, start, prompt) in enumerate(zip(rows, starts, prompts, strict=True)):
         place = slice(start, start + len(prompt))
         token_ids[row, place] = torch.tensor(prompt)
-        owners[row, place] = names[index]
+        prompt_ids[row, place] = ids[index]
         position_ids[:, row, place] = positions[index]
     return PaddedRows(
         token_ids=token_ids.to(device),
-        owners=owners.to(device),
+        prompt_ids=prompt_ids.to(device),
         position_ids=(position_ids[0] if len(position_ids) == 1 else position_ids).to(device),
-        position_offsets=tuple(int(p.max()) + 1 - len(ids) for p, ids in zip(positions, prompts, strict=True)),
+        position_offsets=tuple(int(p.max()) + 1 - len(tokens) for p, tokens in zip(positions, prompts, strict=True)),
         layouts=tuple(layout.shifted(start) for layout, start in zip(layouts, starts, strict=True)),
         rows=tuple(rows),
-        ends=tuple(start + len(ids) - 1 for start, ids in zip(starts, prompts, strict=True)),
+        ends=tuple(start + len(tokens) - 1 for start, tokens in zip(starts, prompts, strict=True)),
     )
 
 
 def encode_distinct(model: LoadedModel, images: Sequence[Sequence[ImageInputs]]) -> list[list[EncodedImage]]:
     """Every row's images after the vision encoder; an image shared by rows is encoded once."""
     distinct = {id(image): image for row in images for image in row}
-    encoded = encode_images(model.hf_model, model.adapter, list(distinct.values()))
+    encoded = encode_images(model.hf_model, model.family, list(distinct.values()))
     by_id = dict(zip(distinct, encoded, strict=True))
     return [[by_id[id(image)] for image in row] for row in images]
 
@@ -123,13 +124,13 @@ def prefill(
     *,
     keep_cache: bool,
 ) -> Prefill:
-    """Runs the decoder once over whole prompts, one a row; keeps the tapped states and what decoding goes on from."""
-    inputs = model.adapter.decoder_inputs(model.hf_model, padded.token_ids, padded.layouts, images)
-    mask = padded.owners != NOBODY
-    if all(layout.prompt.start == 0 for layout in padded.layouts):  # causal attention reads no padding that comes later
+    """Runs the decoder once over whole prompts, one per row; keeps the tapped states and what decoding needs."""
+    inputs = model.family.decoder.inputs(model.hf_model, padded.token_ids, padded.layouts, images)
+    mask = padded.prompt_ids != PADDING
+    if all(layout.prompt.start == 0 for layout in padded.layouts):  # causal attention never reads later padding
         mask = torch.ones_like(mask)
-    with capture(model.hf_model, model.adapter, taps, padded.layouts, padded.rows) as states:
-        output: Any = submodule(model.hf_model, model.adapter.decoder)(
+    with capture(model.hf_model, model.family, taps, padded.layouts, padded.rows) as states:
+        output: Any = model.hf_model.get_submodule(model.family.modules.decoder)(
             **inputs.prefill,
             attention_mask=mask.long(),
             position_ids=padded.position_ids,
@@ -140,50 +141,50 @@ def prefill(
         end_states=end_states(output, padded),
         cache=output.past_key_values if keep_cache else None,
         later=inputs.later,
-        owners=padded.owners,
+        prompt_ids=padded.prompt_ids,
         rows=padded.rows,
         lengths=tuple(len(layout.prompt) for layout in padded.layouts),
         position_offsets=padded.position_offsets,
     )
 
 
-def continue_prefill(model: LoadedModel, begun: Prefill, rest: PaddedRows, taps: Sequence[Tap]) -> Prefill:
-    """Runs what is left of several prompts on the cache of what they begin with, and keeps the cache.
+def continue_prefill(model: LoadedModel, prefixes: Prefill, suffixes: PaddedRows, taps: Sequence[Tap]) -> Prefill:
+    """Runs the suffixes of several prompts on the cache of their prefixes, and keeps the cache.
 
-    The rows of `rest` are those of `begun`, and all that lie in one go on from the same beginning, which stays one
-    row of the cache. `taps` read positions of the rest. Raises ValueError where `begun` kept no cache.
+    The rows of `suffixes` are those of `prefixes`; all suffixes in one row continue the same prefix, which stays one
+    row of the cache. `taps` read positions of the suffixes. Raises ValueError if `prefixes` kept no cache.
     """
-    if begun.cache is None:
-        raise ValueError("This prefill kept no cache to go on from; call prefill with keep_cache.")
-    before = torch.where(begun.owners == NOBODY, NOBODY, SHARED)
-    with capture(model.hf_model, model.adapter, taps, rest.layouts, rest.rows) as states:
-        output = run_on_cache(model, begun.cache, before, rest, begun.later)
-    past = [begun.lengths[row] for row in rest.rows]
+    if prefixes.cache is None:
+        raise ValueError("This prefill kept no cache to continue from; call prefill with keep_cache.")
+    before = torch.where(prefixes.prompt_ids == PADDING, PADDING, SHARED)
+    with capture(model.hf_model, model.family, taps, suffixes.layouts, suffixes.rows) as states:
+        output = run_on_cache(model, prefixes.cache, before, suffixes, prefixes.later)
+    past = [prefixes.lengths[row] for row in suffixes.rows]
     return Prefill(
         states=states,
-        end_states=end_states(output, rest),
-        cache=begun.cache,
-        later=begun.later,
-        owners=torch.cat([before, rest.owners], dim=1),
-        rows=rest.rows,
-        lengths=tuple(n + len(layout.prompt) for n, layout in zip(past, rest.layouts, strict=True)),
-        position_offsets=tuple(offset - n for n, offset in zip(past, rest.position_offsets, strict=True)),
+        end_states=end_states(output, suffixes),
+        cache=prefixes.cache,
+        later=prefixes.later,
+        prompt_ids=torch.cat([before, suffixes.prompt_ids], dim=1),
+        rows=suffixes.rows,
+        lengths=tuple(n + len(layout.prompt) for n, layout in zip(past, suffixes.layouts, strict=True)),
+        position_offsets=tuple(offset - n for n, offset in zip(past, suffixes.position_offsets, strict=True)),
     )
 
 
 def run_on_cache(
     model: LoadedModel, cache: KVCache, before: Tensor, more: PaddedRows, later: Mapping[str, Tensor]
 ) -> Any:
-    """The decoder over `more` tokens behind those of the cache, whose owners are `before` [rows, tokens].
+    """The decoder over `more` tokens after those of the cache, whose prompt ids are `before` [rows, tokens].
 
-    A token reads those of its own prompt and the shared ones, up to itself.
+    A token reads the tokens of its own prompt and the shared ones, up to itself.
     """
-    if len(more.rows) == len(more.owners):
-        # Over past and new tokens: a mask of the new ones alone corrupts without a word.
-        attention_mask = (torch.cat([before, more.owners], dim=1) != NOBODY).long()
+    if len(more.rows) == len(more.prompt_ids):
+        # Over past and new tokens: transformers accepts a mask of the new ones alone, and gives wrong numbers.
+        attention_mask = (torch.cat([before, more.prompt_ids], dim=1) != PADDING).long()
     else:
-        attention_mask = _own_and_shared(before, more.owners, model.dtype)
-    return submodule(model.hf_model, model.adapter.decoder)(
+        attention_mask = _own_and_shared(before, more.prompt_ids, model.dtype)
+    return model.hf_model.get_submodule(model.family.modules.decoder)(
         input_ids=more.token_ids,
         attention_mask=attention_mask,
         position_ids=more.position_ids,
@@ -194,17 +195,18 @@ def run_on_cache(
 
 
 def _own_and_shared(before: Tensor, new: Tensor, dtype: torch.dtype) -> Tensor:
-    """What is added to the attention of the `new` tokens: 0 where they read, else the dtype's smallest number.
+    """The attention mask of the `new` tokens, [rows, 1, new tokens, all tokens]: 0 if they read a token, else the
+    dtype's smallest number.
 
-    [rows, 1, new tokens, all tokens]. The beginning is read on padding too, since a softmax over nothing is no number.
+    Padding reads the prefix too, since softmax over a fully masked row is NaN.
     """
-    owners = torch.cat([before, new], dim=1)
-    reads = (owners[:, None] == SHARED) | (owners[:, None] == new[..., None])
+    prompt_ids = torch.cat([before, new], dim=1)
+    reads = (prompt_ids[:, None] == SHARED) | (prompt_ids[:, None] == new[..., None])
     reads &= torch.ones(reads.shape[1:], dtype=torch.bool, device=reads.device).tril(before.shape[1])
     mask = torch.zeros(reads.shape, dtype=dtype, device=reads.device)
     return mask.masked_fill(~reads, torch.finfo(dtype).min)[:, None]
 
 
 def end_states(output: Any, padded: PaddedRows) -> Tensor:
-    """Of the decoder's output, the state of each prompt's last token after the final norm, [prompts, hidden size]."""
+    """The state of each prompt's last token after the final norm, [prompts, hidden size]."""
     return output.last_hidden_state[list(padded.rows), list(padded.ends)]

@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from midsight.checkpoints.loading import LoadedModel
 from midsight.errors import SampleError, first_line
-from midsight.extraction.request import Plan
-from midsight.models.adapter import ImageInputs
-from midsight.models.loading import LoadedModel
-from midsight.models.prompts import PromptTokens, tokenise_prompt
+from midsight.extraction.request import ResolvedRequest
+from midsight.families.inputs import ImageInputs
+from midsight.prompts.prompt import PromptTokens, tokenise_prompt
 from midsight.samples.images import decode_image, image_id, joint_image_id
-from midsight.samples.places import ImageUrl, StoredImage
+from midsight.samples.locations import EmbeddedImage, ImageUrl
 from midsight.samples.sample import Failure, ImageSource, Sample
 
 
@@ -34,23 +34,36 @@ class PreparedSample:
     """A sample ready for the model."""
 
     sample: Sample
-    """As it came."""
+    """What the dataset asks."""
     image_id: str
     """SHA-256 of the decoded pixels."""
     images: tuple[ImageInputs, ...]
-    """In the order of the prompt; samples of one batch share the objects of a shared image."""
+    """In the order of the prompt; samples of one window share the objects of a shared image."""
     prompt: PromptTokens
     """Without padding."""
     positions: Tensor
-    """int64 [axes, tokens]: where the decoder takes each token to be."""
+    """int64 [axes, tokens]: the decoder's position of each token."""
+
+    @property
+    def prefix_length(self) -> int:
+        """Tokens of the prompt up to its last image token, inclusive."""
+        return self.prompt.layout.vision_token + 1
+
+    @property
+    def prefix_key(self) -> Hashable:
+        """Equal for prompts with the same prefix: the same tokens up to the last image token, and the same images.
+
+        The states of those tokens do not depend on the question then.
+        """
+        return self.prompt.token_ids[: self.prefix_length], tuple(map(id, self.images))
 
 
 def source_key(source: ImageSource) -> Hashable:
-    """The same for the same image: its place, or for one in memory the object."""
-    return source if isinstance(source, Path | StoredImage | ImageUrl) else id(source)
+    """Equal for the same image: its location, or for an image in memory the object."""
+    return source if isinstance(source, Path | EmbeddedImage | ImageUrl) else id(source)
 
 
-def prepare(model: LoadedModel, plan: Plan, samples: Sequence[Sample]) -> list[PreparedSample | Failure]:
+def prepare(model: LoadedModel, request: ResolvedRequest, samples: Sequence[Sample]) -> list[PreparedSample | Failure]:
     """Each sample ready for the model, or why it cannot be; an image shared by samples is prepared once."""
     prepared_images: dict[Hashable, PreparedImage] = {}
 
@@ -58,33 +71,39 @@ def prepare(model: LoadedModel, plan: Plan, samples: Sequence[Sample]) -> list[P
         key = source_key(source)
         if key not in prepared_images:
             image = decode_image(source)
-            inputs = model.adapter.image_inputs(model.image_processor, image, plan.pixels, model.config)
+            inputs = model.family.vision.image_inputs(model.processor, image, request.pixels, model.config)
             prepared_images[key] = PreparedImage(image_id(image), inputs)
         return prepared_images[key]
-
-    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
     def prepare_sample(sample: Sample) -> PreparedSample | Failure:
         try:
             if not sample.images:
                 raise SampleError("The sample has no image; midsight extracts from image-question pairs.")
             images = [prepare_image(source) for source in sample.images]
-            prompt = tokenise_prompt(
-                model.tokenizer, model.adapter, plan.template, sample.question, [i.inputs.tokens for i in images]
-            )
-            if longest is not None and len(prompt.token_ids) > longest:
-                tokens = f"{len(prompt.token_ids):,} tokens, and the model takes {longest:,}"
-                raise SampleError(f"The prompt has {tokens}; shorten the question.")
+            prompt = prepare_prompt(model, request, sample, [image.inputs.tokens for image in images])
         except SampleError as error:
             return Failure(sample.sample_id, sample.input_index, str(error))
         except Exception as error:  # whatever an image does to a library, the other samples are extracted
             reason = f"The sample could not be prepared: {type(error).__name__}: {first_line(error)}."
             return Failure(sample.sample_id, sample.input_index, reason)
-        identity = joint_image_id([image.image_id for image in images])
         inputs = tuple(image.inputs for image in images)
-        return PreparedSample(sample, identity, inputs, prompt, model.adapter.positions(prompt.layout, inputs))
+        joint_id = joint_image_id([image.image_id for image in images])
+        return PreparedSample(sample, joint_id, inputs, prompt, model.family.decoder.positions(prompt.layout, inputs))
 
     return [prepare_sample(sample) for sample in samples]
+
+
+def prepare_prompt(
+    model: LoadedModel, request: ResolvedRequest, sample: Sample, image_tokens: Sequence[int]
+) -> PromptTokens:
+    """The sample's prompt; raises SampleError if it is longer than the model takes."""
+    prompt = tokenise_prompt(model.processor, model.family.prompt, request.prompt, sample.question, image_tokens)
+    longest = model.max_prompt_tokens
+    if longest is not None and len(prompt.token_ids) > longest:
+        raise SampleError(
+            f"The prompt has {len(prompt.token_ids):,} tokens, and the model takes {longest:,}; shorten the question."
+        )
+    return prompt
 
 
 def pooled_pixels(images: Sequence[ImageInputs]) -> Tensor:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, TypedDict, get_args
 
-from midsight.errors import MidsightError
-from midsight.models.adapter import Pixels
-from midsight.models.loading import LoadedModel
-from midsight.models.prompts import PromptTemplate, check_template
+from midsight.checkpoints.loading import LoadedModel
+from midsight.errors import MidsightError, Option, unknown_option
+from midsight.families.family import Pixels
+from midsight.prompts.prompt import PromptFormat, make_prompt_format
 from midsight.records import PROCESSOR_POOLED_PIXELS, VISION_ONLY
 from midsight.taps.tap import DEFAULT_POSITIONS, Tap, choose_layers, choose_positions, choose_taps
 
@@ -19,45 +20,75 @@ Vision = Literal["mean", "none"]
 PaddingSide = Literal["left", "right"]
 
 UNMASKED_ATTENTION = ("flash", "paged")
-"""How the names of attention kernels begin that take no mask for every token, as questions behind one prefix need."""
+"""How the names of attention kernels begin that take no mask for single tokens, as a shared prefix needs."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Request:
     """What to extract from every sample, as a user says it."""
 
     layers: str | int | Sequence[int] = "default"
-    """`default`, `all`, or decoder layers like `0,8,-1`."""
+    """`default`, `all`, or decoder layers like `0,8,-1`. `default` is first, quarters and last."""
     positions: str | Sequence[str] = DEFAULT_POSITIONS
     """Any of vision_token, query_token, image_mean."""
     residual: bool = False
-    """Also the last layer's state before the final norm, where that layer is chosen."""
+    """Also the last layer's state before the final norm, if that layer is chosen."""
     vision: Vision = "mean"
-    """Pooling of the vision encoder's output."""
+    """`mean` pools the vision encoder's output over its useful patches; `none` leaves it out."""
     processor_pooled_pixels: bool = False
     """Also the averaged pixels that earlier scripts stored as vision features."""
     pixels: Pixels | None = None
-    """Resizing of images; None is the one the published model was trained with."""
+    """`pil` or `transformers`, which resizes images; None is the one the published model was trained with."""
     answers: bool = True
     """Whether to decode answers."""
     max_new_tokens: int = 200
-    """Longest answer, in tokens."""
+    """Maximum number of new tokens in an answer."""
     share: bool = True
-    """Whether questions on the same images go on from one prefix; the numbers are the same up to rounding."""
+    """Whether questions on the same images share one prefix; the numbers are the same up to rounding."""
     prompt: str = "{question}"
-    """The user's text around the question."""
+    """The user's text; `{question}` stands for the sample's question."""
     system: str | None = None
-    """Text of a system turn."""
+    """Text of a system turn; None leaves that to the chat template, empty text means no system turn."""
+    prompt_template: str | Path = "auto"
+    """`auto` is the folder's own chat template, `raw` the images and the user's text alone; or a file with one."""
 
 
-@dataclass(frozen=True)
-class Plan:
+class RequestKeywords(TypedDict, total=False):
+    """The fields of Request, as keywords of a call."""
+
+    layers: str | int | Sequence[int]
+    positions: str | Sequence[str]
+    residual: bool
+    vision: Vision
+    processor_pooled_pixels: bool
+    pixels: Pixels | None
+    answers: bool
+    max_new_tokens: int
+    share: bool
+    prompt: str
+    system: str | None
+    prompt_template: str | Path
+
+
+REQUEST_OPTIONS = frozenset(field.name for field in fields(Request))
+
+
+def make_request(keywords: Mapping[str, Any]) -> Request:
+    """The request of a call; raises MidsightError, with the nearest name, for one that Request does not have."""
+    for name in keywords:
+        if name not in REQUEST_OPTIONS:
+            raise unknown_option(name, {*REQUEST_OPTIONS, "batch_size"})
+    return Request(**keywords)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedRequest:
     """A request resolved for one model."""
 
     taps: tuple[Tap, ...]
     """Decoder states to take."""
-    template: PromptTemplate
-    """Words around the question."""
+    prompt: PromptFormat
+    """What stands around the question."""
     pixels: Pixels
     """Resizing of images."""
     vision: bool
@@ -67,46 +98,76 @@ class Plan:
     answers: bool
     """Whether answers are decoded."""
     max_new_tokens: int
-    """Longest answer, in tokens."""
+    """Maximum number of new tokens in an answer."""
     share: bool
-    """Whether questions on the same images go on from one prefix."""
+    """Whether questions on the same images share one prefix."""
+    longrope_threshold: int | None
+    """Longest prompt, in tokens, that uses the short rotary factors; None without longrope."""
     vectors: dict[str, int]
     """Width of every vector column, in the order of the columns."""
 
+    @property
+    def answer_tokens(self) -> int:
+        """Tokens that an answer may take; 0 without answers."""
+        return self.max_new_tokens if self.answers else 0
 
-def resolve(request: Request, model: LoadedModel) -> Plan:
-    """What `request` means for `model`; raises MidsightError for a layer, position or choice it has not."""
-    if request.vision not in get_args(Vision):
-        raise MidsightError(f"--vision {request.vision!r} is unknown; give {' or '.join(get_args(Vision))}.")
-    pixels = request.pixels or model.adapter.default_pixels
-    if pixels not in get_args(Pixels):
-        raise MidsightError(f"--pixels {pixels!r} is unknown; give {' or '.join(get_args(Pixels))}.")
+
+def resolve(request: Request, model: LoadedModel) -> ResolvedRequest:
+    """What `request` means for `model`; raises MidsightError for a value that the model does not have."""
+    family = model.family
+    pixels = request.pixels or family.vision.default_pixels
+    validate_choice("vision", request.vision, get_args(Vision))
+    validate_choice("pixels", pixels, get_args(Pixels))
     if request.max_new_tokens < 1:
-        raise MidsightError(f"--max-new-tokens is {request.max_new_tokens}; give 1 or more, or --no-answers.")
-    template = PromptTemplate(request.prompt, request.system)
-    check_template(template, model.tokenizer, model.adapter)
+        raise MidsightError(
+            Option("max_new_tokens"),
+            f" is {request.max_new_tokens}; give 1 or more, or ",
+            Option("answers", False),
+            ".",
+        )
+    prompt = make_prompt_format(
+        model.processor,
+        family.prompt,
+        user=request.prompt,
+        system=request.system,
+        prompt_template=request.prompt_template,
+        folder=model.name,
+    )
     layers = choose_layers(request.layers, model.n_layers)
     taps = choose_taps(choose_positions(request.positions), layers, model.n_layers, residual=request.residual)
     vectors: dict[str, int] = {}
     if request.vision == "mean":
-        vectors[VISION_ONLY] = model.adapter.vision_width(model.config)
+        vectors[VISION_ONLY] = family.vision.width(model.config)
     if request.processor_pooled_pixels:
-        if model.adapter.crop_px is None:
-            raise MidsightError(
-                f"--processor-pooled-pixels averages the crops of an image, and {model.adapter.family} cuts none; "
-                "leave it out."
-            )
-        vectors[PROCESSOR_POOLED_PIXELS] = model.adapter.crop_px(model.image_processor)
+        vectors[PROCESSOR_POOLED_PIXELS] = pooled_pixels_width(model)
     vectors |= {str(tap): model.hidden_size for tap in taps}
-    may_share = model.adapter.shares_image_prefix and not model.attention.startswith(UNMASKED_ATTENTION)
-    return Plan(
+    may_share = family.decoder.shares_image_prefix and not model.attention.startswith(UNMASKED_ATTENTION)
+    return ResolvedRequest(
         taps=taps,
-        template=template,
+        prompt=prompt,
         pixels=pixels,
         vision=request.vision == "mean",
         processor_pooled_pixels=request.processor_pooled_pixels,
         answers=request.answers,
         max_new_tokens=request.max_new_tokens,
         share=request.share and may_share,
+        longrope_threshold=model.longrope_threshold,
         vectors=vectors,
     )
+
+
+def validate_choice(option: str, value: Any, choices: Sequence[str]) -> None:
+    """Raises MidsightError if an option's value is not one of its choices."""
+    if value not in choices:
+        raise MidsightError(Option(option), f" is {value!r}; give {' or '.join(choices)}.")
+
+
+def pooled_pixels_width(model: LoadedModel) -> int:
+    """Columns of a crop; raises MidsightError for a family without crops."""
+    crop_px = model.family.vision.crop_px
+    if crop_px is None:
+        raise MidsightError(
+            Option("processor_pooled_pixels"),
+            f" averages the crops of an image, and {model.family.name} makes no crops; leave it out.",
+        )
+    return crop_px(model.config)

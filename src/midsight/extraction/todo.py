@@ -1,4 +1,4 @@
-"""What one call has to do: its share of a dataset, less what the run holds."""
+"""What one call has to do: its shard of a dataset, without the samples that the run has already."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from midsight.extraction.request import Plan
-from midsight.models.loading import LoadedModel
+from midsight.checkpoints.loading import LoadedModel
+from midsight.extraction.request import ResolvedRequest
 from midsight.records import PROCESSOR_POOLED_PIXELS, VISION_ONLY
 from midsight.samples.packed import keys_of
-from midsight.samples.sample import Failure, Sample, SampleKey
+from midsight.samples.sample import Failure, Sample, SampleKey, SampleOrFailure
 from midsight.samples.streams import SampleStream, grouped
 from midsight.samples.tables import Dataset
-from midsight.store.layout import Shard
-from midsight.store.spec import StoreDtype
+from midsight.store.files import Shard
+from midsight.store.schema import StoreDtype
 
 COMPRESSED_SHARE = {
     ("float32", True): 0.9,
@@ -28,11 +28,11 @@ COMPRESSED_SHARE = {
     ("float16", True): 0.93,
     ("float16", False): 0.77,
 }
-"""Bytes on disk by byte of vectors, by store dtype and whether the model computes in float32."""
+"""Bytes on disk per byte of vectors, by store dtype and whether the model computes in float32."""
 ROW_BYTES = 400
-"""What a row's text and numbers beside the vectors take, about."""
+"""Approximate size of a row's text and numbers beside the vectors."""
 FOLDER_BYTES = 20_000
-"""What run.json, a record and a part's schema take, about."""
+"""Approximate size of run.json, a commit record and a part's schema."""
 
 
 @dataclass(frozen=True)
@@ -40,19 +40,19 @@ class Progress:
     """How far a run is."""
 
     samples: int | None
-    """Rows of the dataset that this call is about; None for a stream, whose end is not known."""
+    """Rows of the dataset that this call works on; None for a stream, whose length is not known."""
     images: int | None
     """Distinct image references among them."""
     already: int
-    """Samples that were stored or failed before this call; of a stream, all of the run's."""
+    """Samples that were stored or failed before this call; for a stream, all of the run's."""
     done: int
     """Samples stored by this call."""
     failed: int
     """Samples that failed in this call."""
     estimated_bytes: int | None
-    """What the samples still to do take on disk, about."""
+    """Approximate size on disk of the samples still to do."""
     free_bytes: int
-    """Free space where the run lies, before this call."""
+    """Free space on the run's disk, before this call."""
 
     @property
     def remaining(self) -> int | None:
@@ -64,14 +64,14 @@ class Progress:
 class Todo:
     """The work of one call."""
 
-    outcomes: Iterable[Sample | Failure]
+    rows: Iterable[SampleOrFailure]
     """Samples to extract, those on one image together, and rows that cannot become samples."""
     samples: int | None
-    """Rows that are this shard's; None for a stream."""
+    """Rows of this shard; None for a stream."""
     images: int | None
     """Distinct image references among them."""
     already: int
-    """Samples of this shard that the run holds; of a stream, whose rows are not known yet, all that it holds."""
+    """Samples of this shard that the run has; for a stream, whose rows are not known yet, all that the run has."""
     remaining: int | None
     """Samples to extract."""
     remaining_images: int | None
@@ -79,28 +79,28 @@ class Todo:
 
 
 def choose(data: Dataset | SampleStream, done: Collection[str], *, shard: Shard, limit: int | None) -> Todo:
-    """What of the dataset's first `limit` rows is the shard's and not among the ids `done`."""
+    """The rows of the shard among the dataset's first `limit` rows whose ids are not in `done`."""
     if isinstance(data, SampleStream):
-        own = cut(itertools.islice(data.outcomes(), limit), shard)
-        left = (outcome for outcome in own if outcome.sample_id not in done)
+        own = rows_in_shard(itertools.islice(data.rows(), limit), shard)
+        left = (row for row in own if row.sample_id not in done)
         return Todo(grouped(left), None, None, len(done), None, None)
     end = math.inf if limit is None else limit
-    failures = [failure for failure in cut(data.failures, shard) if failure.input_index < end]
+    failures = [failure for failure in rows_in_shard(data.failures, shard) if failure.input_index < end]
     failures_left = [failure for failure in failures if failure.sample_id not in done]
     done_images: list[str] = []
-    places, images = array("q"), list[str]()
-    for place, key in enumerate(keys_of(data.samples)):
-        if key.input_index >= end or not is_of(key, shard):
+    indices, images = array("q"), list[str]()
+    for index, key in enumerate(keys_of(data.samples)):
+        if key.input_index >= end or not is_in_shard(key, shard):
             continue
         if key.sample_id in done:
             done_images.append(key.image_key)
         else:
-            places.append(place)
+            indices.append(index)
             images.append(key.image_key)
-    order = np.array(places, np.int64)[order_by_image(images)]
+    order = np.array(indices, np.int64)[order_by_image(images)]
     already = len(done_images) + len(failures) - len(failures_left)
     return Todo(
-        outcomes=itertools.chain(failures_left, (data.samples[place] for place in order.tolist())),
+        rows=itertools.chain(failures_left, (data.samples[index] for index in order.tolist())),
         samples=already + len(failures_left) + len(images),
         images=len({*done_images, *images}),
         already=already,
@@ -109,44 +109,47 @@ def choose(data: Dataset | SampleStream, done: Collection[str], *, shard: Shard,
     )
 
 
-def cut(outcomes: Iterable[Sample | Failure], shard: Shard) -> Iterator[Sample | Failure]:
+def rows_in_shard(rows: Iterable[SampleOrFailure], shard: Shard) -> Iterator[SampleOrFailure]:
     """The rows of one shard."""
-    return (outcome for outcome in outcomes if is_of(outcome, shard))
+    return (row for row in rows if is_in_shard(row, shard))
 
 
-def is_of(outcome: Sample | SampleKey | Failure, shard: Shard) -> bool:
-    """Whether a row is the shard's: a hash of its image's reference says whose a sample is.
+def is_in_shard(row: SampleOrFailure | SampleKey, shard: Shard) -> bool:
+    """Whether a row belongs to the shard: samples are assigned by a hash of the image path, failures by their row.
 
-    So the cut depends on the row alone, whatever became of the others, and all questions of an image are one shard's.
+    The assignment depends on the row alone, and all questions on an image are in one shard.
     """
     number, count = shard
-    place = outcome.input_index
-    if not isinstance(outcome, Failure) and count > 1:
-        digest = hashlib.sha256(outcome.image_key.encode("utf-8", "surrogatepass")).digest()
-        place = int.from_bytes(digest[:8], "big")
-    return place % count == number
+    value = row.input_index
+    if not isinstance(row, Failure) and count > 1:
+        digest = hashlib.sha256(row.image_key.encode("utf-8", "surrogatepass")).digest()
+        value = int.from_bytes(digest[:8], "big")
+    return value % count == number
 
 
 def group_by_image(samples: Sequence[Sample]) -> list[Sample]:
     """The samples with those of one image reference together, images in the order they first appear."""
-    return [samples[place] for place in order_by_image(sample.image_key for sample in samples)]
+    return [samples[index] for index in order_by_image(sample.image_key for sample in samples)]
 
 
 def order_by_image(images: Iterable[str]) -> np.ndarray:
-    """The same order as places, from the image references of all samples."""
+    """That order, from the image references of all samples: int64 [samples], indices of the samples."""
     first: dict[str, int] = {}
     ranks = [first.setdefault(image, len(first)) for image in images]
     return np.argsort(np.array(ranks, np.int64), kind="stable")
 
 
-def estimate_bytes(model: LoadedModel, plan: Plan, store_dtype: StoreDtype, *, samples: int, images: int) -> int:
-    """What the samples take on disk, about: their vectors compressed, those that repeat with an image once, and text.
+def estimate_bytes(
+    model: LoadedModel, request: ResolvedRequest, store_dtype: StoreDtype, *, samples: int, images: int
+) -> int:
+    """Approximate size of the samples on disk: compressed vectors, once per image if they repeat with it, and text.
 
-    scripts/size_figures.py measures the shares that compression leaves.
+    scripts/size_figures.py measures the share that compression leaves.
     """
-    by_image = {VISION_ONLY, PROCESSOR_POOLED_PIXELS} if model.adapter.shares_image_prefix else set()
-    by_image |= {str(tap) for tap in plan.taps if model.adapter.shares_image_prefix and tap.position != "query_token"}
-    widths = sum(width * (images if name in by_image else samples) for name, width in plan.vectors.items())
+    repeats = model.family.decoder.shares_image_prefix
+    by_image = {VISION_ONLY, PROCESSOR_POOLED_PIXELS} if repeats else set()
+    by_image |= {str(tap) for tap in request.taps if repeats and tap.position != "query_token"}
+    widths = sum(width * (images if name in by_image else samples) for name, width in request.vectors.items())
     itemsize = 4 if store_dtype == "float32" else 2
     share = COMPRESSED_SHARE[store_dtype, model.dtype == torch.float32]
     return round(widths * itemsize * share) + samples * ROW_BYTES + FOLDER_BYTES

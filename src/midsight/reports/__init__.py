@@ -1,1 +1,1 @@
-"""What a run holds, summarised to plain data and then rendered."""
+"""The content of a run, summarised to plain data and then rendered."""

@@ -12,7 +12,6 @@ import pyarrow as pa
 from midsight.samples.sample import Failure
 from midsight.store.reader import Run, vectors_of
 from midsight.store.schema import is_vector, run_schema
-from midsight.taps.tap import Tap
 
 
 @dataclass(frozen=True)
@@ -22,21 +21,21 @@ class ColumnSummary:
     name: str
     """The column."""
     type: str
-    """Its Arrow type; for vectors that of their elements."""
+    """Its Arrow type; for vectors the type of their elements."""
     shape: tuple[int, ...]
     """[rows], or [rows, width] for vectors."""
 
 
 @dataclass(frozen=True)
 class VectorSummary:
-    """What the vectors of one column are like."""
+    """Norms and defects of the vectors of one column."""
 
     name: str
     """The column."""
     width: int
     """Elements of each vector."""
     mean_norm: float | None
-    """Mean Euclidean norm over the finite vectors; None when there is none."""
+    """Mean Euclidean norm over the finite vectors; None if there is none."""
     min_norm: float | None
     """Smallest norm."""
     max_norm: float | None
@@ -44,12 +43,12 @@ class VectorSummary:
     constant: bool
     """Whether all rows, at least two, hold the same vector within 1e-5: nothing can be learned from it."""
     non_finite: int
-    """Rows with a value that is infinite or no number."""
+    """Rows with a value that is infinite or NaN."""
 
 
 @dataclass(frozen=True)
 class AnswerSummary:
-    """What the answers are like."""
+    """Length of the answers, and why decoding ended."""
 
     finish_reasons: Mapping[str, int]
     """Answers by why decoding ended, most frequent first."""
@@ -59,7 +58,7 @@ class AnswerSummary:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run holds."""
+    """The content of a run."""
 
     path: str
     """The run folder."""
@@ -70,7 +69,7 @@ class Summary:
     failures: tuple[Failure, ...]
     """Samples that failed, by row in the dataset."""
     dataset_rows: int | None
-    """Rows of the dataset; None where that is not known."""
+    """Rows of the dataset; None if unknown."""
     images: int
     """Distinct images."""
     layers: tuple[int, ...]
@@ -84,7 +83,7 @@ class Summary:
 
 
 SAME = 1e-5
-"""Relative distance under which vectors count as the same: batches of other shapes round float32 differently."""
+"""Relative distance up to which vectors count as equal: batches of other shapes round float32 differently."""
 
 
 def same_as(vectors: np.ndarray, point: np.ndarray) -> bool:
@@ -132,12 +131,12 @@ class _VectorTally:
 
 
 def summarise(run: Run) -> Summary:
-    """What `run` holds. Reads every vector once, one row group at a time; raises DamagedRunError."""
+    """The content of `run`. Reads every vector once, one row group at a time; raises DamagedRunError."""
     images: set[str] = set()
     finish_reasons: Counter[str] = Counter()
     tokens = 0
     tallies = {name: _VectorTally() for name in run.vector_columns}
-    answer_columns = ["finish_reason", "answer_token_ids"] if run.spec.answers else []
+    answer_columns = ["finish_reason", "answer_token_ids"] if run.spec.request.answers else []
     for batch in run.batches(["image_id", *answer_columns, *tallies]):
         images.update(batch.column("image_id").unique().to_pylist())
         if answer_columns:
@@ -147,15 +146,15 @@ def summarise(run: Run) -> Summary:
             tally.add(vectors_of(batch, name))
     return Summary(
         path=str(run.path),
-        model=str(run.spec.model.get("name", "")),
+        model=run.spec.model.name,
         rows=len(run),
         failures=tuple(run.failures()),
-        dataset_rows=run.spec.dataset.get("rows"),
+        dataset_rows=run.spec.dataset.rows,
         images=len(images),
-        layers=tuple(sorted({Tap.parse(name).layer for name in run.vector_columns if ".layer_" in name})),
-        columns=tuple(_column(field, len(run)) for field in run_schema(run.spec)),
+        layers=tuple(sorted({tap.layer for tap in run.taps})),
+        columns=tuple(_column(field, len(run)) for field in run_schema(run.spec.columns)),
         vectors=tuple(tally.summary(name, run.spec.vectors[name]) for name, tally in tallies.items()),
-        answers=_answers(finish_reasons, tokens) if run.spec.answers else None,
+        answers=_answers(finish_reasons, tokens) if run.spec.request.answers else None,
     )
 
 

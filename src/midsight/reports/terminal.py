@@ -10,19 +10,19 @@ from rich.text import Text
 from midsight.reports.summary import Summary, VectorSummary
 
 SHOWN_FAILURES = 10
-"""Failed samples that are listed; the rest is counted."""
+"""Maximum number of failed samples that are listed; the rest is only counted."""
 
 NUMPY_NAMES = {"float": "float32", "halffloat": "float16"}
-"""What people call Arrow's types of vector elements."""
+"""Common names of Arrow's types of vector elements."""
 
 
 def in_one_line(text: str) -> str:
-    """An id or a reason for the terminal: control characters, a newline among them, as escapes."""
+    """An id or a reason for the terminal: control characters, newlines included, as escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def render_summary(summary: Summary) -> RenderableType:
-    """The tables of `summary`, to be printed by a rich console."""
+    """The tables of `summary`, for a rich console to print."""
     blocks: list[RenderableType] = [_overview(summary), _columns(summary), _vectors(summary)]
     if summary.failures:
         blocks.append(_failures(summary))
@@ -73,7 +73,7 @@ def _columns(summary: Summary) -> Table:
 
 
 def _vectors(summary: Summary) -> Table:
-    """In 80 columns only names and notes may break: a number cut short would be another number."""
+    """In 80 columns only names and notes may break, because a number cut short is another number."""
     narrow = [Column(name, no_wrap=True) for name in ("shape", "norm", "min", "max")]
     table = Table(Column("vectors", overflow="fold"), *narrow, "note", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for vector in summary.vectors:

@@ -1,1 +1,1 @@
-"""Datasets in: samples, the tables they come from, and their images."""
+"""Reads datasets: tables, folders and streams become samples with images."""

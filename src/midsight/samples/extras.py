@@ -1,4 +1,4 @@
-"""How the columns beyond image, question, answer and id are stored: by their values, or by a schema."""
+"""How the columns beyond image, question, answer and id are stored, by their values or by a schema."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any, Literal
 import pyarrow as pa
 
 ExtraType = Literal["string", "int64", "float64", "bool", "json"]
-"""How an extra column is stored; `json` is JSON text, for what fits none of the others."""
+"""How an extra column is stored; `json` is JSON text, for values that fit no other type."""
 
 _EXACT_IN_FLOAT64 = 2**53
 
 
 def type_of_column(type_: pa.DataType) -> ExtraType:
-    """What holds every value of a column whose Arrow type is known; dates and decimals are text."""
+    """The type that holds every value of a column with this Arrow type; dates and decimals are text."""
     if isinstance(type_, pa.BaseExtensionType):
         type_ = type_.storage_type
     if pa.types.is_boolean(type_):
@@ -26,21 +26,22 @@ def type_of_column(type_: pa.DataType) -> ExtraType:
     return "json" if pa.types.is_nested(type_) else "string"
 
 
-class ExtraKinds:
-    """What was seen of the values of some columns, and of those that come up with them."""
+class ExtraTypes:
+    """Finds the type of each extra column from its values, sample by sample."""
 
     def __init__(self, names: Iterable[str]) -> None:
+        """`names` are the columns known in advance; others are added when they occur."""
         self._kinds: dict[str, set[str]] = {name: set() for name in names}
 
     def add(self, extras: Mapping[str, Any]) -> None:
-        """Takes in the values of one sample."""
+        """Adds the values of one sample."""
         for name, value in extras.items():
             kinds = self._kinds.setdefault(name, set())
             if value is not None:
                 kinds.add(_kind(value))
 
     def types(self) -> dict[str, ExtraType]:
-        """The narrowest type that holds every value of each column; nulls fit all, and nothing but nulls is string."""
+        """Column -> the narrowest type that holds all its values; null fits every type, only nulls are a string."""
         return {name: _common_type(kinds) for name, kinds in self._kinds.items()}
 
 

@@ -1,7 +1,7 @@
-"""Images in: bounded, safe decoding to RGB, the identity of pixels, and paths that stay in their folder.
+"""Safe decoding of images to RGB within limits, the identity of pixels, and paths that stay in their folder.
 
-Pillow's readers are called directly, not through `Image.open`, whose own size check warns or raises
-by a process-wide setting: here the bounds are arguments, and nothing global is read or changed.
+Pillow's readers are called directly, not through `Image.open`. Its size check depends on a setting of the
+whole process; here the limits are arguments, and nothing global is read or changed.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from midsight.errors import SampleError
-from midsight.samples.places import ImageUrl, StoredImage
+from midsight.errors import Option, SampleError
+from midsight.samples.embedded import read_embedded
+from midsight.samples.locations import EmbeddedImage, ImageUrl
 from midsight.samples.sample import ImageSource
-from midsight.samples.stored import read_stored
 from midsight.samples.urls import download
 
 MAX_BYTES = 100_000_000
-"""Encoded size above which an image is refused."""
+"""Largest encoded size of an image."""
 MAX_PIXELS = 100_000_000
-"""Width times height above which an image is refused."""
+"""Largest width times height of an image."""
 MAX_SIDE_PX = 65_535
-"""Width or height above which an image is refused, whatever its area: the most JPEG and GIF can hold."""
+"""Largest width and height of an image: the most that JPEG and GIF can hold."""
 
 _READERS: tuple[tuple[re.Pattern[bytes], type[ImageFile]], ...] = (
     (re.compile(rb"\x89PNG\r\n\x1a\n"), PngImageFile),
@@ -59,42 +59,31 @@ _URL = re.compile(r"[a-z][a-z0-9+.-]*://|(data|file|https?):", re.IGNORECASE)
 
 
 def decode_image(source: ImageSource, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The image as plain RGB pixels (mode RGB, 8 bits a channel), upright by its EXIF orientation.
+    """The image as RGB pixels (mode RGB, 8 bits per channel), upright by its EXIF orientation.
 
-    PNG, JPEG, WEBP, GIF, BMP and TIFF are read, by content and not by name; of several frames the
-    first. Transparency is dropped as Pillow's `convert("RGB")` drops it: the colours under it show.
-    16-bit grey keeps the high byte of each value, as Pillow does for 16-bit colour. An image given
-    decoded is left as it is and a copy returned.
+    Reads PNG, JPEG, WEBP, GIF, BMP and TIFF, recognised by content and not by name, and the first of
+    several frames. Transparency is dropped as Pillow's `convert("RGB")` drops it: the colours under it
+    show. 16-bit grey keeps the high byte of each value, as Pillow does for 16-bit colour. A decoded
+    image is copied, not changed.
 
-    Raises SampleError, naming the file and the reason, for what is no regular file, is larger than
-    `max_bytes` or `max_pixels` (judged by the header, before pixels are decoded), is damaged or
-    truncated, or has no 8-bit RGB form (32-bit integers, floats). Pillow's `LOAD_TRUNCATED_IMAGES`,
-    where a program has set it, still lets truncated images through. Pillow may warn about damaged
-    metadata; where warnings are errors, that is a SampleError.
+    Raises SampleError with file name and reason if the source is not a regular file, is larger than
+    `max_bytes` or `max_pixels` (known from the header, before pixels are decoded), is damaged or
+    truncated, or has no 8-bit RGB form (32-bit integers, floats). If the program has set Pillow's
+    `LOAD_TRUNCATED_IMAGES`, truncated images are accepted. Pillow may warn about damaged metadata;
+    if warnings are errors, that is a SampleError.
     """
-    name = (
-        "The image in memory"
-        if isinstance(source, bytes | Image.Image)
-        else f"The image {_shortened(str(source), 300)}"
-    )
+    in_memory = isinstance(source, bytes | Image.Image)
+    name = "The image in memory" if in_memory else f"The image {_shortened(str(source), 300)}"
     if isinstance(source, Image.Image):
         return _to_rgb(source, name, max_pixels)
-    match source:
-        case bytes():
-            encoded = source
-        case StoredImage():
-            encoded = read_stored(source)
-        case ImageUrl():
-            encoded = download(source, max_bytes)
-        case _:
-            encoded = _read_file(source, name, max_bytes)
+    encoded = _encoded(source, name, max_bytes)
     if not encoded:
         raise SampleError(f"{name} is empty (0 bytes).")
     if len(encoded) > max_bytes:
         raise SampleError(f"{name} has more than {max_bytes:,} bytes; make it smaller.")
     reader = next((reader for magic, reader in _READERS if magic.match(encoded)), None)
     if reader is None:
-        raise SampleError(f"{name} holds no PNG, JPEG, WEBP, GIF, BMP or TIFF data; convert it to one of these.")
+        raise SampleError(f"{name} contains no PNG, JPEG, WEBP, GIF, BMP or TIFF data; convert it to one of these.")
     try:
         opened = reader(io.BytesIO(encoded))
     except Exception as error:  # Pillow's readers raise many types on damaged data, SyntaxError among them
@@ -104,46 +93,61 @@ def decode_image(source: ImageSource, *, max_bytes: int = MAX_BYTES, max_pixels:
 
 
 def image_id(image: Image.Image) -> str:
-    """The identity of a decoded RGB image: SHA-256, in hex, of `{width}x{height}:` and the pixels."""
+    """The identity of a decoded RGB image: hex SHA-256 of `{width}x{height}:` and the pixels."""
     return hashlib.sha256(b"%dx%d:" % (image.width, image.height) + image.tobytes()).hexdigest()
 
 
 def joint_image_id(ids: Sequence[str]) -> str:
-    """The identity of a prompt's images from their ids: of one its own, of several the SHA-256 of all, joined."""
+    """The identity of a prompt's images: the id of a single image, else the hex SHA-256 of the joined ids."""
     return ids[0] if len(ids) == 1 else hashlib.sha256("".join(ids).encode()).hexdigest()
 
 
-def image_root_path(reference: str, root: Path, resolved_root: Path | None = None) -> Path:
-    """The file that a dataset's `reference` names, relative to `root` or absolute, symlinks resolved.
+def resolve_image_path(reference: str, root: Path, resolved_root: Path | None = None) -> Path:
+    """The file that a dataset's `reference` names, relative to `root` or absolute, with symlinks resolved.
 
-    `resolved_root` saves resolving the root for each of many. Whether the file exists is left to
-    `decode_image`. Raises SampleError for a URL, an empty reference, a NUL character, and for any path
-    outside `root`: a dataset must not choose other files to be read.
+    `resolved_root` is `root.resolve()`, to save the time for each of many images. The file need not exist:
+    `decode_image` finds that out. Raises SampleError for a URL, a blank reference, a NUL character, and any
+    path outside `root`, because a dataset must not choose which other files are read.
     """
     if not reference.strip():
-        raise SampleError(f"{reference!r} names no image; give a path.")
+        raise SampleError(f"the image path {reference!r} is blank; give a path.")
+    shown = repr(_shortened(reference))
     if _URL.match(reference):
-        raise SampleError(f"{_shortened(reference)!r} is a URL; allow web addresses with --allow-urls, or give a path.")
+        allow = Option("allow_urls")
+        raise SampleError(f"{shown} is a URL; allow web addresses with the option ", allow, ", or give a path.")
     try:
         resolved_root = resolved_root or root.resolve()
         resolved = (resolved_root / reference).resolve()
     except (OSError, ValueError, RuntimeError) as error:  # NUL, not encodable, a loop of symlinks
-        raise SampleError(f"{_shortened(reference)!r} is no usable path: {error}.") from error
+        raise SampleError(f"{shown} is not a usable path: {error}.") from error
     if not resolved.is_relative_to(resolved_root):
+        images = Option("images")
         raise SampleError(
-            f"{_shortened(reference)!r} lies outside the image folder {root}; "
-            "name the folder that holds all images with --images."
+            f"{shown} lies outside the image folder {root}; name the folder that holds all images with the option ",
+            images,
+            ".",
         )
     return resolved
 
 
+def _encoded(source: Path | bytes | EmbeddedImage | ImageUrl, name: str, max_bytes: int) -> bytes:
+    match source:
+        case bytes():
+            return source
+        case EmbeddedImage():
+            return read_embedded(source)
+        case ImageUrl():
+            return download(source, max_bytes)
+    return _read_file(source, name, max_bytes)
+
+
 def _read_file(path: Path, name: str, max_bytes: int) -> bytes:
-    """The file's bytes, at most one more than `max_bytes`; raises SampleError for what is no regular file."""
+    """The file's bytes, cut off after `max_bytes` + 1; raises SampleError if it is not a regular file."""
     try:
-        kind = path.stat().st_mode
-        if stat.S_ISDIR(kind):
-            raise SampleError(f"{name} is a directory; give the path of a file.")
-        if not stat.S_ISREG(kind):  # opening a pipe would wait for a writer, a device may never end
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise SampleError(f"{name} is a folder; give the path of a file.")
+        if not stat.S_ISREG(mode):  # opening a pipe would wait for a writer, and a device may never end
             raise SampleError(f"{name} is a pipe, socket or device; give the path of a file.")
         with path.open("rb") as file:
             return file.read(max_bytes + 1)
@@ -154,7 +158,7 @@ def _read_file(path: Path, name: str, max_bytes: int) -> bytes:
 
 
 def _to_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
-    """A copy in RGB, upright, within bounds that are checked before the pixels are loaded."""
+    """An upright copy in RGB; raises SampleError above the limits, before the pixels are loaded."""
     width, height = image.size
     if not (0 < width <= MAX_SIDE_PX and 0 < height <= MAX_SIDE_PX):
         raise SampleError(f"{name} is {width} x {height} pixels; each side must have 1 to {MAX_SIDE_PX:,}.")
@@ -162,12 +166,12 @@ def _to_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
         raise SampleError(f"{name} is {width} x {height} pixels; at most {max_pixels:,} are decoded: make it smaller.")
     if image.mode in ("I", "F"):
         numbers = "32-bit integers" if image.mode == "I" else "floats"
-        raise SampleError(f"{name} stores {numbers}, whose black and white are not known; convert it to 8-bit RGB.")
+        raise SampleError(f"{name} stores {numbers}, which have no known black and white; convert it to 8-bit RGB.")
     try:
         image.load()
-        turn = _UPRIGHT.get(_orientation(image))
-        upright = image.copy() if turn is None else image.transpose(turn)
-        # Only pixels go on: nothing later can turn the image once more, and Pillow warns when it
+        rotation = _UPRIGHT.get(_orientation(image))
+        upright = image.copy() if rotation is None else image.transpose(rotation)
+        # Metadata is dropped: no later code can rotate the image again, and Pillow warns when it
         # converts a palette whose transparency it would have to keep.
         upright.info = {}
         if upright.mode.startswith("I;16"):
@@ -178,12 +182,12 @@ def _to_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8; 1 where there is none or it cannot be read."""
+    """The EXIF orientation, 1 to 8; 1 if it is missing or cannot be read."""
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Warning:  # an error only because the program made warnings errors: not ours to drop
+    except Warning:  # the program made warnings errors, so it wants to see this one
         raise
-    except Exception:  # garbage for EXIF data: the pixels are good, and nothing says that they are turned
+    except Exception:  # unreadable EXIF data: the pixels are good, and nothing says that they are rotated
         return 1
 
 

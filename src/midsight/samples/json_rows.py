@@ -1,4 +1,4 @@
-"""JSON objects as rows: one on each line (JSONL), or the elements of one array."""
+"""JSON objects as rows: one per line (JSONL), or the elements of one array."""
 
 from __future__ import annotations
 
@@ -11,33 +11,41 @@ from typing import Any, BinaryIO
 
 from midsight.errors import MidsightError, SampleError
 from midsight.samples import rows as limits
-from midsight.samples.places import TextPlace
-from midsight.samples.rows import NOT_UTF_8, Row, check_nesting, check_storable, read_lines, skip_mark, too_long
+from midsight.samples.locations import TextLocation
+from midsight.samples.rows import (
+    NOT_UTF_8,
+    Row,
+    read_lines,
+    skip_byte_order_mark,
+    too_long_reason,
+    validate_nesting,
+    validate_storable,
+)
 
 _CHUNK_BYTES = 1 << 20
 _decode = json.JSONDecoder().decode
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|["\[\]{},]', re.DOTALL)
-"""What tells elements apart: whole strings, brackets, commas; a lone quote is a string that is not closed yet."""
+"""Whole strings, brackets and commas; a lone quote is a string that continues in the next chunk."""
 
 
 def jsonl_columns(path: Path, limit: int | None) -> tuple[str, ...]:
-    """Every name that occurs in the first `limit` rows; raises MidsightError where there is none."""
+    """Every name that occurs in the first `limit` rows; raises MidsightError if there is none."""
     with path.open("rb") as file:
-        records = ((number, line) for number, _, line in read_lines(file, path) if line.strip())
-        cells = ((number, *_cells(line)) for number, line in records)
+        lines = ((number, line) for number, _, line in read_lines(file, path) if line.strip())
+        cells = ((number, *_cells(line)) for number, line in lines)
         return _columns(cells, path, limit, "write one JSON object per line")
 
 
 def jsonl_rows(path: Path) -> Iterator[Row]:
-    """A row for every line that is not blank."""
+    """All lines that are not blank; a line that cannot be read has a problem and no cells."""
     with path.open("rb") as file:
         for number, offset, line in read_lines(file, path):
             if line.strip():
-                yield _row(line, TextPlace(path, offset, len(line), number))
+                yield _row(line, TextLocation(path, offset, len(line), number))
 
 
 def array_columns(path: Path, limit: int | None) -> tuple[str, ...]:
-    """Every name that occurs in the first `limit` elements; raises MidsightError where there is none."""
+    """Every name that occurs in the first `limit` elements; raises MidsightError if there is none."""
     with path.open("rb") as file:
         elements = enumerate(_elements(file, path), start=1)
         cells = (
@@ -47,33 +55,34 @@ def array_columns(path: Path, limit: int | None) -> tuple[str, ...]:
 
 
 def array_rows(path: Path) -> Iterator[Row]:
-    """A row for every element of the array that the file holds; it is never in memory as a whole.
+    """All elements of the array in a file, which is read in chunks.
 
-    Raises MidsightError for what does not begin as an array.
+    An element that cannot be read has a problem and no cells. Raises MidsightError if the file does not begin
+    as an array.
     """
     with path.open("rb") as file:
         for number, (offset, data, problem) in enumerate(_elements(file, path), start=1):
-            place = TextPlace(path, offset, len(data), number)
-            yield Row(number, _raw(data), {}, problem, place) if problem else _row(data, place)
+            location = TextLocation(path, offset, len(data), number)
+            yield Row(number, _text_of(data), {}, problem, location) if problem else _row(data, location)
 
 
 def json_cells(data: bytes) -> Any:
-    """The object in a record's bytes, as when the row was read."""
+    """The JSON value in a row's bytes; raises ValueError if they are not JSON in UTF-8."""
     return _decode(data.decode("utf-8"))
 
 
 def _columns(
-    records: Iterable[tuple[int, Mapping[str, Any], str]], path: Path, limit: int | None, mend: str
+    rows: Iterable[tuple[int, Mapping[str, Any], str]], path: Path, limit: int | None, remedy: str
 ) -> tuple[str, ...]:
     columns: dict[str, None] = {}
     first: tuple[int, str] | None = None
-    for number, cells, problem in itertools.islice(records, limit):
+    for number, cells, problem in itertools.islice(rows, limit):
         first = first or (number, problem)
         if not cells.keys() <= columns.keys():
             columns.update(dict.fromkeys(cells))
     if not columns:
         why = f"{_unit(path)} {first[0]}: {first[1] or 'it names no values.'}" if first else "it is empty."
-        raise MidsightError(f"{path} has no row with values, {mend}; {why}")
+        raise MidsightError(f"{path} has no row with values, {remedy}; {why}")
     return tuple(columns)
 
 
@@ -81,65 +90,60 @@ def _unit(path: Path) -> str:
     return "element" if path.suffix.lower() == ".json" else "line"
 
 
-def _raw(data: bytes) -> str:
+def _text_of(data: bytes) -> str:
     return data.decode("utf-8", "backslashreplace").rstrip("\r\n")
 
 
-def _row(data: bytes, place: TextPlace) -> Row:
+def _row(data: bytes, location: TextLocation) -> Row:
     cells, problem = _cells(data)
-    return Row(place.number, _raw(data if len(data) <= limits.MAX_RECORD_BYTES else data[:100]), cells, problem, place)
+    raw_text = _text_of(data if len(data) <= limits.MAX_ROW_BYTES else data[:100])
+    return Row(location.number, raw_text, cells, problem, location)
 
 
 def _cells(data: bytes) -> tuple[Mapping[str, Any], str]:
-    """The values of a record, and why it has none."""
-    if len(data) > limits.MAX_RECORD_BYTES:
-        return {}, too_long()
+    """The values of a row, or the problem with it."""
+    if len(data) > limits.MAX_ROW_BYTES:
+        return {}, too_long_reason()
     try:
         cells = json_cells(data)
         if not isinstance(cells, dict):
-            return {}, "it is no JSON object."
+            return {}, "it is not a JSON object."
         if data.count(b"[") + data.count(b"{") > 100:
-            check_nesting(cells)
+            validate_nesting(cells)
         if b"\\u" in data:
-            check_storable(cells)
+            validate_storable(cells)
     except SampleError as error:
         return {}, str(error)
     except UnicodeDecodeError:
         return {}, NOT_UTF_8
     except (ValueError, RecursionError) as error:
-        return {}, f"it is no JSON that can be read: {error}."
+        return {}, f"it cannot be read as JSON: {error}."
     return cells, ""
 
 
 def _elements(file: BinaryIO, path: Path) -> Iterator[tuple[int, bytes, str]]:
-    """Offset and bytes of each element of the array, and a problem for what is none.
+    """Offset, bytes and problem of each element of the array; the problem is empty if the element may be read.
 
-    Only strings, brackets and commas are looked at, so that a broken element costs no other one.
+    Elements are told apart by strings, brackets and commas alone, so a broken element costs no other one.
     """
-    offset = skip_mark(file, path)  # of text[0]
+    offset = skip_byte_order_mark(file, path)  # of text[0]
     text = file.read(_CHUNK_BYTES)
     if not text.lstrip().startswith(b"["):
         raise MidsightError(f"{path} does not begin as a JSON array; write [{{...}}, ...], or JSONL as .jsonl.")
-    begin = at = text.index(b"[") + 1
+    begin = position = text.index(b"[") + 1
     opened = [b"["]
     while opened:
-        token = _TOKEN.search(text, at)
+        token = _TOKEN.search(text, position)
         if token is None or token[0] == b'"':
-            at = token.start() if token else len(text)
-            offset, text, at, begin = offset + begin, text[begin:], at - begin, 0
-            more = b"" if len(text) > limits.MAX_RECORD_BYTES else file.read(max(_CHUNK_BYTES, len(text)))
+            position = token.start() if token else len(text)
+            offset, text, position, begin = offset + begin, text[begin:], position - begin, 0
+            more = b"" if len(text) > limits.MAX_ROW_BYTES else file.read(max(_CHUNK_BYTES, len(text)))
             if not more:
-                if len(text) > limits.MAX_RECORD_BYTES:
-                    yield offset, text[:100], f"{too_long()[:-1]}; what comes after is not read."
-                    return
-                if len(opened) == 1 and text.strip():
-                    yield offset + len(text) - len(text.lstrip()), text.strip(), ""
-                    text = b""
-                yield offset, text.strip(), "the file ends before the array does."
+                yield from _unfinished(text, offset, in_element=len(opened) > 1)
                 return
             text += more
             continue
-        at = token.end()
+        position = token.end()
         if token[0] in (b"[", b"{"):
             opened.append(token[0])
             continue
@@ -149,16 +153,27 @@ def _elements(file: BinaryIO, path: Path) -> Iterator[tuple[int, bytes, str]]:
             element = text[begin : token.start()]
             if element.strip():
                 yield offset + begin + len(element) - len(element.lstrip()), element.strip(), ""
-            begin = at
+            begin = position
     rest = text[begin:].strip() or next((more for more in iter(lambda: file.read(_CHUNK_BYTES).strip(), b"")), b"")
     if rest:
-        yield offset + begin, rest[:100], "there is text behind the array."
+        yield offset + begin, rest[:100], "there is text after the array."
+
+
+def _unfinished(text: bytes, offset: int, *, in_element: bool) -> Iterator[tuple[int, bytes, str]]:
+    """The last elements if the array does not end: its last one is too long, or the file ends before."""
+    if len(text) > limits.MAX_ROW_BYTES:
+        yield offset, text[:100], f"{too_long_reason()[:-1]}; the rest of the file is not read."
+        return
+    if not in_element and text.strip():
+        yield offset + len(text) - len(text.lstrip()), text.strip(), ""
+        text = b""
+    yield offset, text.strip(), "the file ends before the array does."
 
 
 def _close(opened: list[bytes], bracket: bytes) -> None:
-    """Takes the last such bracket and those inside of it away: one that is left open ends with what is around it.
+    """Closes the last open bracket of this kind, and all brackets opened after it.
 
-    In an element one that was not opened there counts for nothing.
+    In an element, a closing bracket without an opening one is ignored.
     """
     if bracket in (opened[1:] or opened):
         while opened.pop() != bracket:

@@ -1,4 +1,4 @@
-"""The samples of a table, packed: of millions of rows each is a few dozen bytes until it is asked for."""
+"""The samples of a table in little memory: a row takes a few dozen bytes until it is used."""
 
 from __future__ import annotations
 
@@ -14,21 +14,24 @@ _from_text = json.JSONDecoder().decode
 
 
 class PackedSamples(Sequence[Sample]):
-    """Samples whose extras are JSON values. They are made anew each time, and share images and their references."""
+    """A read-only sequence of samples, except for `append`; their extras must be JSON values.
+
+    Each access makes a new Sample. Images and image references are shared, not copied.
+    """
 
     def __init__(self) -> None:
         self._texts = bytearray()
-        self._begins = array("q")
-        self._middles = array("q")
+        self._starts = array("q")
+        self._id_ends = array("q")
         self._indices = array("q")
         self._references: list[str] = []
         self._images: list[tuple[ImageSource, ...]] = []
 
     def append(self, sample: Sample) -> None:
-        """Adds a sample behind the others."""
-        self._begins.append(len(self._texts))
+        """Adds a sample at the end."""
+        self._starts.append(len(self._texts))
         self._texts += sample.sample_id.encode("utf-8", "surrogatepass")
-        self._middles.append(len(self._texts))
+        self._id_ends.append(len(self._texts))
         values = [sample.question, sample.reference_answers, sample.extras]
         self._texts += _as_text(values).encode("utf-8", "surrogatepass")
         self._indices.append(sample.input_index)
@@ -36,21 +39,21 @@ class PackedSamples(Sequence[Sample]):
         self._images.append(sample.images)
 
     def keys(self) -> Iterator[SampleKey]:
-        """Of each sample what says whose it is, much quicker than the samples."""
-        for place, (index, reference) in enumerate(zip(self._indices, self._references, strict=True)):
-            sample_id = self._sample_id(place)
+        """The key of each sample, without unpacking the sample."""
+        for position, (index, reference) in enumerate(zip(self._indices, self._references, strict=True)):
+            sample_id = self._sample_id(position)
             yield SampleKey(sample_id, index, reference or sample_id)
 
     def __len__(self) -> int:
         return len(self._images)
 
     @overload
-    def __getitem__(self, place: int) -> Sample: ...
+    def __getitem__(self, position: int) -> Sample: ...
     @overload
-    def __getitem__(self, place: slice) -> tuple[Sample, ...]: ...
-    def __getitem__(self, place: int | slice) -> Sample | tuple[Sample, ...]:
-        places = range(len(self))[place]
-        return self._unpack(places) if isinstance(places, int) else tuple(map(self._unpack, places))
+    def __getitem__(self, position: slice) -> tuple[Sample, ...]: ...
+    def __getitem__(self, position: int | slice) -> Sample | tuple[Sample, ...]:
+        chosen = range(len(self))[position]
+        return self._unpack(chosen) if isinstance(chosen, int) else tuple(map(self._unpack, chosen))
 
     def __iter__(self) -> Iterator[Sample]:
         return map(self._unpack, range(len(self)))
@@ -58,30 +61,30 @@ class PackedSamples(Sequence[Sample]):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Sequence) or len(self) != len(other):
             return False
-        return all(mine == its for mine, its in zip(self, other, strict=True))
+        return all(sample == theirs for sample, theirs in zip(self, other, strict=True))
 
     __hash__ = None  # pyright: ignore[reportAssignmentType]
 
-    def _sample_id(self, place: int) -> str:
-        return self._texts[self._begins[place] : self._middles[place]].decode("utf-8", "surrogatepass")
+    def _sample_id(self, position: int) -> str:
+        return self._texts[self._starts[position] : self._id_ends[position]].decode("utf-8", "surrogatepass")
 
-    def _unpack(self, place: int) -> Sample:
-        end = self._begins[place + 1] if place + 1 < len(self) else len(self._texts)
-        text = self._texts[self._middles[place] : end].decode("utf-8", "surrogatepass")
+    def _unpack(self, position: int) -> Sample:
+        end = self._starts[position + 1] if position + 1 < len(self) else len(self._texts)
+        text = self._texts[self._id_ends[position] : end].decode("utf-8", "surrogatepass")
         question, answers, extras = _from_text(text)
         return Sample(
-            sample_id=self._sample_id(place),
-            input_index=self._indices[place],
-            images=self._images[place],
+            sample_id=self._sample_id(position),
+            input_index=self._indices[position],
+            images=self._images[position],
             question=question,
-            image=self._references[place],
+            image=self._references[position],
             reference_answers=tuple(answers),
             extras=extras,
         )
 
 
 def keys_of(samples: Sequence[Sample]) -> Iterator[SampleKey]:
-    """The keys of samples, packed or not."""
+    """The key of each sample, packed or not."""
     if isinstance(samples, PackedSamples):
         return samples.keys()
     return (SampleKey(sample.sample_id, sample.input_index, sample.image_key) for sample in samples)

@@ -1,4 +1,4 @@
-"""Tables as rows: named values, or why a row has none; and the lines of text files."""
+"""Tables as rows, and the lines of text files. A row has named values, or the reason why it has none."""
 
 from __future__ import annotations
 
@@ -10,68 +10,70 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from midsight.errors import MidsightError, SampleError
-from midsight.samples.places import TablePlace, TextPlace
+from midsight.samples.locations import TableLocation, TextLocation
 
-MAX_RECORD_BYTES = 256_000_000
-"""Length of a line or record above which it is no row; room for several images in base64."""
+MAX_ROW_BYTES = 256_000_000
+"""Longest row of a text file, with room for several images in base64; longer rows fail."""
 
-Kind = Literal["jsonl", "json", "csv", "tsv", "parquet", "arrow", "images", "stream"]
-"""How rows are stored; `images` are files in a folder, a `stream` is read while it arrives."""
+TableKind = Literal["jsonl", "json", "csv", "tsv", "parquet", "arrow", "images", "stream"]
+"""How rows are stored; `images` are the files of a folder, a `stream` arrives over the network."""
+
+NOT_UTF_8 = "it is not encoded as UTF-8."
 
 _MAX_NESTING = 100
-"""Lists and objects inside each other; deeper ones could not be written again."""
+"""Deepest nesting of lists and objects; deeper values could not be written again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row as the table has it."""
+    """One row of a table."""
 
     number: int
-    """Line of the file on which it begins, element of its array, or row of the table, from 1."""
-    raw: str
-    """Its text, for the id of a row that fails; empty where a table has no text."""
+    """Line of the file, element of the JSON array, or row of the table, from 1."""
+    raw_text: str
+    """The row's text, for the id of a failed row; empty if the table is not a text file."""
     cells: Mapping[str, Any]
-    """Its values by column name; empty when there is a problem."""
+    """Column name -> value; empty if there is a problem."""
     problem: str = ""
-    """Why it has no cells."""
-    place: TextPlace | TablePlace | None = None
-    """Where its cells can be read again; None for a stream."""
+    """Why the row has no cells: a sentence about "it", or empty."""
+    location: TextLocation | TableLocation | None = None
+    """Where the cells can be read again; None for a stream."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """What a file or folder holds, or its first rows; they are read while they are asked for."""
+    """A dataset before its rows become samples; rows are read one by one."""
 
     path: Path | str
     """As the user named it."""
-    kind: Kind
-    """How it is stored."""
+    kind: TableKind
+    """How rows are stored."""
     unit: Literal["line", "element", "row"]
-    """What `number` counts."""
+    """What `Row.number` counts."""
     columns: tuple[str, ...]
-    """Of the header or schema, or every name that occurs in these rows, in the order of the file."""
+    """Header or schema, or for JSON all names that occur, in the order of the file."""
     sha256: str
-    """Of the file's bytes; of several files, of their digests, in their order."""
+    """Hash of the file's bytes; for several files, of their digests in order."""
     rows: Callable[[str], Iterator[Row]]
-    """Reads the rows; its argument is the image column. Blank lines are no rows."""
+    """Name of the image column -> the rows, without blank lines."""
     root: Path
     """The folder that image paths start from by default."""
-    binary: frozenset[str] = frozenset()
-    """Columns that hold bytes; only the image column of them is read."""
+    binary_columns: frozenset[str] = frozenset()
+    """Columns that hold bytes; they are not read, except for the image column."""
 
 
-def check_storable(value: Any) -> None:
-    """Raises SampleError for what UTF-8 text cannot hold: half of a surrogate pair, or what is no JSON value."""
+def validate_storable(value: Any) -> None:
+    """Raises SampleError if the value cannot be stored as JSON in UTF-8, because of a lone surrogate for example."""
     try:
         json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError:
-        raise SampleError("it holds half of a surrogate pair (like \\ud800), which is no character.") from None
+        raise SampleError("it holds half of a surrogate pair (like \\ud800), which is not a character.") from None
     except (TypeError, ValueError, RecursionError) as error:
         raise SampleError(f"it holds a value that cannot be stored: {error}.") from error
 
 
-def check_nesting(cells: Mapping[str, Any]) -> None:
-    """Raises SampleError for values that nest too deep."""
+def validate_nesting(cells: Mapping[str, Any]) -> None:
+    """Raises SampleError if lists and objects are nested too deep."""
     level: list[Any] = [cells]
     for _ in range(_MAX_NESTING):
         inner = [item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list)]
@@ -80,24 +82,23 @@ def check_nesting(cells: Mapping[str, Any]) -> None:
         raise SampleError(f"it nests lists and objects more than {_MAX_NESTING} deep.")
 
 
-def named(columns: Iterable[str]) -> str:
-    """Column names for a message."""
+def quoted_names(columns: Iterable[str]) -> str:
+    """Column names for a message: quoted, separated by commas."""
     return ", ".join(map(repr, columns))
 
 
-def shown(value: Any) -> str:
-    """A value for a message, as JSON, shortened."""
+def shortened_json(value: Any) -> str:
+    """A value for a message: as JSON, at most 60 characters."""
     text = json.dumps(value, default=lambda other: f"<{type(other).__name__}>")
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def read_lines(file: BinaryIO, path: Path) -> Iterator[tuple[int, int, bytes]]:
-    """Each line's number from 1, offset in bytes and bytes, without byte order mark.
+    """Yields number from 1, offset in bytes, and bytes of each line, without byte order mark.
 
-    A line of more than MAX_RECORD_BYTES comes cut off, one byte longer than that. Raises MidsightError
-    for UTF-16.
+    A line longer than MAX_ROW_BYTES is cut off after one byte more. Raises MidsightError for UTF-16.
     """
-    offset = skip_mark(file, path)
+    offset = skip_byte_order_mark(file, path)
     for number in itertools.count(1):
         line, length = read_line(file)
         if not line:
@@ -106,8 +107,8 @@ def read_lines(file: BinaryIO, path: Path) -> Iterator[tuple[int, int, bytes]]:
         offset += length
 
 
-def skip_mark(file: BinaryIO, path: Path) -> int:
-    """Where the text begins, in bytes; raises MidsightError for UTF-16."""
+def skip_byte_order_mark(file: BinaryIO, path: Path) -> int:
+    """Moves to the beginning of the text and returns its offset in bytes; raises MidsightError for UTF-16."""
     mark = file.read(3)
     if mark.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise MidsightError(f"{path} is encoded as UTF-16; save it as UTF-8.")
@@ -115,18 +116,18 @@ def skip_mark(file: BinaryIO, path: Path) -> int:
 
 
 def read_line(file: BinaryIO) -> tuple[bytes, int]:
-    """The next line and its length; of one longer than MAX_RECORD_BYTES that and one byte, the rest passed over."""
-    line = rest = file.readline(MAX_RECORD_BYTES + 1)
+    """The next line, and its length in the file.
+
+    A line longer than MAX_ROW_BYTES is cut off after one byte more, and the rest is skipped.
+    """
+    line = rest = file.readline(MAX_ROW_BYTES + 1)
     length = len(line)
-    while len(line) > MAX_RECORD_BYTES and rest and not rest.endswith(b"\n"):
+    while len(line) > MAX_ROW_BYTES and rest and not rest.endswith(b"\n"):
         rest = file.readline(1 << 20)
         length += len(rest)
     return line, length
 
 
-def too_long() -> str:
-    """Why such a line is no row."""
-    return f"it has more than {MAX_RECORD_BYTES:,} bytes."
-
-
-NOT_UTF_8 = "it is not encoded as UTF-8."
+def too_long_reason() -> str:
+    """Why a row longer than MAX_ROW_BYTES fails."""
+    return f"it has more than {MAX_ROW_BYTES:,} bytes."

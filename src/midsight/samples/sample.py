@@ -1,4 +1,4 @@
-"""One image-question pair, as midsight works with it from the first room to the last."""
+"""One image-question pair, in the form that all rooms use."""
 
 from __future__ import annotations
 
@@ -10,46 +10,46 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from midsight.samples.places import ImageUrl, StoredImage
+from midsight.samples.locations import EmbeddedImage, ImageUrl
 
-ImageSource = Path | bytes | Image.Image | StoredImage | ImageUrl
-"""An image as it is given: a file, an encoded image in memory, a decoded one, one that a table keeps, or an address."""
+ImageSource = Path | bytes | Image.Image | EmbeddedImage | ImageUrl
+"""An image of a sample: a file, encoded bytes, a decoded image, an image inside a table, or a web address."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What one row of a dataset asks of the model."""
+    """One image-question pair: what a row of a dataset asks the model."""
 
     sample_id: str
-    """Unique in its dataset."""
+    """Unique in the dataset."""
     input_index: int
     """Row in the dataset, from 0."""
     images: tuple[ImageSource, ...]
-    """The images of the prompt, in its order."""
+    """The images of the prompt, in order."""
     question: str
-    """The user's text, without template and without image placeholders."""
+    """The user's text, without prompt template and image placeholders."""
     image: str = ""
-    """The reference to the images as the dataset gives it; several are a JSON list."""
+    """Image reference as the dataset gives it; for several images a JSON list. Empty for images in memory."""
     reference_answers: tuple[str, ...] = ()
-    """Answers the dataset calls right; may be empty."""
+    """The answers that the dataset gives as correct; may be empty."""
     extras: Mapping[str, Any] = field(default_factory=dict)
-    """Every other column of the row, by column name."""
+    """All other columns of the row: column name -> value."""
 
     @property
     def image_key(self) -> str:
-        """What samples on the same images share before these are decoded; images without a reference share nothing."""
+        """Equal for samples on the same images, and known before decoding; the sample's id without a reference."""
         return self.image or self.sample_id
 
 
 class SampleKey(NamedTuple):
-    """Of a sample what says whose it is and with which others it goes."""
+    """Id, row and image key: what sharding and grouping need."""
 
     sample_id: str
-    """Unique in its dataset."""
+    """Unique in the dataset."""
     input_index: int
     """Row in the dataset, from 0."""
     image_key: str
-    """What samples on the same images share."""
+    """Equal for samples on the same images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +64,15 @@ class Failure:
     """One sentence."""
 
 
-def make_sample_id(input_index: int, image: str, question: str) -> str:
-    """The id of a sample that came without one: its row and 8 hex digits of what it asks.
+SampleOrFailure = Sample | Failure
+"""What a row of a dataset becomes."""
 
-    Benchmarks repeat pairs on purpose, so the row keeps repeats apart and the digits
-    show when a dataset was reordered under a run.
+
+def make_sample_id(input_index: int, image: str, question: str) -> str:
+    """An id for a sample without one: its row and 8 hex digits of a hash of image reference and question.
+
+    The row keeps ids unique, because benchmarks repeat pairs on purpose. The hash reveals a dataset
+    that was reordered between two calls of a run.
     """
     digest = hashlib.sha256(f"{image}\0{question}".encode("utf-8", "surrogatepass")).hexdigest()
     return f"{input_index}-{digest[:8]}"

@@ -1,4 +1,4 @@
-"""What the user named as data: a table file, Parquet shards, a saved Hugging Face dataset, a folder of images."""
+"""Opens what the user named as data: a table file, Parquet shards, a saved Hugging Face dataset, a folder of images."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from midsight.errors import MidsightError
+from midsight.errors import MidsightError, Option
 from midsight.samples.columnar import joint_sha256, open_arrow, open_parquet
 from midsight.samples.delimited import delimited_rows, header
 from midsight.samples.json_rows import array_columns, array_rows, jsonl_columns, jsonl_rows
-from midsight.samples.rows import Row, Table, named
+from midsight.samples.rows import Row, Table, quoted_names
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 _KINDS = {
@@ -24,29 +24,29 @@ _SHARD = re.compile(r"(?P<split>.+?)-(?P<number>\d{5})-of-(?P<count>\d{5})(?:-[0
 
 
 def open_table(path: Path, split: str | None = None, limit: int | None = None) -> Table:
-    """The table in a file, in the files that a pattern like `data/train-*.parquet` matches, or in a folder.
+    """The table in a file, in files that match a pattern like `data/train-*.parquet`, or in a folder.
 
-    A folder holds a dataset that `datasets` saved, or Parquet files; `split` chooses where it holds several. The
-    columns of JSON are those of the first `limit` rows. Raises MidsightError for what is none of these, is not
-    there or cannot be read.
+    A folder holds Parquet files or a dataset that `datasets` saved; `split` chooses one of several splits. The
+    columns of JSON are those of the first `limit` rows. Raises MidsightError if the path is something else, does
+    not exist or cannot be read.
     """
     try:
         if is_folder(path):
             return _open_folder(path, split)
         if split is not None:
-            raise MidsightError(f"{path} has no splits; leave --split {split} out.")
+            raise MidsightError(f"{path} has no splits; leave ", Option("split", split), " out.")
         if not path.exists() and any(sign in path.name for sign in "*?["):
             files = sorted(file for file in path.parent.glob(path.name) if file.suffix == ".parquet")
             if not files:
                 raise MidsightError(f"{path} matches no .parquet file.")
-            return open_parquet(path, _regular(files), path.parent)
+            return open_parquet(path, _validate_files(files), path.parent)
         return _open_file(path, limit)
     except OSError as error:
         raise MidsightError(f"{path} cannot be read: {error.strerror or error}.") from error
 
 
 def is_folder(path: Path) -> bool:
-    """Whether it is one; raises MidsightError where that cannot be told, as of a name that is too long."""
+    """Whether the path is a folder; raises MidsightError if it cannot be read, as with a name that is too long."""
     try:
         return path.is_dir()
     except OSError as error:
@@ -54,17 +54,18 @@ def is_folder(path: Path) -> bool:
 
 
 def image_folder(path: Path, question: str) -> Table:
-    """Every image below a folder with one question; names that begin with a dot are left out.
+    """A table with every image below a folder, each with the same question; raises MidsightError without images.
 
-    Files are told by their suffix and sorted by path. Links to folders are not followed.
+    Images are recognised by suffix and sorted by path. Names that begin with a dot are left out, and links to
+    folders are not followed.
     """
     found: list[str] = []
-    for folder, inner, names in os.walk(path):
-        inner[:] = [name for name in inner if not name.startswith(".")]
+    for folder, subfolders, names in os.walk(path):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         images = (name for name in names if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."))
         found.extend((Path(folder) / name).relative_to(path).as_posix() for name in images)
     if not found:
-        raise MidsightError(f"{path} holds no image; image files end in {', '.join(IMAGE_SUFFIXES)}.")
+        raise MidsightError(f"{path} contains no image; image files end in {', '.join(IMAGE_SUFFIXES)}.")
     found.sort()
     digest = hashlib.sha256(json.dumps([question, found]).encode()).hexdigest()
 
@@ -78,8 +79,8 @@ def image_folder(path: Path, question: str) -> Table:
 def _open_file(path: Path, limit: int | None) -> Table:
     kind: Any = _KINDS.get(path.suffix.lower())
     if kind is None:
-        raise MidsightError(f"{path} is no table that can be read; supported are {', '.join(_KINDS)}, and folders.")
-    _regular([path])
+        raise MidsightError(f"{path} is not a supported table; supported are {', '.join(_KINDS)}, and folders.")
+    _validate_files([path])
     match kind:
         case "jsonl":
             return _text_table(path, kind, "line", jsonl_columns(path, limit), lambda _: jsonl_rows(path))
@@ -98,54 +99,63 @@ def _text_table(path: Path, kind: Any, unit: Any, columns: tuple[str, ...], rows
 
 def _open_folder(path: Path, split: str | None) -> Table:
     if (path / "dataset_dict.json").is_file():
-        names = _json(path / "dataset_dict.json").get("splits")
+        names = _read_object(path / "dataset_dict.json").get("splits")
         splits = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
-        return _open_saved(path / _choose(path, splits, split))
+        return _open_saved(path / _choose_split(path, splits, split))
     if (path / "state.json").is_file():
         if split is not None:
-            raise MidsightError(f"{path} is one saved dataset without splits; leave --split {split} out.")
+            saved = f"{path} is one saved dataset without splits; leave "
+            raise MidsightError(saved, Option("split", split), " out.")
         return _open_saved(path)
-    shards = _regular(sorted(path.glob("*.parquet")))
+    return _open_shards(path, split)
+
+
+def _open_shards(path: Path, split: str | None) -> Table:
+    """The Parquet files of a folder; those named like `train-00000-of-00004.parquet` are shards of a split."""
+    shards = _validate_files(sorted(path.glob("*.parquet")))
     if not shards:
         raise MidsightError(
-            f"{path} is no regular file but a folder without .parquet files or a saved Hugging Face dataset; "
-            "for a folder of images give --question, else name a table file."
+            f"{path} is a folder without .parquet files or a saved Hugging Face dataset; for a folder of images give ",
+            Option("question"),
+            ", else name a table file.",
         )
     matched = {file: _SHARD.fullmatch(file.name) for file in shards}
-    splits = list(dict.fromkeys(match["split"] if match else file.stem for file, match in matched.items()))
     if split is None and not any(matched.values()):
         return open_parquet(path, shards, path)
-    chosen = _choose(path, splits, split)
-    files = [file for file, match in matched.items() if (match["split"] if match else file.stem) == chosen]
+    split_of = {file: match["split"] if match else file.stem for file, match in matched.items()}
+    chosen = _choose_split(path, list(dict.fromkeys(split_of.values())), split)
+    files = [file for file in shards if split_of[file] == chosen]
     counts = {int(match["count"]) for file in files if (match := matched[file])}
     if counts and counts != {len(files)}:
         raise MidsightError(f"{path} has {len(files)} of the {max(counts)} files of {chosen}; download the others.")
     return open_parquet(path, files, path)
 
 
-def _choose(path: Path, splits: Sequence[str], split: str | None) -> str:
+def _choose_split(path: Path, splits: Sequence[str], split: str | None) -> str:
     if split is None and len(splits) == 1:
         return splits[0]
     if split is None or split not in splits:
-        wrong = "several splits" if split is None else f"no split {split!r}"
-        raise MidsightError(f"{path} has {wrong}; choose one of {named(splits)} with --split.")
+        problem = "several splits" if split is None else f"no split {split!r}"
+        raise MidsightError(f"{path} has {problem}; choose one of {quoted_names(splits)} with ", Option("split"), ".")
     return split
 
 
 def _open_saved(path: Path) -> Table:
-    """A dataset that `datasets` saved: state.json names the files."""
-    _regular([path / "state.json"])
-    listed = _json(path / "state.json").get("_data_files")
+    """A dataset that `datasets` saved: its state.json names the files."""
+    state = path / "state.json"
+    _validate_files([state])
+    listed = _read_object(state).get("_data_files")
     names = [file.get("filename") if isinstance(file, dict) else None for file in listed or ()]
     if not names:
-        raise MidsightError(f"{path / 'state.json'} names no data files; save the dataset again.")
+        raise MidsightError(f"{state} names no data files; save the dataset again.")
     for name in names:
         if not isinstance(name, str) or not name.endswith(".arrow") or Path(name).name != name:
-            raise MidsightError(f"{path / 'state.json'} names {name!r}; data files are .arrow files beside it.")
-    return open_arrow(path, _regular([path / str(name) for name in names]))
+            raise MidsightError(f"{state} names {name!r}; data files must be .arrow files in the same folder.")
+    return open_arrow(path, _validate_files([path / str(name) for name in names]))
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty if the file holds another value."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -153,10 +163,10 @@ def _json(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _regular(files: Sequence[Path]) -> Sequence[Path]:
-    """The files; raises MidsightError for what is none, since opening a pipe would wait and a device may never end."""
+def _validate_files(files: Sequence[Path]) -> Sequence[Path]:
+    """The files; raises MidsightError unless all are regular: opening a pipe would wait, and a device may never end."""
     for file in files:
         if not file.is_file():
-            why = "is no regular file" if file.exists() else "does not exist"
-            raise MidsightError(f"{file} {why}; give a table file.")
+            problem = "is not a regular file" if file.exists() else "does not exist"
+            raise MidsightError(f"{file} {problem}; give a table file.")
     return files

@@ -1,4 +1,4 @@
-"""Hugging Face datasets by name, read while they arrive: nothing of them is kept but a bounded look-ahead."""
+"""Hugging Face datasets by name, streamed from the Hub; only a bounded look-ahead is kept in memory."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
-from midsight.errors import BrokenOffError, MidsightError, RepeatedIdError, first_line
+from midsight.errors import BrokenOffError, MidsightError, Option, RepeatedIdError, first_line
+from midsight.samples.benchmarks import assign_roles
 from midsight.samples.columnar import binary_columns
 from midsight.samples.extras import ExtraType, type_of_column
-from midsight.samples.outcomes import SampleMaker
+from midsight.samples.options import DEFAULT_OPTIONS, DatasetOptions, ResolvedOptions, resolved_options
+from midsight.samples.row_to_sample import SampleMaker
 from midsight.samples.rows import Row, Table
-from midsight.samples.sample import Failure, Sample
-from midsight.samples.shapes import ColumnOptions, assign_roles
-from midsight.samples.urls import url_options
+from midsight.samples.sample import Failure, Sample, SampleOrFailure
 
 HUB_PREFIX = "hf://"
 LOOK_AHEAD_ROWS = 1_000
@@ -36,146 +36,116 @@ class HubDataset:
     repository: str
     """owner/name."""
     config: str | None
-    """Which of its configurations."""
+    """Name of the dataset's configuration."""
     revision: str | None
     """Branch, tag, commit or a ref like refs/convert/parquet."""
 
     @classmethod
     def parse(cls, name: str) -> HubDataset:
-        """The dataset that a name spells; raises MidsightError for another name."""
+        """The dataset with this name; raises MidsightError if the name is spelled differently."""
         matched = _NAME.fullmatch(name)
         if matched is None:
-            raise MidsightError(f"{name!r} is no dataset of the Hub; write hf://owner/name[/config][@revision].")
+            raise MidsightError(f"{name!r} is not a dataset of the Hub; write hf://owner/name[/config][@revision].")
         return cls(matched["repository"], matched["config"], matched["revision"])
 
 
 @dataclass(frozen=True)
 class SampleStream:
-    """A dataset that is read once, from its beginning; images are in memory only while their sample is."""
+    """A dataset that is read from its beginning, row by row; an image is in memory as long as its sample is."""
 
     name: str
     """As the user named it."""
     sha256: str
-    """Hex; of what is streamed: repository, configuration, commit and split."""
+    """Hex hash of the stream's identity: repository, configuration, commit and split."""
     revision: str | None
     """Commit of the Hub that is streamed."""
     extras: Mapping[str, ExtraType]
-    """The columns beyond image, question, answer and id, and how they are stored."""
-    options: Mapping[str, str | bool | None]
-    """What else decides the meaning of a row, by the command's option."""
-    outcomes: Callable[[], Iterator[Sample | Failure]]
-    """Starts the stream: for each row a sample or why there is none. Raises BrokenOffError, RepeatedIdError."""
+    """Column beyond image, question, answer and id -> how it is stored."""
+    options: ResolvedOptions
+    """Field of DatasetOptions -> the value in use."""
+    rows: Callable[[], Iterator[SampleOrFailure]]
+    """Starts the stream; each row is a sample or a failure. Iterating raises BrokenOffError and RepeatedIdError."""
 
 
-def open_hub(
-    name: str,
-    *,
-    split: str | None = None,
-    images: Path | None = None,
-    allow_urls: bool = False,
-    columns: ColumnOptions | None = None,
-) -> SampleStream:
-    """The rows of a dataset on the Hub, pinned to the commit that its revision names now.
+def open_hub(name: str, options: DatasetOptions = DEFAULT_OPTIONS) -> SampleStream:
+    """The rows of a dataset on the Hub, at the commit that its revision names now.
 
-    `images` is the folder of images that rows only name; `allow_urls` takes web addresses as images. Raises
-    MidsightError where the package `datasets` is missing, and for what cannot be opened.
+    Images that rows only name are read from the folder `options.images`. Raises MidsightError if the package
+    `datasets` is not installed, or if the dataset cannot be opened.
     """
+    if options.question is not None:
+        raise MidsightError(f"{name} has questions of its own; leave ", Option("question"), " out.")
     hub = HubDataset.parse(name)
-    commit, chosen, rows = _load(hub, split)
-    identity = hashlib.sha256(f"{hub.repository}/{hub.config}@{commit}:{chosen}".encode()).hexdigest()
-    return stream_rows(
-        rows, name, identity, revision=commit, split=split, images=images, allow_urls=allow_urls, columns=columns
-    )
+    commit, split, dataset = _load(hub, options.split)
+    identity = hashlib.sha256(f"{hub.repository}/{hub.config}@{commit}:{split}".encode()).hexdigest()
+    return stream_rows(dataset, name, identity, options, revision=commit)
 
 
 def stream_rows(
-    dataset: Any,
-    name: str,
-    sha256: str,
-    *,
-    revision: str | None = None,
-    split: str | None = None,
-    images: Path | None = None,
-    allow_urls: bool = False,
-    columns: ColumnOptions | None = None,
+    dataset: Any, name: str, sha256: str, options: DatasetOptions = DEFAULT_OPTIONS, *, revision: str | None = None
 ) -> SampleStream:
-    """The rows of an IterableDataset of the package `datasets`, images as they are encoded."""
+    """The rows of an IterableDataset of the package `datasets`, with images as encoded bytes.
+
+    `name`, `sha256` and `revision` are those of the SampleStream. Raises MidsightError for a dataset without rows or
+    without the columns that `options` name, and BrokenOffError if its first rows cannot be read.
+    """
     features = dataset.features
-    declared = features is not None
-    if not declared:
-        try:
-            features = dataset._resolve_features().features
-        except Exception as error:  # it reads the first rows
-            raise BrokenOffError(f"{name} cannot be read: {first_line(error)}; try the same command again.") from error
+    if features is None:
+        features = _features_of_first_rows(dataset, name)
     if not features:
         raise MidsightError(f"{name} has no rows.")
     schema = features.arrow_schema
     binary = binary_columns(schema)
 
     def rows(image: str) -> Iterator[Row]:
-        wanted = [column for column in features if column == image or column not in binary]
-        # Types that only the first rows tell are not forced on the others: a value that does not fit fails alone.
-        arriving = iter(dataset.select_columns(wanted).decode(False) if declared else dataset)
-        for number in itertools.count(1):
-            try:
-                cells = next(arriving)
-            except StopIteration:
-                return
-            except Exception as error:  # the network and the readers of formats raise many types
-                mend = "the same command goes on from what is stored"
-                if isinstance(error, ValueError | TypeError):
-                    mend = "where its files disagree on a type, stream its @refs/convert/parquet into another --out"
-                raise BrokenOffError(
-                    f"{name} broke off after row {number - 1}: {first_line(error)}; {mend}."
-                ) from error
-            yield Row(number, "", {column: cells.get(column) for column in wanted})
+        return _read_rows(dataset, name, [column for column in features if column == image or column not in binary])
 
     table = Table(name, "stream", "row", tuple(features), sha256, rows, Path(), binary)
-    roles = assign_roles(table, columns or ColumnOptions())
-    extras = [column for column in table.columns if column not in roles.names and column not in binary]
-    folder = None if images is None else str(images.resolve())
+    roles = assign_roles(table, options)
+    images = None if options.images is None else Path(options.images)
+    not_extras = roles.not_extras | binary
     return SampleStream(
         name=name,
         sha256=sha256,
         revision=revision,
-        extras={column: type_of_column(schema.field(column).type) for column in extras},
-        options={"--images": folder, "--split": split, **roles.as_options(), **url_options(allow_urls)},
-        outcomes=lambda: _outcomes(
-            table.rows(roles.image), SampleMaker(table, roles, images, allow_urls=allow_urls), name
+        extras={column: type_of_column(schema.field(column).type) for column in features if column not in not_extras},
+        options=resolved_options(options, images=images, columns=roles.as_options()),
+        rows=lambda: _unique(
+            table.rows(roles.image), SampleMaker(table, roles, images, allow_urls=options.allow_urls), name
         ),
     )
 
 
 def grouped(
-    outcomes: Iterable[Sample | Failure], look_ahead: int = LOOK_AHEAD_ROWS, max_bytes: int = LOOK_AHEAD_BYTES
-) -> Iterator[Sample | Failure]:
-    """The samples with those of one image together, as far as the look-ahead reaches; failures pass at once.
-    Where the stream breaks off, what is held comes first and then the error.
+    rows: Iterable[SampleOrFailure], look_ahead: int = LOOK_AHEAD_ROWS, max_bytes: int = LOOK_AHEAD_BYTES
+) -> Iterator[SampleOrFailure]:
+    """The rows, with samples on one image next to each other as far as the look-ahead reaches.
 
-    At most `look_ahead` samples are held, and as many as have no more than `max_bytes` of images in memory. All
-    samples of an image that come less than `look_ahead` rows after its first one follow that one, and share its
-    images; images keep the order in which they appear.
+    Failures are yielded at once. At most `look_ahead` samples are held, and no more once their images take
+    `max_bytes` of memory. A sample that comes less than `look_ahead` rows after the first one on its image is
+    yielded after it and shares its images; images keep the order in which they appear. If the stream breaks off,
+    the samples held are yielded before the error is raised.
     """
     if look_ahead < 1:
         raise MidsightError(f"The look-ahead is {look_ahead}; give at least 1 sample.")
     groups: dict[str, list[Sample]] = {}
     held = held_bytes = 0
     broken: list[MidsightError] = []
-    for outcome in until_broken(outcomes, broken):
-        if isinstance(outcome, Failure):
-            yield outcome
+    for row in until_broken(rows, broken):
+        if isinstance(row, Failure):
+            yield row
             continue
-        key = outcome.image_key
-        if key in groups:
-            groups[key].append(replace(outcome, images=groups[key][0].images))
+        if row.image_key in groups:
+            group = groups[row.image_key]
+            group.append(replace(row, images=group[0].images))
         else:
-            groups[key] = [outcome]
-            held_bytes += _size(outcome)
+            groups[row.image_key] = [row]
+            held_bytes += _bytes_in_memory(row)
         held += 1
         while groups and (held >= look_ahead or held_bytes > max_bytes):
             group = groups.pop(next(iter(groups)))
             held -= len(group)
-            held_bytes -= _size(group[0])
+            held_bytes -= _bytes_in_memory(group[0])
             yield from group
     for group in groups.values():
         yield from group
@@ -184,32 +154,70 @@ def grouped(
 
 
 def until_broken(items: Iterable[T], broken: list[MidsightError]) -> Iterator[T]:
-    """The items; where they break off it ends, and the error is in `broken`: what has come is good."""
+    """The items until the stream breaks off; the error is then appended to `broken` and not raised.
+
+    So the caller can finish the items that have arrived before it raises the error.
+    """
     try:
         yield from items
     except (BrokenOffError, RepeatedIdError) as error:
         broken.append(error)
 
 
-def _size(sample: Sample) -> int:
+def _bytes_in_memory(sample: Sample) -> int:
     return sum(len(image) for image in sample.images if isinstance(image, bytes))
 
 
-def _outcomes(rows: Iterator[Row], make: SampleMaker, name: str) -> Iterator[Sample | Failure]:
+def _features_of_first_rows(dataset: Any, name: str) -> Any:
+    """Column types found by `datasets` in the first rows, for files that do not declare them."""
+    try:
+        return dataset._resolve_features().features
+    except Exception as error:
+        raise BrokenOffError(f"{name} cannot be read: {first_line(error)}; try the same call again.") from error
+
+
+def _read_rows(dataset: Any, name: str, columns: list[str]) -> Iterator[Row]:
+    # Types found in the first rows are not forced on the others: a value that does not fit fails alone.
+    typed = dataset.features is not None
+    arriving = iter(dataset.select_columns(columns).decode(False) if typed else dataset)
+    for number in itertools.count(1):
+        try:
+            cells = next(arriving)
+        except StopIteration:
+            return
+        except Exception as error:  # the network and the readers of formats raise many types
+            raise _broken_off(name, number - 1, error) from error
+        yield Row(number, "", {column: cells.get(column) for column in columns})
+
+
+def _broken_off(name: str, rows: int, error: Exception) -> BrokenOffError:
+    problem = f"{name} broke off after row {rows}: {first_line(error)}; "
+    if isinstance(error, ValueError | TypeError):
+        remedy = "if its files disagree on a type, stream its @refs/convert/parquet into another "
+        return BrokenOffError(problem, remedy, Option("out"), ".")
+    return BrokenOffError(problem, "the same call resumes from what is stored.")
+
+
+def _unique(rows: Iterator[Row], make: SampleMaker, name: str) -> Iterator[SampleOrFailure]:
+    """The samples and failures of the rows; raises RepeatedIdError for an id that comes a second time."""
     seen: set[str] = set()
     for index, row in enumerate(rows):
-        outcome = make(row, index)
-        if outcome.sample_id in seen:
+        made = make(row, index)
+        if made.sample_id in seen:
             raise RepeatedIdError(
-                f"{name} has the id {outcome.sample_id!r} twice, the second time in row {row.number}; what came before "
-                "is stored; choose other ids with --id-column and another --out."
+                f"{name} has the id {made.sample_id!r} twice, the second time in row {row.number}; the rows before it "
+                "are stored; choose other ids with ",
+                Option("id_column"),
+                " and another ",
+                Option("out"),
+                ".",
             )
-        seen.add(outcome.sample_id)
-        yield outcome
+        seen.add(made.sample_id)
+        yield made
 
 
 def _load(hub: HubDataset, split: str | None) -> tuple[str, str, Any]:
-    """The commit, the split, and the rows as they arrive."""
+    """Commit, split, and the IterableDataset."""
     try:
         datasets, hub_client = import_module("datasets"), import_module("huggingface_hub")
     except ImportError:
@@ -224,6 +232,7 @@ def _load(hub: HubDataset, split: str | None) -> tuple[str, str, Any]:
         raise MidsightError(f"hf://{hub.repository} cannot be opened: {reason}.") from error
     if split is None and isinstance(loaded, Mapping):
         if len(loaded) != 1:
-            raise MidsightError(f"hf://{hub.repository} has the splits {', '.join(loaded)}; choose one with --split.")
+            problem = f"hf://{hub.repository} has the splits {', '.join(loaded)}; choose one with "
+            raise MidsightError(problem, Option("split"), ".")
         split, loaded = next(iter(loaded.items()))
     return str(commit), str(split), loaded

@@ -1,4 +1,4 @@
-"""Images on the web, bounded in bytes and time."""
+"""Downloads of images, with limits on bytes and time."""
 
 from __future__ import annotations
 
@@ -16,33 +16,28 @@ from urllib.request import (
     Request,
 )
 
-from midsight import __version__
 from midsight.errors import SampleError, first_line
-from midsight.samples.places import ImageUrl
+from midsight.samples.locations import ImageUrl
+from midsight.version import __version__
 
 TIMEOUT_S = 30.0
-"""Longest silence of a server."""
+"""Longest wait for the server to send something."""
 
 _WEB = re.compile(r"https?://", re.IGNORECASE)
 
 
-def url_options(allow_urls: bool) -> dict[str, bool]:
-    """--allow-urls as an option that decides the meaning of a row; one that is not given is not there."""
-    return {"--allow-urls": True} if allow_urls else {}
-
-
 def is_web_address(text: str) -> bool:
-    """Whether it begins with http:// or https://."""
+    """Whether the text begins with http:// or https://."""
     return _WEB.match(text) is not None
 
 
 def download(image: ImageUrl, max_bytes: int) -> bytes:
-    """The bytes behind the address, at most one more than `max_bytes`; raises SampleError."""
+    """The bytes at the address, cut off after `max_bytes` + 1; raises SampleError if they cannot be read."""
     try:
-        request = Request(image.url, headers={"User-Agent": f"midsight/{__version__}"})  # noqa: S310  (see _opener)
-        answer = _opener().open(request, timeout=TIMEOUT_S)
-        if answer is None:  # no handler for it
-            raise ValueError("it is no http or https address")
+        http_request = Request(image.url, headers={"User-Agent": f"midsight/{__version__}"})  # noqa: S310  (see _opener)
+        answer = _opener().open(http_request, timeout=TIMEOUT_S)
+        if answer is None:  # no handler for this scheme
+            raise ValueError("it is not an http or https address")
         with answer:
             return answer.read(max_bytes + 1)
     except (OSError, ValueError, HTTPException) as error:
@@ -53,7 +48,7 @@ def download(image: ImageUrl, max_bytes: int) -> bytes:
 
 
 def _opener() -> OpenerDirector:
-    """Opens http and https only, also behind a redirection: urllib's own would take file: and ftp: as well."""
+    """Opens http and https only, also after a redirect; urllib's default opener also accepts file: and ftp:."""
     opener = OpenerDirector()
     handlers = (
         ProxyHandler, HTTPHandler, HTTPSHandler, HTTPRedirectHandler, HTTPDefaultErrorHandler, HTTPErrorProcessor,

@@ -1,16 +1,16 @@
-"""Commit records: what makes a part exist, and where failures are kept."""
+"""Commit records. A part counts once its record is written; the record also holds failures."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 from midsight.errors import DamagedRunError
 from midsight.samples.sample import Failure
-from midsight.store.layout import (
+from midsight.store.files import (
     PARTS,
     Shard,
     commit_stem,
@@ -18,39 +18,69 @@ from midsight.store.layout import (
     open_seal,
     parse_stem,
     read_json,
+    remedy,
     reporting_unreadable,
     shard_name,
     temporary_name,
     write_sealed_json,
 )
 from midsight.store.parts import PartDigest, damaged_part
+from midsight.store.typed_json import WrongJsonError, from_json, to_json
 
-Name = tuple[Shard, int]
+CommitKey = tuple[Shard, int]
 """Shard and counter of a commit."""
 
 
 @dataclass(frozen=True)
 class Commit:
-    """One commit of one shard, as its record tells it."""
+    """One commit of one shard, as its record describes it."""
 
     shard: Shard
     """The shard that made it."""
     counter: int
     """Its number among the commits of that shard, from 0."""
     part: PartDigest | None
-    """The part of the same name; None when the commit holds failures only."""
+    """The part of the same name; None if the commit holds failures only."""
     failures: tuple[Failure, ...]
-    """The samples that failed since the commit before."""
+    """The samples that failed since the previous commit."""
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="microseconds"))
-    """UTC, ISO 8601; of merged commits, that of the last."""
+    """UTC, ISO 8601; for a merged commit, the time of the last commit in it."""
     replaces: tuple[int, ...] = ()
-    """Counters, all lower, of the commits of this shard that were merged into this one: whatever is
-    left of their files does not exist."""
+    """Counters, all lower, of the commits of this shard that were merged into this one. Files that
+    are left of them do not count."""
+
+    @property
+    def key(self) -> CommitKey:
+        """Shard and counter."""
+        return self.shard, self.counter
+
+    @property
+    def name(self) -> str:
+        """The name that record and part share: `0-of-1-000000`."""
+        return commit_stem(self.shard, self.counter)
 
     @property
     def rows(self) -> int:
         """Rows of the part."""
         return self.part.rows if self.part else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class _StoredCommit:
+    """The content of a commit record."""
+
+    run_id: str
+    """The run that the commit belongs to."""
+    name: str
+    """The name of the record's file, without its suffix."""
+    part: PartDigest | None
+    """As in Commit."""
+    failures: tuple[Failure, ...]
+    """As in Commit."""
+    created: str
+    """As in Commit."""
+    replaces: tuple[int, ...]
+    """As in Commit."""
 
 
 def part_path(path: Path, shard: Shard, counter: int) -> Path:
@@ -63,46 +93,60 @@ def record_path(path: Path, shard: Shard, counter: int) -> Path:
     return path / PARTS / f"{commit_stem(shard, counter)}.json"
 
 
-def write_commit(path: Path, commit: Commit) -> None:
+def write_commit(path: Path, commit: Commit, run_id: str) -> None:
     """Write the record of `commit` into the run folder `path`; its part must be there. Raises OSError."""
-    body = {name: value for name, value in asdict(commit).items() if name in ("part", "failures", "created")}
-    if commit.replaces:
-        body["replaces"] = commit.replaces
-    write_sealed_json(record_path(path, commit.shard, commit.counter), body)
+    stored = _StoredCommit(
+        run_id=run_id,
+        name=commit.name,
+        part=commit.part,
+        failures=commit.failures,
+        created=commit.created,
+        replaces=commit.replaces,
+    )
+    write_sealed_json(record_path(path, *commit.key), to_json(stored))
 
 
-def read_commits(path: Path) -> tuple[Commit, ...]:
+def read_commits(path: Path, run_id: str) -> tuple[Commit, ...]:
     """Every commit of the run folder `path`, oldest first, without those that a later one replaces.
 
-    Raises DamagedRunError when a record cannot be read, when a part is missing or has another size
-    than its record says, and when a part before the last one has lost its record.
+    Raises DamagedRunError if a record cannot be read, or is not of the run `run_id`. Also if a part
+    is missing or has another size than its record says, and if a part before the last one has lost
+    its record.
     """
     while True:
-        listed = commit_names(path, ".json")
+        listed = list_commits(path, ".json")
         try:
-            return _read_listed(path, listed)
+            return _read_listed(path, listed, run_id)
         except DamagedRunError:
-            # Compaction removes a record before its part. Where none is gone, this is damage.
-            if set(listed) <= set(commit_names(path, ".json")):
+            # Compaction removes a record before its part. If no record is gone, this is damage.
+            if set(listed) <= set(list_commits(path, ".json")):
                 raise
 
 
-def read_record(path: Path, shard: Shard, counter: int) -> Commit:
-    """The commit that one record tells of, its part not looked at; raises DamagedRunError."""
+def read_record(path: Path, shard: Shard, counter: int, run_id: str | None) -> Commit:
+    """The commit that one record describes, without looking at its part.
+
+    Raises DamagedRunError if the record is not what was written, was renamed, or is of another run
+    than `run_id`; with None it may be of any run.
+    """
     file = record_path(path, shard, counter)
     content = open_seal(file, read_json(file))
     try:
-        part = content["part"] and PartDigest(
-            **{**content["part"], "chunk_crc32": tuple(map(tuple, content["part"]["chunk_crc32"]))}
+        stored = from_json(_StoredCommit, content)
+    except WrongJsonError as error:
+        raise DamagedRunError(f"The commit record {file} is damaged: {error}; {remedy(file)}.") from error
+    if run_id not in (None, stored.run_id):
+        raise DamagedRunError(
+            f"The commit record {file} was copied from another run: its run id is {stored.run_id}, and the id of this "
+            f"run is {run_id}; {remedy(file)}."
         )
-        failures = tuple(Failure(**failure) for failure in content["failures"])
-        return Commit(shard, counter, part, failures, content["created"], tuple(content.get("replaces", ())))
-    except (TypeError, KeyError) as error:
-        raise DamagedRunError(f"The commit record {file} is damaged: {error!r} does not belong there.") from error
+    if stored.name != file.stem:
+        raise DamagedRunError(f"The commit record {file} was renamed: it was written as {stored.name}; {remedy(file)}.")
+    return Commit(shard, counter, stored.part, stored.failures, stored.created, stored.replaces)
 
 
-def check_size(file: Path, part: PartDigest) -> None:
-    """Raise DamagedRunError unless the part at `file` is there and as long as its record says."""
+def require_size(file: Path, part: PartDigest) -> None:
+    """Raise DamagedRunError unless the part at `file` is there and has the size that its record says."""
     try:
         size = file.stat().st_size
     except OSError as error:
@@ -115,66 +159,71 @@ def remove_leftovers(path: Path, shard: Shard, next_counter: int) -> None:
     """Delete what a dead process of `shard` left uncommitted. The shard's lock must be held. Raises OSError."""
     for file in (path / PARTS).glob(temporary_name(f"{shard_name(shard)}-*")):
         file.unlink()
-    for name in commit_names(path, ".parquet"):
-        if name[0] == shard and name[1] >= next_counter:
-            part_path(path, *name).unlink()
+    for key in list_commits(path, ".parquet"):
+        if key[0] == shard and key[1] >= next_counter:
+            part_path(path, *key).unlink()
 
 
 def remove_replaced(path: Path, shard: Shard, commits: Iterable[Commit]) -> None:
     """Delete what is left of the commits that `commits` replace in `shard`. Its lock must be held. Raises OSError."""
     replaced = {(shard, counter) for commit in commits if commit.shard == shard for counter in commit.replaces}
-    if left := replaced & {*commit_names(path, ".json"), *commit_names(path, ".parquet")}:
-        for name in sorted(left):
-            remove_commit(path, *name)
+    if left := replaced & {*list_commits(path, ".json"), *list_commits(path, ".parquet")}:
+        for key in sorted(left):
+            remove_commit(path, *key)
         flush_folder(path / PARTS)
 
 
 def remove_commit(path: Path, shard: Shard, counter: int) -> None:
-    """Delete a record, then its part: what of them is there. The shard's lock must be held. Raises OSError."""
+    """Delete a record, then its part, if they are there. The shard's lock must be held. Raises OSError."""
     record_path(path, shard, counter).unlink(missing_ok=True)
     part_path(path, shard, counter).unlink(missing_ok=True)
 
 
-def commit_names(path: Path, suffix: str) -> list[tuple[Shard, int]]:
+def list_commits(path: Path, suffix: str) -> list[CommitKey]:
     """Shard and counter of every record (`.json`) or part (`.parquet`) in the run folder `path`, sorted.
 
-    Raises RunError for a folder that cannot be listed: not the same as one that is empty.
+    Raises RunError for a folder that cannot be listed, which is not an empty one.
     """
     with reporting_unreadable(path / PARTS), suppress(FileNotFoundError):
-        names = (parse_stem(file.stem) for file in (path / PARTS).iterdir() if file.suffix == suffix)
-        return sorted(name for name in names if name is not None)
+        keys = (parse_stem(file.stem) for file in (path / PARTS).iterdir() if file.suffix == suffix)
+        return sorted(key for key in keys if key is not None)
     return []
 
 
-def lost_records(path: Path, replaced: Collection[Name]) -> dict[Name, str]:
-    """The parts whose record was there and is not, each with what tells so; `replaced` commits do not count.
+def lost_records(path: Path, replaced: Collection[CommitKey]) -> dict[CommitKey, str]:
+    """The parts that have lost their record, each with the reason to think so; `replaced` commits do not count.
 
-    Only a process that died between part and record leaves a part without one, and its counter is the
-    next after the newest record's.
+    A process that died between part and record also leaves a part without a record. The counter of
+    that part is the next after the newest record's.
     """
-    parts = [name for name in commit_names(path, ".parquet") if name not in replaced]
-    # Listed after the parts: a writer may have made more commits since, and then their records are here.
-    records = {*commit_names(path, ".json")}
+    parts = [key for key in list_commits(path, ".parquet") if key not in replaced]
+    # Listed after the parts, so that commits made in between have their records in this list.
+    records = {*list_commits(path, ".json")}
     newest = dict(sorted(records))
-    lost: dict[Name, str] = {}
+    lost: dict[CommitKey, str] = {}
     for shard, counter in parts:
         last = newest.get(shard, -1)
         if (shard, counter) not in records and counter != last + 1:
             others = "later ones are there" if counter < last else "so are those before it"
             lost[shard, counter] = f"its record is missing, and {others}"
-    return {name: why for name, why in lost.items() if not record_path(path, *name).exists()}
+    return {key: why for key, why in lost.items() if not record_path(path, *key).exists()}
 
 
-def _read_listed(path: Path, listed: list[tuple[Shard, int]]) -> tuple[Commit, ...]:
+def in_order(commits: Iterable[Commit]) -> list[Commit]:
+    """The commits, oldest first."""
+    return sorted(commits, key=lambda commit: (commit.created, commit.shard, commit.counter))
+
+
+def _read_listed(path: Path, listed: list[CommitKey], run_id: str) -> tuple[Commit, ...]:
     commits: list[Commit] = []
-    replaced: set[tuple[Shard, int]] = set()
-    for name in reversed(listed):  # a commit is replaced by one with a higher counter
-        if name not in replaced:
-            commit = read_record(path, *name)
+    replaced: set[CommitKey] = set()
+    for key in reversed(listed):  # a commit is replaced by one with a higher counter
+        if key not in replaced:
+            commit = read_record(path, *key, run_id)
             if commit.part:
-                check_size(part_path(path, *name), commit.part)
+                require_size(part_path(path, *key), commit.part)
             replaced |= {(commit.shard, counter) for counter in commit.replaces}
             commits.append(commit)
-    for name, why in lost_records(path, replaced).items():
-        raise damaged_part(part_path(path, *name), why)
-    return tuple(sorted(commits, key=lambda commit: (commit.created, commit.shard, commit.counter)))
+    for key, why in lost_records(path, replaced).items():
+        raise damaged_part(part_path(path, *key), why)
+    return tuple(in_order(commits))

@@ -1,10 +1,10 @@
-"""Compaction: many small commits of a shard become a few large ones, and at every moment the run reads the same."""
+"""Compaction: merge many small commits of a shard into a few large ones. The run reads the same at every moment."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,7 +12,7 @@ import pyarrow as pa
 from midsight.errors import CommitError, RunError
 from midsight.store.commits import (
     Commit,
-    commit_names,
+    list_commits,
     part_path,
     read_commits,
     remove_commit,
@@ -20,14 +20,14 @@ from midsight.store.commits import (
     remove_replaced,
     write_commit,
 )
-from midsight.store.layout import PARTS, Shard, flush_folder, write_atomically
+from midsight.store.files import PARTS, Shard, flush_folder, write_atomically
 from midsight.store.lock import hold_shards
 from midsight.store.parts import PartDigest, digest_part, encode_part, read_part
-from midsight.store.schema import FORMAT_VERSION, VECTOR_TYPES, run_schema
-from midsight.store.spec import RunSpec, read_spec, write_spec
+from midsight.store.schema import VECTOR_TYPES, run_schema
+from midsight.store.spec import RunSpec, read_spec
 
 TARGET_BYTES = 256 * 2**20
-"""How large merged parts become by default: uncompressed vectors and compressed rest."""
+"""Maximum size of a merged part by default: uncompressed vectors and compressed rest."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Compaction:
 
 @dataclass
 class _Group:
-    """Commits of one shard that follow each other and become one."""
+    """Consecutive commits of one shard that become one."""
 
     commits: list[Commit] = field(default_factory=list)
     bytes: int = 0
@@ -56,48 +56,44 @@ class _Group:
 def compact(path: str | Path, *, target_bytes: int = TARGET_BYTES) -> Compaction:
     """Merge the commits of each shard of the run folder `path` up to `target_bytes`; no row and no failure changes.
 
-    Takes about three times `target_bytes` of memory. Raises RunError when a shard is being written,
-    DamagedRunError when what is to be merged is not what was written, CommitError when the disk
-    refuses; whatever is merged by then stays, and the run reads as before.
+    Takes about three times `target_bytes` of memory. Raises RunError if a shard is being written,
+    DamagedRunError if a commit to merge is not what was written, CommitError if the disk refuses.
+    What is merged by then stays merged, and the run reads as before.
     """
     path = Path(path)
     spec = read_spec(path)
-    shards = {shard for shard, _ in commit_names(path, ".json")}
+    shards = {shard for shard, _ in list_commits(path, ".json")}
     try:
         with hold_shards(path, shards):
-            before = read_commits(path)
+            before = read_commits(path, spec.run_id)
             counters = {
                 shard: 1 + max(commit.counter for commit in before if commit.shard == shard) for shard in shards
             }
             for shard, counter in counters.items():
                 remove_leftovers(path, shard, counter)
                 remove_replaced(path, shard, before)
-            groups = list(_groups(before, spec, target_bytes))
-            if groups and spec.format_version < FORMAT_VERSION:
-                # Formats before this one know no `replaces`: their readers would see rows twice.
-                write_spec(path, replace(spec, format_version=FORMAT_VERSION))
-            for group in groups:
+            for group in _groups(before, spec, target_bytes):
                 shard = group[0].shard
                 _merge(path, spec, group, counters[shard])
                 counters[shard] += 1
-            after = read_commits(path)
+            after = read_commits(path, spec.run_id)
     except OSError as error:
         raise CommitError(
-            f"{path} could not be compacted: {error.strerror or error}; it reads as before, so mend that and run the "
+            f"{path} could not be compacted: {error.strerror or error}; it reads as before, so fix that and run the "
             "same command again."
         ) from error
     return Compaction(len(before), len(after), _part_bytes(before), _part_bytes(after))
 
 
 def _groups(commits: Sequence[Commit], spec: RunSpec, target_bytes: int) -> Iterator[list[Commit]]:
-    vector_bytes = sum(spec.vectors.values()) * VECTOR_TYPES[spec.store_dtype].bit_width // 8
+    vector_bytes = sum(spec.vectors.values()) * VECTOR_TYPES[spec.request.store_dtype].bit_width // 8
     growing: dict[Shard, _Group] = {}
     for commit in commits:
         failed = {failure.sample_id for failure in commit.failures}
         size = commit.rows * vector_bytes + (commit.part.bytes if commit.part else 0)
         for shard, group in growing.items():
-            # A merged commit counts as made when its last one was: no failure may so pass a later
-            # one of the same sample in another shard.
+            # A merged commit has the time of its last one. So a failure must not move past a later
+            # failure of the same sample in another shard.
             overtaken = shard != commit.shard and not failed.isdisjoint(group.failed)
             full = shard == commit.shard and group.bytes + size > target_bytes
             if overtaken or full:
@@ -113,7 +109,7 @@ def _groups(commits: Sequence[Commit], spec: RunSpec, target_bytes: int) -> Iter
 
 def _merge(path: Path, spec: RunSpec, group: Sequence[Commit], counter: int) -> None:
     shard = group[0].shard
-    columns = run_schema(spec).names
+    columns = run_schema(spec.columns).names
     rows = [
         batch
         for commit in group
@@ -126,10 +122,10 @@ def _merge(path: Path, spec: RunSpec, group: Sequence[Commit], counter: int) -> 
         _write_part(part_path(path, shard, counter), pa.concat_tables(rows)) if rows else None,
         tuple(failure for commit in group for failure in commit.failures),
         group[-1].created,
-        # With those that they replace, should a copy of the run bring old files back.
+        # Including those that they replace themselves, in case a copy of the run brings old files back.
         tuple(sorted({number for commit in group for number in (commit.counter, *commit.replaces)})),
     )
-    write_commit(path, merged)
+    write_commit(path, merged, spec.run_id)
     for commit in group:
         remove_commit(path, shard, commit.counter)
     flush_folder(path / PARTS)
@@ -150,7 +146,7 @@ def _write_part(file: Path, table: pa.Table) -> PartDigest:
 
 
 def _bits(table: pa.Table) -> pa.Table:
-    """`table` with floating-point numbers as integers of the same bits: -0.0 is not 0.0, and NaN equals itself."""
+    """`table` with floats as integers of the same bits, so that -0.0 differs from 0.0 and NaN equals itself."""
     return pa.table([_array_bits(column.combine_chunks()) for column in table.columns], names=table.schema.names)
 
 

@@ -1,4 +1,4 @@
-"""CSV of the columns that hold no vectors: one line a row, and no cell that a spreadsheet takes for a formula."""
+"""CSV of the columns without vectors: one line per row, and no cell that a spreadsheet would run as a formula."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
-"""What a text may not start with: spreadsheets run such cells, also in full-width signs."""
+"""What a cell must not start with, because spreadsheets would run it; full-width signs count too."""
 QUOTE = "'"
-"""What is put in front of such a text, and of one that starts with it: taking one away gives every text back."""
+"""Put in front of such a text, and of a text that starts with it. Removing one gives every text back."""
 
 _ROWS = 1024
 
@@ -23,7 +23,7 @@ _ROWS = 1024
 def write_csv(batches: Iterable[tuple[pa.Table, np.ndarray]], count: int, columns: Sequence[str], made: Path) -> None:
     """Write `columns` of `batches` to the file `made`, `count` rows, each at its position.
 
-    The lines are written aside as they come and then copied in order. Raises OSError.
+    The lines go to a temporary file as they come and are then copied in order. Raises OSError.
     """
     offsets, sizes = np.zeros(count, np.int64), np.zeros(count, np.int64)
     aside = made.with_name("lines")

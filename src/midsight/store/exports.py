@@ -1,4 +1,4 @@
-"""Exports: chosen columns and rows of a run in other formats, streamed, bit for bit, rows in dataset order."""
+"""Exports: chosen columns and rows of a run in other formats, bit for bit, rows in dataset order, streamed."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from urllib.parse import quote
 import numpy as np
 import pyarrow as pa
 
-from midsight.errors import MidsightError, RunError
+from midsight.errors import MidsightError, Option, RunError
 from midsight.store.csv_export import write_csv
-from midsight.store.layout import flush_folder, temporary_name
+from midsight.store.files import flush_folder, temporary_name
 from midsight.store.optional import import_optional
 from midsight.store.reader import Run, vectors_of
 from midsight.store.schema import is_vector, run_schema
@@ -30,19 +30,19 @@ FORMATS = ("hdf5", "safetensors", "npz", "npy", "csv")
 ALONGSIDE = ("sample_id", "input_index")
 """Columns of every export."""
 TEXT_BYTES = 4096
-"""Longest text that an export of arrays holds: there each text of a column takes as much as the longest."""
+"""Longest text in an export of arrays, because every text of a column takes the space of the longest."""
 
 _SAFETENSORS = {"float16": "F16", "float32": "F32", "float64": "F64", "int64": "I64", "bool": "BOOL", "uint8": "U8"}
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Which rows of a run are exported, and where each goes."""
+    """Which rows of a run are exported, and in which order."""
 
     run: Run
     """The run."""
     positions: np.ndarray
-    """Row of the export by stored row, -1 for those left out, int64 [stored rows]."""
+    """Row of the export, for every stored row; -1 if it is left out. int64 [stored rows]."""
     count: int
     """Rows of the export."""
 
@@ -58,11 +58,11 @@ class Rows:
 
 @dataclass(frozen=True)
 class _Array:
-    """How one column is laid out: rows of equal size, one behind the other."""
+    """Shape and type of one exported column: rows of equal size, one after the other."""
 
     column: str
     dtype: np.dtype
-    """Of an element; of texts, a text of fixed length."""
+    """Type of an element; for texts, a text of fixed length."""
     shape: tuple[int, ...]
     """Rows, or rows and width."""
 
@@ -80,12 +80,12 @@ def export_run(
     samples: Collection[str] | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Write `columns` of the rows of `samples` to `out`: a file, for npy a folder with a file for each column.
+    """Write `columns` of the rows of `samples` to `out`: a file, or for npy a folder with a file for each column.
 
-    `sample_id` and `input_index` always go along. Without `columns`: all that hold vectors and
-    `image_id`; for csv all that hold none. Without `samples`: all rows. Takes less than 1 GB of
-    memory whatever the run's size. Raises MidsightError for what cannot be exported, RunError when
-    the disk refuses, DamagedRunError; `out` is then as it was.
+    Every export also has `sample_id` and `input_index`. Without `columns` it has `image_id` and all
+    vector columns; for csv, all columns without vectors. Without `samples` it has all rows. Takes less
+    than 1 GB of memory whatever the size of the run. Raises MidsightError for what cannot be exported,
+    RunError if the disk refuses, DamagedRunError; `out` is then as it was.
     """
     out = Path(out)
     if format not in FORMATS:
@@ -97,7 +97,7 @@ def export_run(
     try:
         _check_target(run, out, format, overwrite=overwrite)
         out.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(aside, ignore_errors=True)  # what a killed export left
+        shutil.rmtree(aside, ignore_errors=True)  # left by a killed export
         aside.mkdir()
         try:
             rows = _rows(run, samples)
@@ -105,49 +105,53 @@ def export_run(
             if format == "csv":
                 write_csv(rows.batches(chosen), rows.count, chosen, made)
             else:
-                _WRITERS[format](rows, [_layout(rows, name, format) for name in chosen], made)
+                _WRITERS[format](rows, [_describe(rows, name, format) for name in chosen], made)
             _flush(made)
             _put(made, out, aside / "old")
         finally:
             shutil.rmtree(aside, ignore_errors=True)
     except OSError as error:
         raise RunError(
-            f"{out} could not be written: {error.strerror or error}; mend that and run the same command again."
+            f"{out} could not be written: {error.strerror or error}; fix that and run the same command again."
         ) from error
     return out
 
 
 def read_ids(file: Path) -> list[str]:
-    """The sample ids in `file`: a JSON list where it ends with .json, else one a line."""
+    """The sample ids in `file`: a JSON list if its name ends with .json, else one per line."""
     try:
         text = file.read_text("utf-8-sig")
         ids = json.loads(text) if file.suffix == ".json" else [line for line in text.split("\n") if line]
     except OSError as error:
         raise MidsightError(f"{file} cannot be read: {error.strerror}; give a file of sample ids.") from error
     except ValueError as error:
-        raise MidsightError(f"{file} holds no sample ids: {error}; give one a line, or a JSON list.") from error
+        raise MidsightError(f"{file} does not hold sample ids: {error}; give one per line, or a JSON list.") from error
     if not isinstance(ids, list) or not all(isinstance(sample_id, str) for sample_id in ids):
         raise MidsightError(
-            f"{file} holds no sample ids: it is no JSON list of texts; give one a line, or such a list."
+            f"{file} does not hold sample ids: it is not a JSON list of texts; give one per line, or such a list."
         )
     return [sample_id.removesuffix("\r") for sample_id in ids] if file.suffix != ".json" else ids
 
 
 def _check_target(run: Run, out: Path, format: str, *, overwrite: bool) -> None:
     if out.resolve().is_relative_to(run.path.resolve()):
-        raise MidsightError(f"{out} lies in the run folder {run.path}; choose an --out outside of it.")
+        raise MidsightError(f"{out} is in the run folder {run.path}; choose an ", Option("out"), " outside of it.")
     if not out.exists() and not out.is_symlink():
         return
     if not overwrite:
-        raise MidsightError(f"{out} exists already; choose another --out or give --overwrite.")
+        raise MidsightError(
+            f"{out} exists already; choose another ", Option("out"), " or give ", Option("overwrite", True), "."
+        )
     if format != "npy" and not out.is_file():
-        raise MidsightError(f"{out} is no file, and {format} is written to one; choose another --out.")
+        raise MidsightError(f"{out} is not a file, and {format} is written to one; choose another ", Option("out"), ".")
     if format == "npy" and not (out.is_dir() and all(file.suffix == ".npy" for file in out.iterdir())):
-        raise MidsightError(f"{out} is no folder of .npy files, so it is not overwritten; choose another --out.")
+        raise MidsightError(
+            f"{out} is not a folder of .npy files, so it is not overwritten; choose another ", Option("out"), "."
+        )
 
 
 def _chosen_columns(run: Run, format: str, columns: Sequence[str] | None) -> list[str]:
-    fields = {field.name: field for field in run_schema(run.spec)}
+    fields = {field.name: field for field in run_schema(run.spec.columns)}
     if columns is None:
         columns = (
             [n for n in fields if n not in run.spec.vectors] if format == "csv" else ["image_id", *run.vector_columns]
@@ -156,9 +160,13 @@ def _chosen_columns(run: Run, format: str, columns: Sequence[str] | None) -> lis
         if name not in fields:
             raise MidsightError(f"{run.path} has no column {name!r}; it has {', '.join(fields)}.")
         if format == "csv" and is_vector(fields[name]):
-            raise MidsightError(f"The column {name} holds vectors, which csv cannot; use --format npy.")
+            raise MidsightError(
+                f"The column {name} holds vectors, which csv cannot; use ", Option("format", "npy"), "."
+            )
         if format != "csv" and pa.types.is_list(fields[name].type):
-            raise MidsightError(f"The column {name} holds lists, which {format} cannot; use --format csv.")
+            raise MidsightError(
+                f"The column {name} holds lists, which {format} cannot; use ", Option("format", "csv"), "."
+            )
     return [*dict.fromkeys((*ALONGSIDE, *columns))]
 
 
@@ -176,7 +184,8 @@ def _rows(run: Run, samples: Collection[str] | None) -> Rows:
             unseen.difference_update(ids)
     if unseen:
         raise MidsightError(
-            f"{run.path} does not hold {len(unseen)} of the samples, {min(unseen)!r} for one; take them from the list."
+            f"{run.path} does not hold {len(unseen)} of the samples, for example {min(unseen)!r}; take them off the "
+            "list."
         )
     stored = np.flatnonzero(np.concatenate(kept))
     positions = np.full(len(run), -1, np.int64)
@@ -184,8 +193,8 @@ def _rows(run: Run, samples: Collection[str] | None) -> Rows:
     return Rows(run, positions, len(stored))
 
 
-def _layout(rows: Rows, column: str, format: str) -> _Array:
-    field = run_schema(rows.run.spec).field(column)
+def _describe(rows: Rows, column: str, format: str) -> _Array:
+    field = run_schema(rows.run.spec.columns).field(column)
     if is_vector(field):
         return _Array(column, np.dtype(field.type.value_type.to_pandas_dtype()), (rows.count, field.type.list_size))
     if not pa.types.is_string(field.type):
@@ -204,7 +213,9 @@ def _longest_text(rows: Rows, column: str, format: str) -> int:
             if size > TEXT_BYTES or text.endswith("\0"):
                 why = "ends with a zero byte" if size <= TEXT_BYTES else f"is longer than {TEXT_BYTES} bytes"
                 raise MidsightError(
-                    f"A text of the column {column} {why}, which {format} cannot hold; use --format csv."
+                    f"A text of the column {column} {why}, which {format} cannot hold; use ",
+                    Option("format", "csv"),
+                    ".",
                 )
             longest = max(longest, len(text) if format in ("npy", "npz") else size)
     return longest
@@ -212,7 +223,11 @@ def _longest_text(rows: Rows, column: str, format: str) -> int:
 
 def _filled(values: pa.ChunkedArray, column: str) -> pa.ChunkedArray:
     if values.null_count:
-        raise MidsightError(f"The column {column} has rows without a value, which no array holds; use --format csv.")
+        raise MidsightError(
+            f"The column {column} has rows without a value, which an array cannot hold; use ",
+            Option("format", "csv"),
+            ".",
+        )
     return values
 
 
@@ -248,7 +263,7 @@ def _write_npy(rows: Rows, array: _Array, file: Path) -> None:
         np.lib.format.open_memmap(file, mode="w+", dtype=array.dtype, shape=array.shape)  # header and space
     else:
         np.save(file, np.empty(array.shape, array.dtype))
-    # Written as a file: what is written through the map would count as memory of this process.
+    # Written as a file, because writes through the map would count as memory of this process.
     with file.open("r+b") as opened:
         _scatter(rows, array, opened, file.stat().st_size - rows.count * array.row_bytes)
 
@@ -262,7 +277,7 @@ def _write_npy_folder(rows: Rows, arrays: Sequence[_Array], made: Path) -> None:
 def _write_npz(rows: Rows, arrays: Sequence[_Array], made: Path) -> None:
     with zipfile.ZipFile(made, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         for array in arrays:
-            # A zip member is written front to back, so the column is put in order aside.
+            # A zip member is written from front to back, so the column is put in order in another file first.
             column = made.with_name("column.npy")
             _write_npy(rows, array, column)
             member = zipfile.ZipInfo(f"{array.column}.npy")
@@ -275,7 +290,7 @@ def _write_safetensors(rows: Rows, arrays: Sequence[_Array], made: Path) -> None
     header: dict[str, Any] = {}
     offsets: dict[str, int] = {}
     end = 0
-    for array in sorted(arrays, key=lambda array: -array.dtype.itemsize):  # so that each is aligned
+    for array in sorted(arrays, key=lambda array: -array.dtype.itemsize):  # so that each one is aligned
         offsets[array.column] = end
         end += rows.count * array.row_bytes
         header[array.column] = {
@@ -296,10 +311,10 @@ def _write_hdf5(rows: Rows, arrays: Sequence[_Array], made: Path) -> None:
     h5py = import_optional("h5py")
     places: dict[str, int] = {}
     with h5py.File(made, "w") as file:
-        layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-        layout.set_layout(h5py.h5d.CONTIGUOUS)
-        layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-        layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+        properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        properties.set_layout(h5py.h5d.CONTIGUOUS)
+        properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
         for array in arrays:
             dtype = h5py.string_dtype("utf-8", array.dtype.itemsize) if array.dtype.kind == "S" else array.dtype
             dataset = h5py.h5d.create(
@@ -307,10 +322,10 @@ def _write_hdf5(rows: Rows, arrays: Sequence[_Array], made: Path) -> None:
                 quote(array.column, safe=" ").encode(),
                 h5py.h5t.py_create(dtype, logical=True),
                 h5py.h5s.create_simple(array.shape),
-                layout,
+                properties,
             )
             places[array.column] = dataset.get_offset() if rows.count else 0
-    # The space is there: rows go to their places as in the other formats.
+    # The space is allocated, so rows are written to their places as in the other formats.
     with made.open("r+b") as opened:
         for array in arrays:
             _scatter(rows, array, opened, places[array.column])
@@ -325,7 +340,7 @@ _WRITERS: Mapping[str, Callable[[Rows, Sequence[_Array], Path], None]] = {
 
 
 def _put(made: Path, out: Path, old: Path) -> None:
-    """Rename what was made to `out`; a folder that is there steps aside to `old` first."""
+    """Rename `made` to `out`; a folder that is there already is renamed to `old` first."""
     if out.is_dir():
         out.replace(old)
     try:

@@ -1,4 +1,4 @@
-"""Packages that midsight uses where they are there."""
+"""Packages that midsight uses if they are installed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from midsight.errors import MidsightError
 
 
 def import_optional(package: str) -> Any:
-    """The module `package`, which the extra of the same purpose brings; raises MidsightError where it is not there."""
+    """The module `package`, which one of midsight's extras installs; raises MidsightError if it is missing."""
     extra = {"h5py": "hdf5"}.get(package, package)
     try:
         return importlib.import_module(package)

@@ -18,13 +18,15 @@ from midsight.errors import DamagedRunError
 from midsight.store.schema import is_vector
 
 ROW_GROUP_BYTES = 64 * 2**20
-"""No row group holds more, uncompressed, unless a single row does."""
+"""Maximum size of a row group, uncompressed, unless a single row is larger."""
 
 
 @dataclass(frozen=True)
 class PartDigest:
-    """What is known of a part's bytes. Parquet's page checksums leave page headers and the footer
-    open, where one flipped bit can change an encoding and so every number; these digests close that.
+    """Size and checksums of a part.
+
+    Parquet's page checksums do not cover page headers and the footer, where one flipped bit can
+    change an encoding and so every number. These checksums do.
     """
 
     rows: int
@@ -34,7 +36,7 @@ class PartDigest:
     sha256: str
     """Of the whole file, hexadecimal."""
     footer_bytes: int
-    """Size of the footer: the file's last bytes, Parquet metadata, its length and the magic."""
+    """Size of the footer, the last bytes of the file: Parquet metadata, its length and the magic."""
     footer_sha256: str
     """Of the footer, hexadecimal."""
     chunk_crc32: tuple[tuple[int, ...], ...]
@@ -83,9 +85,9 @@ def read_part(path: Path, digest: PartDigest, columns: Sequence[str]) -> Iterato
     """The `columns` of the part at `path`, in that order, one table per row group.
 
     Reads only the footer and those columns, and decodes exactly the bytes that it compared with
-    `digest`. Raises DamagedRunError when they differ or cannot be read.
+    `digest`. Raises DamagedRunError if they differ or cannot be read.
     """
-    # Untouched pages of zeros take no memory: only what is read from the file does.
+    # Zero pages that nobody touches take no memory; only the bytes read from the file do.
     image = np.zeros(digest.bytes, np.uint8)
     view = image.data
     footer = slice(digest.bytes - digest.footer_bytes, digest.bytes)
@@ -94,9 +96,9 @@ def read_part(path: Path, digest: PartDigest, columns: Sequence[str]) -> Iterato
             _read_into(view, footer, file)
             if hashlib.sha256(view[footer]).hexdigest() != digest.footer_sha256:
                 raise damaged_part(path, "its footer does not match its SHA-256")
-            # On this thread alone: one of Arrow's that lets go of our buffer while Python ends aborts the process.
+            # On this thread only: if an Arrow thread frees our buffer while Python exits, the process aborts.
             part = pq.ParquetFile(pa.py_buffer(image), page_checksum_verification=True, pre_buffer=False)
-            # Every column of a run has one leaf, so its place in the schema is that of its chunk.
+            # Every column of a run has one leaf, so its index in the schema is also its chunk's index.
             leaves = {name: i for i, name in enumerate(part.schema_arrow.names)}
             for group, crcs in enumerate(digest.chunk_crc32):
                 for name in columns:
@@ -114,7 +116,7 @@ def read_part(path: Path, digest: PartDigest, columns: Sequence[str]) -> Iterato
 
 
 def damaged_part(path: Path, why: str) -> DamagedRunError:
-    """The error for the part at `path`, with the mend."""
+    """The error for the part at `path`, with the remedy."""
     return DamagedRunError(
         f"The part {path} is damaged: {why}; delete it and {path.stem}.json, and run the same extract command again."
     )

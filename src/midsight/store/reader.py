@@ -1,4 +1,4 @@
-"""Reading a run: columns and failures in dataset order, each byte checked."""
+"""Reading a run: columns and failures in dataset order. Every byte is compared with its checksum."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """What a run folder held when it was opened; rows added later are seen by opening it again.
+    """The content of a run folder when it was opened; open it again to see rows that were added later.
 
-    Everything that reads data raises DamagedRunError, naming the part, when stored bytes are not
-    those that were written.
+    Everything that reads data raises DamagedRunError, naming the part, if stored bytes are not those
+    that were written.
     """
 
     path: Path
@@ -53,6 +53,11 @@ class Run:
         """The columns that `matrix` reads, in stored order."""
         return tuple(field.name for field in self._schema if is_vector(field))
 
+    @property
+    def taps(self) -> tuple[Tap, ...]:
+        """The taps of those vector columns that hold decoder states, in stored order."""
+        return tuple(tap for name in self.vector_columns if (tap := Tap.parse_or_none(name)))
+
     def sample_ids(self) -> list[str]:
         """The ids of all rows, in dataset order."""
         return self._ordered(["sample_id"]).column("sample_id").to_pylist()
@@ -60,9 +65,9 @@ class Run:
     def matrix(self, name: str, layer: int | None = None, residual: bool = False) -> np.ndarray:
         """One vector column as float32 [n, width], rows in dataset order.
 
-        `name` is a column, or the name of a position's representation (`query_token_representation`)
-        with its `layer`, a negative one counted from the last; `residual` takes the last layer's state
-        before the final norm. Raises MidsightError when the run does not hold it.
+        `name` is a column, or a position's representation (`query_token_representation`) together with
+        `layer`; a negative layer counts from the last. `residual` takes the last layer's state before
+        the final norm. Raises MidsightError if the run does not hold it.
         """
         column = self._vector_column(name, layer, residual)
         matrix = np.empty((len(self), self.spec.vectors[column]), np.float32)
@@ -74,13 +79,13 @@ class Run:
         return matrix
 
     def table(self) -> pa.Table:
-        """Every column that holds no vectors, rows in dataset order."""
+        """Every column without vectors, rows in dataset order."""
         return self._ordered([name for name in self.columns if name not in self.spec.vectors])
 
     def to_pandas(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
-        """The `columns` as a pandas DataFrame, rows in dataset order; by default every one that holds no vectors.
+        """The `columns` as a pandas DataFrame, rows in dataset order; by default every column without vectors.
 
-        Raises MidsightError when the run does not have a column, and where pandas is not installed.
+        Raises MidsightError if the run does not have a column, or if pandas is not installed.
         """
         import_optional("pandas")
         return self._chosen(columns).to_pandas()
@@ -113,11 +118,11 @@ class Run:
             except DamagedRunError as error:
                 if record_path(self.path, commit.shard, commit.counter).exists():
                     raise
-                raise RunError(f"{self.path} was compacted or mended after it was opened; open it again.") from error
+                raise RunError(f"{self.path} was compacted or fixed after it was opened; open it again.") from error
 
     @property
     def _schema(self) -> pa.Schema:
-        return run_schema(self.spec)
+        return run_schema(self.spec.columns)
 
     def _chosen(self, columns: Sequence[str] | None) -> pa.Table:
         if columns is None:
@@ -136,37 +141,40 @@ class Run:
 
     @cached_property
     def _order(self) -> np.ndarray:
-        """Stored row by row in dataset order, int64 [n]."""
+        """Index of the stored row, for every row in dataset order, int64 [n]."""
         indices = [batch.column("input_index").to_numpy() for batch in self.batches(["input_index"])]
         return np.argsort(np.concatenate([np.empty(0, np.int64), *indices]), kind="stable")
 
     @cached_property
     def _positions(self) -> np.ndarray:
-        """Row in dataset order by stored row, int64 [n]."""
+        """Index in dataset order, for every stored row, int64 [n]."""
         return np.argsort(self._order)
 
     def _vector_column(self, name: str, layer: int | None, residual: bool) -> str:
         column = "" if residual else name
         if layer is not None and layer < 0:
-            layer += int(self.spec.model.get("layers", 0))
+            layer += self.spec.model.layers
         if layer is not None:
             positions: dict[str, Position] = {f"{position}_representation": position for position in POSITIONS}
             stage = "residual" if residual else "layer"
             column = str(Tap(positions[name], layer, stage)) if name in positions and layer >= 0 else ""
         if column not in self.spec.vectors:
             asked = f"{name!r}" + ("" if layer is None else f" at layer {layer}") + (" (residual)" if residual else "")
-            raise MidsightError(f"{self.path} holds no vectors {asked}; it holds {', '.join(self.vector_columns)}.")
+            raise MidsightError(
+                f"{self.path} does not hold the vectors {asked}; it holds {', '.join(self.vector_columns)}."
+            )
         return column
 
 
 def open_run(path: str | Path) -> Run:
-    """The run in the folder `path`, also while it is being written: what is committed by now.
+    """The run in the folder `path`, as far as it is committed; it may still be written to.
 
-    Raises MidsightError when `path` is no run folder, RunError when its format is newer than this
-    midsight, DamagedRunError when run.json, a commit record or a part's size is not what was written.
+    Raises MidsightError if `path` is not a run folder, RunError if its format is newer than this
+    midsight. Raises DamagedRunError if run.json, a commit record or a part's size is not what was written.
     """
     path = Path(path)
-    return Run(path, read_spec(path), read_commits(path))
+    spec = read_spec(path)
+    return Run(path, spec, read_commits(path, spec.run_id))
 
 
 def vectors_of(batch: pa.Table, column: str) -> np.ndarray:

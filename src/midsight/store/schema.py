@@ -1,4 +1,4 @@
-"""The columns of a run, derived from the fields of Record and from what the run's spec declares."""
+"""The columns of a run, derived from the fields of Record and from the run's spec."""
 
 from __future__ import annotations
 
@@ -6,23 +6,19 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pyarrow as pa
 
-from midsight.errors import RunError, SampleError
+from midsight.errors import Option, RunError, SampleError
 from midsight.records import PROCESSOR_POOLED_PIXELS, VISION_ONLY, Record
 from midsight.taps.tap import POSITIONS
 
-if TYPE_CHECKING:
-    from midsight.store.spec import RunSpec
-
-FORMAT_VERSION = 2
-"""The newest format that this midsight reads."""
-FIRST_FORMAT = 1
-"""The format of a run until it is compacted."""
+StoreDtype = Literal["float32", "float16"]
+"""Type of the stored vectors' elements."""
 
 EXTRA_TYPES: Mapping[str, pa.DataType] = {
     "string": pa.string(),
@@ -33,8 +29,23 @@ EXTRA_TYPES: Mapping[str, pa.DataType] = {
 }
 """Arrow type by the type name that a spec gives an extra column; `json` is JSON text."""
 
-VECTOR_TYPES: Mapping[str, pa.DataType] = {"float32": pa.float32(), "float16": pa.float16()}
+VECTOR_TYPES: Mapping[StoreDtype, pa.DataType] = {"float32": pa.float32(), "float16": pa.float16()}
 """Arrow type of a vector's elements by store dtype."""
+
+
+@dataclass(frozen=True)
+class RunColumns:
+    """What the columns of a run follow from, together with the fields of Record."""
+
+    vectors: Mapping[str, int]
+    """Width by vector column, in stored order."""
+    extras: Mapping[str, str]
+    """Type by extra input column, in stored order."""
+    answers: bool
+    """Whether the run has the answer columns."""
+    store_dtype: StoreDtype
+    """Type of the stored vectors' elements."""
+
 
 _HINTS = get_type_hints(Record)
 _SCALAR_TYPES = {str: pa.string(), int: pa.int64(), float: pa.float32()}
@@ -50,9 +61,9 @@ _OWN_NAMES = {
 def extra_column(name: str) -> str:
     """The column that stores the input column `name`: the same name, or `input.<name>`.
 
-    The prefix goes to names that midsight uses itself, with or without more behind a dot
-    (`answer`, `query_token_representation.layer_0`), and to those that already look so prefixed
-    (`input.answer`); so no two names become one.
+    The prefix goes to names that midsight uses itself, also if a dot and more text follow
+    (`answer`, `query_token_representation.layer_0`). It also goes to such names that already have
+    the prefix (`input.answer`), so that two names never become one.
     """
     bare = name
     while bare.startswith("input."):
@@ -60,17 +71,21 @@ def extra_column(name: str) -> str:
     return f"input.{name}" if bare.partition(".")[0] in _OWN_NAMES else name
 
 
-def run_schema(spec: RunSpec) -> pa.Schema:
+def run_schema(columns: RunColumns) -> pa.Schema:
     """Every column of a run in stored order: fields of Record, input columns after the reference answers, vectors."""
-    columns: list[pa.Field] = []
+    arrow_fields: list[pa.Field] = []
     for field in dataclasses.fields(Record):
         if field.name == "extras":
-            columns.extend(pa.field(extra_column(name), EXTRA_TYPES[type_]) for name, type_ in spec.extras.items())
-        elif field in _COLUMN_FIELDS and (spec.answers or not field.metadata.get("only_with_answers")):
-            columns.append(_arrow_field(field.name, _HINTS[field.name]))
-    element = VECTOR_TYPES[spec.store_dtype]
-    columns.extend(pa.field(name, pa.list_(element, width), nullable=False) for name, width in spec.vectors.items())
-    return pa.schema(columns)
+            arrow_fields.extend(
+                pa.field(extra_column(name), EXTRA_TYPES[type_]) for name, type_ in columns.extras.items()
+            )
+        elif field in _COLUMN_FIELDS and (columns.answers or not field.metadata.get("only_with_answers")):
+            arrow_fields.append(_arrow_field(field.name, _HINTS[field.name]))
+    element = VECTOR_TYPES[columns.store_dtype]
+    arrow_fields.extend(
+        pa.field(name, pa.list_(element, width), nullable=False) for name, width in columns.vectors.items()
+    )
+    return pa.schema(arrow_fields)
 
 
 def is_vector(field: pa.Field) -> bool:
@@ -79,27 +94,27 @@ def is_vector(field: pa.Field) -> bool:
 
 
 _CHANGED_BY_ARROW = {("int64", float), ("float64", bool)}
-"""What pyarrow takes for a column, as another value and without a word: 0.5 becomes 0, true becomes 1."""
+"""Column types with Python types that pyarrow silently converts: 0.5 becomes 0, true becomes 1."""
 
 
-def records_to_table(records: Sequence[Record], spec: RunSpec) -> pa.Table:
-    """The rows of `records` under the schema of `spec`.
+def records_to_table(records: Sequence[Record], columns: RunColumns) -> pa.Table:
+    """The rows of `records` with the columns of the run.
 
-    Raises SampleError for a value that its column cannot hold (a wrong type, a number that is not
-    finite or too large for the store dtype) and for an input column that the run does not have;
-    RunError for vectors that are not those of the spec.
+    Raises SampleError for a value that its column cannot hold: a wrong type, or a number that is not
+    finite or too large for the store dtype. Also for an input column that the run does not have.
+    Raises RunError for vectors that are not those of the run.
     """
     for record in records:
-        _check_columns(record, spec)
-    schema = run_schema(spec)
+        _require_columns(record, columns)
+    schema = run_schema(columns)
     values = {field.name: [getattr(record, field.name) for record in records] for field in _COLUMN_FIELDS}
-    for name, type_ in spec.extras.items():
+    for name, type_ in columns.extras.items():
         values[extra_column(name)] = [_extra_value(record, name, type_) for record in records]
-    columns = [
+    arrays = [
         _vectors(records, field) if is_vector(field) else _scalars(records, values[field.name], field)
         for field in schema
     ]
-    return pa.table(columns, schema=schema)
+    return pa.table(arrays, schema=schema)
 
 
 def _arrow_field(name: str, hint: Any) -> pa.Field:
@@ -116,17 +131,19 @@ def _arrow_type(kind: Any) -> pa.DataType:
     return _SCALAR_TYPES[kind]
 
 
-def _check_columns(record: Record, spec: RunSpec) -> None:
+def _require_columns(record: Record, columns: RunColumns) -> None:
     for name in record.extras:
-        if name not in spec.extras:
+        if name not in columns.extras:
             raise SampleError(
                 f"The sample {record.sample_id!r} has the input column {name!r}, which this run does not have; "
-                "extract the changed dataset into another --out."
+                "extract the changed dataset into another ",
+                Option("out"),
+                ".",
             )
     shapes = {name: vector.shape for name, vector in record.vectors.items()}
-    if shapes != {name: (width,) for name, width in spec.vectors.items()}:
+    if shapes != {name: (width,) for name, width in columns.vectors.items()}:
         given = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items()) or "none"
-        wanted = ", ".join(f"{name} [{width}]" for name, width in spec.vectors.items()) or "none"
+        wanted = ", ".join(f"{name} [{width}]" for name, width in columns.vectors.items()) or "none"
         raise RunError(f"The vectors of sample {record.sample_id!r} are {given}; this run stores {wanted}.")
 
 
@@ -147,7 +164,7 @@ def _extra_value(record: Record, name: str, type_: str) -> Any:
 
 
 def _without_nan(value: Any) -> Any:
-    """The value with null for NaN and infinities, which JSON has no words for."""
+    """The value with null in place of NaN and infinities, which JSON does not have."""
     if isinstance(value, dict):
         return {name: _without_nan(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
@@ -182,6 +199,8 @@ def _vectors(records: Sequence[Record], field: pa.Field) -> pa.Array:
         if not np.isfinite(row).all():
             raise SampleError(
                 f"The {field.name} of sample {record.sample_id!r} reaches {np.abs(vector).max():.6g}, which "
-                f"{stored.dtype} cannot hold; use --store-dtype float32."
+                f"{stored.dtype} cannot hold; use ",
+                Option("store_dtype", "float32"),
+                ".",
             )
     return pa.FixedSizeListArray.from_arrays(pa.array(stored.reshape(-1), element), width)

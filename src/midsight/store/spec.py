@@ -1,78 +1,223 @@
-"""What a run is: the content of run.json, written once, and compared when a run is resumed."""
+"""The content of run.json: what a run is. It is written once and compared whenever the run is resumed."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from midsight import __version__
-from midsight.errors import DamagedRunError, MidsightError, RunError
+from midsight.errors import DamagedRunError, MidsightError, Option, RunError
 from midsight.records import PROCESSOR_POOLED_PIXELS, VISION_ONLY
-from midsight.store.layout import RUN_JSON, open_seal, read_json, reporting_unreadable, write_sealed_json
-from midsight.store.schema import EXTRA_TYPES, FIRST_FORMAT, FORMAT_VERSION, VECTOR_TYPES, run_schema
+from midsight.store.files import RUN_JSON, open_seal, read_json, remedy, reporting_unreadable, write_sealed_json
+from midsight.store.schema import EXTRA_TYPES, RunColumns, StoreDtype, run_schema
+from midsight.store.typed_json import WrongJsonError, field_types, from_json, to_json
 from midsight.taps.tap import Tap
+from midsight.version import __version__
 
-StoreDtype = Literal["float32", "float16"]
+FORMAT_VERSION = 1
+"""The newest format of a run folder that this midsight reads, and the one that it writes."""
+
+
+COMPARED_BY_DIGEST = ("data", "model", "prompt_template")
+"""Options whose content is compared, as a digest."""
+
+
+def decisive(option: str) -> Mapping[str, str]:
+    """Field metadata: this field decides the rows, so a resumed call needs the same value of `option`."""
+    return {"option": option}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestSpec:
+    """What was extracted from every sample."""
+
+    layers: tuple[int, ...] = field(metadata=decisive("layers"))
+    """Decoder layers, ascending."""
+    positions: tuple[str, ...] = field(metadata=decisive("positions"))
+    """Positions in the prompt whose hidden states are stored."""
+    residual: bool = field(metadata=decisive("residual"))
+    """Whether the last layer's state before the final norm is stored too."""
+    vision: str = field(metadata=decisive("vision"))
+    """How the vision encoder's output is pooled; `none` leaves it out."""
+    processor_pooled_pixels: bool = field(metadata=decisive("processor_pooled_pixels"))
+    """Whether the averaged pixels are stored."""
+    pixels: str = field(metadata=decisive("pixels"))
+    """How images are resized."""
+    answers: bool = field(metadata=decisive("answers"))
+    """Whether answers are decoded, so whether the run has the answer columns."""
+    max_new_tokens: int | None = field(metadata=decisive("max_new_tokens"))
+    """Maximum number of new tokens; None without answers."""
+    share: bool = field(metadata=decisive("share"))
+    """Whether questions on the same images share the image's prefix."""
+    store_dtype: StoreDtype = field(metadata=decisive("store_dtype"))
+    """Type of the stored vectors' elements."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """The model that made the rows, as it was loaded."""
+
+    name: str
+    """Name of the checkpoint, as the call gave it."""
+    family: str
+    """The supported family that it belongs to."""
+    architecture: str
+    """Class name of the model."""
+    format: str
+    """How the folder stores it: `transformers`, `published phi4mm` or `in memory`."""
+    revision: str | None
+    """Commit of the checkpoint on the Hugging Face Hub; None if unknown."""
+    fingerprint: str = field(metadata=decisive("model"))
+    """Hash of the weights and of the files that shape the numbers."""
+    fixes: tuple[str, ...]
+    """Bugs of the installed transformers that were corrected at load."""
+    dtype: str = field(metadata=decisive("dtype"))
+    """Type of the weights in memory."""
+    lora: str = field(metadata=decisive("lora"))
+    """The LoRA that was applied."""
+    device_type: str = field(metadata=decisive("device"))
+    """Kind of the device: cpu, cuda or mps."""
+    attention: str
+    """The attention implementation."""
+    layers: int
+    """Number of decoder layers."""
+    hidden_size: int
+    """Width of a hidden state."""
+    stop_ids: tuple[int, ...]
+    """Token ids that end an answer."""
+    longrope_threshold_tokens: int | None
+    """Prompt length above which the long rotary factors apply; None if the model has no such factors."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptSpec:
+    """How a question becomes a prompt."""
+
+    user: str = field(metadata=decisive("prompt"))
+    """The user's text, with {question} in it."""
+    system: str | None = field(metadata=decisive("system"))
+    """Text of the system turn; None without one."""
+    template: str
+    """Where the chat template comes from: `folder`, `family`, `raw`, or the path of a file."""
+    template_sha256: str | None = field(metadata=decisive("prompt_template"))
+    """SHA-256 of the chat template's text; None for a raw prompt."""
+    is_published: bool | None
+    """Whether it renders the published checkpoint's prompt; None if the family has no single one."""
+    rendered: str
+    """One example of a finished prompt."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetSpec:
+    """The dataset, and how its columns were read."""
+
+    path: str | None
+    """The dataset as the call named it; None if it was given as objects."""
+    rows: int | None
+    """Number of rows; None if unknown."""
+    sha256: str = field(metadata=decisive("data"))
+    """Hash of the dataset's content."""
+    revision: str | None
+    """Commit of the dataset on the Hugging Face Hub; None if it is not from there."""
+    images: str | None = field(default=None, metadata=decisive("images"))
+    """Folder that image paths start from."""
+    image_column: str | None = field(default=None, metadata=decisive("image_column"))
+    """Column of the images."""
+    question_column: str | None = field(default=None, metadata=decisive("question_column"))
+    """Column of the questions."""
+    answer_column: str | None = field(default=None, metadata=decisive("answer_column"))
+    """Column of the reference answers."""
+    id_column: str | None = field(default=None, metadata=decisive("id_column"))
+    """Column of the sample ids."""
+    question: str | None = field(default=None, metadata=decisive("question"))
+    """The question asked about every image of a folder."""
+    split: str | None = field(default=None, metadata=decisive("split"))
+    """The split of the dataset."""
+    allow_urls: bool = field(default=False, metadata=decisive("allow_urls"))
+    """Whether web addresses were accepted as images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvironmentSpec:
+    """The process that started the run."""
+
+    device: str
+    """The device by name."""
+    python: str
+    """Version of Python."""
+    platform: str
+    """Operating system and machine."""
+    packages: Mapping[str, str]
+    """Version by package."""
+    midsight_version: str = __version__
+    """Version of midsight."""
+    midsight_commit: str | None = None
+    """Git commit of midsight; None if it was not run from a repository."""
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunSpec:
-    """What is fixed for a whole run. Every mapping holds JSON values only; tuples become lists."""
+    """What is fixed for a whole run. It holds its values as run.json gives them back: lists become tuples."""
 
-    options: Mapping[str, Any]
-    """What shapes the rows, by command line option (`--layers`); must be equal on resume."""
-    model: Mapping[str, Any]
-    """Which model: name, fingerprint, LoRA, mends."""
-    prompt: Mapping[str, Any]
-    """`template`, and one rendered `example`."""
-    dataset: Mapping[str, Any]
-    """Which dataset, and how its columns were read."""
-    environment: Mapping[str, Any]
-    """Package versions, device, dtype of the process that started the run."""
-    vectors: Mapping[str, int]
-    """Width by vector column."""
-    answers: bool
-    """Whether the run has the answer columns."""
-    extras: Mapping[str, str] = field(default_factory=dict)
-    """Type by extra input column: string, int64, float64, bool or json."""
-    store_dtype: StoreDtype = "float32"
-    """Type of the stored vectors' elements."""
-    format_version: int = FIRST_FORMAT
+    format_version: int = FORMAT_VERSION
     """Version of the run folder's format."""
-    midsight_version: str = __version__
-    """The midsight that started the run."""
-    created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    run_id: str = field(default_factory=lambda: secrets.token_hex(16))
+    """Random id of the run; every commit record repeats it."""
+    created: str = field(default_factory=_now)
     """When the run was started: UTC, ISO 8601."""
+    request: RequestSpec
+    """What was extracted from every sample."""
+    model: ModelSpec
+    """The model that made the rows."""
+    prompt: PromptSpec
+    """How a question becomes a prompt."""
+    dataset: DatasetSpec
+    """The dataset."""
+    environment: EnvironmentSpec
+    """The process that started the run."""
+    vectors: Mapping[str, int]
+    """Width by vector column, in stored order."""
+    extras: Mapping[str, str] = field(default_factory=dict)
+    """Type by extra input column, in stored order: string, int64, float64, bool or json."""
 
     def __post_init__(self) -> None:
-        for field_ in fields(self):
-            object.__setattr__(self, field_.name, _as_json(field_.name, getattr(self, field_.name)))
+        for name, kind in field_types(RunSpec).items():
+            try:
+                value = from_json(kind, to_json(getattr(self, name)), name)
+            except (TypeError, ValueError) as error:
+                raise MidsightError(f"The {name} of a run cannot be written as JSON: {error}.") from error
+            object.__setattr__(self, name, value)
         for name in self.vectors:
             if name not in (VISION_ONLY, PROCESSOR_POOLED_PIXELS):
                 Tap.parse(name)
         for name, type_ in self.extras.items():
             if type_ not in EXTRA_TYPES:
                 raise MidsightError(
-                    f"The extra column {name!r} has the type {type_!r}; choose from {', '.join(EXTRA_TYPES)}."
+                    f"The input column {name!r} has the type {type_!r}; choose from {', '.join(EXTRA_TYPES)}."
                 )
-        if self.store_dtype not in VECTOR_TYPES:
-            raise MidsightError(
-                f"The store dtype {self.store_dtype!r} is unknown; choose from {', '.join(VECTOR_TYPES)}."
-            )
+
+    @property
+    def columns(self) -> RunColumns:
+        """What the columns of the run's parts follow from."""
+        return RunColumns(self.vectors, self.extras, self.request.answers, self.request.store_dtype)
 
 
 def write_spec(path: Path, spec: RunSpec) -> None:
     """Write the run.json of the run folder `path`; its `columns` are for human readers. Raises OSError."""
-    columns = [{"name": column.name, "type": str(column.type)} for column in run_schema(spec)]
-    write_sealed_json(path / RUN_JSON, {**asdict(spec), "columns": columns}, indent=2)
+    columns = [{"name": column.name, "type": str(column.type)} for column in run_schema(spec.columns)]
+    write_sealed_json(path / RUN_JSON, {**to_json(spec), "columns": columns}, indent=2)
 
 
 def is_run(path: Path) -> bool:
-    """Whether a run was started in the folder `path`; raises RunError where that cannot be told."""
+    """Whether a run was started in the folder `path`; raises RunError if the folder cannot be read."""
     with reporting_unreadable(path):
         return (path / RUN_JSON).is_file()
 
@@ -80,53 +225,80 @@ def is_run(path: Path) -> bool:
 def read_spec(path: Path) -> RunSpec:
     """The spec of the run folder `path`.
 
-    Raises MidsightError when `path` is no run folder, RunError when it was written in a newer
-    format, DamagedRunError when its run.json is not what was written.
+    Raises MidsightError if `path` is not a run folder, RunError if it was written in a newer format,
+    DamagedRunError if its run.json is not what was written.
     """
     file = path / RUN_JSON
     if not is_run(path):
-        raise MidsightError(f"{path} is no run folder: it has no {RUN_JSON}; give a folder that --out named.")
+        raise MidsightError(f"{path} is not a run folder: it has no {RUN_JSON}; give the folder of an extraction.")
     # The seal comes first, in every format: a flipped bit must not pass for a newer one.
     content = open_seal(file, read_json(file))
-    version = content.get("format_version")
-    if isinstance(version, int) and version > FORMAT_VERSION:
-        raise RunError(
-            f"{path} was written by midsight {content.get('midsight_version')} in format {version}; this is midsight "
-            f"{__version__}, which reads formats up to {FORMAT_VERSION}: install a newer one."
-        )
+    _refuse_newer_format(path, content)
     content.pop("columns", None)
     try:
-        return RunSpec(**content)
-    except TypeError as error:
-        raise DamagedRunError(f"{file} is damaged: {error}; restore it from a copy.") from error
+        return from_json(RunSpec, content)
+    except WrongJsonError as error:
+        raise DamagedRunError(f"{file} is damaged: {error}; {remedy(file)}.") from error
+    except MidsightError as error:
+        raise DamagedRunError(f"{file} is damaged: ", *error.args) from error
 
 
-def check_same_run(path: Path, stored: RunSpec, asked: RunSpec) -> None:
-    """Raise RunError naming the first thing in which `asked` would make other rows than `stored` did."""
-    for before, now in zip(_decisive(stored), _decisive(asked), strict=True):
-        for name in (*before, *(name for name in now if name not in before)):
-            if name not in before or name not in now or before[name] != now[name]:
-                raise RunError(
-                    f"{path} was started {_phrase(name, before)}, and this call is {_phrase(name, now)}; "
-                    "use the old value or another --out."
-                )
-
-
-def _decisive(spec: RunSpec) -> tuple[Mapping[str, Any], ...]:
-    return (
-        spec.options,
-        {"answers": spec.answers, "store dtype": spec.store_dtype},
-        {f"vector column {name}": width for name, width in spec.vectors.items()},
-        {f"extra column {name}": type_ for name, type_ in spec.extras.items()},
+def _refuse_newer_format(path: Path, content: Mapping[str, Any]) -> None:
+    version = content.get("format_version")
+    if not isinstance(version, int) or version <= FORMAT_VERSION:
+        return
+    environment = content.get("environment")
+    writer = environment.get("midsight_version") if isinstance(environment, dict) else None
+    raise RunError(
+        f"{path} was written by midsight {writer or '(of an unknown version)'} in format {version}; this is midsight "
+        f"{__version__}, which reads formats up to {FORMAT_VERSION}: install a newer one."
     )
 
 
-def _phrase(name: str, values: Mapping[str, Any]) -> str:
-    return f"with {name} {json.dumps(values[name])}" if name in values else f"without {name}"
+def require_same_run(path: Path, stored: RunSpec, asked: RunSpec) -> None:
+    """Raise RunError that names the first thing by which `asked` would make other rows than `stored` did."""
+    before, now = _decisive_values(stored), _decisive_values(asked)
+    for option, value in before.items():
+        if option in COMPARED_BY_DIGEST and value != now[option]:
+            raise RunError(
+                "The content of ",
+                Option(option),
+                f" differs from what {path} was started with; use the same or another ",
+                Option("out"),
+                ".",
+            )
+        _require_equal(path, value, now[option], partial(Option, option))
+    for noun, detail, old, new in (
+        ("vector column", "of width", stored.vectors, asked.vectors),
+        ("input column", "of type", stored.extras, asked.extras),
+    ):
+        for name in dict.fromkeys((*old, *new)):
+            _require_equal(path, old.get(name), new.get(name), partial(_spell_column, f"{noun} {name}", detail))
 
 
-def _as_json(name: str, value: Any) -> Any:
-    try:
-        return json.loads(json.dumps(dict(value) if isinstance(value, Mapping) else value, allow_nan=False))
-    except (TypeError, ValueError) as error:
-        raise MidsightError(f"The {name} of a run cannot be written as JSON: {error}.") from error
+def _decisive_values(spec: RunSpec) -> dict[str, Any]:
+    """Value by option of the call, for every field that decides the rows."""
+    return {
+        field_.metadata["option"]: to_json(getattr(part, field_.name))
+        for part in (spec.request, spec.model, spec.prompt, spec.dataset)
+        for field_ in fields(part)
+        if "option" in field_.metadata
+    }
+
+
+def _spell_column(name: str, detail: str, value: Any) -> str:
+    return name if value is None else f"{name} {detail} {value}"
+
+
+def _require_equal(path: Path, before: Any, now: Any, spell: Callable[[Any], str | Option]) -> None:
+    """Raise RunError unless both are equal; `spell` names the thing with its value, None if it is absent."""
+    if before != now:
+        raise RunError(
+            f"{path} was started {'without' if before is None else 'with'} ",
+            spell(before),
+            f", and this call has {'no ' if now is None else ''}",
+            spell(now),
+            "; use the old value or another ",
+            Option("out"),
+            ".",
+        )

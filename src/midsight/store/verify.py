@@ -1,4 +1,4 @@
-"""Verification: every byte of a run against its checksums, every sample once, every count; and what to do."""
+"""Verification: compare every byte of a run with its checksums, find repeated samples and wrong counts."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ import pyarrow.parquet as pq
 from midsight.errors import CommitError, DamagedRunError, RunError
 from midsight.store.commits import (
     Commit,
-    Name,
-    check_size,
-    commit_names,
+    CommitKey,
+    in_order,
+    list_commits,
     lost_records,
     part_path,
     read_record,
     record_path,
     remove_commit,
     remove_replaced,
+    require_size,
 )
-from midsight.store.layout import PARTS, RUN_JSON, commit_stem, flush_folder, shard_name
+from midsight.store.files import PARTS, RUN_JSON, commit_stem, flush_folder, shard_name
 from midsight.store.lock import hold_shards
 from midsight.store.parts import PartDigest, damaged_part, read_part
 from midsight.store.reader import vectors_of
@@ -32,19 +33,19 @@ from midsight.store.schema import is_vector, run_schema
 from midsight.store.spec import RunSpec, read_spec
 
 KEYS = pa.schema([("sample_id", pa.string()), ("input_index", pa.int64())])
-"""The columns in which no value of a run comes twice."""
+"""The columns in which no value of a run is repeated."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is not as it was written."""
+    """One file that is not as it was written."""
 
     file: str
     """The bad file, within the run folder."""
     problem: str
-    """One sentence: what is wrong, and the mend."""
+    """One sentence: what is wrong, and the remedy."""
     droppable: bool = True
-    """Whether deleting the commit mends it: not for run.json, nor for what could not be read at all."""
+    """Whether deleting the commit fixes it: not for run.json, nor for a file that could not be read."""
     dropped: bool = False
     """Whether the commit was deleted."""
 
@@ -66,11 +67,11 @@ class VerifyReport:
     bytes: int
     """Size of the sound parts."""
     absent: int | None
-    """Samples of the dataset that are neither stored nor failed; None where run.json does not count them."""
+    """Samples of the dataset that are neither stored nor failed; None if run.json does not count them."""
     findings: tuple[Finding, ...]
     """What is bad, by file."""
     notes: tuple[str, ...]
-    """What is worth knowing and is no damage."""
+    """What is worth knowing and is not damage."""
 
     @property
     def sound(self) -> bool:
@@ -80,7 +81,7 @@ class VerifyReport:
 
 @dataclass
 class _Tally:
-    """What is collected while the commits are examined."""
+    """What is collected while commits are examined."""
 
     findings: dict[str, Finding] = field(default_factory=dict)
     sound: list[Commit] = field(default_factory=list)
@@ -94,80 +95,80 @@ class _Tally:
 def verify_run(path: str | Path) -> VerifyReport:
     """Read everything in the run folder `path` and compare it with what was written; changes nothing.
 
-    Raises MidsightError when `path` is no run folder, RunError when its format is newer than this
-    midsight, and when it is compacted meanwhile.
+    Raises MidsightError if `path` is not a run folder, RunError if its format is newer than this
+    midsight or it is compacted at the same time.
     """
     path = Path(path)
-    listed = commit_names(path, ".json")
+    listed = list_commits(path, ".json")
     report, _ = _verify(path, listed)
-    if report.findings and not set(listed) <= set(commit_names(path, ".json")):
-        raise RunError(f"{path} was compacted or mended while it was verified; verify it again.")
+    if report.findings and not set(listed) <= set(list_commits(path, ".json")):
+        raise RunError(f"{path} was compacted or fixed while it was verified; verify it again.")
     return report
 
 
 def drop_bad(path: str | Path) -> VerifyReport:
-    """Verify as `verify_run` does, and delete what is bad, so that the next start does those samples again.
+    """Verify as `verify_run` does and delete bad commits, so that the next start extracts their samples again.
 
-    The shards are locked meanwhile. Raises RunError when one of them is being written, CommitError
-    when the disk refuses.
+    Holds the locks of all shards. Raises RunError if one of them is being written, CommitError if the
+    disk refuses.
     """
     path = Path(path)
     read_spec_or_none(path)
-    shards = {shard for suffix in (".json", ".parquet") for shard, _ in commit_names(path, suffix)}
+    shards = {shard for suffix in (".json", ".parquet") for shard, _ in list_commits(path, suffix)}
     try:
         with hold_shards(path, shards) if shards else nullcontext():
-            report, commits = _verify(path, commit_names(path, ".json"))
+            report, commits = _verify(path, list_commits(path, ".json"))
             bad = {Path(finding.file).stem for finding in report.findings if finding.droppable}
             if bad:
                 for shard in shards:
-                    # First, lest deleting a merged commit brings back what is left of the commits in it.
+                    # First, or deleting a merged commit would bring back files of the commits in it.
                     remove_replaced(path, shard, commits)
-                for name in {*commit_names(path, ".json"), *commit_names(path, ".parquet")}:
-                    if commit_stem(*name) in bad:
-                        remove_commit(path, *name)
-                # What a dead writer left would no longer be the next after the newest record.
-                for name in {*commit_names(path, ".parquet")} - {*commit_names(path, ".json")}:
-                    remove_commit(path, *name)
+                for key in {*list_commits(path, ".json"), *list_commits(path, ".parquet")}:
+                    if commit_stem(*key) in bad:
+                        remove_commit(path, *key)
+                # The part that a dead writer left may no longer be the next after the newest record.
+                for key in {*list_commits(path, ".parquet")} - {*list_commits(path, ".json")}:
+                    remove_commit(path, *key)
                 flush_folder(path / PARTS)
     except OSError as error:
         raise CommitError(
-            f"{path} could not be mended: {error.strerror or error}; mend that and run the same command again."
+            f"{path} could not be fixed: {error.strerror or error}; fix that and run the same command again."
         ) from error
     return replace(report, findings=tuple(replace(finding, dropped=finding.droppable) for finding in report.findings))
 
 
 def read_spec_or_none(path: Path) -> RunSpec | None:
-    """The spec of the run folder `path`, None when its run.json is damaged. Otherwise raises as `read_spec` does."""
+    """The spec of the run folder `path`, None if its run.json is damaged. Otherwise raises as `read_spec` does."""
     try:
         return read_spec(path)
     except DamagedRunError:
         return None
 
 
-def _verify(path: Path, listed: list[Name]) -> tuple[VerifyReport, list[Commit]]:
+def _verify(path: Path, listed: list[CommitKey]) -> tuple[VerifyReport, list[Commit]]:
     tally = _Tally()
     spec = read_spec_or_none(path)
     if spec is None:
         tally.add(RUN_JSON, _problem_of_spec(path), droppable=False)
-    commits, replaced = _records(path, listed, tally)
+    commits, replaced = _records(path, listed, spec, tally)
     for commit in commits:
         _examine(path, spec, commit, tally)
     lost, notes = _strays(path, listed, replaced)
-    for name, why in lost.items():
-        file = part_path(path, *name)
+    for key, why in lost.items():
+        file = part_path(path, *key)
         tally.add(_within(path, file), str(damaged_part(file, why)))
     _find_repeats(path, tally, "sample_id", "sample {!r}")
     _find_repeats(path, tally, "input_index", "row of the dataset, {},")
-    good = [c for c in tally.sound if _within(path, part_path(path, c.shard, c.counter)) not in tally.findings]
+    good = [c for c in tally.sound if _within(path, part_path(path, *c.key)) not in tally.findings]
     rows = sum(commit.rows for commit in good)
     failures = _failures(tally)
     absent = None
-    if spec is not None and isinstance(spec.dataset.get("rows"), int):
-        absent = max(0, spec.dataset["rows"] - rows - failures)
+    if spec is not None and spec.dataset.rows is not None:
+        absent = max(0, spec.dataset.rows - rows - failures)
         if absent:
             notes.append(
-                f"{absent} of the dataset's {spec.dataset['rows']} samples are neither stored nor failed: not done "
-                "yet, or lost; the same extract command does them."
+                f"{absent} of the dataset's {spec.dataset.rows} samples are neither stored nor failed: not done "
+                "yet, or lost; the same extract command extracts them."
             )
     report = VerifyReport(
         path=str(path),
@@ -191,30 +192,32 @@ def _problem_of_spec(path: Path) -> str:
     return f"{path / RUN_JSON} changed while it was read; verify again."
 
 
-def _records(path: Path, listed: list[Name], tally: _Tally) -> tuple[list[Commit], set[Name]]:
-    """The sound records, oldest first, and the names of the commits that they replace."""
+def _records(
+    path: Path, listed: list[CommitKey], spec: RunSpec | None, tally: _Tally
+) -> tuple[list[Commit], set[CommitKey]]:
+    """The commits with sound records, oldest first, and the keys of the commits that they replace."""
     commits: list[Commit] = []
-    replaced: set[Name] = set()
-    for name in reversed(listed):
-        if name in replaced:
+    replaced: set[CommitKey] = set()
+    for key in reversed(listed):
+        if key in replaced:
             continue
         try:
-            commit = read_record(path, *name)
+            commit = read_record(path, *key, spec.run_id if spec else None)
         except DamagedRunError as error:
             unreadable = isinstance(error.__cause__, OSError)
-            tally.add(_within(path, record_path(path, *name)), str(error), droppable=not unreadable)
+            tally.add(_within(path, record_path(path, *key)), str(error), droppable=not unreadable)
             continue
         replaced |= {(commit.shard, counter) for counter in commit.replaces}
         commits.append(commit)
-    return sorted(commits, key=lambda commit: (commit.created, commit.shard, commit.counter)), replaced
+    return in_order(commits), replaced
 
 
 def _examine(path: Path, spec: RunSpec | None, commit: Commit, tally: _Tally) -> None:
     rows = KEYS.empty_table()
     if commit.part:
-        file = part_path(path, commit.shard, commit.counter)
+        file = part_path(path, *commit.key)
         try:
-            check_size(file, commit.part)
+            require_size(file, commit.part)
             rows = _examine_part(file, commit.part, spec)
         except DamagedRunError as error:
             tally.add(_within(path, file), str(error))
@@ -238,7 +241,7 @@ def _examine_part(file: Path, digest: PartDigest, spec: RunSpec | None) -> pa.Ta
         _blame_a_column(file, digest)
         raise damaged_part(file, "it does not match its SHA-256")
     schema = pq.read_schema(file)
-    if spec is not None and not schema.equals(wanted := run_schema(spec)):
+    if spec is not None and not schema.equals(wanted := run_schema(spec.columns)):
         differing = dict.fromkeys(field_.name for one, other in ((wanted, schema), (schema, wanted)) for field_ in one
                                   if field_ not in list(other))  # fmt: skip
         raise damaged_part(file, f"its columns are not those of {RUN_JSON}: {', '.join(differing) or 'another order'}")
@@ -255,24 +258,24 @@ def _examine_part(file: Path, digest: PartDigest, spec: RunSpec | None) -> pa.Ta
 
 
 def _blame_a_column(file: Path, digest: PartDigest) -> None:
-    """Raise the DamagedRunError that says where the part at `file` is damaged, if that can be said."""
+    """Raise the DamagedRunError that says where the part at `file` is damaged, if that can be found out."""
     for _ in read_part(file, digest, ()):
-        break  # the footer is sound: it says which columns there are
+        break  # the footer is sound, so it can be used to list the columns
     for _ in read_part(file, digest, pq.read_schema(file).names):
         pass
 
 
-def _strays(path: Path, listed: list[Name], replaced: set[Name]) -> tuple[dict[Name, str], list[str]]:
-    """Parts whose record is lost, each with what tells so, and notes on what else is there or is not."""
+def _strays(path: Path, listed: list[CommitKey], replaced: set[CommitKey]) -> tuple[dict[CommitKey, str], list[str]]:
+    """Parts that lost their record, each with the reason to think so, and notes on other leftovers and gaps."""
     newest = dict(listed)
-    parts = commit_names(path, ".parquet")
-    bare = [name for name in parts if name not in {*listed, *replaced} and not record_path(path, *name).exists()]
+    parts = list_commits(path, ".parquet")
+    bare = [key for key in parts if key not in {*listed, *replaced} and not record_path(path, *key).exists()]
     lost = lost_records(path, replaced)
     notes = [
-        f"{_within(path, part_path(path, *name))} is not committed: a writer died there or is at work; the next start "
-        "deletes it and does its samples again."
-        for name in bare
-        if name not in lost
+        f"{_within(path, part_path(path, *key))} is not committed: a writer died there or is still running; the next "
+        "start deletes it and extracts its samples again."
+        for key in bare
+        if key not in lost
     ]
     if left := replaced & {*parts, *listed}:
         notes.append(f"{len(left)} commits that were merged are still there; the next start or compact deletes them.")
@@ -286,9 +289,9 @@ def _strays(path: Path, listed: list[Name], replaced: set[Name]) -> tuple[dict[N
 
 
 def _find_repeats(path: Path, tally: _Tally, key: str, what: str) -> None:
-    """Add a finding for every part that holds a value of `key` which an earlier part, or the same one, holds too.
+    """Add a finding for every part with a value of the column `key` that this part or an earlier one holds already.
 
-    `what` calls the value by name, and has `{}` or `{!r}` in its place.
+    `what` names the value in the finding, with `{}` or `{!r}` in its place.
     """
     commits = [number for number, rows in enumerate(tally.rows) for _ in rows.column(key).chunks]
     chunks = [chunk for rows in tally.rows for chunk in rows.column(key).chunks]
@@ -304,9 +307,9 @@ def _find_repeats(path: Path, tally: _Tally, key: str, what: str) -> None:
             if value not in first:
                 first[value] = commit
                 continue
-            file = part_path(path, commit.shard, commit.counter)
-            other = commit_stem(first[value].shard, first[value].counter)
-            tally.add(_within(path, file), str(damaged_part(file, f"its {what.format(value)} is in {other} already")))
+            file = part_path(path, *commit.key)
+            why = f"its {what.format(value)} is in {first[value].name} already"
+            tally.add(_within(path, file), str(damaged_part(file, why)))
 
 
 def _failures(tally: _Tally) -> int:

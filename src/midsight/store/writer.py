@@ -1,4 +1,4 @@
-"""Writing a run: rows are buffered, then committed together, so that a crash costs one buffer at most."""
+"""Writing a run: rows are buffered, then committed together, so that a crash costs at most one buffer."""
 
 from __future__ import annotations
 
@@ -10,33 +10,34 @@ from typing import Self
 
 import pyarrow as pa
 
-from midsight.errors import RunError
+from midsight.errors import Option, RunError
 from midsight.records import Record
 from midsight.samples.sample import Failure
 from midsight.store.attempts import Attempts
 from midsight.store.commits import Commit, part_path, remove_leftovers, remove_replaced, write_commit
-from midsight.store.layout import (
+from midsight.store.files import (
     LOCKS,
     PARTS,
     RUN_JSON,
     Shard,
-    check_shard,
     parse_shard_name,
     reporting_disk_errors,
     shard_name,
+    validate_shard,
     write_atomically,
 )
 from midsight.store.lock import sign_lock, take_lock
 from midsight.store.parts import digest_part, encode_part
 from midsight.store.reader import Run, open_run
 from midsight.store.schema import records_to_table
-from midsight.store.spec import RunSpec, check_same_run, is_run, read_spec, write_spec
+from midsight.store.spec import RunSpec, is_run, read_spec, require_same_run, write_spec
 
 
 @dataclass
 class _Buffer:
-    """What the next commit will hold, together with its number: replaced as a whole, so an
-    interrupt finds it either still to be committed or already empty.
+    """The content and the number of the next commit.
+
+    It is replaced as a whole, so an interrupt finds it either not yet committed or already empty.
     """
 
     counter: int
@@ -54,10 +55,10 @@ class _Buffer:
 class RunWriter:
     """Writes one shard of the run folder `path`; a context manager that resumes what is there.
 
-    Entering creates the folder and its run.json, or checks that `spec` makes the same rows as the
-    run.json that is there, and locks the shard. Leaving commits what is buffered, also after an
-    exception, and releases the lock. Raises RunError when the run was started differently, when
-    another process writes the shard; CommitError when the disk refuses a commit.
+    Entering creates the folder and its run.json, or compares `spec` with the run.json that is there.
+    It also locks the shard. Leaving commits what is buffered, also after an exception, and releases
+    the lock. Raises RunError if the run was started differently or another process writes the shard,
+    CommitError if the disk refuses a commit.
     """
 
     def __init__(
@@ -70,18 +71,18 @@ class RunWriter:
         commit_seconds: float = 60.0,
         commit_bytes: int = 128 * 2**20,
     ) -> None:
-        check_shard(shard)
+        validate_shard(shard)
         self.path = Path(path)
         """The run folder."""
         self.spec = spec
-        """What the run is; once entered, as its run.json tells it."""
+        """What the run is; after entering, the content of its run.json."""
         self.done: set[str] = set()
         """Ids of the samples that need no more work: stored or failed, by this process or before,
-        in any shard. Earlier failures are not among them with `retry_failed`."""
+        in any shard. With `retry_failed` earlier failures are not among them."""
         self.failed: set[str] = set()
         """Ids of the samples that failed and have no row, by this process or before, in any shard."""
         self.attempts: Attempts
-        """What this process is working on, and what its forerunners died of; there once entered."""
+        """The samples in progress, and the deaths of earlier processes; set on entering."""
         self._shard = shard
         self._retry_failed = retry_failed
         self._commit_seconds = commit_seconds
@@ -112,15 +113,15 @@ class RunWriter:
                 self._lock.close()
 
     def add(self, record: Record) -> None:
-        """Store one extracted sample, committing first when that is due and a new image begins.
+        """Store one extracted sample, committing first if that is due and a new image begins.
 
-        Raises SampleError, leaving the run as it was, when its values cannot be stored (a vector
-        that is not finite or overflows the store dtype, an input column of another type); the caller
-        then reports the sample with `fail`. Raises RunError when it is stored already, when its
-        vectors are not those of the spec, CommitError when the commit fails.
+        Raises SampleError if its values cannot be stored: a vector that is not finite or overflows the
+        store dtype, or an input column of another type. The run is then as it was, and the caller
+        reports the sample with `fail`. Raises RunError if the sample is stored already or its vectors
+        are not those of the spec, CommitError if the commit fails.
         """
         self._refuse_repeat(record.sample_id)
-        row = records_to_table([record], self.spec)
+        row = records_to_table([record], self.spec.columns)
         new_image = record.image_id != self._buffer.last_image_id
         if self._due() and (new_image or self._buffer.bytes >= 2 * self._commit_bytes):
             self.commit()
@@ -141,10 +142,10 @@ class RunWriter:
         self.failed.add(failure.sample_id)
 
     def commit(self) -> None:
-        """Make everything added so far durable; does nothing when nothing was.
+        """Make everything added so far durable; does nothing if nothing was added.
 
-        Raises CommitError when the disk refuses; what was committed before is then as it was, and
-        what was not stays buffered.
+        Raises CommitError if the disk refuses. Earlier commits are then as they were, and the rest
+        stays buffered.
         """
         buffer = self._buffer
         if buffer.empty:
@@ -155,22 +156,25 @@ class RunWriter:
                 part = encode_part(pa.concat_tables(buffer.rows))
                 digest = digest_part(part)
                 write_atomically(part_path(self.path, self._shard, buffer.counter), part)
-            write_commit(self.path, Commit(self._shard, buffer.counter, digest, tuple(buffer.failures)))
+            commit = Commit(self._shard, buffer.counter, digest, tuple(buffer.failures))
+            write_commit(self.path, commit, self.spec.run_id)
         self._buffer = _Buffer(counter=buffer.counter + 1)
 
     def _agree_on_spec(self) -> None:
         if is_run(self.path):
             stored = read_spec(self.path)
-            check_same_run(self.path, stored, self.spec)
+            require_same_run(self.path, stored, self.spec)
             self.spec = stored
         elif any((self.path / PARTS).glob("*.json")):
-            raise RunError(f"{self.path} has parts but no {RUN_JSON}; restore it from a copy, or use another --out.")
+            raise RunError(
+                f"{self.path} has parts but no {RUN_JSON}; restore it from a copy, or use another ", Option("out"), "."
+            )
         else:
             write_spec(self.path, self.spec)
 
     def _lock_shard(self) -> FileIO:
         for file in (self.path / LOCKS).glob("*-of-*.lock"):
-            # Other numbers of shards cut the dataset elsewhere: both would write the same samples.
+            # Another number of shards divides the dataset differently, so both would write the same samples.
             name = parse_shard_name(file.stem)
             if name is not None and name[1] != self._shard[1]:
                 take_lock(file).close()
@@ -199,15 +203,15 @@ class RunWriter:
     def _refuse_repeat(self, sample_id: str) -> None:
         if sample_id in self.done and sample_id not in self.failed:
             raise RunError(
-                f"The sample {sample_id!r} is stored in {self.path} already; skip what RunWriter.done holds."
+                f"The sample {sample_id!r} is stored in {self.path} already; skip the samples in RunWriter.done."
             )
 
 
 def samples_done(path: Path, spec: RunSpec, *, retry_failed: bool) -> set[str]:
-    """What RunWriter.done will hold, with nothing written; raises RunError where `spec` is not the run's."""
+    """What RunWriter.done will hold, without writing anything; raises RunError if `spec` is not the run's."""
     if not is_run(path):
         return set()
-    check_same_run(path, read_spec(path), spec)
+    require_same_run(path, read_spec(path), spec)
     run = open_run(path)
     return done_ids(run, failed_ids(run), retry_failed=retry_failed)
 
@@ -220,7 +224,7 @@ def failed_ids(run: Run) -> set[str]:
 def done_ids(run: Run, failed: set[str], *, retry_failed: bool) -> set[str]:
     """The ids that need no more work: those of all rows, and of the failures unless they are tried again.
 
-    Not in dataset order: of ten million samples that would be held several times over.
+    They are read in stored order, because dataset order would hold ten million samples several times.
     """
     stored = {sample_id for batch in run.batches(["sample_id"]) for sample_id in batch.column("sample_id").to_pylist()}
     return stored if retry_failed else stored | failed

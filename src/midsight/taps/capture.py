@@ -1,4 +1,4 @@
-"""Taking hidden states while a model runs: forward hooks that keep the chosen positions only."""
+"""Capturing hidden states while a model runs, with forward hooks that keep only the chosen positions."""
 
 from __future__ import annotations
 
@@ -7,37 +7,37 @@ from contextlib import ExitStack, contextmanager
 
 from torch import Tensor, nn
 
-from midsight.models.adapter import Adapter, decoder_layers, submodule
-from midsight.models.layout import TokenLayout
+from midsight.families.family import Family, decoder_layers
+from midsight.prompts.token_layout import TokenLayout
 from midsight.taps.positions import read_position
 from midsight.taps.tap import Tap
 
 
-def tapped_module(model: nn.Module, adapter: Adapter, tap: Tap) -> nn.Module:
+def tapped_module(model: nn.Module, family: Family, tap: Tap) -> nn.Module:
     """The module whose output a tap reads.
 
-    transformers' hidden_states[k + 1] is the output of layer k, and after the last layer that of
-    the final norm; the residual stage is the last layer's own output.
+    transformers' hidden_states[k + 1] is the output of layer k, except the last one, which is the output of the final
+    norm. The residual stage is the last layer's own output.
     """
-    layers = decoder_layers(model, adapter)
+    layers = decoder_layers(model, family)
     is_last = tap.layer == len(layers) - 1
-    return submodule(model, adapter.final_norm) if is_last and tap.stage == "layer" else layers[tap.layer]
+    return model.get_submodule(family.modules.final_norm) if is_last and tap.stage == "layer" else layers[tap.layer]
 
 
 @contextmanager
 def capture(
-    model: nn.Module, adapter: Adapter, taps: Sequence[Tap], layouts: Sequence[TokenLayout], rows: Sequence[int]
+    model: nn.Module, family: Family, taps: Sequence[Tap], layouts: Sequence[TokenLayout], rows: Sequence[int]
 ) -> Iterator[dict[Tap, Tensor]]:
-    """Hooks the tapped modules for one forward and yields what they will have seen.
+    """Captures the states at each tap during one forward inside the block.
 
-    The dictionary fills during the forward: each tap float32 [prompts, hidden size], on the model's device, of the
-    prompts with these layouts in these rows. Nothing of full sequence length is kept. The hooks are gone when the
-    block ends.
+    `layouts` are those of the prompts in their padded rows, and `rows` says in which row each prompt is. Yields a
+    dictionary that the forward fills: per tap float32 [prompts, hidden size] on the model's device. States at other
+    positions are not kept. The hooks are removed when the block ends.
     """
     taken: dict[Tap, Tensor] = {}
     by_module: dict[nn.Module, list[Tap]] = {}
     for tap in taps:
-        by_module.setdefault(tapped_module(model, adapter, tap), []).append(tap)
+        by_module.setdefault(tapped_module(model, family, tap), []).append(tap)
 
     def take(module: nn.Module, _inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
         hidden_states = output if isinstance(output, Tensor) else output[0]

@@ -1,4 +1,4 @@
-"""Reading positions of a prompt out of a batch's hidden states."""
+"""Reading the hidden states at a position of each prompt from those of a batch."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from midsight.models.layout import TokenLayout
+from midsight.prompts.token_layout import TokenLayout
 from midsight.taps.tap import Position
 
 
 def _at(hidden_states: Tensor, rows: Sequence[int], indices: Sequence[int]) -> Tensor:
-    place = torch.tensor([list(rows), list(indices)], device=hidden_states.device)
-    return hidden_states[place[0], place[1]].float()
+    where = torch.tensor([list(rows), list(indices)], device=hidden_states.device)
+    return hidden_states[where[0], where[1]].float()
 
 
 def _vision_token(hidden_states: Tensor, layouts: Sequence[TokenLayout], rows: Sequence[int]) -> Tensor:
@@ -41,8 +41,9 @@ _READERS: dict[Position, Callable[[Tensor, Sequence[TokenLayout], Sequence[int]]
 def read_position(
     hidden_states: Tensor, layouts: Sequence[TokenLayout], position: Position, rows: Sequence[int]
 ) -> Tensor:
-    """Hidden states [rows, tokens, width] at one position of every prompt, float32 [prompts, width].
+    """The states at one position of every prompt, float32 [prompts, width].
 
-    `layouts` are those of the prompts in their padded rows, and `rows` says in which one each lies.
+    `hidden_states` is [rows, tokens, width]. `layouts` are those of the prompts in their padded rows, and `rows` says
+    in which row each prompt is.
     """
     return _READERS[position](hidden_states, layouts, rows)

@@ -1,4 +1,4 @@
-"""Where a vector is taken: one address with one spelling, parsed and printed."""
+"""Where a hidden state is taken, and the one way to spell it as a column name."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
-from midsight.errors import MidsightError
+from midsight.errors import MidsightError, Option
 
 Position = Literal["vision_token", "query_token", "image_mean"]
 """Which tokens of the prompt: the last image token, the last prompt token, the mean of all image tokens."""
@@ -52,13 +52,21 @@ class Tap:
 
     @classmethod
     def parse(cls, text: str) -> Tap:
-        """The tap that prints as `text`; raises MidsightError when none does."""
+        """The tap with the spelling `text`; raises MidsightError if there is none."""
+        tap = cls.parse_or_none(text)
+        if tap is None:
+            raise MidsightError(
+                f"{text!r} is not the name of a tap; write POSITION_representation.layer_K with POSITION one of "
+                f"{', '.join(POSITIONS)}, and add _residual for the state before the final norm."
+            )
+        return tap
+
+    @classmethod
+    def parse_or_none(cls, text: str) -> Tap | None:
+        """The tap with the spelling `text`; None if there is none, as for columns that hold other vectors."""
         match = _SPELLING.fullmatch(text)
         if match is None or match["position"] not in POSITIONS:
-            raise MidsightError(
-                f"{text!r} names no tap; write POSITION_representation.layer_K with POSITION one of "
-                f"{', '.join(POSITIONS)}, and _residual behind it for the state before the final norm."
-            )
+            return None
         stage: Stage = "residual" if match["residual"] else "layer"
         return cls(cast("Position", match["position"]), int(match["layer"]), stage)
 
@@ -66,12 +74,12 @@ class Tap:
 def choose_layers(choice: str | int | Iterable[int], n_layers: int) -> tuple[int, ...]:
     """The decoder layers that `choice` names, ascending, each once.
 
-    `default` is first, quarters and last: sorted({0, n//4, n//2, 3*n//4, n-1}); `all` is every
-    layer; anything else is one integer or a list of them (`"0,8,-1"` or `[0, 8, -1]`), negative ones
-    counting from the end. Raises MidsightError for a layer the model does not have.
+    `default` is the first, the last and the quarters: sorted({0, n//4, n//2, 3*n//4, n-1}). `all` is
+    every layer. Anything else is one integer or a list of integers (`"0,8,-1"` or `[0, 8, -1]`);
+    negative ones count from the end. Raises MidsightError for a layer that the model does not have.
     """
     if n_layers < 1:
-        raise MidsightError(f"A model with {n_layers} decoder layers has nothing to choose from.")
+        raise MidsightError(f"The model has {n_layers} decoder layers, so there are none to choose from.")
     if choice == "default":
         return tuple(sorted({0, n_layers // 4, n_layers // 2, 3 * n_layers // 4, n_layers - 1}))
     if choice == "all":
@@ -82,13 +90,17 @@ def choose_layers(choice: str | int | Iterable[int], n_layers: int) -> tuple[int
             index = int(item) if isinstance(item, str) else operator.index(item)
         except (ValueError, TypeError):
             raise MidsightError(
-                f"The layer {item!r} is no number; give default, all, or numbers like 0,8,16."
+                Option("layers"),
+                f" contains {item!r}, which is not a number; give default, all, or numbers like 0,8,16.",
             ) from None
         if not -n_layers <= index < n_layers:
-            raise MidsightError(f"The model has no layer {index}; its layers are 0 to {n_layers - 1}.")
+            raise MidsightError(
+                Option("layers"),
+                f" contains {index}, and the model has the layers 0 to {n_layers - 1}; give one of them.",
+            )
         chosen.add(index % n_layers)
     if not chosen:
-        raise MidsightError("No layer was chosen; give default, all, or numbers like 0,8,16.")
+        raise MidsightError(Option("layers"), " names no layer; give default, all, or numbers like 0,8,16.")
     return tuple(sorted(chosen))
 
 
@@ -103,8 +115,8 @@ def choose_positions(choice: str | Sequence[str]) -> tuple[Position, ...]:
     names = [name.strip() for name in choice.split(",")] if isinstance(choice, str) else list(choice)
     unknown = [name for name in names if name not in POSITIONS]
     if unknown or not names:
-        given = ", ".join(map(repr, unknown)) or "an empty list"
-        raise MidsightError(f"--positions got {given}; choose from {', '.join(POSITIONS)}.")
+        given = f"contains {', '.join(map(repr, unknown))}" if unknown else "is empty"
+        raise MidsightError(Option("positions"), f" {given}; choose from {', '.join(POSITIONS)}.")
     return tuple(position for position in POSITIONS if position in names)
 
 
@@ -113,7 +125,7 @@ def choose_taps(
 ) -> tuple[Tap, ...]:
     """The taps at every position and layer, positions outermost.
 
-    With `residual` and the last layer among `layers`, its state before the final norm is taken too.
+    With `residual`, and if `layers` contains the last layer, its state before the final norm is added.
     """
     taps: list[Tap] = []
     for position in positions:

@@ -1,6 +1,7 @@
-"""Tiny checkpoints and checks, public: people who add or port a model use them."""
+"""Small checkpoints with random weights, and `check_family`: for people who add or port a model."""
 
-from midsight.testing.checks import Check, check_adapter
+from midsight.check.check import Check
+from midsight.check.family_checks import check_family
 from midsight.testing.mllama import write_mllama
 from midsight.testing.phi4_multimodal import write_phi4_multimodal
 from midsight.testing.phi4mm import write_published_phi4mm
@@ -8,7 +9,7 @@ from midsight.testing.qwen2_5_vl import write_qwen2_5_vl, write_qwen2_vl
 
 __all__ = [
     "Check",
-    "check_adapter",
+    "check_family",
     "write_mllama",
     "write_phi4_multimodal",
     "write_published_phi4mm",

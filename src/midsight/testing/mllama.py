@@ -1,4 +1,4 @@
-"""A complete, small Llama 3.2 Vision checkpoint with random weights, the same for the same seed."""
+"""A small, complete Llama 3.2 Vision checkpoint with random weights; the seed decides every value."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transformers import (
     MllamaProcessor,
 )
 
-from midsight.models.quiet import quiet_transformers
+from midsight.checkpoints.quiet import quiet_transformers
 from midsight.testing.random_weights import draw_weights, make_tokenizer, save_weights
 
 BEGIN, PAD, EOT, IMAGE = 128000, 128004, 128009, 128256
@@ -29,7 +29,7 @@ SPECIAL_TOKENS = {
     128010: "<|python_tag|>",
     IMAGE: "<|image|>",
 }
-"""The published ids."""
+"""The published ids and tokens."""
 STOP_IDS = [128001, 128008, EOT]
 
 HIDDEN_SIZE = 32
@@ -42,6 +42,9 @@ INTERMEDIATE_LAYERS = [0, 1, 2, 3, 4]
 CHAT_TEMPLATE = """\
 {{- bos_token -}}
 {%- for message in messages -%}
+    {%- if message['role'] == 'system' and messages[1]['content'] | selectattr('type', 'equalto', 'image') | list -%}
+        {{- raise_exception('Prompting with images is incompatible with system messages.') -}}
+    {%- endif -%}
     {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' -}}
     {%- for part in message['content'] -%}
         {{- '<|image|>' if part['type'] == 'image' else part['text'] -}}
@@ -52,12 +55,12 @@ CHAT_TEMPLATE = """\
     {{- '<|start_header_id|>assistant<|end_header_id|>\n\n' -}}
 {%- endif -%}
 """
-"""What the published template renders for one user's turn with images; the rest of it is left out."""
+"""Renders and refuses what the published template does, for one user turn with images."""
 
 STOP_ROW_SCALE = 8.0
-"""How much longer the head's row of `<|eot_id|>` is, so that it wins now and then: answers of all lengths."""
+"""Scale of the head's row of `<|eot_id|>`: large enough that it wins now and then, so answers have many lengths."""
 CONTROL_ROW_SCALE = 0.01
-"""The same for the other control tokens, so that no answer contains one."""
+"""Scale of the head's rows of the other control tokens: so small that no answer contains one."""
 
 GAINS = (
     ("self_attn.q_proj.weight", 2.0),
@@ -65,16 +68,24 @@ GAINS = (
     ("cross_attn.q_proj.weight", 2.0),
     ("cross_attn.k_proj.weight", 2.0),
 )
-"""Found by trial: image, question, position and layer each change the states by 10 % and more."""
+"""Found by trial: image, question, position and layer each change the states by 10 % or more."""
 
 
 @quiet_transformers()
 def write_mllama(folder: str | Path, *, seed: int = 0, layers: int = 8) -> Path:
-    """Writes a model folder that `MllamaForConditionalGeneration` loads, and returns it.
+    """Writes a small model folder that `MllamaForConditionalGeneration` loads.
 
-    Special tokens, prompt, processor and tiles are those of meta-llama/Llama-3.2-11B-Vision-Instruct,
-    tiles of 112 pixels apart; the vocabulary is small and the weights (17 MB, bfloat16) are random, drawn
-    from `seed` alone. Every third layer reads the image. Rows of ids that no token has are zero.
+    Special tokens, prompt and processor are those of meta-llama/Llama-3.2-11B-Vision-Instruct, except that tiles have
+    112 pixels. The vocabulary is small, and the weights (17 MB, bfloat16) are random. Every third layer reads the
+    image. Embedding rows without a token are zero.
+
+    Args:
+        folder: Where the files go; made if it does not exist.
+        seed: Decides the weights.
+        layers: Number of decoder layers.
+
+    Returns:
+        The folder.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

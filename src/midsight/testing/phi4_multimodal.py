@@ -1,4 +1,4 @@
-"""A complete, small Phi-4-multimodal checkpoint with random weights, the same for the same seed."""
+"""A small, complete Phi-4-multimodal checkpoint with random weights; the seed decides every value."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from midsight.models.quiet import quiet_transformers
+from midsight.checkpoints.quiet import quiet_transformers
 from midsight.testing.random_weights import BIAS_STD, NORM_SPREAD, TOKENIZER, draw_rows, save_weights
 
 ENDOFTEXT_ID = 199999
-"""`<|endoftext|>`: begins, pads, and ends as the second stop token."""
+"""`<|endoftext|>`: the first token of a text, padding, and the second stop token."""
 IMAGE_ID = 200010
-"""`<|endoftext10|>`, which the processor repeats for an image."""
+"""`<|endoftext10|>`, the image token."""
 AUDIO_ID = 200011
-"""`<|endoftext11|>`, the same for sound."""
+"""`<|endoftext11|>`, the audio token."""
 END_ID = 200020
 """`<|end|>`, the stop token of every turn."""
 
@@ -40,10 +40,10 @@ AUDIO_SIZE = 8
 LORA_RANK = 4
 
 PUBLISHED_LONG_FACTORS = (5.351743533, 32.03, 47.77)
-"""Numbers 15, 31 and 47 of the published 48: one for each third of the frequencies, none of them 1."""
+"""Factors 15, 31 and 47 of the published 48: one from each third of the frequencies, and none is 1."""
 
 LORA_TARGETS = r"model\.layers\.\d+\.((self_attn\.(qkv_proj|o_proj))|(mlp\.(gate_up|down)_proj))"
-"""The decoder's linear layers, and none of the audio tower's, which carry the same names."""
+"""The decoder's linear layers; those of the audio tower, which have the same names, do not match."""
 
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
@@ -57,10 +57,10 @@ CHAT_TEMPLATE = """\
 """
 
 END_ROW_SCALE = 3.0
-"""How much longer the row of `<|end|>` is than others in embedding and head, so that it wins now and then:
-answers of all lengths."""
+"""Scale of the row of `<|end|>` in embedding and head: large enough that it wins now and then, so answers have many
+lengths."""
 PLACEHOLDER_ROW_SCALE = 0.01
-"""The same for image and audio tokens, so that no answer contains one."""
+"""Scale of the rows of image and audio tokens: so small that no answer contains one."""
 
 GAINS = (
     ("self_attn.qkv_proj.weight", 1.6),
@@ -72,10 +72,10 @@ GAINS = (
     ("img_projection_down.weight", 0.5),
     ("lora_B.weight", 0.25),
 )
-"""Standard deviation of a weight times the root of its fan-in, by the end of its name; 1 where none fits.
+"""Standard deviation of a weight times the square root of its fan-in, by the end of its name; 1 for other names.
 
-Found by trial: image, question, position, rotary factors and LoRA each change the middle layers by
-10 % and more, and still two batch shapes agree to 1e-6 in float32."""
+Found by trial: image, question, position, rotary factors and LoRA each change the middle layers by 10 % or more, and
+two batch shapes still agree to 1e-6 in float32."""
 
 
 @quiet_transformers()
@@ -88,15 +88,22 @@ def write_phi4_multimodal(
     lora: bool = True,
     vision_heads: int = 2,
 ) -> Path:
-    """Writes a model folder in transformers' layout that `Phi4MultimodalForCausalLM` loads, and returns it.
+    """Writes a small model folder in transformers' format that `Phi4MultimodalForCausalLM` loads.
 
-    Tokens, prompt, processors, crops and image tokens are those of microsoft/Phi-4-multimodal-instruct;
-    the vocabulary is small and the weights (13 MB, bfloat16) are random, drawn from `seed` alone.
-    Embedding rows of ids that no token has are zero. `layers` is the number of decoder layers,
-    `original_max_position_embeddings` the longest prompt with the short rotary factors, `vision_heads` the
-    vision encoder's attention heads. With `lora`
-    the folder has the LoRA for images in `vision-lora/`, in PEFT's layout. torch's global random
-    state is left alone.
+    Special tokens, prompt, processors and crops are those of microsoft/Phi-4-multimodal-instruct. The vocabulary is
+    small, and the weights (13 MB, bfloat16) are random. Embedding rows without a token are zero. torch's global random
+    state does not change.
+
+    Args:
+        folder: Where the files go; made if it does not exist.
+        seed: Decides the weights.
+        layers: Number of decoder layers.
+        original_max_position_embeddings: Longest prompt, in tokens, that uses the short rotary factors.
+        lora: Write the LoRA for images too, in PEFT's format into `vision-lora/`.
+        vision_heads: Number of the vision encoder's attention heads.
+
+    Returns:
+        The folder.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -191,7 +198,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def parameter_shapes(config: Phi4MultimodalConfig) -> dict[str, tuple[int, ...]]:
-    """Shapes by sorted name of all that is stored but the token embedding, which is drawn by row (and is the head)."""
+    """Shape by sorted name of every stored tensor but the token embedding, which is drawn by row and is the head."""
     with torch.device("meta"):
         state = Phi4MultimodalForCausalLM(config).state_dict()
     drawn_otherwise = {"lm_head.weight", "model.embed_tokens.weight"}
@@ -199,7 +206,7 @@ def parameter_shapes(config: Phi4MultimodalConfig) -> dict[str, tuple[int, ...]]
 
 
 def draw(name: str, shape: tuple[int, ...], generator: Generator) -> Tensor:
-    """One random tensor, scaled by what its name says it is; nothing is left at its neutral value."""
+    """One random tensor, scaled by its name; no value is neutral."""
     noise = torch.randn(shape, generator=generator)
     *_, module, parameter = name.split(".")
     if name == "model.norm.weight":
@@ -217,7 +224,7 @@ def draw(name: str, shape: tuple[int, ...], generator: Generator) -> Tensor:
 
 
 def write_lora(layers: int, folder: Path, generator: Generator) -> None:
-    """The LoRA of the decoder's linear layers as PEFT stores one; alpha is twice the rank, as published."""
+    """Writes the LoRA of the decoder's linear layers in PEFT's format; alpha is twice the rank, as published."""
     sizes = {
         "mlp.down_proj": (MLP_SIZE, HIDDEN_SIZE),
         "mlp.gate_up_proj": (HIDDEN_SIZE, 2 * MLP_SIZE),

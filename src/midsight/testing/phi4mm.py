@@ -1,4 +1,4 @@
-"""A small checkpoint in the layout that Microsoft publishes, with both LoRAs and the audio tower."""
+"""A small checkpoint in the format that Microsoft publishes, with both LoRAs and the audio tower."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor
 
-from midsight.models.phi4mm.config import AUDIO, CARRIED, FIXED, MODEL_TYPE, VISION_HEADS
-from midsight.models.phi4mm.tensors import native_name
+from midsight.checkpoints.phi4mm.config import AUDIO, CARRIED, FIXED, MODEL_TYPE, VISION_HEADS
+from midsight.checkpoints.phi4mm.tensors import native_name
 from midsight.testing.phi4_multimodal import write_phi4_multimodal
 from midsight.testing.random_weights import TOKENIZER
 
@@ -36,14 +36,21 @@ PUBLISHED_NAMES: tuple[tuple[str, str], ...] = (
     (r"(audio_embed\..*\.self_attn)\.o_proj\.", r"\1.linear_out."),
     (r"(audio_embed\..*\.self_attn)\.(q|k|v)_proj\.", r"\1.linear_\2."),
 )
-"""Native name to published name."""
+"""From native to published names."""
 
 
 def write_published_phi4mm(folder: str | Path, *, seed: int = 0) -> Path:
-    """Writes a small model as microsoft/Phi-4-multimodal-instruct is laid out, and returns its folder.
+    """Writes a small model folder in the published format of microsoft/Phi-4-multimodal-instruct.
 
-    The weights are those of `write_phi4_multimodal(..., seed=seed, vision_heads=16)`, the vision LoRA
-    among them; the speech LoRA is random too.
+    Weights and vision LoRA are those of `write_phi4_multimodal(..., seed=seed, vision_heads=16)`; the speech LoRA is
+    random too.
+
+    Args:
+        folder: Where the files go; made if it does not exist.
+        seed: Decides the weights.
+
+    Returns:
+        The folder.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -54,7 +61,7 @@ def write_published_phi4mm(folder: str | Path, *, seed: int = 0) -> Path:
 
 
 def publish(native: Path, folder: Path, *, seed: int = 0) -> None:
-    """Rewrites a folder of transformers' layout, its LoRA in `vision-lora/`, into the published one."""
+    """Writes a folder in transformers' format, with its LoRA in `vision-lora/`, again in the published format."""
     config = json.loads((native / "config.json").read_text(encoding="utf-8"))
     lora = json.loads((native / "vision-lora" / "adapter_config.json").read_text(encoding="utf-8"))
     tensors = {published_name(name): tensor for name, tensor in load_file(native / "model.safetensors").items()}
@@ -80,7 +87,7 @@ def published_name(native: str) -> str:
     for pattern, replacement in PUBLISHED_NAMES:
         name = re.sub(pattern, replacement, name)
     if native_name(name) != native:
-        raise ValueError(f"{native} has no published name that leads back to it.")
+        raise ValueError(f"{native} has no published name that is mapped back to it.")
     return name
 
 

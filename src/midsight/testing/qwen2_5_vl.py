@@ -1,4 +1,4 @@
-"""Complete, small Qwen2.5-VL and Qwen2-VL checkpoints with random weights, the same for the same seed."""
+"""Small, complete Qwen2.5-VL and Qwen2-VL checkpoints with random weights; the seed decides every value."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
-from midsight.models.quiet import quiet_transformers
+from midsight.checkpoints.quiet import quiet_transformers
 from midsight.testing.random_weights import draw_weights, make_tokenizer, save_weights
 
 ENDOFTEXT, IM_END, IMAGE = 151643, 151645, 151655
@@ -32,7 +32,7 @@ SPECIAL_TOKENS = {
     IMAGE: "<|image_pad|>",
     151656: "<|video_pad|>",
 }
-"""The published ids."""
+"""The published ids and tokens."""
 
 VOCABULARY_SIZE = 152064
 HIDDEN_SIZE = 32
@@ -58,26 +58,34 @@ CHAT_TEMPLATE = """\
     {{- '<|im_start|>assistant\n' -}}
 {%- endif -%}
 """
-"""What the published template renders for images and text; video and numbered pictures are left out."""
+"""Renders what the published template does for images and text, without video and numbered pictures."""
 
 STOP_ROW_SCALE = 3.0
-"""How much longer the head's row of `<|im_end|>` is, so that it wins now and then: answers of all lengths."""
+"""Scale of the head's row of `<|im_end|>`: large enough that it wins now and then, so answers have many lengths."""
 CONTROL_ROW_SCALE = 0.01
-"""The same for the other control tokens, so that no answer contains one."""
+"""Scale of the head's rows of the other control tokens: so small that no answer contains one."""
 
 GAINS = (
     ("self_attn.q_proj.weight", 1.4),
     ("self_attn.k_proj.weight", 1.4),
 )
-"""Found by trial: image, question, position and layer each change the states by 10 % and more."""
+"""Found by trial: image, question, position and layer each change the states by 10 % or more."""
 
 
 def write_qwen2_5_vl(folder: str | Path, *, seed: int = 0, layers: int = 6) -> Path:
-    """Writes a model folder that `Qwen2_5_VLForConditionalGeneration` loads, and returns it.
+    """Writes a small model folder that `Qwen2_5_VLForConditionalGeneration` loads.
 
-    Special tokens, prompt, processor and patches are those of Qwen/Qwen2.5-VL-7B-Instruct, images of at
-    most 256 tokens apart; the vocabulary is small and the weights (20 MB, bfloat16) are random, drawn from
-    `seed` alone. Rows of ids that no token has are zero.
+    Special tokens, prompt and processor are those of Qwen/Qwen2.5-VL-7B-Instruct, except that images have at most 256
+    tokens. The vocabulary is small, and the weights (20 MB, bfloat16) are random. Embedding rows without a token are
+    zero.
+
+    Args:
+        folder: Where the files go; made if it does not exist.
+        seed: Decides the weights.
+        layers: Number of decoder layers.
+
+    Returns:
+        The folder.
     """
     vision = {
         "hidden_size": VISION_SIZE,
@@ -92,7 +100,18 @@ def write_qwen2_5_vl(folder: str | Path, *, seed: int = 0, layers: int = 6) -> P
 
 
 def write_qwen2_vl(folder: str | Path, *, seed: int = 0, layers: int = 6) -> Path:
-    """The same for `Qwen2VLForConditionalGeneration`, as Qwen/Qwen2-VL-7B-Instruct is laid out."""
+    """Writes a small model folder that `Qwen2VLForConditionalGeneration` loads.
+
+    Like `write_qwen2_5_vl`, with the special tokens, prompt and processor of Qwen/Qwen2-VL-7B-Instruct.
+
+    Args:
+        folder: Where the files go; made if it does not exist.
+        seed: Decides the weights.
+        layers: Number of decoder layers.
+
+    Returns:
+        The folder.
+    """
     vision = {"embed_dim": VISION_SIZE, "hidden_size": HIDDEN_SIZE, "mlp_ratio": 2, "depth": 4}
     config = Qwen2VLConfig(**config_fields("Qwen2VLForConditionalGeneration", vision, layers))
     return write_folder(Path(folder), config, Qwen2VLForConditionalGeneration, Qwen2VLProcessor, seed)
@@ -128,7 +147,7 @@ def config_fields(architecture: str, vision: dict[str, Any], layers: int) -> dic
 
 @quiet_transformers()
 def write_folder(folder: Path, config: Any, model: type, processor: Any, seed: int) -> Path:
-    """The files of a checkpoint of `config`."""
+    """Writes the files of a checkpoint with this config."""
     folder.mkdir(parents=True, exist_ok=True)
     generator = Generator().manual_seed(seed)
     tokenizer = make_tokenizer(

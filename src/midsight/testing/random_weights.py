@@ -1,4 +1,4 @@
-"""Random weights, scaled by what a tensor's name says it is; and a small tokenizer with any special tokens."""
+"""Random weights, scaled by the tensor's name, and a small tokenizer with any special tokens."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ TOKENIZER = Path(__file__).with_name("assets") / "tokenizer.json"
 NORM_SPREAD = 0.2
 BIAS_STD = 0.1
 GATES = (0.4, 1.2)
-"""Range of a gate's size before its tanh; its sign is random."""
+"""Range of a gate's absolute value before its tanh; its sign is random."""
 
 Gains = Sequence[tuple[str, float]]
-"""Standard deviation of a weight times the root of its fan-in, by the end of its name; 1 where none fits."""
+"""Standard deviation of a weight times the square root of its fan-in, by the end of its name; 1 for other names."""
 
 
 def draw_weights(
@@ -33,7 +33,7 @@ def draw_weights(
     generator: Generator,
     gains: Gains,
 ) -> dict[str, Tensor]:
-    """Every tensor that a class stores, by sorted name; those in `rows`, embedding and head, as draw_rows does."""
+    """A random tensor for each one that a class stores, by sorted name; those in `rows` are drawn by draw_rows."""
     with torch.device("meta"):
         state = model(config).state_dict()
     return {
@@ -45,7 +45,7 @@ def draw_weights(
 
 
 def draw(name: str, shape: tuple[int, ...], generator: Generator, gains: Gains) -> Tensor:
-    """One random tensor; nothing is left at its neutral value, gates are open."""
+    """One random tensor; no value is neutral, and gates are open."""
     noise = torch.randn(shape, generator=generator)
     *_, module, parameter = name.split(".")
     if parameter.endswith("gate") or parameter.startswith("gate_"):
@@ -62,7 +62,7 @@ def draw(name: str, shape: tuple[int, ...], generator: Generator, gains: Gains) 
 
 
 def draw_rows(rows: int, width: int, scales: Mapping[int, float], generator: Generator) -> Tensor:
-    """An embedding or a head [rows, width]: random rows for the ids in `scales`, that much longer; others zero."""
+    """An embedding or a head [rows, width]: a random row times its scale for the ids in `scales`, zero for others."""
     table = torch.zeros(rows, width)
     ids = sorted(scales)
     sizes = torch.tensor([scales[one] for one in ids])[:, None]
@@ -76,14 +76,14 @@ def save_weights(weights: dict[str, Tensor], path: Path) -> None:
 
 
 def make_tokenizer(special_tokens: Mapping[int, str], **options: Any) -> PreTrainedTokenizerFast:
-    """The shipped byte-level tokenizer with other special tokens, at the ids given; `options` as of the class."""
+    """The shipped byte-level tokenizer with these special tokens at these ids; `options` go to the class."""
     content = json.loads(TOKENIZER.read_text(encoding="utf-8"))
     shipped = {token["content"] for token in content["added_tokens"]}
     vocabulary = content["model"]["vocab"]
     content["model"]["vocab"] = {token: one for token, one in vocabulary.items() if token not in shipped}
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     content["added_tokens"] = [{"id": one, "content": token, **flags} for one, token in sorted(special_tokens.items())]
-    # ids with gaps stand only where the tokens are in the vocabulary too
+    # the tokenizers library keeps ids with gaps between them only if the vocabulary has the tokens too
     content["model"]["vocab"] |= {token: one for one, token in special_tokens.items()}
     return PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(json.dumps(content)), clean_up_tokenization_spaces=False, **options

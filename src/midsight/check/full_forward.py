@@ -1,0 +1,74 @@
+"""transformers' own full forward over one prompt, and the errors of vectors against it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from midsight.checkpoints.loading import LoadedModel
+from midsight.extraction.prepare import PreparedSample
+from midsight.records import Record
+
+
+@dataclass(frozen=True)
+class FullForward:
+    """What transformers' own forward computes for one prompt."""
+
+    hidden_states: Tensor
+    """float32 [layers + 1, tokens, hidden size]."""
+    last_residual: Tensor
+    """float32 [tokens, hidden size]: what enters the final norm."""
+    tower_features: list[Tensor]
+    """The tower's feature layer of each image, float32 [..., vision width]."""
+
+
+@torch.inference_mode()
+def full_forward(model: LoadedModel, item: PreparedSample) -> FullForward:
+    """Runs transformers' own forward over one prompt; keeps the hidden states of every layer and position."""
+    seen: dict[str, Tensor] = {}
+    features: list[Tensor] = []
+    final_norm = model.hf_model.get_submodule(model.family.modules.final_norm)
+    tower = model.hf_model.get_submodule(model.family.modules.vision_tower)
+
+    def keep_residual(_module: object, args: tuple[Tensor, ...]) -> None:
+        seen["residual"] = args[0][0].float().cpu()
+
+    def keep_feature(_module: object, _args: object, output: Any) -> None:
+        features.extend(one.float().cpu() for one in model.family.reference.tower_feature(output, item.images))
+
+    hooks = [final_norm.register_forward_pre_hook(keep_residual), tower.register_forward_hook(keep_feature)]
+    try:
+        output = model.hf_model(**transformers_inputs(model, item), output_hidden_states=True, logits_to_keep=1)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    states = torch.cat(output.hidden_states).float().cpu()
+    return FullForward(states, seen["residual"], features)
+
+
+def relative_error(value: np.ndarray, reference: np.ndarray) -> float:
+    """||value - reference|| / ||reference||, computed in float64."""
+    difference = np.linalg.norm(value.astype(np.float64) - reference.astype(np.float64))
+    return float(difference / np.linalg.norm(reference.astype(np.float64)))
+
+
+def worst(errors: Iterable[float]) -> float:
+    """The largest error; NaN if one of them is NaN, which Python's max may ignore."""
+    return float(np.max(list(errors)))
+
+
+def largest_error(record: Record, reference: Record) -> float:
+    """The largest relative error over all vectors of two records of the same sample."""
+    return worst(relative_error(record.vectors[name], reference.vectors[name]) for name in reference.vectors)
+
+
+def transformers_inputs(model: LoadedModel, item: PreparedSample) -> dict[str, Tensor]:
+    """The arguments of transformers' own forward for one prompt and its images, on the model's device."""
+    token_ids = torch.tensor([item.prompt.token_ids])
+    inputs = {"input_ids": token_ids, **model.family.reference.forward_inputs(model.config, token_ids, item.images)}
+    return {name: tensor.to(model.device) for name, tensor in inputs.items()}

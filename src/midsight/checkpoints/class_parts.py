@@ -1,0 +1,21 @@
+"""transformers' model classes without the modules whose weights are not loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+
+def without_modules(architecture: type[nn.Module], paths: Sequence[str]) -> Any:
+    """A subclass with an empty module at each path, so that those tensors are never read."""
+
+    def init(self: Any, config: Any) -> None:
+        architecture.__init__(self, config)
+        for path in paths:
+            self.set_submodule(path, nn.Identity())
+
+    # transformers renames the tensors of older checkpoints only for classes of its own modules
+    members = {"__init__": init, "__module__": architecture.__module__}
+    return type(architecture.__name__, (architecture,), members)

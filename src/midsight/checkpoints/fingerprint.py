@@ -1,0 +1,54 @@
+"""The fingerprint of a model: tells one folder from another, and is quick enough for every start."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from midsight.checkpoints.headers import Headers
+from midsight.checkpoints.hub import TEXTS
+
+SAMPLED_BYTES = 64 * 1024
+"""Size of each of the three windows that are read from a file's data."""
+
+
+def decisive_files(folder: Path, headers: Headers) -> list[Path]:
+    """The files that decide a model's numbers: its tensors, and the config and tokenizer files beside them."""
+    weights = {header.file for header in headers.values()}
+    texts = {inside / name for inside in {folder, *(w.parent for w in weights)} for name in TEXTS}
+    return sorted(weights | {path for path in texts if path.is_file()})
+
+
+def fingerprint(folder: Path, headers: Headers) -> str:
+    """SHA-256 over the files that decide a model's numbers, hex.
+
+    A safetensors file counts with its name, size, header, and 64 KiB at the start, middle and end of its data. So
+    weights that were trained further differ, and no file is read whole. A small file counts with its name, size and
+    content.
+    """
+    digest = hashlib.sha256()
+    for path in decisive_files(folder, headers):
+        digest.update(f"{path.relative_to(folder).as_posix()}:{path.stat().st_size}\n".encode())
+        if path.suffix != ".safetensors":
+            digest.update(path.read_bytes())
+            continue
+        with path.open("rb") as file:
+            data_start = 8 + int.from_bytes(file.read(8), "little")
+            data_end = path.stat().st_size
+            file.seek(0)
+            digest.update(file.read(data_start))
+            for offset in (data_start, (data_start + data_end) // 2, max(data_start, data_end - SAMPLED_BYTES)):
+                file.seek(offset)
+                digest.update(file.read(SAMPLED_BYTES))
+    return digest.hexdigest()
+
+
+def weights_fingerprint(hf_model: Any) -> str:
+    """SHA-256 over the names, shapes and 64 values of every parameter of a model in memory, hex."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(hf_model.named_parameters()):
+        values = tensor.detach().flatten()
+        spread = values[:: max(1, len(values) // 64)][:64].float().cpu().numpy()
+        digest.update(f"{name}:{tuple(tensor.shape)}\n".encode() + spread.tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,124 @@
+"""Headers of safetensors files: names, shapes and dtypes of the tensors. No weights are read."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from midsight.errors import MidsightError, ModelFileError
+
+INDEX = "model.safetensors.index.json"
+ONLY_WEIGHTS = "model.safetensors"
+"""The weights of a model that has no index."""
+FLOATS = ("BF16", "F16", "F32", "F64")
+"""Unquantised dtypes. Weights of any other dtype need a scale, which is stored elsewhere."""
+
+
+@dataclass(frozen=True)
+class TensorHeader:
+    """One stored tensor, unread."""
+
+    file: Path
+    """The safetensors file that holds it."""
+    shape: tuple[int, ...]
+    """Its size along each dimension."""
+    dtype: str
+    """As safetensors spells it: `BF16`, `F32`, ..."""
+
+    @property
+    def parameters(self) -> int:
+        """Number of values."""
+        return math.prod(self.shape)
+
+
+Headers = Mapping[str, TensorHeader]
+"""Every tensor of one or more files, by stored name."""
+
+
+def read_header(path: Path) -> dict[str, TensorHeader]:
+    """The tensors of one safetensors file; raises MidsightError if it is missing, damaged or quantised."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
+            headers = {name: TensorHeader(path, tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ModelFileError(f"{path} is not a whole safetensors file ({error})", path) from error
+    for name, header in headers.items():
+        if name.endswith((".weight", ".bias")) and header.dtype not in FLOATS:
+            raise MidsightError(
+                f"{path} stores {name} as {header.dtype}, quantised; load it with transformers and use midsight.wrap."
+            )
+    return headers
+
+
+def read_headers(folder: Path) -> dict[str, TensorHeader]:
+    """The tensors of a model folder: those of the files that its index names, else of `model.safetensors`.
+
+    Raises MidsightError if such a file is missing or damaged, if a tensor is in two files, or if index and files
+    differ.
+    """
+    index = read_index(folder)
+    names = sorted({*(index or {}).values()}) or [ONLY_WEIGHTS]
+    has_single_file = (folder / ONLY_WEIGHTS).is_file()
+    if index is None and not has_single_file:
+        raise MidsightError(
+            f"{folder} has no safetensors weights, neither {ONLY_WEIGHTS} nor {INDEX}; give a folder that has them: "
+            "midsight loads no other kind."
+        )
+    if has_single_file and ONLY_WEIGHTS not in names:
+        raise MidsightError(
+            f"{folder} has {ONLY_WEIGHTS} beside the files that {INDEX} names; remove those that are not the model."
+        )
+    headers: dict[str, TensorHeader] = {}
+    for name in names:
+        if Path(name).name != name or not (folder / name).is_file():
+            raise ModelFileError(f"{folder} lacks the file {name} that its index names", folder / name)
+        for tensor, header in read_header(folder / name).items():
+            if tensor in headers:
+                raise ModelFileError(f"The tensor {tensor} is in {headers[tensor].file.name} and in {name}")
+            headers[tensor] = header
+    if index is not None:
+        moved = [tensor for tensor in index if tensor in headers and headers[tensor].file.name != index[tensor]]
+        for tensor in sorted({*index} ^ {*headers}) or moved:
+            raise ModelFileError(f"{folder / INDEX} and the files differ about the tensor {tensor}")
+    return headers
+
+
+def read_index(folder: Path) -> dict[str, str] | None:
+    """File name of every tensor, from the folder's index; None if it has no index. Raises MidsightError."""
+    path = folder / INDEX
+    if not path.is_file():
+        return None
+    content = read_json(path)
+    index = content.get("weight_map")
+    if not isinstance(index, dict) or not all(isinstance(file, str) for file in index.values()):
+        raise ModelFileError(f"{path} has no weight_map from tensor names to file names", path)
+    return index
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file of the folder; raises MidsightError if it is missing, not a JSON object, or names a key twice."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_repeats)
+    except FileNotFoundError:
+        raise MidsightError(f"{path.parent} has no {path.name}; give the folder of a whole model.") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelFileError(f"{path} cannot be read ({error})", path) from error
+    if not isinstance(content, dict):
+        raise ModelFileError(f"{path} is not a JSON object", path)
+    return content
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"it names {twice} twice")
+    return content

@@ -1,0 +1,211 @@
+"""Finding a model's folder: on disk, or on the hub, from which it is downloaded at one commit."""
+
+from __future__ import annotations
+
+import errno
+import glob
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from midsight.checkpoints.headers import INDEX, ONLY_WEIGHTS, read_index, read_json
+from midsight.errors import MidsightError, ModelFileError, Option, first_line
+from midsight.families.catalogue import FAMILIES, find_family
+
+SNAPSHOT = re.compile(r"[0-9a-f]{40}")
+"""Name of a snapshot folder in the hub's cache: a commit."""
+TEXTS = (
+    "config.json",
+    "generation_config.json",
+    INDEX,
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "adapter_config.json",
+)
+"""The files that are read beside the weights; never Python, pickles or ONNX."""
+LORA_FILES = ("adapter_config.json", "adapter_model.safetensors")
+"""The files that are read from a LoRA's folder."""
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """Where a model's files are."""
+
+    path: Path
+    """The folder on disk."""
+    revision: str | None
+    """Commit on the hub, 40 hex digits; None for a plain folder."""
+
+
+def find_model_folder(source: str | Path, *, revision: str | None = None) -> ModelFolder:
+    """The folder of a model: `source` itself, or the downloaded files of a hub id like owner/name.
+
+    All files are of one commit: that of `revision`, or of the main branch. The hub's cache, HF_HUB_OFFLINE, HF_TOKEN
+    and the other settings work as huggingface_hub documents them. Raises MidsightError.
+    """
+    folder = Path(source)
+    if is_folder(folder):
+        if revision is not None:
+            raise MidsightError(
+                Option("revision", revision), f" goes with a hub id, and {source} is a folder; leave it out."
+            )
+        resolved = folder.resolve()
+        is_snapshot = resolved.parent.name == "snapshots" and SNAPSHOT.fullmatch(resolved.name)
+        return ModelFolder(folder, resolved.name if is_snapshot else None)
+    if folder.exists():
+        raise MidsightError(f"{source} is a file, not a folder; give the folder of a model.")
+    if not is_hub_id(str(source)):
+        raise MidsightError(f"{source} is neither a folder nor a hub id like owner/name; give one of them.")
+    path = download(str(source), revision)
+    return ModelFolder(path, path.name)
+
+
+def is_folder(source: str | Path) -> bool:
+    """Whether `source` is a folder; raises MidsightError if the system cannot say, as for a name that is too long."""
+    try:
+        return Path(source).is_dir()
+    except OSError as error:
+        raise MidsightError(
+            f"{source} cannot be read: {error.strerror or error}; give the folder of a model, or a hub id."
+        ) from error
+
+
+@contextmanager
+def how_to_download_again(folder: Path) -> Iterator[None]:
+    """Adds to a ModelFileError the command that downloads the file again, if the folder is in the hub's cache.
+
+    Repeating the midsight command would not help: huggingface_hub does not fetch a file again that is in its cache.
+    """
+    try:
+        yield
+    except ModelFileError as error:
+        resolved = folder.resolve()
+        cached = re.fullmatch(r"models--(.+?)--(.+)", resolved.parent.parent.name)
+        if cached is None or not SNAPSHOT.fullmatch(resolved.name):
+            raise
+        names = " ".join(["/".join(cached.groups()), *name_in_folder(error.path, folder)])
+        command = f"hf download {names} --revision {resolved.name} --force-download"
+        raise ModelFileError(error.problem, error.path, command=command) from error
+
+
+def name_in_folder(path: Path | None, folder: Path) -> list[str]:
+    """A file's name on the hub, in a list; an empty list if `path` is None or not in the folder.
+
+    A relative path that does not begin with the folder starts inside it, like `config.json`.
+    """
+    if path is None or (path.is_absolute() and not path.is_relative_to(folder)):
+        return []
+    return [(path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix()]
+
+
+def is_hub_id(source: str) -> bool:
+    """Whether this is a name that a model on the hub can have, its owner included."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(source)
+    except HFValidationError:
+        return False
+    return "/" in source
+
+
+def download(hub_id: str, revision: str | None) -> Path:
+    """Downloads the files that midsight reads, and returns the snapshot folder; raises MidsightError."""
+    folder = fetch(hub_id, revision, allow=TEXTS, ignore="*/*")
+    with how_to_download_again(folder):
+        patterns = weight_patterns(read_index(folder), lora_folder(folder))
+    # at the commit that the first call found, because the branch may move in between
+    fetch(hub_id, folder.name, allow=patterns, ignore="*/*/*")
+    return folder
+
+
+def lora_folder(folder: Path) -> str | None:
+    """Name of the folder for a LoRA for images, by the family that config.json names; None if the family has none.
+
+    A config.json that cannot be read names no family; its error is raised when the folder is opened.
+    """
+    try:
+        known = [name for name in read_architectures(folder) if name in FAMILIES]
+    except MidsightError:
+        return None
+    return find_family(known, str(folder)).stored.lora_folder if known else None
+
+
+def read_architectures(folder: Path) -> list[str]:
+    """`architectures` of the folder's config.json; empty if it is not a list."""
+    architectures = read_json(folder / "config.json").get("architectures")
+    return [name for name in architectures if isinstance(name, str)] if isinstance(architectures, list) else []
+
+
+def weight_patterns(index: Mapping[str, str] | None, lora: str | None) -> list[str]:
+    """Patterns of the weight files: those that the index names, and those of the LoRA folder `lora`."""
+    lora_files = [f"{lora}/{name}" for name in LORA_FILES] if lora is not None else []
+    if index is None:
+        return [ONLY_WEIGHTS, *lora_files]
+    named = [glob.escape(file) for file in sorted(set(index.values())) if re.fullmatch(r"[^/]+\.safetensors", file)]
+    return [*named, *lora_files]
+
+
+def fetch(hub_id: str, revision: str | None, *, allow: list[str] | tuple[str, ...], ignore: str) -> Path:
+    """Downloads the files that match, unless they are in the cache, and returns the snapshot folder."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=list(allow), ignore_patterns=ignore))
+    except Exception as error:  # the hub's client passes on errors of its HTTP library, which differs between versions
+        raise MidsightError(explain(hub_id, revision or "main", error)) from error
+
+
+def explain(hub_id: str, revision: str, error: Exception) -> str:
+    """Why a download failed and what to do, in one sentence."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    out_of_reach = isinstance(error, LocalEntryNotFoundError)  # and not in the cache; the error's cause says why
+    cause = (error.__cause__ or error) if out_of_reach else error
+    if isinstance(cause, GatedRepoError):
+        return f"{hub_id} is gated; accept its terms on the hub, then run `hf auth login` or set HF_TOKEN."
+    if isinstance(cause, RevisionNotFoundError):
+        return f"{hub_id} has no revision {revision}; give a branch, tag or commit that it has."
+    if isinstance(cause, RepositoryNotFoundError):
+        return (
+            f"{hub_id} is neither a folder here nor a model on the hub that you may read; check the name, "
+            "or for a private model run `hf auth login` or set HF_TOKEN."
+        )
+    if isinstance(cause, OfflineModeIsEnabled):
+        return (
+            f"{hub_id} at {revision} is not complete in the cache {HF_HUB_CACHE}, and HF_HUB_OFFLINE is set; "
+            "unset it to download the model, or give a folder."
+        )
+    if isinstance(cause, HfHubHTTPError):
+        status = cause.response.status_code
+        if status in {401, 403}:
+            return (
+                f"The hub refuses access to {hub_id} (status {status}); run `hf auth login` again, or set another "
+                "HF_TOKEN."
+            )
+        return f"The hub answers the request for {hub_id} with status {status}; try again later, or give a folder."
+    reason = first_line(cause)
+    if out_of_reach:
+        return (
+            f"{hub_id} is not in the cache, and the hub cannot be reached ({reason}); connect to it, or give a folder."
+        )
+    if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
+        return f"The disk of the cache {HF_HUB_CACHE} is full; free space there, or set HF_HOME to another disk."
+    return f"{hub_id} could not be downloaded completely ({reason}); run the same command to fetch the missing files."

@@ -1,0 +1,356 @@
+"""Loading a model folder: its weights in the chosen dtype, on the chosen device, with its LoRA."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import psutil
+import torch
+
+from midsight.checkpoints.checkpoint import Checkpoint, CheckpointFormat, LoadChoice, LoraMode, loaded_parameters
+from midsight.checkpoints.fingerprint import fingerprint, weights_fingerprint
+from midsight.checkpoints.generation import as_ids, read_generation, validate_stop_ids
+from midsight.checkpoints.hub import find_model_folder, how_to_download_again
+from midsight.checkpoints.open_folder import open_checkpoint
+from midsight.checkpoints.quiet import quiet_transformers
+from midsight.errors import MidsightError, ModelFileError, Option
+from midsight.families.catalogue import FAMILIES, find_family
+from midsight.families.family import Family
+from midsight.prompts.chat_template import ChatTemplate, default_prompt, describe_template, find_template
+
+Lora = Literal["auto", "merged", "unmerged", "off"]
+"""How the LoRA that image input needs is applied: added to the weights, computed beside them, or left out, which
+gives another model's numbers. `auto` merges in float32. In 16 bits it keeps the LoRA beside the weights, as the
+published code does, because merged weights are rounded once more (docs/checkpoints.md)."""
+
+SPARE_MEMORY = 0.8
+"""Largest share of the free memory that weights may take."""
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in memory, and everything that decides its numbers."""
+
+    hf_model: Any
+    """transformers' model, an nn.Module with config and generation_config, in eval mode and with its bugs fixed."""
+    processor: Any
+    """transformers' processor, or ProcessorParts: it has `tokenizer` and `image_processor`."""
+    family: Family
+    """The family's declarations."""
+    chat_template: ChatTemplate | None
+    """The folder's own chat template, or the family's if the folder has no usable one; None if neither exists."""
+    name: str
+    """Folder or hub id, as given."""
+    revision: str | None
+    """Commit on the hub; None for a plain folder or a wrapped model."""
+    format: CheckpointFormat
+    """How the folder stores its model."""
+    fingerprint: str
+    """SHA-256 of the folder's files, or of the weights of a wrapped model, hex."""
+    dtype: torch.dtype
+    """Of the decoder's weights."""
+    device: torch.device
+    """Where the weights are."""
+    stop_ids: tuple[int, ...]
+    """Token ids that end an answer, from the folder's generation config."""
+    attention: str
+    """transformers' name of the attention kernel."""
+    lora: str
+    """`merged`, `unmerged` or `off`; `in the weights` if the folder has no LoRA, `none` if the family has none, `as
+    given` for a wrapped model."""
+    fixes: tuple[str, ...]
+    """The bugs that were fixed at load, one sentence each."""
+    notes: tuple[str, ...]
+    """What a user should know about the load, one sentence each."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """Transformers' tokenizer."""
+        return self.processor.tokenizer
+
+    @property
+    def longrope_threshold(self) -> int | None:
+        """Longest prompt, in tokens, that uses the short rotary factors; None without longrope."""
+        return self.family.decoder.longrope_threshold(self.config)
+
+    @property
+    def max_prompt_tokens(self) -> int | None:
+        """Longest prompt that the model takes, in tokens; None if its config sets none."""
+        return getattr(self.config.get_text_config(), "max_position_embeddings", None)
+
+    @property
+    def config(self) -> Any:
+        """Transformers' config of the whole model."""
+        return self.hf_model.config
+
+    @property
+    def n_layers(self) -> int:
+        """Number of decoder layers."""
+        return self.config.get_text_config().num_hidden_layers
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the decoder's hidden states."""
+        return self.config.get_text_config().hidden_size
+
+    @property
+    def pad_id(self) -> int:
+        """Token id of padding."""
+        return self.tokenizer.pad_token_id
+
+
+@dataclass(frozen=True)
+class WithoutWeights:
+    """Stands for transformers' model if the weights are not loaded."""
+
+    config: Any
+    """transformers' config of the whole model."""
+
+
+def load_model(
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    lora: Lora = "auto",
+    audio: bool = False,
+    weights: bool = True,
+) -> LoadedModel:
+    """Loads a model, in transformers' format or in the published format of Phi-4-multimodal.
+
+    Args:
+        source: Model folder or hub id.
+        revision: Branch, tag or commit of a hub id.
+        dtype: `auto`, `float32`, `bfloat16` or `float16`. `auto` is the checkpoint's dtype on a GPU; on a CPU it is
+            float32 if that fits in memory, else the checkpoint's.
+        device: `auto`, `cpu`, `mps`, `cuda` or `cuda:N`.
+        lora: `auto`, `merged`, `unmerged` or `off`: how a LoRA that image input needs is applied.
+        audio: Load the audio tower too, which no image prompt uses.
+        weights: Without them `hf_model` has only a config, which is enough for a dry run.
+
+    Returns:
+        The model.
+
+    Raises:
+        MidsightError: The model cannot be loaded, or an argument has a wrong value.
+    """
+    if lora not in get_args(Lora):
+        raise MidsightError(Option("lora", lora), f" is unknown; give {' or '.join(get_args(Lora))}.")
+    target = choose_device(device)
+    found = find_model_folder(source, revision=revision)
+    folder = found.path
+    with quiet_transformers(), how_to_download_again(folder):
+        checkpoint = open_checkpoint(folder)
+        family = checkpoint.family
+        torch_dtype, dtype_notes = choose_dtype(dtype, target, checkpoint)
+        mode, lora_notes = choose_lora(lora, torch_dtype, checkpoint, folder)
+        processor = load_processor(checkpoint, folder)
+        template, template_notes = find_chat_template(processor, family, str(source))
+        generation_config, stop_ids = read_generation(folder, processor.tokenizer, vocab_size(checkpoint.config))
+        hf_model: Any = WithoutWeights(checkpoint.config)
+        if weights:
+            hf_model = checkpoint.load_weights(LoadChoice(torch_dtype, target, mode, unused=audio)).eval()
+            hf_model.generation_config = generation_config
+        else:
+            checkpoint.account()
+    return LoadedModel(
+        hf_model=hf_model,
+        processor=processor,
+        family=family,
+        chat_template=template,
+        name=str(source),
+        revision=found.revision,
+        format=checkpoint.format,
+        fingerprint=fingerprint(folder, checkpoint.headers),
+        dtype=torch_dtype,
+        device=target,
+        stop_ids=stop_ids,
+        attention=hf_model.config._attn_implementation or "not loaded",
+        lora=mode or ("in the weights" if family.stored.lora_folder else "none"),
+        fixes=family.stored.fixes(hf_model) if weights else (),
+        notes=(*dtype_notes, *lora_notes, *template_notes),
+    )
+
+
+def wrap_model(hf_model: Any, processor: Any) -> LoadedModel:
+    """Takes a model that is already in memory; its weights stay as they are.
+
+    The model may be fine-tuned, quantised, or inside a PEFT model, whose active adapters stay on.
+
+    Args:
+        hf_model: A transformers model of a known family, or a PEFT model around one. Its bugs are fixed in place.
+        processor: Its processor, as AutoProcessor makes it.
+
+    Returns:
+        The model.
+
+    Raises:
+        MidsightError: The family is unknown, or the processor belongs to another family.
+    """
+    plain = without_peft(hf_model)
+    kind = type(plain).__name__
+    # a subclass that a user wrote counts as the class that it is derived from
+    known = [parent.__name__ for parent in type(plain).__mro__ if parent.__name__ in FAMILIES]
+    family = find_family(known or [kind], f"The model of class {kind}")
+    config: Any = plain.config
+    validate_wrapped_processor(processor, family)
+    family.vision.validate_processor(processor, config)
+    template, notes = find_chat_template(processor, family, type(processor).__name__)
+    plain.eval()
+    # its device takes the token ids, and quantisation usually leaves its dtype alone
+    embedding: Any = plain.get_submodule(family.modules.token_embedding).weight
+    stop_ids = as_ids(plain.generation_config.eos_token_id, "The model's generation config")
+    validate_stop_ids(stop_ids, processor.tokenizer, vocab_size(config), "The model's generation config")
+    return LoadedModel(
+        hf_model=plain,
+        processor=processor,
+        family=family,
+        chat_template=template,
+        name=config.name_or_path or kind,
+        revision=None,
+        format="in memory",
+        fingerprint=weights_fingerprint(plain),
+        dtype=embedding.dtype,
+        device=embedding.device,
+        stop_ids=stop_ids,
+        attention=config._attn_implementation,
+        lora="as given",
+        fixes=family.stored.fixes(plain),
+        notes=notes,
+    )
+
+
+def validate_wrapped_processor(processor: Any, family: Family) -> None:
+    """Raises MidsightError if a processor lacks what the family's prompts and images need."""
+    source = f"The processor of class {type(processor).__name__}"
+    tokenizer, image_processor = getattr(processor, "tokenizer", None), getattr(processor, "image_processor", None)
+    image_token = family.prompt.image_token
+    if tokenizer is None or image_processor is None or image_token not in tokenizer.get_vocab():
+        raise MidsightError(
+            f"{source} has no tokenizer with {image_token} and image processor; give the one that AutoProcessor makes "
+            f"for {family.name}."
+        )
+    if tokenizer.pad_token_id is None:
+        raise MidsightError(f"{source} has a tokenizer without pad_token; set tokenizer.pad_token.")
+
+
+def find_chat_template(processor: Any, family: Family, source: str) -> tuple[ChatTemplate | None, tuple[str, ...]]:
+    """The chat template of a model, None if neither folder nor family has one; and notes about it.
+
+    `source` is the folder, hub id or processor that the notes name.
+    """
+    template = find_template(processor, family.prompt)
+    if template is None:
+        return None, ()
+    prompt = default_prompt(processor, family.prompt, template)
+    note = describe_template(source, family.name, family.prompt, template, prompt)
+    return template, (note,) if note else ()
+
+
+def without_peft(hf_model: Any) -> Any:
+    """The transformers model inside a PEFT model, adapter layers included; any other model is returned unchanged.
+
+    Raises MidsightError for an adapter that works outside the layers, as prompt tuning does.
+    """
+    configs = getattr(hf_model, "peft_config", None)
+    if configs is None or not hasattr(hf_model, "get_base_model"):
+        return hf_model
+    outside = [config.peft_type for config in configs.values() if config.is_prompt_learning]
+    if outside:
+        raise MidsightError(
+            f"The PEFT model has {outside[0].value}, which adds trained prompts that midsight would leave out; "
+            "give a model with LoRA or another adapter inside the layers."
+        )
+    return hf_model.get_base_model()
+
+
+def load_processor(checkpoint: Checkpoint, folder: Path) -> Any:
+    """The folder's processor; raises MidsightError if it cannot make the family's prompts and images."""
+    processor = checkpoint.load_processor()
+    family, tokenizer = checkpoint.family, processor.tokenizer
+    family.vision.validate_processor(processor, checkpoint.config)
+    if tokenizer.pad_token_id is None:
+        raise MidsightError(
+            f"{folder / 'tokenizer_config.json'} does not name a pad_token that the tokenizer has; add it."
+        )
+    if family.prompt.image_token not in tokenizer.get_vocab():
+        raise ModelFileError(
+            f"The tokenizer of {folder} lacks the token {family.prompt.image_token}, which stands for images",
+            folder / "tokenizer.json",
+        )
+    return processor
+
+
+def vocab_size(config: Any) -> int:
+    """Number of rows of the language-model head."""
+    return config.get_text_config().vocab_size
+
+
+def choose_device(device: str) -> torch.device:
+    """The device that `device` names; `auto` is the first CUDA device, or the CPU if there is none."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        if chosen.type not in ("cpu", "mps", "cuda") or (chosen.index is not None and chosen.type != "cuda"):
+            raise RuntimeError(device)
+    except RuntimeError:
+        raise MidsightError(Option("device", device), " is unknown; give auto, cpu, mps, cuda or cuda:N.") from None
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise MidsightError(
+            Option("device", device),
+            f" does not exist: torch sees {torch.cuda.device_count()} CUDA devices; give one of them, or auto.",
+        )
+    if chosen.type == "mps" and not torch.backends.mps.is_available():
+        raise MidsightError(Option("device", device), " does not exist: torch sees no Apple GPU; give cpu.")
+    return chosen
+
+
+def choose_dtype(dtype: str, device: torch.device, checkpoint: Checkpoint) -> tuple[torch.dtype, tuple[str, ...]]:
+    """The dtype of the weights in memory, and notes about it."""
+    if dtype != "auto":
+        if dtype not in {"float32", "bfloat16", "float16"}:
+            raise MidsightError(Option("dtype", dtype), " is unknown; give auto, float32, bfloat16 or float16.")
+        return getattr(torch, dtype), ()
+    stored = checkpoint.config.dtype
+    if stored not in (torch.bfloat16, torch.float16):
+        stored = torch.float32
+    if device.type != "cpu":
+        return stored, ()
+    needed = 4 * loaded_parameters(checkpoint, "merged")
+    free = psutil.virtual_memory().available
+    if needed <= SPARE_MEMORY * free:
+        return torch.float32, ()
+    note = (
+        f"The weights need {needed / 1e9:.1f} GB in float32 and {free / 1e9:.1f} GB are free, "
+        f"so they are loaded in {str(stored).removeprefix('torch.')}."
+    )
+    return stored, (note,)
+
+
+def closest_to_float32(dtype: torch.dtype) -> LoraMode:
+    """How `lora="auto"` applies a LoRA beside the weights."""
+    return "merged" if dtype == torch.float32 else "unmerged"
+
+
+def choose_lora(
+    lora: Lora, dtype: torch.dtype, checkpoint: Checkpoint, folder: Path
+) -> tuple[LoraMode | None, tuple[str, ...]]:
+    """How the LoRA beside the weights is applied, None if there is no such LoRA; and notes about it."""
+    lora_folder = checkpoint.family.stored.lora_folder
+    if checkpoint.has_lora:
+        return (closest_to_float32(dtype) if lora == "auto" else lora), ()
+    if lora != "auto":
+        raise MidsightError(
+            Option("lora", lora), f" needs a LoRA beside the weights, and {folder} has none; leave the option out."
+        )
+    if lora_folder is None:
+        return None, ()
+    note = (
+        f"{folder} has no {lora_folder}/, so its weights are used unchanged: that is right if the LoRA for images is "
+        "merged into them, and gives another model's numbers if the LoRA is missing."
+    )
+    return None, (note,)

@@ -1,0 +1,42 @@
+"""Opening a model folder of any format; `model_type` in config.json decides which format it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import transformers
+
+from midsight.checkpoints.checkpoint import Checkpoint
+from midsight.checkpoints.headers import read_json
+from midsight.checkpoints.native import open_native
+from midsight.checkpoints.phi4mm.folder import open_published
+from midsight.errors import MidsightError, ModelFileError
+from midsight.families.catalogue import KNOWN
+
+PUBLISHED_FORMATS: dict[str, Callable[[Path], Checkpoint]] = {"phi4mm": open_published}
+"""From a `model_type` that transformers does not load to the function that opens such a folder."""
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """Opens a model folder of any format. Raises MidsightError."""
+    model_type = read_model_type(folder)
+    if model_type in PUBLISHED_FORMATS:
+        return PUBLISHED_FORMATS[model_type](folder)
+    if model_type not in transformers.CONFIG_MAPPING:
+        raise MidsightError(
+            f"{folder} has model_type {model_type!r}, which transformers {transformers.__version__} does not load "
+            f"without remote code; {KNOWN}."
+        )
+    return open_native(folder)
+
+
+def read_model_type(folder: Path) -> str:
+    """`model_type` of the folder's config.json; raises MidsightError if it has none."""
+    if not folder.is_dir():
+        raise MidsightError(f"{folder} is not a folder; give the folder of a downloaded model.")
+    path = folder / "config.json"
+    model_type = read_json(path).get("model_type")
+    if not isinstance(model_type, str):
+        raise ModelFileError(f"{path} says {model_type!r} for model_type", path)
+    return model_type

@@ -1,0 +1,1 @@
+"""`midsight models`: models side by side, from their configs alone."""

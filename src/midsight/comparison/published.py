@@ -1,0 +1,130 @@
+"""Sizes of the published models, so that they can be compared without a download.
+
+Only the fields that decide shapes are here; every other field is the default of transformers' config class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import transformers
+
+
+@dataclass(frozen=True)
+class PublishedModel:
+    """A model on the hub."""
+
+    hub_id: str
+    """Its name, like owner/name."""
+    architecture: str
+    """transformers' class."""
+    config_class: str
+    """transformers' class of the config."""
+    sizes: Mapping[str, Any]
+    """Arguments of the config class."""
+    origin: str
+    """Where the sizes are from, and what they were compared with."""
+    also_published: str = ""
+    """What the published files hold in addition to the model's parameters."""
+
+    def config(self) -> Any:
+        """Makes transformers' config of the model."""
+        return getattr(transformers, self.config_class)(architectures=[self.architecture], **self.sizes)
+
+
+QWEN_TEXT = {
+    "vocab_size": 152064,
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+}
+
+PUBLISHED = (
+    PublishedModel(
+        hub_id="microsoft/Phi-4-multimodal-instruct",
+        architecture="Phi4MultimodalForCausalLM",
+        config_class="Phi4MultimodalConfig",
+        sizes={
+            "vocab_size": 200064,
+            "hidden_size": 3072,
+            "intermediate_size": 8192,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 24,
+            "num_key_value_heads": 8,
+            "tie_word_embeddings": True,
+            "vision_config": {
+                "hidden_size": 1152,
+                "intermediate_size": 4304,
+                "num_hidden_layers": 27,
+                "num_attention_heads": 16,
+                "image_size": 448,
+                "patch_size": 14,
+                "crop_size": 448,
+            },
+            "audio_config": {"bias_max_distance": 500},
+        },
+        origin="config.json and tensors at revision 93f923e, compared",
+        also_published="and 830,472,192 in two LoRAs, for images and for speech",
+    ),
+    PublishedModel(
+        hub_id="meta-llama/Llama-3.2-11B-Vision-Instruct",
+        architecture="MllamaForConditionalGeneration",
+        config_class="MllamaConfig",
+        sizes={
+            "image_token_index": 128256,
+            "text_config": {
+                "vocab_size": 128256,
+                "hidden_size": 4096,
+                "intermediate_size": 14336,
+                "num_hidden_layers": 40,
+                "num_attention_heads": 32,
+                "num_key_value_heads": 8,
+                "cross_attention_layers": [3, 8, 13, 18, 23, 28, 33, 38],
+            },
+            "vision_config": {
+                "hidden_size": 1280,
+                "intermediate_size": 5120,
+                "num_hidden_layers": 32,
+                "num_global_layers": 8,
+                "attention_heads": 16,
+                "image_size": 560,
+                "patch_size": 14,
+                "max_num_tiles": 4,
+                "intermediate_layers_indices": [3, 7, 15, 23, 30],
+                "vision_output_dim": 7680,
+            },
+        },
+        origin="config.json and the shapes of all tensors, compared",
+    ),
+    PublishedModel(
+        hub_id="Qwen/Qwen2.5-VL-7B-Instruct",
+        architecture="Qwen2_5_VLForConditionalGeneration",
+        config_class="Qwen2_5_VLConfig",
+        sizes={
+            "text_config": QWEN_TEXT,
+            "vision_config": {
+                "depth": 32,
+                "hidden_size": 1280,
+                "intermediate_size": 3420,
+                "num_heads": 16,
+                "out_hidden_size": 3584,
+            },
+        },
+        origin="config.json as public code repeats it; not compared with the file",
+    ),
+    PublishedModel(
+        hub_id="Qwen/Qwen2-VL-7B-Instruct",
+        architecture="Qwen2VLForConditionalGeneration",
+        config_class="Qwen2VLConfig",
+        sizes={
+            "text_config": QWEN_TEXT,
+            "vision_config": {"depth": 32, "embed_dim": 1280, "hidden_size": 3584, "mlp_ratio": 4, "num_heads": 16},
+        },
+        origin="config.json as public code repeats it; not compared with the file",
+    ),
+)
+"""The published models, one of each family."""

@@ -1,0 +1,111 @@
+"""The rows of the comparison, one for each model, from its config alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from midsight.checkpoints.checkpoint import left_out_parts
+from midsight.checkpoints.quiet import quiet_transformers
+from midsight.comparison.published import PUBLISHED
+from midsight.comparison.sizes import ConfigFacts, count_by_part, read_config
+from midsight.families.catalogue import find_family
+from midsight.taps.tap import choose_layers
+
+
+@dataclass(frozen=True)
+class ModelRow:
+    """One model in the comparison."""
+
+    name: str
+    """Folder or hub id."""
+    origin: str
+    """Where its sizes are from."""
+    family: str
+    """The family's name, as in `Phi-4-multimodal`."""
+    architecture: str
+    """transformers' class."""
+    vision_encoder: str
+    """The vision encoder, in words."""
+    vision_width: int
+    """Width of the encoder's feature layer, and of `vision_only_representation`."""
+    processor_columns: int | None
+    """Pixel columns of the processor's crops, and width of `processor_pooled_pixels`; None without crops."""
+    vision_access: str
+    """Where the vision features are taken, in words."""
+    layers: int
+    """Number of decoder layers."""
+    default_layers: tuple[int, ...]
+    """The layers that `layers="default"` takes."""
+    hidden_size: int
+    """Width of the decoder's hidden states."""
+    image_token: str
+    """The token that stands for image content."""
+    image_token_id: int
+    """Its id."""
+    template: str
+    """The prompt for one image and `{question}`."""
+    parameters: Mapping[str, int]
+    """Number of parameters by part of the model; tied ones count once, LoRAs do not count."""
+    left_out: tuple[str, ...]
+    """Parts that no image prompt uses."""
+    also_published: str
+    """What the published files hold in addition to the parameters."""
+
+    @property
+    def total_parameters(self) -> int:
+        """Number of parameters of all parts."""
+        return sum(self.parameters.values())
+
+
+def compare(sources: list[str]) -> list[ModelRow]:
+    """Compares models by their configs.
+
+    Args:
+        sources: Folders or hub ids; if empty, the published model of every family. These need no download; of other
+            models on the hub, only config and tokenizer files are downloaded.
+
+    Returns:
+        A row for each model.
+
+    Raises:
+        MidsightError: A config is missing or damaged, or its family is unknown.
+    """
+    return [describe_model(source) for source in sources or [model.hub_id for model in PUBLISHED]]
+
+
+@quiet_transformers()
+def describe_model(source: str) -> ModelRow:
+    """The row of one model; raises MidsightError if its config cannot be read."""
+    published = next((model for model in PUBLISHED if model.hub_id == source and not Path(source).is_dir()), None)
+    if published is not None:
+        family = find_family([published.architecture], source)
+        facts = ConfigFacts(family, published.config(), family.prompt.published or "")
+        return make_row(source, published.origin, facts, published.also_published)
+    return make_row(source, "config.json", read_config(source), "")
+
+
+def make_row(name: str, origin: str, facts: ConfigFacts, also_published: str) -> ModelRow:
+    """Makes the row of a model from the facts about it."""
+    family, config = facts.family, facts.config
+    text = config.get_text_config()
+    return ModelRow(
+        name=name,
+        origin=origin,
+        family=family.name,
+        architecture=family.architecture,
+        vision_encoder=family.vision.describe(config),
+        vision_width=family.vision.width(config),
+        processor_columns=family.vision.crop_px(config) if family.vision.crop_px else None,
+        vision_access=family.vision.feature_source,
+        layers=text.num_hidden_layers,
+        default_layers=choose_layers("default", text.num_hidden_layers),
+        hidden_size=text.hidden_size,
+        image_token=family.prompt.image_token,
+        image_token_id=family.prompt.image_token_id(config),
+        template=facts.prompt,
+        parameters=count_by_part(family, config),
+        left_out=tuple(part for part in left_out_parts(family) if part in family.stored.unused_modules),
+        also_published=also_published,
+    )

@@ -1,0 +1,83 @@
+"""A model's config, its prompt and its number of parameters; weights are neither read nor downloaded."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from midsight.checkpoints.checkpoint import part_of
+from midsight.checkpoints.hub import TEXTS, fetch, is_folder, is_hub_id, read_architectures
+from midsight.checkpoints.native import load_processor
+from midsight.checkpoints.open_folder import PUBLISHED_FORMATS, open_checkpoint, read_model_type
+from midsight.errors import MidsightError, ModelFileError, first_line
+from midsight.families.catalogue import find_family
+from midsight.families.family import Family
+from midsight.prompts.chat_template import default_prompt, find_template
+
+
+@dataclass(frozen=True)
+class ConfigFacts:
+    """What the small files of a folder say about its model."""
+
+    family: Family
+    """The family that it belongs to."""
+    config: Any
+    """transformers' config of the whole model."""
+    prompt: str
+    """The folder's prompt for one image and `{question}`; the published model's if the folder has no chat template."""
+
+
+def read_config(source: str) -> ConfigFacts:
+    """Reads the small files of a folder or hub id; raises MidsightError."""
+    in_folder = is_folder(source)
+    if not in_folder and not is_hub_id(source):
+        raise MidsightError(f"{source} is neither a folder nor a hub id like owner/name; give one of them.")
+    folder = Path(source) if in_folder else fetch(source, None, allow=TEXTS, ignore="*/*")
+    if read_model_type(folder) in PUBLISHED_FORMATS:
+        if not in_folder:
+            raise MidsightError(
+                f"{source} has a config.json without the vision encoder's sizes; give a folder with its weights."
+            )
+        checkpoint = open_checkpoint(folder)
+        prompt = read_prompt(checkpoint.family, checkpoint.load_processor)
+        return ConfigFacts(checkpoint.family, checkpoint.config, prompt)
+    family = find_family(read_architectures(folder), source)
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # transformers raises many types for a wrong value
+        path = folder / "config.json"
+        raise ModelFileError(f"{path} is not a config of {family.name}: {first_line(error)}", path) from error
+    return ConfigFacts(family, config, read_prompt(family, lambda: load_processor(folder)))
+
+
+def read_prompt(family: Family, load: Callable[[], Any]) -> str:
+    """The prompt for one image and `{question}`; the published model's if the folder has no usable chat template."""
+    with suppress(MidsightError):  # a folder without a tokenizer can be compared too
+        processor = load()
+        template = find_template(processor, family.prompt)
+        if template is not None:
+            return default_prompt(processor, family.prompt, template)
+    return family.prompt.published or ""
+
+
+def count_by_part(family: Family, config: Any) -> dict[str, int]:
+    """Number of parameters of a model with this config, by part; no memory is allocated."""
+    try:
+        with torch.device("meta"):
+            model = getattr(transformers, family.architecture)(config)
+    except Exception as error:  # as above
+        raise ModelFileError(
+            f"transformers makes no {family.name} from the sizes in config.json: {first_line(error)}",
+            Path("config.json"),
+        ) from error
+    counts: Counter[str] = Counter()
+    for name, parameter in model.named_parameters():
+        counts[part_of(name, family)] += parameter.numel()
+    return dict(counts)

@@ -1,0 +1,140 @@
+"""The description of a run: everything that decides its numbers, and where they come from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, distribution, version
+from pathlib import Path
+from typing import Any
+
+from midsight.checkpoints.loading import LoadedModel
+from midsight.extraction.request import Request, ResolvedRequest
+from midsight.prompts.chat_template import default_prompt
+from midsight.prompts.declaration import QUESTION
+from midsight.samples.streams import SampleStream
+from midsight.samples.tables import Dataset
+from midsight.store.schema import StoreDtype
+from midsight.store.spec import DatasetSpec, EnvironmentSpec, ModelSpec, PromptSpec, RequestSpec, RunSpec
+
+RECORDED_PACKAGES = ("numpy", "peft", "pillow", "pyarrow", "safetensors", "torch", "torchvision", "transformers")
+PACKAGE = Path(__file__).parents[1]
+
+
+def describe_run(
+    dataset: Dataset | SampleStream,
+    model: LoadedModel,
+    request: Request,
+    resolved: ResolvedRequest,
+    store_dtype: StoreDtype,
+) -> RunSpec:
+    """What run.json holds."""
+    return RunSpec(
+        request=RequestSpec(
+            layers=tuple(sorted({tap.layer for tap in resolved.taps})),
+            positions=tuple(dict.fromkeys(tap.position for tap in resolved.taps)),
+            residual=request.residual,
+            vision=request.vision,
+            processor_pooled_pixels=resolved.processor_pooled_pixels,
+            pixels=resolved.pixels,
+            answers=resolved.answers,
+            max_new_tokens=resolved.max_new_tokens if resolved.answers else None,
+            share=resolved.share,
+            store_dtype=store_dtype,
+        ),
+        model=describe_model(model),
+        prompt=describe_prompt(dataset, model, resolved),
+        dataset=describe_dataset(dataset),
+        environment=EnvironmentSpec(
+            device=str(model.device),
+            python=platform.python_version(),
+            platform=platform.platform(),
+            packages={name: version(name) for name in RECORDED_PACKAGES},
+            midsight_commit=midsight_commit(),
+        ),
+        vectors=resolved.vectors,
+        extras=dict(dataset.extras),
+    )
+
+
+def describe_model(model: LoadedModel) -> ModelSpec:
+    """The model as it was loaded."""
+    return ModelSpec(
+        name=model.name,
+        family=model.family.name,
+        architecture=model.family.architecture,
+        format=model.format,
+        revision=model.revision,
+        fingerprint=model.fingerprint,
+        lora=model.lora,
+        fixes=model.fixes,
+        dtype=str(model.dtype).removeprefix("torch."),
+        device_type=model.device.type,
+        attention=model.attention,
+        layers=model.n_layers,
+        hidden_size=model.hidden_size,
+        stop_ids=model.stop_ids,
+        longrope_threshold_tokens=model.longrope_threshold,
+    )
+
+
+def describe_prompt(dataset: Dataset | SampleStream, model: LoadedModel, resolved: ResolvedRequest) -> PromptSpec:
+    """The prompt's format, and the prompt of the first question with one image."""
+    asked = dataset.samples if isinstance(dataset, Dataset) else ()
+    question = asked[0].question if asked else QUESTION
+    prompt, declaration = resolved.prompt, model.family.prompt
+    text, published = prompt.template.text, declaration.published
+    rendered = default_prompt(model.processor, declaration, prompt.template)
+    return PromptSpec(
+        user=prompt.user,
+        system=prompt.system,
+        template=prompt.template.source,
+        template_sha256=None if text is None else hashlib.sha256(text.encode()).hexdigest(),
+        is_published=None if published is None else rendered == published,
+        rendered=prompt.render(model.processor, declaration, prompt.user.replace(QUESTION, question)),
+    )
+
+
+def describe_dataset(dataset: Dataset | SampleStream) -> DatasetSpec:
+    """Where the rows come from; the number of rows of a stream is not known."""
+    options: dict[str, Any] = dict(dataset.options)
+    if isinstance(dataset, SampleStream):
+        origin = {"path": dataset.name, "rows": None, "revision": dataset.revision}
+    else:
+        origin = {"path": str(dataset.path) if dataset.path else None, "rows": dataset.rows, "revision": None}
+    return DatasetSpec(**origin, sha256=dataset.sha256, **options)
+
+
+def midsight_commit() -> str | None:
+    """The git commit of the midsight in use, with `-dirty` if files were changed since; None if there is none.
+
+    Of an installed copy it is the commit that pip recorded, of a checkout the one that git tells.
+    """
+    try:
+        recorded = distribution("midsight").read_text("direct_url.json")
+        commit = json.loads(recorded or "{}").get("vcs_info", {}).get("commit_id")
+        return commit or checkout_commit()
+    except (PackageNotFoundError, ValueError):
+        return checkout_commit()
+
+
+def checkout_commit() -> str | None:
+    """The commit of the checkout that holds this package; None if its files are not under version control."""
+    git = ["git", "-C", str(PACKAGE)]
+    try:
+        tracked = subprocess.run(  # noqa: S603  (a fixed command)
+            [*git, "ls-files", "--error-unmatch", "version.py"], capture_output=True, timeout=10
+        )
+        if tracked.returncode:
+            return None
+        described = subprocess.run(  # noqa: S603  (a fixed command)
+            [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            capture_output=True,
+            timeout=10,
+            text=True,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return described.stdout.strip() or None

@@ -1,0 +1,236 @@
+"""One planned call from prepared samples to records: encode, prefill, decode, collect."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from midsight.checkpoints.loading import LoadedModel
+from midsight.errors import BrokenOffError, first_line
+from midsight.extraction.budget import is_out_of_memory
+from midsight.extraction.calls import Call, plan_whole
+from midsight.extraction.decode import (
+    Answer,
+    Continuation,
+    FirstToken,
+    continue_from,
+    decode_until,
+    describe_first_token,
+)
+from midsight.extraction.prefill import Prefill, encode_distinct, pad_rows, prefill
+from midsight.extraction.prepare import PreparedSample, pooled_pixels, prepare
+from midsight.extraction.request import PaddingSide, ResolvedRequest
+from midsight.extraction.sharing import prefill_shared
+from midsight.families.inputs import EncodedImage, continue_positions, mean_over_patches
+from midsight.prompts.token_layout import Span
+from midsight.records import PROCESSOR_POOLED_PIXELS, VISION_ONLY, Record
+from midsight.samples.sample import Failure, Sample
+
+Outcome = Record | Failure
+"""What one sample leaves."""
+
+
+def extract_samples(
+    model: LoadedModel, request: ResolvedRequest, samples: Sequence[Sample], *, padding_side: PaddingSide = "right"
+) -> list[Outcome]:
+    """One outcome for each sample, in their order, from as few calls of the model as their kinds allow."""
+    prepared = prepare(model, request, samples)
+    ready = [item for item in prepared if isinstance(item, PreparedSample)]
+    outcomes: list[Outcome] = [item for item in prepared if isinstance(item, Failure)]
+    for call in plan_whole(ready, request):
+        outcomes += extract_or_halve(model, request, call, padding_side=padding_side)
+    by_id = {outcome.sample_id: outcome for outcome in outcomes}
+    return [by_id[sample.sample_id] for sample in samples]
+
+
+def extract_or_halve(
+    model: LoadedModel,
+    request: ResolvedRequest,
+    call: Call,
+    *,
+    padding_side: PaddingSide = "right",
+    on_memory: Callable[[int, bool], None] = lambda _tokens, _enough: None,
+) -> list[Outcome]:
+    """One outcome for each sample of the call; a call that fails is halved until the sample at fault is alone.
+
+    `on_memory` learns the tokens of a call of several samples that ran out of memory, and from then on those of each
+    call that did not. Raises BrokenOffError if the device is lost.
+    """
+    ran_out = False
+
+    def extract(part: Call) -> list[Outcome]:
+        nonlocal ran_out
+        try:
+            outcomes = extract_call(model, request, part, padding_side)
+        except Exception as error:
+            if is_out_of_memory(error) and len(part.items) > 1:
+                ran_out = True
+                on_memory(part.tokens, False)
+            raise
+        if ran_out:
+            on_memory(part.tokens, True)
+        return outcomes
+
+    return isolate_failures(call, extract, lambda: still_works(model.device))
+
+
+def still_works(device: torch.device) -> bool:
+    """Whether the device computes; after some errors a CUDA device does not until its process ends."""
+    try:
+        return bool(torch.ones(1, device=device).sum().item() == 1)
+    except Exception:  # a lost device raises many types
+        return False
+
+
+def isolate_failures(
+    call: Call, extract: Callable[[Call], list[Outcome]], device_works: Callable[[], bool]
+) -> list[Outcome]:
+    """Calls `extract`; if it raises, tries again with halves, down to single samples.
+
+    Raises BrokenOffError if the device is lost: then no sample is at fault.
+    """
+    try:
+        return extract(call)
+    except Exception as error:  # whatever one sample does to the model, the others are extracted
+        if not device_works():
+            raise BrokenOffError(
+                f"The device was lost ({type(error).__name__}: {first_line(error)}); the same call resumes from what "
+                "is stored."
+            ) from error
+        if len(call.items) == 1:
+            sample = call.items[0].sample
+            reason = f"The model failed on this sample: {type(error).__name__}: {first_line(error)}."
+            return [Failure(sample.sample_id, sample.input_index, reason)]
+    return [outcome for half in call.halves() for outcome in isolate_failures(half, extract, device_works)]
+
+
+@torch.inference_mode()
+def extract_call(model: LoadedModel, request: ResolvedRequest, call: Call, padding_side: PaddingSide) -> list[Outcome]:
+    """One outcome for each sample of the call, in its order: one prefill for all, then their answers."""
+    items = call.items
+    images = encode_distinct(model, [item.images for item in items])
+    if call.shares_prefixes:
+        filled = prefill_shared(model, call, images, request.taps, padding_side)
+    else:
+        filled = prefill_whole(model, request, items, images, padding_side)
+    vectors = collect_vectors(request, items, images, filled)
+    if not request.answers:
+        return [make_outcome(model, item, vectors[i]) for i, item in enumerate(items)]
+    start = continue_from(model, filled)
+    first_tokens = describe_first_token(start.logits)
+    answers = decode_answers(model, request, items, images, start, long_factors=call.long_factors)
+    return [make_outcome(model, item, vectors[i], answers[i], first_tokens[i]) for i, item in enumerate(items)]
+
+
+def prefill_whole(
+    model: LoadedModel,
+    request: ResolvedRequest,
+    items: Sequence[PreparedSample],
+    images: Sequence[Sequence[EncodedImage]],
+    padding_side: PaddingSide,
+) -> Prefill:
+    """Every prompt through the decoder, whole, one row each."""
+    rows = pad_rows(
+        [item.prompt.token_ids for item in items],
+        [item.prompt.layout for item in items],
+        [item.positions for item in items],
+        pad_id=model.pad_id,
+        side=padding_side,
+        device=model.device,
+    )
+    return prefill(model, rows, images, request.taps, keep_cache=request.answers)
+
+
+def decode_answers(
+    model: LoadedModel,
+    request: ResolvedRequest,
+    items: Sequence[PreparedSample],
+    images: Sequence[Sequence[EncodedImage]],
+    start: Continuation,
+    *,
+    long_factors: bool,
+) -> list[Answer]:
+    """Greedy answers from a prefill.
+
+    An answer that reaches the longrope threshold is prefilled again with its prompt, so that every position uses the
+    long factors, and continues from there.
+    """
+    limit = request.max_new_tokens
+    threshold = None if long_factors else request.longrope_threshold
+    answers = [Answer() for _ in items]
+    decode_until(model, answers, start, max_new_tokens=limit, threshold=threshold)
+    crossing = [i for i, answer in enumerate(answers) if answer.finish_reason is None]
+    if crossing:
+        token_ids = [(*items[i].prompt.token_ids, *answers[i].token_ids) for i in crossing]
+        layouts = [
+            replace(items[i].prompt.layout, prompt=Span(0, len(ids)))
+            for i, ids in zip(crossing, token_ids, strict=True)
+        ]
+        positions = [continue_positions(items[i].positions, len(answers[i].token_ids)) for i in crossing]
+        rows = pad_rows(token_ids, layouts, positions, pad_id=model.pad_id, side="left", device=model.device)
+        refilled = prefill(model, rows, [images[i] for i in crossing], taps=(), keep_cache=True)
+        crossed = continue_from(model, refilled)
+        decode_until(model, [answers[i] for i in crossing], crossed, max_new_tokens=limit, threshold=None)
+    return answers
+
+
+def collect_vectors(
+    request: ResolvedRequest,
+    items: Sequence[PreparedSample],
+    images: Sequence[Sequence[EncodedImage]],
+    filled: Prefill,
+) -> list[dict[str, np.ndarray]]:
+    """Every sample's vectors by column name, in the order of the columns, each float32 [width]."""
+    columns: dict[str, np.ndarray] = {}
+    if request.vision:
+        columns[VISION_ONLY] = torch.stack([mean_over_patches(row) for row in images]).cpu().numpy()
+    if request.processor_pooled_pixels:
+        columns[PROCESSOR_POOLED_PIXELS] = torch.stack([pooled_pixels(item.images) for item in items]).numpy()
+    columns |= {str(tap): filled.states[tap].cpu().numpy() for tap in request.taps}
+    return [{name: columns[name][i] for name in request.vectors} for i in range(len(items))]
+
+
+def make_outcome(
+    model: LoadedModel,
+    item: PreparedSample,
+    vectors: dict[str, np.ndarray],
+    answer: Answer | None = None,
+    first_token: FirstToken | None = None,
+) -> Outcome:
+    """The sample's record; a Failure if a vector or a log-probability is not finite."""
+    sample, layout = item.sample, item.prompt.layout
+    broken = [name for name, vector in vectors.items() if not np.isfinite(vector).all()]
+    if answer is not None and not np.isfinite(answer.logprobs).all():
+        broken.append("answer_logprobs")
+    if broken:
+        reason = f"{broken[0]} has values that are not finite in {model.dtype}; try dtype float32 or bfloat16."
+        return Failure(sample.sample_id, sample.input_index, reason)
+    answered = {}
+    if answer is not None and first_token is not None:
+        answered = {
+            "answer": model.tokenizer.decode(answer.token_ids, skip_special_tokens=True),
+            "answer_token_ids": tuple(answer.token_ids),
+            "answer_logprobs": tuple(answer.logprobs),
+            "finish_reason": answer.finish_reason,
+            "first_token_entropy": first_token.entropy,
+            "first_token_top_ids": first_token.top_ids,
+            "first_token_top_logprobs": first_token.top_logprobs,
+        }
+    return Record(
+        sample_id=sample.sample_id,
+        input_index=sample.input_index,
+        image_id=item.image_id,
+        image=sample.image,
+        question=sample.question,
+        reference_answers=sample.reference_answers,
+        extras=sample.extras,
+        prompt_tokens=len(layout.prompt),
+        image_tokens=layout.image_tokens,
+        vision_token_index=layout.vision_token,
+        query_token_index=layout.query_token,
+        vectors=vectors,
+        **answered,
+    )

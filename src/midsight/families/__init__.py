@@ -1,0 +1,1 @@
+"""Model families: what each declares, and the functions that act on it."""

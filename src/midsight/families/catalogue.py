@@ -1,0 +1,29 @@
+"""The families that midsight knows: architecture name to module, imported when it is needed."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+
+from midsight.errors import MidsightError
+from midsight.families.family import Family
+
+FAMILIES = {
+    "Phi4MultimodalForCausalLM": "midsight.families.phi4_multimodal",
+    "MllamaForConditionalGeneration": "midsight.families.mllama",
+    "Qwen2_5_VLForConditionalGeneration": "midsight.families.qwen2_5_vl",
+    "Qwen2VLForConditionalGeneration": "midsight.families.qwen2_vl",
+}
+"""Architecture, as in config.json, to the module that holds its FAMILY."""
+
+KNOWN = f"midsight knows {', '.join(FAMILIES)}, and docs/adding-a-model.md says how to add another"
+"""How an error about an unknown family ends."""
+
+
+def find_family(architectures: Sequence[str], source: str) -> Family:
+    """The family of the first architecture that midsight knows; `source` names the model in the error."""
+    for architecture in architectures:
+        if architecture in FAMILIES:
+            return importlib.import_module(FAMILIES[architecture]).FAMILY
+    found = ", ".join(map(str, architectures)) or "none"
+    raise MidsightError(f"{source} has the architecture {found}, which is not known; {KNOWN}.")

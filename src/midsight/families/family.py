@@ -1,0 +1,301 @@
+"""What a model family declares: a few small groups of facts and functions, most with a default.
+
+Plain functions elsewhere act on them, and `check_family` proves them on real tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from midsight.families.inputs import (
+    DecoderInputs,
+    EncodedImage,
+    ImageInputs,
+    insert_image_embeddings,
+    sequential_positions,
+)
+from midsight.prompts.declaration import FamilyPrompt
+from midsight.prompts.token_layout import TokenLayout
+
+Pixels = Literal["pil", "transformers"]
+"""Which resizing makes the model's pixels: PIL's on 8-bit images, or transformers' own on tensors."""
+
+
+class ReadSize(Protocol):
+    """Reads a number from a config."""
+
+    def __call__(self, config: Any, /) -> int:
+        """`config` is transformers' config of the whole model."""
+        ...
+
+
+class ReadThreshold(Protocol):
+    """Reads a length from a config, or None if the model has no such length."""
+
+    def __call__(self, config: Any, /) -> int | None:
+        """`config` is transformers' config of the whole model; returns tokens."""
+        ...
+
+
+class DescribeEncoder(Protocol):
+    """Says in words what the vision encoder is."""
+
+    def __call__(self, config: Any, /) -> str:
+        """`config` is transformers' config of the whole model."""
+        ...
+
+
+class ValidateProcessor(Protocol):
+    """Compares the folder's processor with its config."""
+
+    def __call__(self, processor: Any, config: Any, /) -> None:
+        """Raises ModelFileError if images of this processor do not fit the vision encoder."""
+        ...
+
+
+class MakeImageInputs(Protocol):
+    """Turns an image into what the vision encoder takes."""
+
+    def __call__(self, processor: Any, image: Image.Image, pixels: Pixels, config: Any, /) -> ImageInputs:
+        """`processor` has `image_processor` and `tokenizer`, and is transformers' whole processor if the folder has
+        one; `image` is RGB. Raises SampleError for an image that the model does not take.
+        """
+        ...
+
+
+class EncodeImages(Protocol):
+    """Runs the vision encoder up to its feature layer."""
+
+    def __call__(self, model: nn.Module, images: Sequence[ImageInputs], /) -> Iterable[Tensor]:
+        """The feature layer of each image, model dtype [..., vision width].
+
+        Nothing behind that layer is computed if it can be left out. Calls have a bounded size, whatever the number of
+        images.
+        """
+        ...
+
+
+class FindUsefulPatches(Protocol):
+    """Says which patches count in the mean of the vision features."""
+
+    def __call__(self, image: ImageInputs, /) -> Tensor:
+        """bool, of the features' shape without their width: patches whose content reaches the decoder."""
+        ...
+
+
+class EmbedImage(Protocol):
+    """Brings vision features into the decoder's width."""
+
+    def __call__(self, model: nn.Module, features: Tensor, image: ImageInputs, /) -> Tensor:
+        """`features` as EncodeImages gives them for one image; returns model dtype [rows, hidden size], as in
+        EncodedImage.
+        """
+        ...
+
+
+class PositionTokens(Protocol):
+    """Gives every token of a prompt its position."""
+
+    def __call__(self, layout: TokenLayout, images: Sequence[ImageInputs], /) -> Tensor:
+        """`layout` is that of a prompt without padding; returns int64 [axes, tokens].
+
+        A token after the last one has the largest position plus one, on every axis.
+        """
+        ...
+
+
+class MakeDecoderInputs(Protocol):
+    """Brings prompts and their images together."""
+
+    def __call__(
+        self,
+        model: nn.Module,
+        token_ids: Tensor,
+        layouts: Sequence[TokenLayout],
+        images: Sequence[Sequence[EncodedImage]],
+        /,
+    ) -> DecoderInputs:
+        """`token_ids` int64 [batch, tokens], `layouts` those of the padded rows, `images` of each row in order."""
+        ...
+
+
+class ApplyFixes(Protocol):
+    """Corrects known bugs of a loaded model."""
+
+    def __call__(self, model: nn.Module, /) -> tuple[str, ...]:
+        """Changes the model in place, and returns one sentence for each correction; none the second time."""
+        ...
+
+
+class MakeForwardInputs(Protocol):
+    """Makes the inputs of transformers' own full forward, for proofs."""
+
+    def __call__(self, config: Any, token_ids: Tensor, images: Sequence[ImageInputs], /) -> dict[str, Tensor]:
+        """`token_ids` int64 [1, tokens] of one prompt; returns what the forward takes beside `input_ids`."""
+        ...
+
+
+class ReadTowerFeature(Protocol):
+    """Finds the feature layer in what the vision tower's own forward returns, for proofs."""
+
+    def __call__(self, output: Any, images: Sequence[ImageInputs], /) -> list[Tensor]:
+        """`output` is the tower's in the full forward over these images; returns the feature layer of each."""
+        ...
+
+
+def vision_hidden_size(config: Any) -> int:
+    """The vision encoder's width, from the field that most configs have."""
+    return config.vision_config.hidden_size
+
+
+def accept_processor(_processor: Any, _config: Any) -> None:
+    """Compares nothing."""
+
+
+def no_threshold(_config: Any) -> None:
+    """For decoders whose rotary factors do not change with the length."""
+
+
+def no_fixes(_model: nn.Module) -> tuple[str, ...]:
+    """For families without a known bug."""
+    return ()
+
+
+def joined_pixel_values(_config: Any, _token_ids: Tensor, images: Sequence[ImageInputs]) -> dict[str, Tensor]:
+    """`pixel_values` of all images, one behind the other."""
+    return {"pixel_values": torch.cat([image.pixel_values for image in images])}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Modules:
+    """Where the parts of the model are: paths as in `get_submodule`."""
+
+    decoder: str = "model.language_model"
+    """The decoder without language-model head."""
+    layers: str = "model.language_model.layers"
+    """The list of decoder layers."""
+    final_norm: str = "model.language_model.norm"
+    """The norm after the last layer."""
+    token_embedding: str = "model.language_model.embed_tokens"  # noqa: S105  (a module path)
+    """The token embedding."""
+    lm_head: str = "lm_head"
+    """The language-model head."""
+    vision_tower: str = "model.vision_tower"
+    """The vision encoder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vision:
+    """From an image to its embeddings."""
+
+    describe: DescribeEncoder
+    """What the encoder is, in words."""
+    feature_source: str
+    """Where its features are taken, in words."""
+    image_inputs: MakeImageInputs
+    """Image to encoder inputs."""
+    encode: EncodeImages
+    """Encoder inputs to features."""
+    useful_patches: FindUsefulPatches
+    """Which features count in their mean."""
+    image_embeddings: EmbedImage
+    """Features to embeddings in the decoder's width."""
+    width: ReadSize = vision_hidden_size
+    """Width of the feature layer."""
+    validate_processor: ValidateProcessor = accept_processor
+    """Whether processor and encoder fit each other."""
+    crop_px: ReadSize | None = None
+    """Side of a square crop, in pixels; None if images are not cut into crops."""
+    default_pixels: Pixels = "pil"
+    """The resizing that the published model was trained with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoder:
+    """How the decoder takes a prompt."""
+
+    positions: PositionTokens = sequential_positions
+    """Position of every token."""
+    inputs: MakeDecoderInputs = insert_image_embeddings
+    """Tokens and images of a batch to the decoder's inputs."""
+    shares_image_prefix: bool = True
+    """Whether states up to the last image token are the same for every question on the same images."""
+    longrope_threshold: ReadThreshold = no_threshold
+    """Longest prompt, in tokens, that uses the short rotary factors; None without longrope."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredTensors:
+    """What the family's checkpoints store, and what has to be corrected after loading."""
+
+    older_names: Mapping[str, str] = field(default_factory=dict)
+    """Regular expressions of tensor names that published folders have and transformers renames at load, each with
+    its replacement."""
+    unused_modules: Mapping[str, str] = field(default_factory=dict)
+    """Name and module path of the parts that no image prompt uses; they are loaded only on request."""
+    lora_folder: str | None = None
+    """Folder, inside the model's, of a LoRA that image input needs; None if the family has none."""
+    lora_parts: Mapping[str, str] = field(default_factory=dict)
+    """Name and regular expression of the LoRA tensors that lie beside the weights, the one for images first; the
+    others are never loaded."""
+    fixes: ApplyFixes = no_fixes
+    """Corrects known bugs of transformers' class."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """What a proof needs of transformers' own forward."""
+
+    tower_feature: ReadTowerFeature
+    """The feature layer in the tower's own output."""
+    forward_inputs: MakeForwardInputs = joined_pixel_values
+    """The image inputs of the full forward."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """One model family."""
+
+    name: str
+    """For people, as in `Phi-4-multimodal`."""
+    architecture: str
+    """transformers' class, as in config.json's `architectures`."""
+    prompt: FamilyPrompt
+    """Image token and published prompt."""
+    vision: Vision
+    """From an image to its embeddings."""
+    reference: Reference
+    """What a proof needs."""
+    modules: Modules = field(default_factory=Modules)
+    """Where the parts of the model are."""
+    decoder: Decoder = field(default_factory=Decoder)
+    """How the decoder takes a prompt."""
+    stored: StoredTensors = field(default_factory=StoredTensors)
+    """What checkpoints store."""
+
+
+def decoder_layers(model: nn.Module, family: Family) -> Sequence[nn.Module]:
+    """The decoder layers, in order."""
+    layers = model.get_submodule(family.modules.layers)
+    if not isinstance(layers, nn.ModuleList):
+        raise TypeError(
+            f"{family.name} declares {family.modules.layers} as decoder layers, but it is a {type(layers)}."
+        )
+    return list(layers)
+
+
+def encode_images(model: nn.Module, family: Family, images: Sequence[ImageInputs]) -> list[EncodedImage]:
+    """Each image through the vision encoder and into the decoder's width."""
+    vision = family.vision
+
+    def encode(image: ImageInputs, features: Tensor) -> EncodedImage:
+        useful = features[vision.useful_patches(image).to(features.device)].float()
+        return EncodedImage(image, vision.image_embeddings(model, features, image), useful.sum(dim=0), len(useful))
+
+    return [encode(image, features) for image, features in zip(images, vision.encode(model, images), strict=True)]

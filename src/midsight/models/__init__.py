@@ -1,1 +1,0 @@
-"""Model families: what each declares, and the plain functions that act on it."""

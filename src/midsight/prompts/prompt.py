@@ -1,0 +1,184 @@
+"""From a question to token ids: the rendered prompt, its tokens, and where its parts lie."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from midsight.errors import MidsightError, Option, SampleError, first_line
+from midsight.prompts.chat_template import (
+    MARK,
+    ChatTemplate,
+    choose_template,
+    find_default_system_turn,
+    render,
+    validate_system,
+)
+from midsight.prompts.declaration import QUESTION, FamilyPrompt
+from midsight.prompts.token_layout import Span, TokenLayout, runs_of
+
+
+@dataclass(frozen=True)
+class PromptFormat:
+    """What stands around every question of a run."""
+
+    template: ChatTemplate
+    """Renders the turn."""
+    user: str = QUESTION
+    """The user's text; `{question}` stands for the sample's question."""
+    system: str | None = None
+    """Text of a system turn before the user's; None is the template's own choice, empty text no system turn."""
+    left_out: tuple[int, int] = (0, 0)
+    """Start and stop, in characters, of the template's own system turn where it is left out."""
+
+    def render(self, processor: Any, declaration: FamilyPrompt, user_text: str, images: int = 1) -> str:
+        """The prompt for one user text, each image one image token."""
+        text = render(processor, declaration, self.template, user_text, images=images, system=self.system or None)
+        start, stop = self.left_out
+        return text[:start] + text[stop:]
+
+
+@dataclass(frozen=True)
+class PromptTokens:
+    """A tokenised prompt, its image tokens repeated."""
+
+    token_ids: tuple[int, ...]
+    """Without padding."""
+    layout: TokenLayout
+    """Where its parts lie."""
+    text: str
+    """The prompt as text, each image still one image token."""
+
+
+def make_prompt_format(
+    processor: Any,
+    declaration: FamilyPrompt,
+    *,
+    user: str,
+    system: str | None,
+    prompt_template: str | Path,
+    folder: str,
+) -> PromptFormat:
+    """The format of a run's prompts; raises MidsightError for a text or a template that cannot be used.
+
+    `folder` names the model in errors.
+    """
+    if user.count(QUESTION) != 1:
+        raise MidsightError(Option("prompt"), f" is {user!r}; it has to contain {QUESTION} exactly once.")
+    for option, text in (("prompt", user), ("system", system or "")):
+        control = find_control_text(text, processor.tokenizer, declaration)
+        if control:
+            raise MidsightError(
+                Option(option), f" contains the control token {control!r}; leave it out: midsight places it."
+            )
+    template = choose_template(processor, declaration, prompt_template, folder)
+    if system:
+        validate_system(processor, declaration, template, system)
+    left_out = find_default_system_turn(processor, declaration, template) if system == "" else (0, 0)
+    return PromptFormat(template, user, system, left_out)
+
+
+def find_control_text(text: str, tokenizer: Any, declaration: FamilyPrompt) -> str | None:
+    """The first control token or image placeholder that `text` spells out, if any."""
+    placeholder = re.search(declaration.placeholder, text) if declaration.placeholder else None
+    if placeholder:
+        return placeholder.group()
+    return next((token for token in sorted(tokenizer.get_added_vocab()) if token in text), None)
+
+
+def tokenise_prompt(
+    processor: Any, declaration: FamilyPrompt, prompt_format: PromptFormat, question: str, image_tokens: Sequence[int]
+) -> PromptTokens:
+    """The prompt for a question on images that take `image_tokens[i]` tokens each.
+
+    The token ids equal those of the processor's `apply_chat_template(..., tokenize=True)`. Text that spells a control
+    token is refused, never turned into one: a question that carries the template of another tool would otherwise give
+    numbers of another prompt. Raises SampleError.
+    """
+    if not question.strip():
+        raise SampleError("The question is empty; give one, or leave the sample out.")
+    before, after = prompt_format.user.split(QUESTION)
+    user_text = before + question + after
+    # of the whole text: template and question, harmless each, may spell a token between them
+    control = find_control_text(user_text, processor.tokenizer, declaration)
+    if control:
+        raise SampleError(f"The question contains the control token {control!r}; leave it out: midsight places it.")
+    try:
+        text = prompt_format.render(processor, declaration, user_text, len(image_tokens))
+        marked = prompt_format.render(processor, declaration, MARK, len(image_tokens))
+    except Exception as error:  # a template may raise anything
+        raise SampleError(
+            f"The chat template refuses {len(image_tokens)} images and this question: {first_line(error)}."
+        ) from error
+    tokenizer = processor.tokenizer
+    # judged before the text is completed, as the processor does
+    special_tokens = adds_special_tokens(tokenizer, text)
+    text, marked = (declaration.complete_text(each, tokenizer) for each in (text, marked))
+    encoded = tokenizer(text, return_offsets_mapping=True, add_special_tokens=special_tokens)
+    return expand_image_tokens(
+        encoded["input_ids"],
+        encoded["offset_mapping"],
+        text,
+        question_chars=find_question(text, marked, before, question),
+        image_token_id=tokenizer.convert_tokens_to_ids(declaration.image_token),
+        image_tokens=image_tokens,
+    )
+
+
+def adds_special_tokens(tokenizer: Any, text: str) -> bool:
+    """Whether the tokenizer may add its own special tokens to a prompt: not if the prompt has the first one already.
+
+    The rule of transformers' `ProcessorMixin.apply_chat_template`.
+    """
+    return tokenizer.bos_token is None or not text.startswith(tokenizer.bos_token)
+
+
+def find_question(text: str, marked: str, before: str, question: str) -> tuple[int, int]:
+    """Start and stop of the question in a prompt, in characters.
+
+    `marked` is the same prompt with MARK for the user's text, `before` what stands before the question in that text.
+    A template may trim the user's text; if it changes the text in another way, all of it counts as the question.
+    """
+    head, _, tail = marked.partition(MARK)
+    start, stop = len(head), len(text) - len(tail)
+    user_text = text[start:stop]
+    for spelled in (question, question.rstrip(), question.lstrip(), question.strip()):
+        for offset in (len(before), len(before.lstrip())):
+            if user_text[offset : offset + len(spelled)] == spelled:
+                return start + offset, start + offset + len(spelled)
+    return start, stop
+
+
+def expand_image_tokens(
+    token_ids: Sequence[int],
+    offsets: Sequence[tuple[int, int]],
+    text: str,
+    *,
+    question_chars: tuple[int, int],
+    image_token_id: int,
+    image_tokens: Sequence[int],
+) -> PromptTokens:
+    """Repeats each image token as often as its image needs, and lays out the result.
+
+    `offsets` are the tokens' character ranges in `text`. Raises SampleError if there is not one image token per image.
+    """
+    found = list(token_ids).count(image_token_id)
+    if found != len(image_tokens):
+        raise SampleError(f"The prompt has {found} image tokens for {len(image_tokens)} images.")
+    question_start, question_stop = question_chars
+    expanded: list[int] = []
+    in_question: list[int] = []
+    counts = iter(image_tokens)
+    for token_id, (start, stop) in zip(token_ids, offsets, strict=True):
+        if start < question_stop and stop > question_start:
+            in_question.append(len(expanded))
+        expanded.extend([token_id] * (next(counts) if token_id == image_token_id else 1))
+    layout = TokenLayout(
+        prompt=Span(0, len(expanded)),
+        image=runs_of(expanded, image_token_id),
+        question=Span(in_question[0], in_question[-1] + 1) if in_question else Span(0, 0),
+    )
+    return PromptTokens(tuple(expanded), layout, text)

@@ -1,0 +1,31 @@
+"""Opens any dataset that midsight takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from midsight.samples.options import DEFAULT_OPTIONS, DatasetOptions
+from midsight.samples.sample import ImageSource, Sample
+from midsight.samples.streams import HUB_PREFIX, SampleStream, open_hub
+from midsight.samples.tables import Dataset, make_samples, read_table
+
+Data = Dataset | SampleStream | str | Path | Iterable[Sample | tuple[ImageSource | str, str]]
+"""What `open_dataset` takes, and what it returns."""
+
+
+def open_dataset(
+    data: str | Path | Iterable[Sample | tuple[ImageSource | str, str]], options: DatasetOptions = DEFAULT_OPTIONS
+) -> Dataset | SampleStream:
+    """The samples of a table file, Parquet shards, a saved Hugging Face dataset, a folder of images, or pairs.
+
+    A name like hf://owner/name opens a dataset on the Hugging Face Hub, which is streamed; any other text is a path.
+    `options` apply to files and streams. docs/datasets.md describes what can be opened.
+
+    Raises MidsightError for a dataset that cannot be opened.
+    """
+    if not isinstance(data, str | Path):
+        return make_samples(data)
+    if str(data).startswith(HUB_PREFIX):
+        return open_hub(str(data), options)
+    return read_table(data, options)

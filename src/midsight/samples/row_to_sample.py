@@ -1,0 +1,138 @@
+"""Turns a row into a sample, or into a failure with its reason."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from midsight.errors import SampleError
+from midsight.samples.benchmarks import Roles, first_exchange
+from midsight.samples.columnar import json_value
+from midsight.samples.image_cells import ImageCells
+from midsight.samples.rows import Row, Table, shortened_json
+from midsight.samples.sample import Failure, ImageSource, Sample, SampleOrFailure, make_sample_id
+
+MAX_TEXT = 1_000_000
+"""Most characters of a cell that is not an image, because every sample's text stays in memory."""
+
+_LONGEST_INDEX = 64
+_NO_EXTRAS: Mapping[str, Any] = {}
+
+
+class SampleMaker:
+    """Makes the samples of one table."""
+
+    def __init__(self, table: Table, roles: Roles, root: Path | None, *, allow_urls: bool = False) -> None:
+        """`root` is the folder of image files; a stream may have none."""
+        self._table = table
+        self._roles = roles
+        self._not_extras = roles.not_extras
+        self._image_cells = ImageCells(root, allow_urls=allow_urls)
+        self._rows_without_image: list[tuple[int, int]] = []
+        """VLMEvalKit rows that name another row's image: index and row number."""
+        self._images_by_index: dict[str, tuple[str, tuple[ImageSource, ...]]] = {}
+        """VLMEvalKit `index` -> image reference and images."""
+
+    def __call__(self, row: Row, index: int) -> SampleOrFailure:
+        """The sample of the row with this index, or the failure that says why there is none."""
+        given_id: str | None = None
+        try:
+            if row.problem:
+                raise SampleError(row.problem)
+            given_id = _given_id(row.cells.get(self._roles.id) if self._roles.id is not None else None)
+            image, images = self._images(row, index)
+            question, answer = self._question_and_answer(row.cells, len(images))
+            validate_question(question)
+            return Sample(
+                sample_id=given_id or make_sample_id(index, image, question),
+                input_index=index,
+                images=images,
+                question=question,
+                image=image,
+                reference_answers=_answers(answer),
+                extras=self._extras(row.cells),
+            )
+        except SampleError as error:
+            return Failure(given_id or make_sample_id(index, row.raw_text, ""), index, self._reason(row.number, error))
+
+    def add_images_of_other_rows(self, rows: Sequence[SampleOrFailure]) -> list[SampleOrFailure]:
+        """All rows of a table, in which VLMEvalKit rows that name another row by its `index` have its images."""
+        rows = list(rows)
+        for index, number in self._rows_without_image:
+            sample = rows[index]
+            if not isinstance(sample, Sample):
+                continue
+            if sample.image in self._images_by_index:
+                image, images = self._images_by_index[sample.image]
+                rows[index] = replace(sample, image=image, images=images)
+            else:
+                error = SampleError(f"the image is {sample.image}, and no row with that index has an image.")
+                rows[index] = Failure(sample.sample_id, index, self._reason(number, error))
+        return rows
+
+    def _images(self, row: Row, index: int) -> tuple[str, tuple[ImageSource, ...]]:
+        """Image reference and images; none yet for a VLMEvalKit row that names another row's image."""
+        if self._roles.benchmark != "vlmevalkit":
+            return self._image_cells.read(row, self._roles.image)
+        cell = row.cells[self._roles.image].strip()
+        if len(cell) <= _LONGEST_INDEX and cell.isdecimal():
+            self._rows_without_image.append((index, row.number))
+            return cell, ()
+        image, images = self._image_cells.read(row, self._roles.image)
+        if images:
+            self._images_by_index[str(row.cells.get("index"))] = (image, images)
+        return image, images
+
+    def _question_and_answer(self, cells: Mapping[str, Any], images: int) -> tuple[str, Any]:
+        """The question, and the cell or text of the answer."""
+        roles = self._roles
+        answer = cells.get(roles.answer) if roles.answer is not None else None
+        if roles.benchmark == "llava":
+            question, reply = first_exchange(cells.get(roles.question), images)
+            return question, answer if roles.answer is not None else reply
+        if roles.question not in cells:
+            raise SampleError(f"there is no question (column {roles.question!r}).")
+        question = cells[roles.question]
+        if not isinstance(question, str):
+            raise SampleError(f"the question is {shortened_json(question)}, not text.")
+        return question, answer
+
+    def _extras(self, cells: Mapping[str, Any]) -> Mapping[str, Any]:
+        for name, value in cells.items():
+            if isinstance(value, str) and len(value) > MAX_TEXT and name != self._roles.image:
+                raise SampleError(
+                    f"column {name!r} has {len(value):,} characters; only images may have more than {MAX_TEXT:,}."
+                )
+        extras = {name: value for name, value in cells.items() if name not in self._not_extras}
+        if self._table.kind in ("parquet", "arrow", "stream"):
+            extras = {name: json_value(value) for name, value in extras.items()}
+        return extras or _NO_EXTRAS
+
+    def _reason(self, number: int, error: SampleError) -> str:
+        return f"{self._table.path}, {self._table.unit} {number}: {error}"
+
+
+def validate_question(question: str) -> None:
+    """Raises SampleError if the question is blank."""
+    if not question.strip():
+        raise SampleError("the question is empty.")
+
+
+def _given_id(value: Any) -> str | None:
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise SampleError(f"the id is {shortened_json(value)}; give text or a whole number.")
+    return str(value)
+
+
+def _answers(value: Any) -> tuple[str, ...]:
+    """Reference answers as text, without nulls and empty texts."""
+    if value is None or isinstance(value, str):
+        return (value,) if value else ()
+    values = [json_value(item) for item in (value if isinstance(value, list) else [value])]
+    texts = (item if isinstance(item, str) else json.dumps(item, ensure_ascii=False) for item in values)
+    return tuple(text for item, text in zip(values, texts, strict=True) if item is not None and text)

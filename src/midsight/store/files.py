@@ -1,0 +1,171 @@
+"""File names inside a run folder, and writing files so that each is there whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from midsight.errors import CommitError, DamagedRunError, MidsightError, Option, RunError
+
+Shard = tuple[int, int]
+"""Which share of a dataset a process writes: the shard's number, from 0, and the number of shards."""
+
+RUN_JSON = "run.json"
+PARTS = "parts"
+LOCKS = "locks"
+
+_STEM = re.compile(r"(\d+)-of-(\d+)-(\d{6,})")
+_SHARD = re.compile(r"(\d+)-of-(\d+)")
+
+
+def shard_name(shard: Shard) -> str:
+    """The shard as file names spell it: `0-of-1`."""
+    return f"{shard[0]}-of-{shard[1]}"
+
+
+def parse_shard_name(name: str) -> Shard | None:
+    """The shard that `name` spells as file names do; None for any other name."""
+    match = _SHARD.fullmatch(name)
+    return match and (int(match[1]), int(match[2]))
+
+
+def validate_shard(shard: Shard) -> None:
+    """Raise MidsightError for a shard that does not exist."""
+    number, count = shard
+    if not 0 <= number < count:
+        raise MidsightError(Option("shard", shard), " does not exist; N shards have the numbers 0 to N-1.")
+
+
+def parse_shard(text: str) -> Shard:
+    """The shard that `I/N` spells; raises MidsightError."""
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if match is None:
+        raise MidsightError(
+            Option("shard", text), " is not a share of a dataset; write I/N, like 0/4 for the first of four."
+        )
+    shard = (int(match[1]), int(match[2]))
+    validate_shard(shard)
+    return shard
+
+
+def free_bytes(path: Path) -> int:
+    """Free space on the disk where `path` is, or will be; raises RunError if it cannot be read."""
+    with reporting_unreadable(path):
+        return shutil.disk_usage(next(place for place in (path, *path.absolute().parents) if place.exists())).free
+
+
+def commit_stem(shard: Shard, counter: int) -> str:
+    """The name that a part and its commit record share: `0-of-1-000000`."""
+    return f"{shard_name(shard)}-{counter:06d}"
+
+
+def parse_stem(stem: str) -> tuple[Shard, int] | None:
+    """Shard and counter in the name of a part or record, without its suffix; None for any other name."""
+    match = _STEM.fullmatch(stem)
+    return match and ((int(match[1]), int(match[2])), int(match[3]))
+
+
+def temporary_name(name: str) -> str:
+    """The name under which the file `name` is written before it is renamed."""
+    return f".{name}.tmp"
+
+
+def write_atomically(path: Path, data: Any, *, flush: bool = True) -> None:
+    """Write `data` (bytes or a buffer) to `path` so that a crash leaves either the old file or the whole new one.
+
+    Without `flush` this covers a crash of this process, not of the machine. Raises OSError and then leaves `path` as
+    it was.
+    """
+    aside = path.with_name(temporary_name(path.name))
+    try:
+        with aside.open("wb") as file:
+            file.write(data)
+            if flush:
+                file.flush()
+                os.fsync(file.fileno())
+        aside.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
+        raise
+    if flush:
+        flush_folder(path.parent)
+
+
+def flush_folder(path: Path) -> None:
+    """Make added and removed names in the folder `path` survive a power cut. Raises OSError."""
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+@contextmanager
+def reporting_disk_errors(path: Path, what: str, kind: type[RunError] = CommitError) -> Iterator[None]:
+    """Turn an OSError into an error that says: `path` could not be `what`, and the run can resume."""
+    try:
+        yield
+    except OSError as error:
+        raise kind(
+            f"{path} could not be {what}: {error.strerror or error}; what was committed before is intact, "
+            "so fix that and run the same command again to resume."
+        ) from error
+
+
+@contextmanager
+def reporting_unreadable(path: Path) -> Iterator[None]:
+    """Turn an OSError into a RunError that says: `path` cannot be read."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"{path} cannot be read: {error.strerror or error}; check the name, the disk and its permissions."
+        ) from error
+
+
+def write_sealed_json(path: Path, body: Mapping[str, Any], *, indent: int | None = None) -> None:
+    """Write `body` as a JSON object with one more key, `seal`: its own SHA-256. Raises OSError."""
+    text = json.dumps({**body, "seal": _seal(body)}, indent=indent, allow_nan=False)
+    write_atomically(path, f"{text}\n".encode("ascii"))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`, its seal not yet compared; raises DamagedRunError if there is none."""
+    try:
+        body = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise DamagedRunError(f"{path} is damaged: it is not JSON ({error}); {remedy(path)}.") from error
+    except OSError as error:
+        raise DamagedRunError(
+            f"{path} cannot be read: {error.strerror}; check the disk and its permissions."
+        ) from error
+    if not isinstance(body, dict):
+        raise DamagedRunError(f"{path} is damaged: it does not hold a JSON object; {remedy(path)}.")
+    return body
+
+
+def open_seal(path: Path, body: Mapping[str, Any]) -> dict[str, Any]:
+    """`body`, as read from `path`, without its seal; raises DamagedRunError if the seal is not its SHA-256."""
+    content = {key: value for key, value in body.items() if key != "seal"}
+    if body.get("seal") != _seal(content):
+        raise DamagedRunError(f"{path} is damaged: its content does not match its seal; {remedy(path)}.")
+    return content
+
+
+def remedy(path: Path) -> str:
+    """What to do about the damaged JSON file `path` of a run folder."""
+    if path.name == RUN_JSON:
+        return "restore it from a copy, or extract into another folder"
+    return f"delete it and {path.stem}.parquet, and run the same extract command again"
+
+
+def _seal(body: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode("ascii")).hexdigest()

@@ -1,0 +1,189 @@
+"""`midsight models`: the comparison, computed from configs alone."""
+
+import json
+import os
+import re
+from math import prod
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+import midsight
+from midsight.check.facts import read_facts
+from midsight.cli import app
+from midsight.comparison import sizes
+from midsight.comparison.rows import compare, describe_model
+from midsight.comparison.table import models_as_json, models_as_markdown
+from midsight.families.catalogue import FAMILIES
+from midsight.testing import write_mllama, write_published_phi4mm, write_qwen2_5_vl
+from support.folders import assert_sentence, said_by
+
+FACTS = Path(os.environ.get("MIDSIGHT_FACTS", Path(__file__).parents[3] / "shared" / "facts"))
+PHI, LLAMA = "microsoft/Phi-4-multimodal-instruct", "meta-llama/Llama-3.2-11B-Vision-Instruct"
+QWEN2_5, QWEN2 = "Qwen/Qwen2.5-VL-7B-Instruct", "Qwen/Qwen2-VL-7B-Instruct"
+
+PUBLISHED = {
+    PHI: ("Phi-4-multimodal", 1152, 448, 32, (0, 8, 16, 24, 31), 3072, "<|endoftext10|>", 200010),
+    LLAMA: ("Llama 3.2 Vision", 7680, 560, 40, (0, 10, 20, 30, 39), 4096, "<|image|>", 128256),
+    QWEN2_5: ("Qwen2.5-VL", 1280, None, 28, (0, 7, 14, 21, 27), 3584, "<|image_pad|>", 151655),
+    QWEN2: ("Qwen2-VL", 1280, None, 28, (0, 7, 14, 21, 27), 3584, "<|image_pad|>", 151655),
+}
+"""Family, vision width, processor columns, layers, default layers, hidden width, image token and id."""
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return compare([])
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    def fetch(*args, **kwargs):
+        pytest.fail(f"{args} was fetched")
+
+    monkeypatch.setattr(sizes, "fetch", fetch)
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["models", *map(str, arguments)])
+
+
+def test_by_default_every_family_is_there_with_its_published_numbers(rows):
+    assert {row.architecture for row in rows} == set(FAMILIES)
+    found = {
+        row.name: (
+            row.family,
+            row.vision_width,
+            row.processor_columns,
+            row.layers,
+            row.default_layers,
+            row.hidden_size,
+            row.image_token,
+            row.image_token_id,
+        )
+        for row in rows
+    }
+    assert found == PUBLISHED
+
+
+def test_parameters_are_those_of_the_published_models(rows):
+    billions = {row.name: round(row.total_parameters / 1e9, 2) for row in rows}
+    assert billions == {PHI: 4.74, LLAMA: 10.67, QWEN2_5: 8.29, QWEN2: 8.29}
+    for row in rows:
+        assert {"vision encoder", "decoder", "token embedding"} <= set(row.parameters)
+
+
+@pytest.mark.skipif(
+    not (FACTS / "phi4mm").is_dir(), reason="the published Phi-4 files are not here; set MIDSIGHT_FACTS"
+)
+def test_phi4_counts_what_its_published_tensors_hold(rows):
+    shapes = json.loads((FACTS / "phi4mm" / "tensor_shapes.json").read_text())
+    loras = sum(prod(shape) for name, shape in shapes.items() if ".lora_" in name)
+    statistics = 160  # mean and deviation of the audio tower's 80 inputs, which are not parameters
+    row = rows[0]
+    assert row.total_parameters == sum(map(prod, shapes.values())) - loras - statistics
+    assert f"{loras:,} in two LoRAs" in row.also_published
+
+
+@pytest.mark.skipif(
+    not (FACTS / "mllama").is_dir(), reason="the published Llama files are not here; set MIDSIGHT_FACTS"
+)
+def test_llama_equals_its_published_config_and_tensors(rows, tmp_path):
+    config = json.loads((FACTS / "mllama" / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "architectures": ["MllamaForConditionalGeneration"]}))
+    row = describe_model(str(tmp_path))
+    shapes = json.loads((FACTS / "mllama" / "native_state_dict_shapes.json").read_text())
+    assert row.total_parameters == sum(map(prod, shapes.values())) == rows[1].total_parameters
+    assert row.parameters == rows[1].parameters
+    assert (row.vision_width, row.layers, row.hidden_size) == (7680, 40, 4096)
+
+
+@pytest.mark.parametrize("write", [write_mllama, write_qwen2_5_vl, write_published_phi4mm])
+def test_a_folder_is_described_as_it_loads(write, tmp_path):
+    folder = write(tmp_path / "model")
+    row, loaded = describe_model(str(folder)), midsight.load(folder, device="cpu", audio=True).loaded
+    assert (row.layers, row.hidden_size) == (loaded.n_layers, loaded.hidden_size)
+    assert row.image_token_id == loaded.tokenizer.convert_tokens_to_ids(row.image_token)
+    if row.processor_columns is not None:
+        assert loaded.family.vision.crop_px is not None
+        assert row.processor_columns == loaded.family.vision.crop_px(loaded.config)
+        assert row.processor_columns == loaded.processor.image_processor.size["height"]
+    stored = {part: count for part, count in read_facts(folder).parameters.items() if "LoRA" not in part}
+    counted = dict(row.parameters)
+    if "audio" in stored:
+        counted["audio"] += 160  # stored statistics that are not parameters
+    assert counted == stored
+
+
+def test_a_config_alone_is_enough(tmp_path):
+    folder = write_qwen2_5_vl(tmp_path / "model")
+    whole = describe_model(str(folder))
+    for path in folder.iterdir():
+        if path.name != "config.json":
+            path.unlink()
+    assert describe_model(str(folder)) == whole
+
+
+def test_phi4_is_given_both_numbers_and_why():
+    said = run(PHI, LLAMA).output
+    assert re.search(r"vision width +│ 1152 +│ 7680", said)
+    assert re.search(r"processor columns +│ 448 +│ 560", said)
+    together = " ".join(said.split())
+    assert "Phi-4-multimodal: 1152 is the width of the vision encoder's features" in together
+    assert "448 is the side of the processor's crops in pixels" in together
+
+
+def test_the_table_of_the_documentation_says_the_same(rows):
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+    cells = [re.split(r"(?<!\\)\|", line)[1:-1] for line in page.splitlines() if line.startswith("|")]
+    table = {row[0].strip(): [cell.strip() for cell in row[1:]] for row in cells if len(row) == 1 + len(rows)}
+    assert table["published model"] == [row.name for row in rows]
+    assert table["architecture"] == [f"`{row.architecture}`" for row in rows]
+    assert table["vision width"] == [str(row.vision_width) for row in rows]
+    assert table["decoder layers, width"] == [f"{row.layers}, {row.hidden_size}" for row in rows]
+    for said, row in zip(table["image token, id"][:3], rows, strict=False):
+        assert said.replace("\\|", "|") == f"`{row.image_token}` {row.image_token_id}"
+
+
+def test_markdown_is_one_table_with_a_column_for_each_model(rows):
+    lines = models_as_markdown(rows).splitlines()
+    table = [line for line in lines if line.startswith("|")]
+    cells = [re.split(r"(?<!\\)\|", line) for line in table]
+    assert {len(row) for row in cells} == {2 + 1 + len(rows)}
+    assert [cell.strip() for cell in cells[0][2:-1]] == [row.name for row in rows]
+    by_name = {row[1].strip(): [cell.strip() for cell in row[2:-1]] for row in cells[2:]}
+    assert by_name["image token"][1] == r"`<\|image\|>`"
+    assert by_name["hidden width"] == ["3072", "4096", "3584", "3584"]
+    assert "\n" not in by_name["template"][1]
+
+
+def test_json_holds_the_same(rows):
+    data = json.loads(run("--json").output)
+    assert data == json.loads(json.dumps(models_as_json(rows)))
+    assert [model["total_parameters"] for model in data["models"]] == [row.total_parameters for row in rows]
+
+
+def test_two_formats_at_once_are_a_wrong_call():
+    result = run("--json", "--markdown")
+    assert result.exit_code == 2
+    assert "give one" in result.output
+
+
+@pytest.mark.parametrize("call", [describe_model, midsight.load])
+def test_an_unknown_family_is_named_with_those_that_are_known(call, tmp_path):
+    config = {"model_type": "llava", "architectures": ["LlavaForConditionalGeneration"]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file({"weight": torch.zeros(1)}, tmp_path / "model.safetensors")
+    said = said_by(call, str(tmp_path))
+    assert said is not None
+    assert_sentence(said)
+    for name in ("LlavaForConditionalGeneration", *FAMILIES, "docs/adding-a-model.md"):
+        assert name in said
+
+
+def test_what_is_neither_folder_nor_hub_id_is_refused():
+    said = said_by(describe_model, "phi4")
+    assert said == "phi4 is neither a folder nor a hub id like owner/name; give one of them."

@@ -1,0 +1,218 @@
+"""From a question to tokens: where it lies among them, and what it may not spell."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import Phi4MultimodalFeatureExtractor, Phi4MultimodalImageProcessor, Phi4MultimodalProcessor
+
+from midsight.errors import MidsightError, SampleError
+from midsight.families.phi4_multimodal import FAMILY
+from midsight.prompts.prompt import find_question, make_prompt_format, tokenise_prompt
+from midsight.testing.phi4_multimodal import CHAT_TEMPLATE, IMAGE_ID, make_tokenizer
+
+TOKENIZER = make_tokenizer()
+PROCESSOR: Any = Phi4MultimodalProcessor(
+    Phi4MultimodalImageProcessor(), Phi4MultimodalFeatureExtractor(), TOKENIZER, chat_template=CHAT_TEMPLATE
+)
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30).filter(lambda text: text.strip())
+
+
+def make_format(processor=PROCESSOR, *, user="{question}", system=None, prompt_template="auto"):
+    return make_prompt_format(
+        processor, FAMILY.prompt, user=user, system=system, prompt_template=prompt_template, folder="the folder"
+    )
+
+
+def tokenise(question, image_tokens=(3,), processor=PROCESSOR, **options):
+    return tokenise_prompt(processor, FAMILY.prompt, make_format(processor, **options), question, image_tokens)
+
+
+@given(TEXT, st.lists(st.integers(1, 40), min_size=1, max_size=3), st.sampled_from([None, "Look."]))
+def test_the_spans_are_where_the_parts_are(question, image_tokens, system):
+    prompt = tokenise(question, image_tokens, user="Q: {question} A.", system=system)
+    layout, ids = prompt.layout, list(prompt.token_ids)
+    assert len(layout.prompt) == len(ids)
+    assert [i for i, token in enumerate(ids) if token == IMAGE_ID] == list(layout.image_indices())
+    assert layout.image_tokens == sum(image_tokens)
+    assert question in TOKENIZER.decode(ids[layout.question.start : layout.question.stop])
+    assert ids[layout.query_token] == TOKENIZER.convert_tokens_to_ids("<|assistant|>")
+    turn = f"<|system|>{system}<|end|>" if system else ""
+    images = "<|endoftext10|>" * sum(image_tokens)
+    assert TOKENIZER.decode(ids) == f"{turn}<|user|>{images}Q: {question} A.<|end|><|assistant|>"
+
+
+@given(TEXT, st.sampled_from([*TOKENIZER.get_added_vocab(), "<|image_1|>", "<|audio_23|>"]), TEXT)
+def test_no_question_spells_a_control_token(before, token, after):
+    with pytest.raises(SampleError, match="control token"):
+        tokenise(f"{before}{token}{after}")
+
+
+@pytest.mark.parametrize(("user", "question"), [("<|{question}|>", "end"), ("{question}image_1|>", "<|")])
+def test_no_control_token_is_spelled_by_template_and_question_together(user, question):
+    make_format(user=user)
+    with pytest.raises(SampleError, match="control token"):
+        tokenise(question, user=user)
+
+
+@pytest.mark.parametrize("option", ["user", "system"])
+def test_no_control_token_is_spelled_by_an_option(option):
+    with pytest.raises(MidsightError, match=r"contains the control token '<\|end\|>'; leave it out"):
+        make_format(**{option: "{question}<|end|>"})
+
+
+@pytest.mark.parametrize("user", ["", "{question}{question}", "{}", "Say yes."])
+def test_the_users_text_holds_the_question_once(user):
+    with pytest.raises(MidsightError, match=r"^prompt is .*\{question\} exactly once"):
+        make_format(user=user)
+
+
+@given(TEXT, TEXT, TEXT)
+def test_the_question_is_found_where_a_template_trims_the_users_text(before, question, after):
+    head, tail = "<s>user ", " </s>"
+    trimmed = (before + question + after).strip()
+    start, stop = find_question(f"{head}{trimmed}{tail}", f"{head}MIDSIGHTMARK{tail}", before, question)
+    found = f"{head}{trimmed}{tail}"[start:stop]
+    assert found.strip() == question.strip() or found == trimmed
+
+
+def test_a_template_that_changes_the_text_leaves_all_of_it_as_the_question():
+    text, marked = "user WHAT? end", "user MIDSIGHTMARK end"
+    assert text[slice(*find_question(text, marked, "", "what?"))] == "WHAT?"
+
+
+class TestTemplates:
+    """Which template makes the prompt."""
+
+    PARTS = (
+        "{% for m in messages %}[{{ m['role'] }}]{% for p in m['content'] %}"
+        "{{ '<|endoftext10|>' if p['type'] == 'image' else p['text'] | trim }}{% endfor %}{% endfor %}[assistant]"
+    )
+
+    def processor(self, template, **tokenizer: Any) -> Any:
+        tokens = make_tokenizer()
+        tokens.chat_template = None
+        for name, value in tokenizer.items():
+            setattr(tokens, name, value)
+        return Phi4MultimodalProcessor(
+            Phi4MultimodalImageProcessor(), Phi4MultimodalFeatureExtractor(), tokens, chat_template=template
+        )
+
+    def test_the_folders_own_is_used(self):
+        processor = self.processor(self.PARTS)
+        assert make_format(processor).template.source == "folder"
+        assert tokenise("What?  ", processor=processor).text == "[user]<|endoftext10|>What?[assistant]"
+
+    def test_of_several_the_default_is_used(self):
+        processor = self.processor({"default": self.PARTS, "tool_use": "{{ raise_exception('no') }}"})
+        assert tokenise("What?", processor=processor).text == "[user]<|endoftext10|>What?[assistant]"
+
+    def test_a_tokenizers_template_is_used_where_the_processor_has_none(self):
+        processor = self.processor(None, chat_template=self.PARTS)
+        assert tokenise("What?", processor=processor).text == "[user]<|endoftext10|>What?[assistant]"
+        parts = SimpleNamespace(tokenizer=processor.tokenizer, image_processor=processor.image_processor)
+        assert tokenise("What?", processor=parts) == tokenise("What?", processor=processor)
+
+    @pytest.mark.parametrize("template", [None, "no images: {{ messages[0]['content'] }}", "{{ 1 / 0 }}", "{% if %}"])
+    def test_without_a_usable_one_the_familys_is_used(self, template):
+        """A template that prints a message's content as text shows the image token, and so is usable."""
+        processor = self.processor(template)
+        found = make_format(processor).template
+        if template and template.startswith("no images"):
+            assert (found.source, found.content) == ("folder", "text")
+            assert tokenise("What?", processor=processor).text == "no images: <|endoftext10|>What?"
+        else:
+            assert found.source == "family"
+            assert tokenise("What?", processor=processor) == tokenise("What?")
+
+    def test_raw_is_images_and_text_alone(self):
+        assert tokenise("What?", (2, 3), prompt_template="raw").text == "<|endoftext10|><|endoftext10|>What?"
+
+    def test_a_file_gives_its_template(self, tmp_path):
+        path = tmp_path / "mine.jinja"
+        path.write_text(self.PARTS)
+        prompt = tokenise("What?", prompt_template=path)
+        assert prompt.text == "[user]<|endoftext10|>What?[assistant]"
+        assert make_format(prompt_template=str(path)).template.source == str(path)
+
+    @pytest.mark.parametrize(
+        ("content", "said"),
+        [
+            ("plain text", "it renders 0 images and the text 0 times"),
+            ("{{ messages[0]['content'][1]['text'] * 2 }}", "it renders 0 images and the text 2 times"),
+            ("{{ raise_exception('not today') }}", "not today"),
+        ],
+    )
+    def test_a_file_that_renders_no_prompt_is_refused(self, tmp_path, content, said):
+        path = tmp_path / "mine.jinja"
+        path.write_text(content)
+        with pytest.raises(MidsightError, match=f"^prompt_template is .*{said}; correct the file"):
+            make_format(prompt_template=path)
+
+    def test_a_file_that_is_not_there_is_refused(self, tmp_path):
+        with pytest.raises(MidsightError, match=r"^prompt_template is .* cannot be read .*; give auto, raw, or a file"):
+            make_format(prompt_template=tmp_path / "nothing.jinja")
+
+    def test_a_template_that_refuses_a_question_fails_that_sample_alone(self):
+        template = self.PARTS.replace("{% for m", "{% if 'bad' in messages | string %}{{ raise_exception('bad word') }}"
+                                      "{% endif %}{% for m")  # fmt: skip
+        processor = self.processor(template)
+        assert tokenise("What?", processor=processor).text.endswith("What?[assistant]")
+        with pytest.raises(SampleError, match="The chat template refuses 1 images and this question: bad word"):
+            tokenise("bad?", processor=processor)
+
+
+class TestSystemTurns:
+    """The template's own system turn, one of the user's, and none."""
+
+    CHATML = (
+        "{% if messages[0]['role'] != 'system' %}<im>system|Be good.<end>|{% endif %}"
+        "{% for m in messages %}<im>{{ m['role'] }}|{% for p in m['content'] %}"
+        "{{ '<|endoftext10|>' if p['type'] == 'image' else p['text'] }}{% endfor %}<end>|{% endfor %}<im>assistant|"
+    )
+
+    def text(self, template, system):
+        processor = TestTemplates().processor(template)
+        return tokenise("What?", processor=processor, system=system).text
+
+    @pytest.mark.parametrize(
+        ("system", "turn"),
+        [(None, "<im>system|Be good.<end>|"), ("Hi.", "<im>system|Hi.<end>|"), ("", "")],
+    )
+    def test_a_templates_own_system_turn_can_be_replaced_and_left_out(self, system, turn):
+        assert self.text(self.CHATML, system) == f"{turn}<im>user|<|endoftext10|>What?<end>|<im>assistant|"
+
+    def test_what_begins_the_text_is_kept_where_the_system_turn_is_left_out(self):
+        template = "{{ bos_token }}" + self.CHATML
+        assert self.text(template, "") == "<|endoftext|><im>user|<|endoftext10|>What?<end>|<im>assistant|"
+
+    def test_without_a_default_empty_text_changes_nothing(self):
+        assert self.text(CHAT_TEMPLATE, "") == self.text(CHAT_TEMPLATE, None)
+        assert self.text(TestTemplates.PARTS, "") == self.text(TestTemplates.PARTS, None)
+
+    def test_a_default_turn_that_cannot_be_told_from_the_users_is_refused(self):
+        template = self.CHATML.replace("<im>system|Be good.<end>|", "Be good. ").replace(
+            "<im>{{ m['role'] }}|", "{{ '<im>' if m['role'] == 'user' else '' }}"
+        ).replace("<end>|{% endfor %}", "{{ ' ' if m['role'] == 'system' else '<end>' }}{% endfor %}")  # fmt: skip
+        assert self.text(template, "Be nice.") == "Be nice. <im><|endoftext10|>What?<end><im>assistant|"
+        with pytest.raises(MidsightError, match=r"^system is '', and the system turn .*; give prompt_template a file"):
+            self.text(template, "")
+
+    @pytest.mark.parametrize(
+        ("template", "said"),
+        [
+            ("{% if messages | length > 1 %}{{ raise_exception('no system') }}{% endif %}" + TestTemplates.PARTS,
+             "it says: no system"),
+            (TestTemplates.PARTS.replace("for m in messages", "for m in messages[-1:]"), "it leaves the turn out"),
+        ],
+    )  # fmt: skip
+    def test_a_template_without_a_system_turn_refuses_one(self, template, said):
+        with pytest.raises(MidsightError, match=rf"^system is 'Hi\.', .*\({said}\); put its words into prompt\."):
+            self.text(template, "Hi.")
+
+    def test_raw_has_no_system_turn(self):
+        with pytest.raises(MidsightError, match=r"there is no template"):
+            make_format(system="Hi.", prompt_template="raw")
+        assert tokenise("What?", prompt_template="raw", system="").text == "<|endoftext10|>What?"

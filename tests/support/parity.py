@@ -1,0 +1,90 @@
+"""What transformers gives for a case, and the comparison that every parity test makes."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from midsight import Model
+from midsight.extraction.extract_call import extract_samples
+from midsight.extraction.request import Request, ResolvedRequest
+from midsight.records import VISION_ONLY, Record
+from midsight.samples.sample import Failure, Sample
+from midsight.taps.tap import POSITIONS
+from support.pictures import Case
+from support.reference import relative_error
+
+LIMIT = 1e-5
+NEW_TOKENS = 16
+EVERYTHING = Request(
+    layers="all", residual=True, positions=POSITIONS, processor_pooled_pixels=True, max_new_tokens=NEW_TOKENS
+)
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What transformers gives for one case."""
+
+    vectors: dict[str, np.ndarray]
+    answer_token_ids: tuple[int, ...]
+    prompt_tokens: int
+
+
+def rgb(image: bytes) -> Image.Image:
+    return ImageOps.exif_transpose(Image.open(io.BytesIO(image))).convert("RGB")
+
+
+def expect(
+    reference: Any,
+    images: list[bytes],
+    question: str,
+    *,
+    new_tokens: int = NEW_TOKENS,
+    use_cache: bool = True,
+    **options,
+) -> Expected:
+    inputs = reference.inputs([rgb(image) for image in images], question, **options)
+    forward = reference.forward(inputs)
+    token_ids = inputs["input_ids"][0].numpy()
+    is_image = token_ids == reference.image_token_id
+    at = {
+        "vision_token": lambda states: states[np.flatnonzero(is_image)[-1]],
+        "query_token": lambda states: states[-1],
+        "image_mean": lambda states: states[is_image].mean(axis=0),
+    }
+    vectors = {VISION_ONLY: forward.vision_mean}
+    for position, read in at.items():
+        for layer, states in enumerate(forward.hidden_states[1:]):
+            vectors[f"{position}_representation.layer_{layer}"] = read(states)
+        last = len(forward.hidden_states) - 2
+        vectors[f"{position}_representation.layer_{last}_residual"] = read(forward.last_residual)
+    answer = reference.answer(inputs, new_tokens, use_cache=use_cache)
+    return Expected(vectors, tuple(answer), len(token_ids))
+
+
+def assert_parity(record: Record, expected: Expected) -> None:
+    assert record.prompt_tokens == expected.prompt_tokens
+    errors = {name: relative_error(record.vectors[name], vector) for name, vector in expected.vectors.items()}
+    assert max(errors.values()) <= LIMIT, f"{max(errors, key=errors.__getitem__)} is off by {max(errors.values()):.1e}"
+    assert record.answer_token_ids == expected.answer_token_ids, "the answers differ"
+
+
+def extract_records(model: Model, request: ResolvedRequest, samples: Sequence[Sample], **options: Any) -> list[Record]:
+    """One record for each sample; a failure fails the test."""
+    outcomes = extract_samples(model.loaded, request, samples, **options)
+    failures = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
+    assert failures == []
+    return [outcome for outcome in outcomes if isinstance(outcome, Record)]
+
+
+def answer_ids(record: Record) -> tuple[int, ...]:
+    """The answer's tokens; a record without answer fails the test."""
+    assert record.answer_token_ids is not None
+    return record.answer_token_ids
+
+
+def samples_of(cases: Sequence[Case]) -> list[Sample]:
+    return [Sample(case.name, index, (case.image,), case.question) for index, case in enumerate(cases)]
