@@ -47,10 +47,12 @@ class Effort:
     """Steps in which the projection learns to give words."""
     sight_steps: int = 2000
     """Steps of the sight stage."""
+    held_out_easy: int = HELD_OUT_EASY
+    """Pictures of easy-vqa for tuning, the last ones of its training half."""
 
 
-TRIAL = Effort(40, 8, 3, 3, 3, 32, 32, 16, 3, 10)
-"""A trial of about a minute: shows that the stages run, and are reproducible."""
+TRIAL = Effort(24, 4, 3, 3, 3, 16, 8, 8, 3, 6, 4)
+"""A trial of about half a minute: shows that the stages run, and are reproducible."""
 
 
 @dataclass
@@ -94,7 +96,7 @@ class Stage:
     def held_out_lessons(self) -> list[Lesson]:
         """Lessons for tuning: from easy-vqa's training half, and held-out scenes."""
         own = (scene_lesson("held-out", index) for index in range(self.effort.held_out))
-        return [lesson for lesson in [*easy_lessons()[-HELD_OUT_EASY:], *own] if lesson.shapes]
+        return [lesson for lesson in [*easy_lessons()[-self.effort.held_out_easy :], *own] if lesson.shapes]
 
 
 class Log:

@@ -106,6 +106,14 @@ def compute_all_features(folder: Path, lessons: Sequence[Lesson]) -> np.ndarray:
     path = folder / f"features-{name}.npy"
     if not path.exists():
         chunks = [sources[i : i + 20 * BATCH] for i in range(0, len(sources), 20 * BATCH)]
-        with ProcessPoolExecutor(PROCESSES, mp_context=multiprocessing.get_context("spawn")) as pool:
-            np.save(path, np.concatenate(list(pool.map(compute_features, [tower] * len(chunks), chunks))))
+        np.save(path, np.concatenate(compute_chunks(tower, chunks)))
     return np.load(path)
+
+
+def compute_chunks(tower: Path, chunks: Sequence[Sequence[tuple[str, int]]]) -> list[np.ndarray]:
+    """Features of each chunk of pictures; a single chunk is not worth the start of processes."""
+    if len(chunks) == 1:
+        with torch.random.fork_rng():
+            return [compute_features(tower, chunks[0])]
+    with ProcessPoolExecutor(PROCESSES, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return list(pool.map(compute_features, [tower] * len(chunks), chunks))

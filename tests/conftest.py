@@ -1,6 +1,25 @@
+import shlex
+import sys
+
 import pytest
 
 from midsight.testing.phi4_multimodal import write_phi4_multimodal
+
+FAILED = pytest.StashKey[list[str]]()
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """Keeps what failed, for the last line."""
+    stats = terminalreporter.stats
+    config.stash[FAILED] = [report.nodeid for kind in ("failed", "error") for report in stats.get(kind, ())]
+
+
+def pytest_unconfigure(config):
+    """The last thing that a failing run prints is the command that repeats what failed."""
+    failed = dict.fromkeys(config.stash.get(FAILED, []))
+    if failed:
+        names = " ".join(shlex.quote(name) for name in failed)
+        sys.stdout.write(f"\nRepeat what failed with:\nOMP_NUM_THREADS=1 .venv/bin/python -m pytest {names}\n")
 
 
 @pytest.fixture(scope="session")

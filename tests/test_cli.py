@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from typer.testing import CliRunner
 
 import midsight
+from faults import command as commands
 from midsight.cli import app
 from midsight.errors import MidsightError, RunError
 from support.pictures import encoded, picture
@@ -400,9 +401,23 @@ def resumable(checkpoint, dataset, out):
     return [*map(str, arguments), *options]
 
 
-def start(checkpoint, dataset, out):
-    command = [*MIDSIGHT, *resumable(checkpoint, dataset, out)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def run_and_stop(arguments, out, output, kill):
+    """Runs the command until two more commits are there, sends it a signal, and returns its exit code.
+
+    For Ctrl-C it is a command as a shell starts it; else a process that is forked with all imports done.
+    """
+    before = committed(out)
+    if kill == signal.SIGINT:
+        with output.open("w") as file:
+            process = subprocess.Popen([*MIDSIGHT, *arguments], stdout=file, stderr=subprocess.STDOUT)
+        is_running, end = (lambda: process.poll() is None), process.wait
+    else:
+        process = commands.start(arguments, output, made_up=False)
+        is_running, end = process.is_alive, lambda: commands.wait_for(process, output).exit_code
+    while is_running() and committed(out) < before + 2:
+        time.sleep(0.02)
+    os.kill(process.pid or 0, kill)
+    return end()
 
 
 def committed(out):
@@ -425,16 +440,13 @@ def test_a_stopped_and_resumed_run_loses_and_repeats_no_sample(
     out = tmp_path / "run"
     for _ in range(times):
         before = committed(out)
-        process = start(checkpoint, dataset, out)
-        while process.poll() is None and committed(out) < before + 2:
-            time.sleep(0.02)
-        process.send_signal(kill)
-        output, _ = process.communicate()
+        exit_code = run_and_stop(resumable(checkpoint, dataset, out), out, tmp_path / "output", kill)
+        said = (tmp_path / "output").read_text()
         if kill == signal.SIGKILL:
-            assert process.returncode == -signal.SIGKILL, output
+            assert exit_code == -signal.SIGKILL, said
         else:
-            assert process.returncode == 3, output
-            assert "the same command resumes from there" in output
+            assert exit_code == 3, said
+            assert "the same command resumes from there" in said
         assert before < len(midsight.open_run(out)) < len(uninterrupted)
         assert set(midsight.open_run(out).sample_ids()) <= set(uninterrupted.sample_ids())
     resumed = call(*resumable(checkpoint, dataset, out))

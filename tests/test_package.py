@@ -1,11 +1,14 @@
 """The public names, and what an import costs."""
 
+import inspect
+import re
 import subprocess
 import sys
 
 import pytest
 
 import midsight
+import midsight.testing
 
 HEAVY = ("torch", "transformers", "torchvision", "peft", "pyarrow", "PIL")
 
@@ -39,6 +42,35 @@ def test_the_public_names_are_exactly_these():
     ]
     assert all(hasattr(midsight, name) for name in midsight.__all__)
     assert set(midsight.__all__) < set(dir(midsight))
+
+
+def public_functions():
+    """Every function that users call: name and function."""
+    places = [(midsight, midsight.__all__), (midsight.testing, midsight.testing.__all__)]
+    for module, names in places:
+        for name in names:
+            member = getattr(module, name)
+            if inspect.isfunction(member):
+                yield name, member
+            elif inspect.isclass(member) and member.__module__.startswith("midsight"):
+                own = {key: value for key, value in vars(member).items() if not key.startswith("_")}
+                functions = {key: getattr(value, "__func__", value) for key, value in own.items()}
+                yield from ((f"{name}.{key}", f) for key, f in functions.items() if inspect.isfunction(f))
+
+
+@pytest.mark.parametrize(("name", "function"), [*public_functions()])
+def test_public_functions_say_their_arguments_and_what_they_return_and_raise(name, function):
+    """In Google's style, unless a function takes nothing."""
+    text = inspect.getdoc(function) or ""
+    arguments = [one for one in inspect.signature(function).parameters if one not in ("self", "cls")]
+    assert text, name
+    if not arguments:
+        return
+    sections = re.split(r"^(Args|Returns|Raises):$", text, flags=re.MULTILINE)
+    titles = dict(zip(sections[1::2], sections[2::2], strict=True))
+    assert {"Args", "Returns"} <= set(titles), name
+    assert re.findall(r"^    \*{0,2}(\w+):", titles["Args"], re.MULTILINE) == arguments
+    assert "Raises" in titles or not re.search(r"^ +raise ", inspect.getsource(function), re.MULTILINE), name
 
 
 def test_an_unknown_name_raises_attribute_error():

@@ -1,4 +1,4 @@
-"""The command line: thin, one command per room."""
+"""The command line: one thin function for each command."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def extract(
     ] = None,
     id_column: Annotated[str | None, typer.Option(help="Column of unique ids; by default id.")] = None,
     question: Annotated[str | None, typer.Option(help="The question about each image of a folder.")] = None,
-    split: Annotated[str | None, typer.Option(help="Which split, where the data have several.")] = None,
+    split: Annotated[str | None, typer.Option(help="Which split, if the data have several.")] = None,
     allow_urls: Annotated[bool, typer.Option("--allow-urls", help="Download images that are web addresses.")] = False,
     prompt: Annotated[str, typer.Option(help="The user's text; {question} stands for the question.")] = "{question}",
     system: Annotated[str | None, typer.Option(help="Text of a system turn; empty text: no system turn.")] = None,
@@ -134,7 +134,7 @@ def extract(
         bool, typer.Option("--processor-pooled-pixels", help="Also the averaged pixels of earlier scripts.")
     ] = False,
     pixels: Annotated[
-        str | None, typer.Option(help="pil or transformers: who resizes; by default as published.")
+        str | None, typer.Option(help="pil or transformers: which resizes images; by default as published.")
     ] = None,
     answers: Annotated[bool, typer.Option(help="Whether to decode answers.")] = True,
     max_new_tokens: Annotated[int, typer.Option(help="Maximum number of new tokens.")] = 200,
@@ -206,7 +206,7 @@ def extract(
 
 
 def load_with_notes(model: str, **options: Any) -> Any:
-    """Loads a model and says what the user should know of it."""
+    """Loads a model and prints what the user should know about it."""
     from midsight.extraction.model import load
 
     console = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -267,7 +267,7 @@ def verify(
     as_json: Annotated[bool, typer.Option("--json", help="Print plain data.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Check every byte, sample and count of a run; exits with 1 if something bad is left."""
+    """Compare every byte of a run with its checksum, and count its samples; exits with 1 if something bad is left."""
     with reported_errors(debug=debug):
         from midsight.store import verify as verification
 
@@ -413,14 +413,14 @@ def models(
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the pictures, the run and the answers.")] = Path("demo-run"),
     model_only: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Only write the demo model, which sees, to DIR.")
+        Path | None, typer.Option(metavar="DIR", help="Only write the trained demo model to DIR.")
     ] = None,
     checkpoint_only: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Only write a checkpoint with random weights to DIR.")
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Run the main job offline: a tiny model that sees answers questions on drawn shapes."""
+    """Run the main job offline: a tiny trained model answers questions about drawn shapes."""
     with reported_errors(debug=debug):
         if checkpoint_only is not None:
             from midsight.demo.folder import write_folder

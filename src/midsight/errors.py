@@ -35,19 +35,29 @@ class MidsightError(Exception):
         return self.sentence(str)
 
     def sentence(self, spell: Callable[[Option], str]) -> str:
-        """The sentence, with every argument of the call as `spell` writes it."""
+        """The sentence.
+
+        Args:
+            spell: Writes an argument of the call, as Python or as the command line spells it.
+
+        Returns:
+            One sentence, or a few.
+        """
         return "".join(spell(part) if isinstance(part, Option) else str(part) for part in self.args)
 
 
 class SampleError(MidsightError):
-    """One sample that cannot be extracted; in a run it is recorded as failed and the run goes on."""
+    """One sample that cannot be extracted; a run records it as failed and continues."""
 
 
 class ModelFileError(MidsightError):
     """A file of a model folder that is missing, damaged, or does not fit the others; downloading it anew may help."""
 
     def __init__(self, problem: str, path: Path | None = None, *, command: str = "") -> None:
-        """`problem` is the sentence without its remedy, `path` the file if it is one, `command` what downloads it."""
+        """`problem` is the sentence without its remedy.
+
+        `path` is the file at fault, None for the whole folder; `command` is the command that downloads it.
+        """
         again = f"download {path.name if path else 'the folder'} again" + (f" with `{command}`" if command else "")
         super().__init__(f"{problem}; {again}.")
         self.problem = problem
@@ -55,7 +65,7 @@ class ModelFileError(MidsightError):
 
 
 class RunError(MidsightError):
-    """A run folder that cannot be written or read as it is."""
+    """A run folder that cannot be read or written."""
 
 
 class DamagedRunError(RunError):
@@ -69,7 +79,7 @@ class BrokenOffError(MidsightError):
 
 
 class RepeatedIdError(MidsightError):
-    """An id that comes a second time in a stream; what came before is good."""
+    """An id that a stream repeats; the rows before it are good."""
 
 
 class CommitError(RunError):

@@ -1,4 +1,4 @@
-"""What extracting one sample gives. The columns of a run are derived from these fields."""
+"""What one extracted sample leaves. The columns of a run are derived from these fields."""
 
 from __future__ import annotations
 
@@ -66,12 +66,15 @@ class Record:
 
     @property
     def vision_only_representation(self) -> np.ndarray:
-        """Mean of the vision encoder's feature layer over all useful patches, float32 [vision width]."""
+        """Mean of the vision encoder's feature layer over all useful patches, float32 [vision width].
+
+        Raises MidsightError if it was not extracted, like the properties below.
+        """
         return self._vector(VISION_ONLY)
 
     @property
     def processor_pooled_pixels(self) -> np.ndarray:
-        """The processor's pixels averaged over crops, channels and rows, float32 [crop size]."""
+        """The processor's pixels averaged over crops, channels and rows, float32 [pixel columns of a crop]."""
         return self._vector(PROCESSOR_POOLED_PIXELS)
 
     @property

@@ -36,7 +36,9 @@ def resume(folder, run):
 
 def refused(folder, run):
     """The error has both fingerprints in full, so that a user sees that they differ."""
-    with pytest.raises(midsight.RunError, match=r"model='[0-9a-f]{64}', and this call has model='[0-9a-f]{64}'; "):
+    with pytest.raises(
+        midsight.RunError, match=r"^The content of model differs .* \(SHA-256 [0-9a-f]{64}, now [0-9a-f]{64}\); "
+    ):
         resume(folder, run)
 
 

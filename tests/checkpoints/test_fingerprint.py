@@ -51,5 +51,5 @@ def test_weights_beside_those_of_the_index_are_refused(published):
     """transformers would load the one file, and the index promises the others."""
     shard = next(published.glob("model-*.safetensors"))
     (published / "model.safetensors").write_bytes(shard.read_bytes())
-    with pytest.raises(MidsightError, match=r"has model\.safetensors beside the files that .*index\.json names"):
+    with pytest.raises(MidsightError, match=r"has model\.safetensors next to the files that .*index\.json names"):
         open_checkpoint(published)

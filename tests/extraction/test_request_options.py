@@ -27,7 +27,8 @@ def test_the_keywords_of_a_call_are_the_fields_of_request():
 
 
 def test_no_option_has_two_meanings():
-    assert not DATASET_OPTIONS & REQUEST_OPTIONS and not OWN_OPTIONS & (DATASET_OPTIONS | REQUEST_OPTIONS)
+    assert not DATASET_OPTIONS & REQUEST_OPTIONS
+    assert not OWN_OPTIONS & (DATASET_OPTIONS | REQUEST_OPTIONS)
 
 
 def test_the_arguments_of_extract_are_known_by_name():

@@ -3,15 +3,14 @@
 import itertools
 import os
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
 import midsight
+from faults.command import FORKING
 from midsight.errors import BrokenOffError
-from midsight.extraction import extract_call, isolated
+from midsight.extraction import extract_call, isolated, pipeline
 from midsight.store.attempts import Attempts
 from midsight.store.writer import RunWriter
 from support.pictures import write_csv
@@ -20,24 +19,20 @@ ROWS = 7
 CALL = {"layers": [0, 7], "max_new_tokens": 2, "batch_size": 3}
 
 DEAD = []
-DEADLY = """
-import os, signal, sys
-import midsight
-from midsight.extraction import extract_call, pipeline
 
-prepare = extract_call.prepare
 
-def die_on_one(model, plan, samples):
-    if any(sample.sample_id == "q4" for sample in samples):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return prepare(model, plan, samples)
+def extract_until_killed(data, checkpoint, out, said):
+    """Extracts in this process, which dies when it prepares q4; writes what it found into the file `said`."""
+    prepare = extract_call.prepare
 
-extract_call.prepare = pipeline.prepare = die_on_one
-data, checkpoint, out = sys.argv[1:]
-model = midsight.load(checkpoint, device="cpu")
-run = midsight.extract(data, model=model, out=out, layers=[0, 7], max_new_tokens=2, batch_size=3)
-print(len(run), [failure.sample_id for failure in run.failures()])
-"""
+    def die_on_one(model, request, samples):
+        if any(sample.sample_id == "q4" for sample in samples):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return prepare(model, request, samples)
+
+    extract_call.prepare = pipeline.prepare = die_on_one
+    run = midsight.extract(data, model=midsight.load(checkpoint, device="cpu"), out=out, **CALL)
+    said.write_text(f"{len(run)} {[failure.sample_id for failure in run.failures()]}")
 
 
 @pytest.fixture(scope="module")
@@ -53,24 +48,27 @@ def whole(data, model, tmp_path_factory):
 
 @pytest.mark.slow
 def test_a_sample_that_kills_twice_is_set_aside_on_the_third_start(data, checkpoint, whole, tmp_path):
-    def start():
-        command = [sys.executable, "-c", DEADLY, str(data), str(checkpoint), str(tmp_path / "run")]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
+    said = tmp_path / "said"
 
-    assert start().returncode == -signal.SIGKILL
-    assert start().returncode == -signal.SIGKILL
+    def start():
+        process = FORKING.Process(target=extract_until_killed, args=(data, checkpoint, tmp_path / "run", said))
+        process.start()
+        process.join()
+        return process.exitcode
+
+    assert start() == -signal.SIGKILL
+    assert start() == -signal.SIGKILL
     assert len(midsight.open_run(tmp_path / "run").failures()) == 0
-    third = start()
-    assert third.returncode == 0, third.stderr
-    assert third.stdout.strip() == f"{ROWS - 1} ['q4']"
+    assert start() == 0
+    assert said.read_text() == f"{ROWS - 1} ['q4']"
     run = midsight.open_run(tmp_path / "run")
     (failure,) = run.failures()
     assert "Two processes died while they worked on this sample, so it was set aside" in failure.reason
     kept = [n for n in range(ROWS) if n != 4]
     for name in run.vector_columns:
         assert np.allclose(run.matrix(name), whole.matrix(name)[kept], rtol=0, atol=1e-4), name
-    fourth = start()
-    assert (fourth.returncode, fourth.stdout) == (0, third.stdout), "set aside for good"
+    assert start() == 0
+    assert said.read_text() == f"{ROWS - 1} ['q4']", "set aside for good"
 
 
 def killed_while_working_on(out, whole, *sample_ids):

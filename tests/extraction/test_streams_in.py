@@ -105,7 +105,7 @@ def test_a_stream_that_breaks_off_keeps_what_it_gave_and_exits_with_3(hub, datas
     hub.source = whole
     resumed = CliRunner().invoke(app, list(map(str, [*arguments, *more])))
     assert resumed.exit_code == 0, resumed.output
-    assert "A stream, its length not known; the run holds 4 samples" in " ".join(resumed.output.split())
+    assert "A stream of unknown length; the run holds 4 samples" in " ".join(resumed.output.split())
     assert len(midsight.open_run(tmp_path / "run")) == 6
 
 

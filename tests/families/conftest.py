@@ -3,7 +3,7 @@
 import pytest
 
 from midsight import load
-from support.family_reference import FAMILIES, FamilyReference
+from support.family_reference import FAMILIES
 
 
 @pytest.fixture(scope="package", params=FAMILIES)
@@ -28,4 +28,4 @@ def model(folder):
 
 @pytest.fixture(scope="package")
 def reference(family, folder):
-    return FamilyReference(folder, family)
+    return family.reference(folder, family)

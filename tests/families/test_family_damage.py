@@ -1,26 +1,29 @@
 """The parity test of every family fails for each kind of wrong number: damage done on purpose."""
 
+import dataclasses
 from functools import partial
 
 import pytest
 import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+from transformers import AutoProcessor
 
-from midsight import wrap
+from midsight import load, wrap
 from midsight.check.family_checks import largest_error
+from midsight.extraction import extract_call, prefill
 from midsight.extraction.request import Request, resolve
 from midsight.families import inputs
 from midsight.taps.tap import POSITIONS
 from midsight.testing import check_family
 from support import damages
 from support.family_reference import FamilyReference
-from support.parity import assert_parity, expect, extract_records, rgb, samples_of
+from support.parity import LIMIT, assert_parity, expect, extract_records, rgb, samples_of
 from support.pictures import CASES, picture
-from support.reference import relative_error
+from support.reference import Reference, load_reference_model, relative_error
 
 EVERYTHING = Request(layers="all", residual=True, positions=POSITIONS, max_new_tokens=16)
-DAMAGED_CASES = [CASES[0], CASES[3], CASES[4]]
-"""One tile, two by two, and four in a line; grids of patches that are no squares."""
+DAMAGED_CASES = [CASES[0], CASES[1], CASES[3], CASES[4]]
+"""One tile, one that is filled, two by two, and four in a line; grids of patches that are not squares."""
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +54,21 @@ def failing(model):
     return {check.name for check in checks if not check.passed}
 
 
-def test_undamaged_it_passes(compare, model):
-    compare(model)
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+def test_undamaged_it_passes(compare, model, padding_side):
+    compare(model, padding_side)
+
+
+def test_attention_mask_dropped(compare, model, monkeypatch):
+    original = prefill.pad_rows
+
+    def without_mask(*args, **kwargs):
+        rows = original(*args, **kwargs)
+        return dataclasses.replace(rows, prompt_ids=rows.prompt_ids.clamp(min=0))
+
+    monkeypatch.setattr(extract_call, "pad_rows", without_mask)
+    with pytest.raises(AssertionError, match="is off by"):
+        compare(model, padding_side="left")
 
 
 @pytest.mark.parametrize("shift", [-1, 1])
@@ -112,6 +128,63 @@ def test_embeddings_in_the_wrong_order_are_caught(declaring, model):
         return original(hf_model, features, image).flip(0)
 
     assert "query_token at every layer and the full forward" in failing(declaring(image_embeddings=turned))
+
+
+@pytest.mark.parametrize("name", ["phi4_multimodal"], indirect=True)
+class TestPhi4:
+    """What its LoRA and its vision tower need."""
+
+    def test_lora_off(self, compare, folder):
+        with pytest.raises(AssertionError, match="is off by"):
+            compare(load(folder, device="cpu", lora="off"))
+
+    def test_padding_patches_counted(self, compare, declaring):
+        """640 x 480 leaves part of its crops empty; those patches do not belong to the mean."""
+        counted = declaring(useful_patches=lambda image: torch.ones_like(image.patch_mask.flatten(1)))
+        with pytest.raises(AssertionError, match="vision_only_representation is off by"):
+            compare(counted)
+
+
+@pytest.mark.parametrize("name", ["phi4_multimodal"], indirect=True)
+class TestVisionFix:
+    """transformers' tower turns causal for images that fill their crops. When these fail, that is fixed upstream."""
+
+    @pytest.fixture
+    def unfixed(self, folder):
+        model = load(folder, device="cpu")
+        for layer in model.loaded.hf_model.model.embed_tokens_extend.image_embed.img_processor.encoder.layers:
+            layer.self_attn.is_causal = True
+        return model
+
+    def test_without_it_images_that_fill_their_crops_are_wrong(self, expected, unfixed):
+        (record,) = extract_records(unfixed, resolve(EVERYTHING, unfixed.loaded), samples_of([CASES[1]]))
+        with pytest.raises(AssertionError, match="is off by"):
+            assert_parity(record, expected[CASES[1].name])
+
+    def test_a_mixed_batch_does_not_hide_it(self, compare, unfixed):
+        """transformers masks all crops of a call or none; here filled crops go through by themselves."""
+        with pytest.raises(AssertionError, match="is off by"):
+            compare(unfixed, padding_side="left")
+
+    def test_transformers_marks_the_tower_causal(self, folder):
+        tower = load_reference_model(folder, fixed=False).model.embed_tokens_extend.image_embed.img_processor
+        assert all(layer.self_attn.is_causal for layer in tower.encoder.layers)
+
+    def test_the_fixed_tower_equals_eager_attention(self, folder, reference):
+        eager = Reference(folder, fixed=False, attn_implementation="eager")
+        inputs = reference.inputs([rgb(CASES[1].image)], CASES[1].question)
+        ours, theirs = reference.forward(inputs), eager.forward(inputs)
+        assert relative_error(ours.vision_mean, theirs.vision_mean) < 1e-5
+        assert relative_error(ours.hidden_states[-1], theirs.hidden_states[-1]) < 1e-5
+
+    def test_a_wrapped_model_is_fixed_and_gives_the_same_numbers(self, folder, model):
+        wrapped = wrap(load_reference_model(folder, fixed=False), AutoProcessor.from_pretrained(folder))
+        assert "bidirectional" in wrapped.loaded.fixes[0]
+        assert (wrapped.loaded.lora, wrapped.loaded.format) == ("as given", "in memory")
+        for case in (CASES[0], CASES[1]):  # the second fills its crop
+            ours, theirs = (m.extract(case.image, case.question, max_new_tokens=6) for m in (wrapped, model))
+            assert max(relative_error(ours.vectors[name], theirs.vectors[name]) for name in theirs.vectors) <= LIMIT
+            assert ours.answer_token_ids == theirs.answer_token_ids
 
 
 @pytest.mark.parametrize("name", ["mllama"], indirect=True)
@@ -209,7 +282,7 @@ class TestQwen:
 
 @pytest.mark.parametrize("name", ["mllama"], indirect=True)
 class TestSilenceBeforeImages:
-    """Tokens before the image take nothing from it, as the model was trained."""
+    """Tokens before the image do not attend to it, as the model was trained."""
 
     def before_image(self, reference, image):
         inputs = reference.inputs([image], "What is this?")
@@ -227,7 +300,7 @@ class TestSilenceBeforeImages:
 
     def test_a_model_is_fixed_once_and_says_so(self, model):
         again = wrap(model.loaded.hf_model, processor_of(model))
-        assert "tokens before an image take nothing from it in 2 layers" in model.loaded.fixes[0]
+        assert "tokens before an image do not attend to it in 2 layers" in model.loaded.fixes[0]
         assert again.loaded.fixes == (), "nothing was left to fix"
 
     def test_layers_whose_class_or_forward_is_replaced_are_fixed_all_the_same(self, family, folder, model, compare):

@@ -19,7 +19,7 @@ from midsight.check.family_checks import largest_error
 from midsight.families.mllama import FAMILY
 from midsight.reports.summary import summarise
 from midsight.taps.tap import choose_layers
-from support.family_reference import FamilyReference
+from support.family_reference import WITHOUT_PHI, FamilyReference
 from support.folders import said_by
 from support.parity import assert_parity, expect
 from support.pictures import CASES, picture
@@ -69,7 +69,8 @@ def publish_settings(name, folder):
     (folder / "processor_config.json").unlink()
 
 
-def test_the_published_layout_gives_the_same_numbers_and_parts(name, family, model, tmp_path):
+@pytest.mark.parametrize("name", WITHOUT_PHI, indirect=True)
+def test_the_published_format_gives_the_same_numbers_and_parts(name, family, model, tmp_path):
     folder = family.write(tmp_path / "published")
     native = read_facts(folder)
     rename(folder, PUBLISHED_NAMES[name])
@@ -137,6 +138,7 @@ def edit(path, **fields):
     path.write_text(json.dumps(content))
 
 
+@pytest.mark.parametrize("name", WITHOUT_PHI, indirect=True)
 def test_a_processor_that_does_not_fit_the_encoder_is_refused(name, family, tmp_path):
     folder = family.write(tmp_path / "model")
     wrong = {"max_image_tiles": 2} if name == "mllama" else {"patch_size": 16}
@@ -147,6 +149,7 @@ def test_a_processor_that_does_not_fit_the_encoder_is_refused(name, family, tmp_
     assert said.endswith("; download the folder again.")
 
 
+@pytest.mark.parametrize("name", WITHOUT_PHI, indirect=True)
 def test_a_lora_option_is_refused_where_the_family_has_none(folder):
     said = said_by(midsight.load, folder, device="cpu", lora="merged")
     assert said is not None

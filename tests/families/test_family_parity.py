@@ -1,6 +1,7 @@
 """Every family's vectors and answers against transformers' own forward: one sample, no padding, float32."""
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -10,6 +11,7 @@ from midsight.extraction.request import Request, resolve
 from midsight.samples.sample import Failure, Sample
 from midsight.taps.tap import POSITIONS
 from midsight.testing import check_family
+from support.family_reference import FAMILIES
 from support.parity import NEW_TOKENS, assert_parity, expect, extract_records, samples_of
 from support.pictures import CASES
 
@@ -23,6 +25,13 @@ def expected(reference):
     return {case.name: expect(reference, [case.image], case.question) for case in USED}
 
 
+@pytest.fixture(scope="module")
+def all_expected(reference, expected):
+    """The same with the large images."""
+    large = [case for case in CASES if case.slow]
+    return expected | {case.name: expect(reference, [case.image], case.question) for case in large}
+
+
 @pytest.mark.parametrize(("batch_size", "padding_side"), [(1, "left"), (3, "left"), (8, "right"), (12, "left")])
 def test_batches_of_mixed_sizes_equal_the_full_forward(model, expected, batch_size, padding_side):
     resolved = resolve(EVERYTHING, model.loaded)
@@ -32,6 +41,25 @@ def test_batches_of_mixed_sizes_equal_the_full_forward(model, expected, batch_si
         batch = samples[start : start + batch_size]
         for record in extract_records(model, resolved, batch, padding_side=padding_side):
             assert_parity(record, expected[record.sample_id])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["phi4_multimodal"], indirect=True)
+class TestEveryCase:
+    """Also the large images, in all batch sizes, shuffled anew for each, so that neighbours differ."""
+
+    @pytest.mark.parametrize("padding_side", ["left", "right"])
+    @pytest.mark.parametrize("batch_size", [1, 2, 3, 7, 8])
+    def test_all_cases_equal_the_full_forward(self, model, all_expected, batch_size, padding_side):
+        resolved = resolve(EVERYTHING, model.loaded)
+        samples = samples_of(CASES)
+        random.Random(f"{batch_size}{padding_side}").shuffle(samples)  # noqa: S311  (no secret)
+        for start in range(0, len(samples), batch_size):
+            batch = samples[start : start + batch_size]
+            records = extract_records(model, resolved, batch, padding_side=padding_side)
+            for sample, record in zip(batch, records, strict=True):
+                assert record.sample_id == sample.sample_id
+                assert_parity(record, all_expected[sample.sample_id])
 
 
 def test_the_cases_are_worth_comparing(model, expected):
@@ -47,7 +75,7 @@ def test_the_cases_are_worth_comparing(model, expected):
 
 
 @pytest.mark.parametrize("padding_side", ["left", "right"])
-@pytest.mark.parametrize("past_multiple", [0, 1])
+@pytest.mark.parametrize("past_multiple", [-1, 0, 1])
 def test_padded_lengths_around_multiples_of_32(model, reference, past_multiple, padding_side):
     image = CASES[0].image
     base = expect(reference, [image], "a").prompt_tokens
@@ -72,6 +100,19 @@ def test_several_images_in_one_prompt_beside_a_single_one(model, reference, expe
     assert_parity(records[0], expect(reference, images[:2], "Which differs?"))
     assert_parity(records[1], expected[CASES[3].name])
     assert_parity(records[2], expect(reference, images, "Which of the three is the largest?"))
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "mllama"], indirect=True)
+def test_several_images_after_a_system_turn(model, reference):
+    """Llama's template has no system turn with an image."""
+    images = [CASES[0].image, CASES[3].image, CASES[1].image]
+    expected = expect(reference, images, "Which differs?", system="You see three images.")
+    request = replace(EVERYTHING, system="You see three images.")
+    samples = [
+        Sample("three", 0, tuple(images), "Which differs?"),
+        Sample("neighbour", 1, (CASES[2].image,), "How many?"),
+    ]
+    assert_parity(extract_records(model, resolve(request, model.loaded), samples)[0], expected)
 
 
 @pytest.mark.parametrize("padding_side", ["left", "right"])

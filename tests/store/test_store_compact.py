@@ -129,7 +129,7 @@ def test_compaction_leaves_run_json_as_it_is(run_folder):
 def test_a_run_opened_before_says_that_it_must_be_opened_again(run_folder):
     run = open_run(run_folder)
     compact.compact(run_folder)
-    with pytest.raises(RunError, match="was compacted or fixed after it was opened; open it again") as caught:
+    with pytest.raises(RunError, match="was compacted or repaired after it was opened; open it again") as caught:
         run.matrix(QUERY_0)
     assert not isinstance(caught.value, DamagedRunError)
 

@@ -167,8 +167,10 @@ def test_a_call_that_would_make_other_rows_is_refused_by_its_option(tmp_path, pa
         Option("out"),
         ".",
     )
-    if option in ("data", "model", "prompt_template"):  # their values are digests, which tell a user nothing
-        differs = f" differs from what {tmp_path} was started with; use the same or another "
+    if option in ("data", "model", "prompt_template"):
+        differs = (
+            f" differs from what {tmp_path} was started with (SHA-256 {before}, now {now}); use the same or another "
+        )
         sentence = ("The content of ", Option(option), differs, Option("out"), ".")
     assert caught.value.args == sentence
     assert (tmp_path / "run.json").read_bytes() == run_json

@@ -328,7 +328,7 @@ def test_a_disk_that_refuses_to_delete_is_reported(run_folder, monkeypatch):
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr("pathlib.Path.unlink", refuse)
-    with pytest.raises(CommitError, match="could not be fixed: Read-only file system"):
+    with pytest.raises(CommitError, match="could not be repaired: Read-only file system"):
         drop_bad(run_folder)
 
 

@@ -1,4 +1,4 @@
-"""The reference for the numbers of Llama 3.2 Vision and Qwen: transformers' own procedure.
+"""The rows of the family suite, and the reference for the numbers: transformers' own procedure.
 
 One sample, no padding, float32; prompt, pixels and masks from transformers' processor and chat template, states
 from output_hidden_states, answers from generate. It shares no code with midsight.
@@ -17,13 +17,15 @@ from transformers import (
     AutoImageProcessor,
     AutoProcessor,
     MllamaForConditionalGeneration,
+    Phi4MultimodalForCausalLM,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2VLForConditionalGeneration,
 )
 
 from midsight.testing.mllama import write_mllama
+from midsight.testing.phi4_multimodal import write_phi4_multimodal
 from midsight.testing.qwen2_5_vl import write_qwen2_5_vl, write_qwen2_vl
-from support.reference import Forward
+from support.reference import Forward, Reference, mean_over_real_patches
 
 
 def mean_over_real_tiles(output: Any, inputs: Any) -> torch.Tensor:
@@ -45,23 +47,11 @@ class Family:
     model: Any
     image_token_id: int
     tower: str
-    vision_mean: Callable[[Any, Any], torch.Tensor]
+    vision_mean: Callable[[Any, Any], Any]
     stop_ids: tuple[int, ...]
-
-
-QWEN = {"image_token_id": 151655, "tower": "model.visual", "vision_mean": mean_over_patches}
-FAMILIES = {
-    "mllama": Family(
-        write_mllama,
-        MllamaForConditionalGeneration,
-        image_token_id=128256,
-        tower="model.vision_model",
-        vision_mean=mean_over_real_tiles,
-        stop_ids=(128001, 128008, 128009),
-    ),
-    "qwen2_5_vl": Family(write_qwen2_5_vl, Qwen2_5_VLForConditionalGeneration, **QWEN, stop_ids=(151643, 151645)),
-    "qwen2_vl": Family(write_qwen2_vl, Qwen2VLForConditionalGeneration, **QWEN, stop_ids=(151643, 151645)),
-}
+    reference: Callable[..., Any]
+    pixels: str = "pixel_values"
+    text_in_template: str = "part['text']"
 
 
 def fix(model: Any) -> None:
@@ -140,3 +130,40 @@ class FamilyReference:
             **kwargs,
         )
         return output[0, inputs["input_ids"].shape[1] :].tolist()
+
+
+QWEN: dict[str, Any] = {
+    "image_token_id": 151655,
+    "tower": "model.visual",
+    "vision_mean": mean_over_patches,
+    "stop_ids": (151643, 151645),
+    "reference": FamilyReference,
+}
+
+FAMILIES = {
+    "phi4_multimodal": Family(
+        write_phi4_multimodal,
+        Phi4MultimodalForCausalLM,
+        image_token_id=200010,
+        tower="model.embed_tokens_extend.image_embed.img_processor",
+        vision_mean=mean_over_real_patches,
+        stop_ids=(199999, 200020),
+        reference=Reference,
+        pixels="image_pixel_values",
+        text_in_template="message['content']",
+    ),
+    "mllama": Family(
+        write_mllama,
+        MllamaForConditionalGeneration,
+        image_token_id=128256,
+        tower="model.vision_model",
+        vision_mean=mean_over_real_tiles,
+        stop_ids=(128001, 128008, 128009),
+        reference=FamilyReference,
+    ),
+    "qwen2_5_vl": Family(write_qwen2_5_vl, Qwen2_5_VLForConditionalGeneration, **QWEN),
+    "qwen2_vl": Family(write_qwen2_vl, Qwen2VLForConditionalGeneration, **QWEN),
+}
+"""The suite's rows: every test of tests/families runs for each, unless it says why not."""
+WITHOUT_PHI = [name for name in FAMILIES if name != "phi4_multimodal"]
+"""For tests of what Phi-4 has elsewhere: a published format of its own, and no `model.language_model`."""

@@ -90,15 +90,19 @@ class Reference:
 
     image_token_id = IMAGE_TOKEN_ID
 
-    def __init__(self, folder: Path, **kwargs: Any) -> None:
+    def __init__(self, folder: Path, _family: Any = None, **kwargs: Any) -> None:
         self.processor: Any = AutoProcessor.from_pretrained(folder)
         # asking for hidden states after a plain forward raises in transformers, so generate has a model of its own
         self.states_model = load_reference_model(folder, **kwargs)
         self.generating_model = load_reference_model(folder, **kwargs)
 
-    def inputs(self, images: list[Image.Image], question: str, *, pixels: str = "pil", system: str = "") -> Any:
+    def prompt(self, n_images: int, question: str, system: str = "") -> str:
+        """The published prompt."""
         system_turn = f"<|system|>{system}<|end|>" if system else ""
-        text = f"{system_turn}<|user|>{IMAGE_TOKEN * len(images)}{question}<|end|><|assistant|>"
+        return f"{system_turn}<|user|>{IMAGE_TOKEN * n_images}{question}<|end|><|assistant|>"
+
+    def inputs(self, images: list[Image.Image], question: str, *, pixels: str = "pil", system: str = "") -> Any:
+        text = self.prompt(len(images), question, system)
         if pixels == "pil":
             with pil_resizing():
                 return self.processor(text=text, images=images, return_tensors="pt")

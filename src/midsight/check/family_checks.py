@@ -38,7 +38,7 @@ LORA_DIFFERS_BY = 1e-3
 """Smallest relative error between the model with and without its LoRA that passes."""
 
 LIMIT_BETWEEN_KERNELS, IN_16_BITS = 1e-4, 0.15
-"""Largest relative errors between two attention kernels, in float32 and in 16 bits. Kernels add up in different
+"""Largest relative errors between two attention kernels, in float32 and in 16 bits. Kernels sum in different
 orders, in every layer; the demo checkpoint shows 0.07 in 16 bits. A vision tower turned causal shows 0.19 and more."""
 
 
@@ -202,7 +202,7 @@ def check_continued(
     for record, item in zip(alone, prepared, strict=True):
         cut = item.prompt.layout.vision_token + 1
         rest = tuple(item.prompt.token_ids[cut:])
-        # of the three prompts below, the longest repeats the question
+        # the longest of the three prompts below contains the question twice
         longest = cut + 2 * len(rest)
         if threshold is not None and cut <= threshold < longest:
             continue

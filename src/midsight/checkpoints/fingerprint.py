@@ -1,4 +1,4 @@
-"""The fingerprint of a model: tells one folder from another, and is quick enough for every start."""
+"""The fingerprint of a model: it differs between models, and is quick enough to compute at every start."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SAMPLED_BYTES = 64 * 1024
 
 
 def decisive_files(folder: Path, headers: Headers) -> list[Path]:
-    """The files that decide a model's numbers: its tensors, and the config and tokenizer files beside them."""
+    """The files that decide a model's numbers: its tensors, and the config and tokenizer files next to them."""
     weights = {header.file for header in headers.values()}
     texts = {inside / name for inside in {folder, *(w.parent for w in weights)} for name in TEXTS}
     return sorted(weights | {path for path in texts if path.is_file()})
@@ -45,7 +45,7 @@ def fingerprint(folder: Path, headers: Headers) -> str:
 
 
 def weights_fingerprint(hf_model: Any) -> str:
-    """SHA-256 over the names, shapes and 64 values of every parameter of a model in memory, hex."""
+    """SHA-256 over the names, shapes and up to 64 values of every parameter of a model in memory, hex."""
     digest = hashlib.sha256()
     for name, tensor in sorted(hf_model.named_parameters()):
         values = tensor.detach().flatten()

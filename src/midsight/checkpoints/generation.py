@@ -22,7 +22,7 @@ def read_generation(folder: Path, tokenizer: Any, vocab_size: int) -> tuple[Gene
     validate_stop_ids(ids, tokenizer, vocab_size, str(folder / FILE))
     try:
         return GenerationConfig.from_pretrained(folder, local_files_only=True), ids
-    except Exception as error:  # transformers checks values, each with an error of its own
+    except Exception as error:  # transformers validates values, each with its own type of error
         raise ModelFileError(f"{folder / FILE} is not usable ({first_line(error)})", folder / FILE) from error
 
 

@@ -73,7 +73,7 @@ def read_headers(folder: Path) -> dict[str, TensorHeader]:
         )
     if has_single_file and ONLY_WEIGHTS not in names:
         raise MidsightError(
-            f"{folder} has {ONLY_WEIGHTS} beside the files that {INDEX} names; remove those that are not the model."
+            f"{folder} has {ONLY_WEIGHTS} next to the files that {INDEX} names; remove those that are not the model."
         )
     headers: dict[str, TensorHeader] = {}
     for name in names:

@@ -30,7 +30,7 @@ TEXTS = (
     "chat_template.json",
     "adapter_config.json",
 )
-"""The files that are read beside the weights; never Python, pickles or ONNX."""
+"""The files that are read in addition to the weights; never Python, pickles or ONNX."""
 LORA_FILES = ("adapter_config.json", "adapter_model.safetensors")
 """The files that are read from a LoRA's folder."""
 
@@ -177,7 +177,7 @@ def explain(hub_id: str, revision: str, error: Exception) -> str:
         RevisionNotFoundError,
     )
 
-    out_of_reach = isinstance(error, LocalEntryNotFoundError)  # and not in the cache; the error's cause says why
+    out_of_reach = isinstance(error, LocalEntryNotFoundError)  # nor in the cache; the error's cause says why
     cause = (error.__cause__ or error) if out_of_reach else error
     if isinstance(cause, GatedRepoError):
         return f"{hub_id} is gated; accept its terms on the hub, then run `hf auth login` or set HF_TOKEN."

@@ -200,7 +200,7 @@ def wrap_model(hf_model: Any, processor: Any) -> LoadedModel:
     family.vision.validate_processor(processor, config)
     template, notes = find_chat_template(processor, family, type(processor).__name__)
     plain.eval()
-    # its device takes the token ids, and quantisation usually leaves its dtype alone
+    # token ids go to its device, and quantisation usually does not change its dtype
     embedding: Any = plain.get_submodule(family.modules.token_embedding).weight
     stop_ids = as_ids(plain.generation_config.eos_token_id, "The model's generation config")
     validate_stop_ids(stop_ids, processor.tokenizer, vocab_size(config), "The model's generation config")

@@ -63,7 +63,7 @@ def from_pretrained(kind: Any, folder: Path, file: str) -> Any:
     read_json(folder / file)
     try:
         return kind.from_pretrained(folder, **LOCAL)
-    except Exception as error:  # the libraries behind it raise many types on damaged files
+    except Exception as error:  # the libraries that it uses raise many types on damaged files
         raise ModelFileError(f"{folder / file} is not usable ({first_line(error)})", folder / file) from error
 
 
@@ -71,7 +71,7 @@ def load_processor(folder: Path) -> Any:
     """Transformers' processor of the folder, or ProcessorParts if transformers cannot make a whole processor."""
     for name in ("tokenizer.json", "tokenizer_config.json", processor_file(folder)):
         read_json(folder / name)
-    with suppress(Exception):  # whatever it raises: below, the parts are usable or say what is wrong
+    with suppress(Exception):  # then the parts are loaded below, or their errors say what is wrong
         processor: Any = transformers.AutoProcessor.from_pretrained(folder, **LOCAL)
         if hasattr(processor, "tokenizer") and hasattr(processor, "image_processor"):
             return processor
@@ -83,7 +83,7 @@ def validate_native_folder(folder: Path) -> None:
     """Raises MidsightError if transformers would load other weights than the folder's, or would quantise them."""
     if (folder / "adapter_config.json").exists():
         raise MidsightError(
-            f"{folder} has adapter_config.json beside the model's config, and transformers would load that adapter "
+            f"{folder} has adapter_config.json next to the model's config, and transformers would load that adapter "
             "and its base model; give the model's own folder, or merge the adapter."
         )
     if read_json(folder / "config.json").get("quantization_config") is not None:

@@ -72,7 +72,7 @@ def count_by_part(family: Family, config: Any) -> dict[str, int]:
     try:
         with torch.device("meta"):
             model = getattr(transformers, family.architecture)(config)
-    except Exception as error:  # as above
+    except Exception as error:  # transformers raises many types for wrong values
         raise ModelFileError(
             f"transformers makes no {family.name} from the sizes in config.json: {first_line(error)}",
             Path("config.json"),

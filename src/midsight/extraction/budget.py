@@ -1,4 +1,4 @@
-"""How much goes through the model in one call: a fixed number of samples, or what memory is measured to hold."""
+"""How much goes through the model in one call: a fixed number of samples, or as many as memory holds."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BatchSize = int | Literal["auto"]
 FIRST_SAMPLES = 8
 """Samples in the first call of `auto`, and in every call if memory cannot be measured."""
 MOST_SAMPLES = {"cpu": 32, "cuda": 128}
-"""Maximum for `auto`, by device: more makes decoding little faster."""
+"""Maximum for `auto`, by device: larger calls decode hardly faster."""
 MEMORY_SHARE = {"cpu": 0.5, "cuda": 0.8}
 """Share of the memory free at the start that a call may take."""
 PROCESS = Path("/proc/self")
@@ -43,7 +43,7 @@ class Budget:
     tokens: float = math.inf
     """Maximum number of tokens in the next call, padding and answers included."""
     free_bytes: float = math.inf
-    """What a call may take beside the weights; infinite if the batch size is fixed."""
+    """Bytes that a call may take in addition to the weights; infinite if the batch size is fixed."""
     largest: int = 0
     """Tokens of the largest call that was measured."""
     fitting: float = math.inf
@@ -51,9 +51,9 @@ class Budget:
 
     @contextmanager
     def watching(self, samples: int, tokens: int) -> Iterator[None]:
-        """Measures a call of so many samples and tokens, and sets the size of the next one.
+        """Measures a call with this number of samples and tokens, and sets the size of the next call.
 
-        Only a call at least as large as any before counts: part of what a call takes does not grow with its size.
+        Memory is taken from the largest call so far, because part of a call's memory does not grow with its size.
         """
         before = start_peak(self.device) if self.free_bytes < math.inf else None
         yield
@@ -67,13 +67,13 @@ class Budget:
             self.samples = min(2 * self.samples, self.most_samples)
 
     def learn(self, tokens: int, enough: bool) -> None:
-        """After out-of-memory, caps calls at half its tokens; a part of it that fits raises the cap to its tokens."""
+        """After out-of-memory, caps calls at half its tokens; a part that fits (`enough`) raises the cap to its own."""
         self.fitting = max(self.fitting, tokens) if enough else min(self.fitting, tokens / 2)
         self.tokens = self.fitting
 
 
 def parse_batch_size(text: str) -> BatchSize:
-    """`auto` or a whole number from 1; raises MidsightError."""
+    """The batch size that `text` spells; raises MidsightError if it is neither `auto` nor a whole number from 1."""
     with suppress(ValueError):
         return validate_batch_size("auto" if text == "auto" else int(text))
     raise MidsightError(Option("batch_size"), f" is {text}; give auto, or 1 or more.")
@@ -87,7 +87,7 @@ def validate_batch_size(batch_size: BatchSize) -> BatchSize:
 
 
 def make_budget(batch_size: BatchSize, device: torch.device) -> Budget:
-    """A budget of `batch_size` samples; for `auto`, one that follows from the free memory. Raises MidsightError."""
+    """A budget of `batch_size` samples; for `auto`, one computed from the free memory. Raises MidsightError."""
     if validate_batch_size(batch_size) != "auto":
         return Budget(device, int(batch_size), int(batch_size))
     if device.type not in MEMORY_SHARE:

@@ -1,6 +1,6 @@
 """The plan: which samples go through the model together, and how.
 
-Questions on one image share a prefix, prompts of like length meet, and a call is as large as the budget allows.
+Questions on one image share a prefix. Prompts of similar length share a call, which is as large as the budget allows.
 """
 
 from __future__ import annotations
@@ -15,30 +15,30 @@ from midsight.extraction.prepare import PreparedSample
 from midsight.extraction.request import ResolvedRequest
 
 MAX_PADDING = 1.25
-"""Most prefix tokens of a call, with padding, per token that is not padding: beyond it one more call is cheaper."""
+"""Largest ratio of a call's prefix tokens with padding to those without; above it, a second call is cheaper."""
 
 
 @dataclass(frozen=True)
 class CacheRow:
-    """Samples that are one row of the KV cache: questions behind one prefix, or one sample alone."""
+    """Samples that are one row of the KV cache: questions after one prefix, or one sample alone."""
 
     items: tuple[PreparedSample, ...]
     """In the order of the dataset."""
     prefix: int
-    """Tokens that they share; for a sample that may share nothing, all of its prompt."""
+    """Number of tokens that they share; the whole prompt if a sample shares nothing."""
     answer_tokens: int
-    """Tokens that each answer may take."""
+    """Maximum number of tokens in each answer."""
     long_factors: bool
     """Whether the prompts are longer than the longrope threshold, and so use the long rotary factors."""
 
     @property
     def suffix(self) -> int:
-        """Tokens after the prefix, those of the answers included."""
+        """Number of tokens after the prefix, all answers included."""
         return sum(len(item.prompt.token_ids) - self.prefix + self.answer_tokens for item in self.items)
 
     @property
     def is_shareable(self) -> bool:
-        """Whether the prefix can go through the decoder by itself."""
+        """Whether the prefix can go through the decoder on its own."""
         return self.prefix < len(self.items[0].prompt.token_ids)
 
     def pieces(self, samples: int) -> list[CacheRow]:
@@ -53,7 +53,7 @@ class Call:
     """One call of the model: rows of one kind, extracted exactly as planned."""
 
     rows: tuple[CacheRow, ...]
-    """Never of both longrope regimes, and if a prefix is shared, every row has one."""
+    """All rows use the same rotary factors; either all or none of them can share a prefix."""
 
     @property
     def items(self) -> list[PreparedSample]:
@@ -62,7 +62,7 @@ class Call:
 
     @property
     def row_numbers(self) -> list[int]:
-        """Per sample: the row it lies in."""
+        """Per sample: the index of its row."""
         return [number for number, row in enumerate(self.rows) for _ in row.items]
 
     @property
@@ -96,7 +96,7 @@ class Call:
 
 
 def make_rows(window: Sequence[PreparedSample], request: ResolvedRequest) -> list[CacheRow]:
-    """The samples as rows, short prefixes first; rows that go together by kind follow each other."""
+    """The samples as cache rows, one kind after the other; within a kind, short prefixes come first."""
     groups: dict[object, list[PreparedSample]] = {}
     for item in window:
         groups.setdefault((is_long(item, request), item.prefix_key), []).append(item)
@@ -115,9 +115,9 @@ def is_long(item: PreparedSample, request: ResolvedRequest) -> bool:
 
 
 def may_share(item: PreparedSample, request: ResolvedRequest) -> bool:
-    """Whether a prompt's prefix may go through the decoder by itself.
+    """Whether a prompt's prefix may go through the decoder on its own.
 
-    Not if the prompt uses the long rotary factors and its prefix alone would use the short ones.
+    It may not if the prompt uses the long rotary factors and its prefix alone would use the short ones.
     """
     crosses = is_long(item, request) and item.prefix_length <= (request.longrope_threshold or 0)
     return request.share and not crosses
@@ -137,7 +137,7 @@ def plan_whole(items: Sequence[PreparedSample], request: ResolvedRequest) -> lis
 
 
 def plan_calls(window: Sequence[PreparedSample], request: ResolvedRequest, budget: Budget) -> Iterator[Call]:
-    """The calls for a window of samples, each by what the budget is when the call is asked for.
+    """The calls for a window of samples. The budget at the moment when a call is taken decides its size.
 
     An image's questions stay together if they fit.
     """

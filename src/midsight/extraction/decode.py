@@ -46,7 +46,7 @@ class Continuation:
     """What the next tokens of a batch are computed from."""
 
     logits: Tensor
-    """float32 [answers, vocabulary], after each one's last token."""
+    """float32 [answers, vocabulary], after the last token of each answer."""
     cache: KVCache
     """Keys and values of every layer, one row per row of `prompt_ids`."""
     prompt_ids: Tensor
@@ -60,7 +60,7 @@ class Continuation:
     position_offsets: list[int]
     """Per answer: next position id minus length."""
     later: Mapping[str, Tensor]
-    """What the decoder takes in every step beside tokens, rows first."""
+    """What the decoder takes in every step in addition to tokens; the first dimension is the row."""
 
 
 @dataclass
@@ -73,7 +73,7 @@ class OpenRows:
     """What the next step is computed from."""
 
     def keep(self, kept: Sequence[int]) -> None:
-        """Drops all answers but those at the indices `kept`, and the cache's rows that none of these lies in."""
+        """Keeps the answers at the indices `kept`; drops the others, and the cache rows that become empty."""
         if len(kept) == len(self.answers):
             return
         state = self.state
@@ -99,7 +99,7 @@ class OpenRows:
 
 
 def continue_from(model: LoadedModel, filled: Prefill) -> Continuation:
-    """The first tokens' logits of a prefill that kept its cache; raises ValueError for one that did not."""
+    """What decoding starts from after a prefill; raises ValueError if the prefill kept no cache."""
     if filled.cache is None:
         raise ValueError("This prefill kept no cache to decode from; call prefill with keep_cache.")
     return Continuation(
@@ -145,7 +145,7 @@ def decode_until(
 
 
 def take_tokens(open_rows: OpenRows, *, stop_ids: Sequence[int], max_new_tokens: int) -> None:
-    """Appends the likeliest token to each answer; answers that end with it leave."""
+    """Appends the likeliest token to each answer, and drops the answers that end with it."""
     logits = open_rows.state.logits
     token_ids = logits.argmax(dim=-1, keepdim=True)
     logprobs = logits.log_softmax(dim=-1).gather(1, token_ids)

@@ -81,7 +81,7 @@ def describe_model(model: LoadedModel) -> ModelSpec:
 
 
 def describe_prompt(dataset: Dataset | SampleStream, model: LoadedModel, resolved: ResolvedRequest) -> PromptSpec:
-    """The prompt's format, and the prompt of the first question with one image."""
+    """How a question becomes a prompt, with the first question and one image as the example."""
     asked = dataset.samples if isinstance(dataset, Dataset) else ()
     question = asked[0].question if asked else QUESTION
     prompt, declaration = resolved.prompt, model.family.prompt
@@ -108,9 +108,9 @@ def describe_dataset(dataset: Dataset | SampleStream) -> DatasetSpec:
 
 
 def midsight_commit() -> str | None:
-    """The git commit of the midsight in use, with `-dirty` if files were changed since; None if there is none.
+    """The git commit of the midsight in use, with `-dirty` if files were changed since; None if unknown.
 
-    Of an installed copy it is the commit that pip recorded, of a checkout the one that git tells.
+    For an installed copy it is the commit that pip recorded, for a checkout the one that git reports.
     """
     try:
         recorded = distribution("midsight").read_text("direct_url.json")

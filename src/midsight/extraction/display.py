@@ -17,7 +17,7 @@ def describe_start(progress: Progress) -> str:
     """What a call has to do, in one sentence."""
     free = f"{decimal(progress.free_bytes)} are free."
     if progress.samples is None or progress.remaining is None or progress.estimated_bytes is None:
-        return f"A stream, its length not known; the run holds {counted(progress.already, 'sample')}; {free}"
+        return f"A stream of unknown length; the run holds {counted(progress.already, 'sample')}; {free}"
     return (
         f"{counted(progress.samples, 'sample')} on {counted(progress.images or 0, 'image')}, {progress.already:,} done "
         f"before, {progress.remaining:,} to do; about {decimal(progress.estimated_bytes)} on disk, {free}"

@@ -56,8 +56,8 @@ def extract_or_halve(
 ) -> list[Outcome]:
     """One outcome for each sample of the call; a call that fails is halved until the sample at fault is alone.
 
-    `on_memory` learns the tokens of a call of several samples that ran out of memory, and from then on those of each
-    call that did not. Raises BrokenOffError if the device is lost.
+    If a call of several samples runs out of memory, `on_memory` gets its number of tokens and False. From then on it
+    also gets the number of tokens of each call that fits, and True. Raises BrokenOffError if the device is lost.
     """
     ran_out = False
 
@@ -78,7 +78,7 @@ def extract_or_halve(
 
 
 def still_works(device: torch.device) -> bool:
-    """Whether the device computes; after some errors a CUDA device does not until its process ends."""
+    """Whether the device still computes; after some errors a CUDA device fails until its process ends."""
     try:
         return bool(torch.ones(1, device=device).sum().item() == 1)
     except Exception:  # a lost device raises many types
@@ -94,7 +94,7 @@ def isolate_failures(
     """
     try:
         return extract(call)
-    except Exception as error:  # whatever one sample does to the model, the others are extracted
+    except Exception as error:  # a model may raise anything for a sample; the others are still extracted
         if not device_works():
             raise BrokenOffError(
                 f"The device was lost ({type(error).__name__}: {first_line(error)}); the same call resumes from what "
@@ -132,7 +132,7 @@ def prefill_whole(
     images: Sequence[Sequence[EncodedImage]],
     padding_side: PaddingSide,
 ) -> Prefill:
-    """Every prompt through the decoder, whole, one row each."""
+    """Runs every whole prompt through the decoder, each in its own row."""
     rows = pad_rows(
         [item.prompt.token_ids for item in items],
         [item.prompt.layout for item in items],

@@ -17,7 +17,7 @@ from midsight.extraction.request import ResolvedRequest
 from midsight.samples.sample import Failure, Sample
 
 TIMEOUT_S = 600.0
-"""Time after which a sample in isolation counts as one that kills."""
+"""Time limit of an isolated sample, in seconds; a slower one stays failed."""
 
 
 def killed(sample: Sample) -> Failure:
@@ -32,10 +32,10 @@ def killed(sample: Sample) -> Failure:
 def extract_isolated(
     model: LoadedModel, request: ResolvedRequest, sample: Sample, *, timeout_s: float = TIMEOUT_S
 ) -> Outcome | None:
-    """The sample's outcome from a child process; None if the child dies or takes too long, or none can be made.
+    """The sample's outcome from a child process; None if the child dies, is too slow, or cannot be started.
 
-    This tells a sample that kills from one that was in work when something else killed the process. The child is a
-    copy of this process, so it only works for a model on the CPU.
+    This shows whether the sample kills its process, or whether something else killed the earlier ones. The child is a
+    fork of this process, so it works only for a model on the CPU.
     """
     if model.device.type != "cpu" or not hasattr(os, "fork"):
         return None
@@ -57,7 +57,7 @@ def extract_isolated(
 
 
 def _extract_into(sender: Connection, model: LoadedModel, request: ResolvedRequest, sample: Sample) -> NoReturn:
-    """Sends the outcome and ends the process without a return: everything else in it belongs to the parent."""
+    """Sends the outcome and ends the child at once, because everything else in its memory belongs to the parent."""
     try:
         torch.set_num_threads(1)
         sender.send(extract_samples(model, request, [sample])[0])

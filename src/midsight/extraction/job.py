@@ -1,4 +1,4 @@
-"""A call of extract, checked against its model and its dataset before anything is written."""
+"""A call of extract: its options are validated with model and dataset before anything is written."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ OWN_OPTIONS = frozenset(
 
 
 class ExtractKeywords(DatasetKeywords, RequestKeywords, total=False):
-    """Everything that `extract` takes beside its own arguments: the fields of DatasetOptions and of Request."""
+    """All further arguments of `extract`: the fields of DatasetOptions and of Request."""
 
 
 @dataclass(frozen=True)
@@ -48,26 +48,26 @@ class Job:
     """What one call of extract does."""
 
     data: Dataset | SampleStream
-    """What goes in."""
+    """The samples."""
     model: LoadedModel
-    """What it goes through."""
+    """The model that extracts them."""
     request: ResolvedRequest
-    """What is extracted."""
+    """What is extracted from every sample."""
     spec: RunSpec
-    """What the run is."""
+    """What run.json holds."""
     shard: Shard
     """Which shard of the data this call does."""
     limit: int | None
-    """Number of rows of the data, from the first."""
+    """Process only the first rows, this many; None for all."""
     retry_failed: bool
     """Whether samples that failed before are tried again."""
 
     def todo(self, done: Collection[str]) -> Todo:
-        """What is to do if the samples `done` are done."""
+        """The work that is left after the samples with the ids `done`."""
         return choose(self.data, done, shard=self.shard, limit=self.limit)
 
     def before(self, todo: Todo, out: Path) -> Progress:
-        """How far the run in `out` is before `todo`; raises MidsightError if that does not fit on its disk."""
+        """The progress of the run in `out` before `todo`; raises MidsightError if `todo` does not fit on its disk."""
         size = None
         if todo.remaining is not None and todo.remaining_images is not None:
             store_dtype = self.spec.request.store_dtype
@@ -113,7 +113,7 @@ def make_job(
 
 
 def open_data(data: Data, options: DatasetOptions) -> Dataset | SampleStream:
-    """The data, opened; raises MidsightError for options that cannot apply, since the data have no columns."""
+    """Opens the data; raises MidsightError if dataset options are given for samples from Python."""
     if isinstance(data, str | Path):
         return open_dataset(data, options)
     for name, value in asdict(options).items():
@@ -123,7 +123,7 @@ def open_data(data: Data, options: DatasetOptions) -> Dataset | SampleStream:
 
 
 def split_options(options: Mapping[str, Any]) -> tuple[DatasetOptions, Request]:
-    """Keywords of a call as the two values that they make; raises MidsightError for a name that neither has."""
+    """The keywords of a call as DatasetOptions and Request; raises MidsightError for a name that neither has."""
     for name in options:
         if name not in DATASET_OPTIONS | REQUEST_OPTIONS:
             raise unknown_option(name, DATASET_OPTIONS | REQUEST_OPTIONS | OWN_OPTIONS)
@@ -143,7 +143,7 @@ def forecast(
     retry_failed: bool = False,
     **options: Unpack[ExtractKeywords],
 ) -> Progress:
-    """How far the run `out` is before `extract` with the same arguments; writes nothing.
+    """The progress of the run `out` before `extract` with the same arguments; writes nothing.
 
     `model` may be one that was loaded without weights. Raises MidsightError as `extract` would.
     """

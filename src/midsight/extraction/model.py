@@ -63,7 +63,7 @@ class Model:
             A record, or a failure with its reason, for each pair, in their order.
 
         Raises:
-            MidsightError: An option has a wrong name or value.
+            MidsightError: An option has a wrong name or value, an item is not a pair or a Sample, or an id repeats.
         """
         budget = make_budget(batch_size, self.loaded.device)
         request = resolve(make_request(options), self.loaded)
@@ -93,7 +93,7 @@ def load(
         device: `auto`, `cpu`, `mps`, `cuda` or `cuda:N`.
         lora: `auto`, `merged`, `unmerged` or `off`: how a LoRA that image input needs is applied.
         audio: Load the audio tower too, which no image prompt uses.
-        weights: Without them only config and processor are loaded, enough to plan a run.
+        weights: If False, only config and processor are loaded, which is enough for a dry run.
 
     Returns:
         The model.

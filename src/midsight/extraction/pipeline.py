@@ -25,10 +25,10 @@ from midsight.samples.streams import until_broken
 T = TypeVar("T")
 R = TypeVar("R")
 InWork = Callable[[Sequence[str]], AbstractContextManager[None]]
-"""Takes sample ids; gives a context in which they count as in work."""
+"""Takes sample ids; returns a context in which these samples count as in progress."""
 
 WINDOW_CALLS = 4
-"""Calls that are planned together, so that prompts of like length meet."""
+"""Calls that are planned together, so that prompts of similar length share a call."""
 WINDOW_BYTES = {"cpu": 2**28, "cuda": 2**30}
 """Bytes of pixels that fill a window, by device."""
 WORKERS = min(4, os.cpu_count() or 1)
@@ -45,7 +45,8 @@ def extract_all(
     """One outcome for each sample, one list per call of the model; failures pass through.
 
     Samples on one image should follow each other. `in_work` is entered for samples that are prepared, and again while
-    they are in the model. If the samples break off, those that came before are extracted before the error is raised.
+    they are in the model. If a stream of samples breaks off, the samples before that are extracted, and then the
+    error is raised.
     """
 
     def prepared(rows: Sequence[Sample | Failure]) -> list[PreparedSample | Failure]:
@@ -94,7 +95,7 @@ def by_image(samples: Iterable[Sample | Failure], budget: Budget) -> Iterator[li
 def windows(
     prepared: Iterable[list[PreparedSample | Failure]], budget: Budget, most_bytes: int
 ) -> Iterator[list[PreparedSample | Failure]]:
-    """What is planned together: the samples of a few calls, or as many as have `most_bytes` of pixels.
+    """Windows: the samples that are planned together, enough for a few calls or for `most_bytes` of pixels.
 
     The first window is a single call, so that the model starts early.
     """

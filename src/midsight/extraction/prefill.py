@@ -52,7 +52,7 @@ class Prefill:
     cache: KVCache | None
     """Keys and values of every layer, one row per row of `prompt_ids`; None if it was not kept."""
     later: Mapping[str, Tensor]
-    """What every later call on the cache takes beside its tokens, rows first."""
+    """What every later call on the cache takes in addition to its tokens; the first dimension is the row."""
     prompt_ids: Tensor
     """int64 [rows, tokens in the cache]: the prompt that each token belongs to, SHARED, or PADDING."""
     rows: tuple[int, ...]
@@ -76,7 +76,7 @@ def pad_rows(
 ) -> PaddedRows:
     """Puts prompts into rows and pads the rows to one length; `positions` are those of each prompt, [axes, tokens].
 
-    rows: per prompt the row it lies in, after the prompts before it; one row each by default.
+    rows: per prompt its row; prompts in one row follow each other. By default every prompt has its own row.
     ids: per prompt its id in `prompt_ids`; its index by default.
     """
     rows = range(len(prompts)) if rows is None else rows
@@ -180,7 +180,7 @@ def run_on_cache(
     A token reads the tokens of its own prompt and the shared ones, up to itself.
     """
     if len(more.rows) == len(more.prompt_ids):
-        # Over past and new tokens: transformers accepts a mask of the new ones alone, and gives wrong numbers.
+        # It covers past and new tokens: with a mask of the new ones alone, transformers computes wrong numbers.
         attention_mask = (torch.cat([before, more.prompt_ids], dim=1) != PADDING).long()
     else:
         attention_mask = _own_and_shared(before, more.prompt_ids, model.dtype)

@@ -21,7 +21,7 @@ from midsight.samples.sample import Failure, ImageSource, Sample
 
 @dataclass(frozen=True)
 class PreparedImage:
-    """One image, decoded and as the vision encoder takes it."""
+    """One image: its identity, and its pixels as the vision encoder takes them."""
 
     image_id: str
     """SHA-256 of its decoded pixels."""
@@ -34,7 +34,7 @@ class PreparedSample:
     """A sample ready for the model."""
 
     sample: Sample
-    """What the dataset asks."""
+    """The sample as the dataset gives it."""
     image_id: str
     """SHA-256 of the decoded pixels."""
     images: tuple[ImageInputs, ...]
@@ -53,18 +53,18 @@ class PreparedSample:
     def prefix_key(self) -> Hashable:
         """Equal for prompts with the same prefix: the same tokens up to the last image token, and the same images.
 
-        The states of those tokens do not depend on the question then.
+        Then the states of those tokens are the same, because they do not depend on the question.
         """
         return self.prompt.token_ids[: self.prefix_length], tuple(map(id, self.images))
 
 
 def source_key(source: ImageSource) -> Hashable:
-    """Equal for the same image: its location, or for an image in memory the object."""
+    """Equal for the same image: its location, or the id of an object in memory."""
     return source if isinstance(source, Path | EmbeddedImage | ImageUrl) else id(source)
 
 
 def prepare(model: LoadedModel, request: ResolvedRequest, samples: Sequence[Sample]) -> list[PreparedSample | Failure]:
-    """Each sample ready for the model, or why it cannot be; an image shared by samples is prepared once."""
+    """Each sample ready for the model, or a failure with the reason; an image shared by samples is prepared once."""
     prepared_images: dict[Hashable, PreparedImage] = {}
 
     def prepare_image(source: ImageSource) -> PreparedImage:
@@ -83,7 +83,7 @@ def prepare(model: LoadedModel, request: ResolvedRequest, samples: Sequence[Samp
             prompt = prepare_prompt(model, request, sample, [image.inputs.tokens for image in images])
         except SampleError as error:
             return Failure(sample.sample_id, sample.input_index, str(error))
-        except Exception as error:  # whatever an image does to a library, the other samples are extracted
+        except Exception as error:  # a library may raise anything for an image; the other samples are still extracted
             reason = f"The sample could not be prepared: {type(error).__name__}: {first_line(error)}."
             return Failure(sample.sample_id, sample.input_index, reason)
         inputs = tuple(image.inputs for image in images)

@@ -20,12 +20,12 @@ Vision = Literal["mean", "none"]
 PaddingSide = Literal["left", "right"]
 
 UNMASKED_ATTENTION = ("flash", "paged")
-"""How the names of attention kernels begin that take no mask for single tokens, as a shared prefix needs."""
+"""Kernels whose names start like this do not take the mask for single tokens that a shared prefix needs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What to extract from every sample, as a user says it."""
+    """What to extract from every sample, as the user asks for it."""
 
     layers: str | int | Sequence[int] = "default"
     """`default`, `all`, or decoder layers like `0,8,-1`. `default` is first, quarters and last."""
@@ -38,7 +38,7 @@ class Request:
     processor_pooled_pixels: bool = False
     """Also the averaged pixels that earlier scripts stored as vision features."""
     pixels: Pixels | None = None
-    """`pil` or `transformers`, which resizes images; None is the one the published model was trained with."""
+    """`pil` or `transformers`, which resizes images; None takes the one that the published model was trained with."""
     answers: bool = True
     """Whether to decode answers."""
     max_new_tokens: int = 200
@@ -163,7 +163,7 @@ def validate_choice(option: str, value: Any, choices: Sequence[str]) -> None:
 
 
 def pooled_pixels_width(model: LoadedModel) -> int:
-    """Columns of a crop; raises MidsightError for a family without crops."""
+    """Pixel columns of a crop; raises MidsightError for a family without crops."""
     crop_px = model.family.vision.crop_px
     if crop_px is None:
         raise MidsightError(

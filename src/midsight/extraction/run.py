@@ -43,8 +43,8 @@ def extract(
 ) -> Run:
     """Extracts a whole dataset into the run folder `out` and opens it.
 
-    If `out` is a run, it resumes from its last commit; options that would make other rows are refused. Samples that
-    cannot be extracted become the run's failures, and the others go on.
+    If `out` is a run, it resumes from its last commit; options that would make other rows are refused. A sample
+    that cannot be extracted becomes one of the run's failures, and the others continue.
 
     Args:
         data: A table file, Parquet shards, a saved Hugging Face dataset, an `hf://` name, a folder of images,
@@ -57,7 +57,7 @@ def extract(
         shard: (I, N) does shard I of N, from 0; several processes may fill one run, each with its own shard.
         retry_failed: Try samples that failed before again.
         commit_seconds: Maximum time between two commits, in seconds.
-        on_progress: Called at the start and after every call of the model.
+        on_progress: Called with the progress, at the start and after every call of the model.
         **options: The fields of DatasetOptions (columns, images, split, ...) and of Request (layers, positions,
             prompt, ...), each documented there.
 
@@ -90,7 +90,8 @@ def extract(
 def fill(writer: RunWriter, job: Job, todo: Todo, *, budget: Budget, on_progress: Callable[[Progress], None]) -> None:
     """Extracts what is to do, and stores finished samples while the next ones are in the model.
 
-    Samples during which a process died come last, one by one; those during which two died are set aside.
+    Samples that were in progress when one process died come last, one by one. Those that were in progress when two
+    died are recorded as failed, and then tried once more in isolation.
     """
     progress = job.before(todo, writer.path)
     on_progress(progress)
@@ -136,8 +137,9 @@ def fill(writer: RunWriter, job: Job, todo: Todo, *, budget: Budget, on_progress
 
 
 def store(writer: RunWriter, outcome: Outcome) -> bool:
-    """Stores an outcome and returns whether it is a row now: not for a failure, nor for a record that the run cannot
-    hold, which becomes one.
+    """Stores an outcome; returns True for a row, False for a failure.
+
+    A record with values that the run cannot hold becomes a failure.
     """
     if isinstance(outcome, Failure):
         writer.fail(outcome)

@@ -24,9 +24,9 @@ def prefill_shared(
     taps: Sequence[Tap],
     side: PaddingSide,
 ) -> Prefill:
-    """What prefill gives for the call's samples: every prefix once, then every question on its prefix.
+    """The prefill of a call's samples: every prefix once, then every question on its prefix.
 
-    `images` are those of each sample of the call, in its order.
+    `images` holds the images of each sample, in the order of the call.
     """
     at_end = [tap for tap in taps if tap.position == "query_token"]
     in_prefix = [tap for tap in taps if tap.position != "query_token"]
@@ -53,7 +53,7 @@ def pad_prefixes(model: LoadedModel, items: Sequence[PreparedSample], side: Padd
 
 
 def pad_suffixes(model: LoadedModel, items: Sequence[PreparedSample], rows: Sequence[int]) -> PaddedRows:
-    """What follows after the last image token, each in the row of its prefix."""
+    """The tokens after the last image token of each prompt, in the row of its prefix."""
     suffixes = [item.prompt.token_ids[item.prefix_length :] for item in items]
     return pad_rows(
         suffixes,

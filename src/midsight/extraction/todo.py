@@ -1,4 +1,4 @@
-"""What one call has to do: its shard of a dataset, without the samples that the run has already."""
+"""The work of one call of extract: its shard of a dataset, without the samples that the run already has."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ COMPRESSED_SHARE = {
 }
 """Bytes on disk per byte of vectors, by store dtype and whether the model computes in float32."""
 ROW_BYTES = 400
-"""Approximate size of a row's text and numbers beside the vectors."""
+"""Approximate size of a row's text and numbers, without its vectors."""
 FOLDER_BYTES = 20_000
 """Approximate size of run.json, a commit record and a part's schema."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is."""
+    """The progress of a run."""
 
     samples: int | None
     """Rows of the dataset that this call works on; None for a stream, whose length is not known."""
     images: int | None
-    """Distinct image references among them."""
+    """Distinct images among them, by image key."""
     already: int
     """Samples that were stored or failed before this call; for a stream, all of the run's."""
     done: int
@@ -62,20 +62,20 @@ class Progress:
 
 @dataclass(frozen=True)
 class Todo:
-    """The work of one call."""
+    """The work of one call of extract."""
 
     rows: Iterable[SampleOrFailure]
     """Samples to extract, those on one image together, and rows that cannot become samples."""
     samples: int | None
     """Rows of this shard; None for a stream."""
     images: int | None
-    """Distinct image references among them."""
+    """Distinct images among them, by image key."""
     already: int
     """Samples of this shard that the run has; for a stream, whose rows are not known yet, all that the run has."""
     remaining: int | None
     """Samples to extract."""
     remaining_images: int | None
-    """Distinct image references among those."""
+    """Distinct images among those, by image key."""
 
 
 def choose(data: Dataset | SampleStream, done: Collection[str], *, shard: Shard, limit: int | None) -> Todo:
@@ -128,12 +128,12 @@ def is_in_shard(row: SampleOrFailure | SampleKey, shard: Shard) -> bool:
 
 
 def group_by_image(samples: Sequence[Sample]) -> list[Sample]:
-    """The samples with those of one image reference together, images in the order they first appear."""
+    """The samples, with those of one image key together; images stay in the order in which they first appear."""
     return [samples[index] for index in order_by_image(sample.image_key for sample in samples)]
 
 
 def order_by_image(images: Iterable[str]) -> np.ndarray:
-    """That order, from the image references of all samples: int64 [samples], indices of the samples."""
+    """Indices of the samples in the order of group_by_image, int64 [samples]; `images` are their image keys."""
     first: dict[str, int] = {}
     ranks = [first.setdefault(image, len(first)) for image in images]
     return np.argsort(np.array(ranks, np.int64), kind="stable")

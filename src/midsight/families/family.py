@@ -75,8 +75,8 @@ class EncodeImages(Protocol):
     def __call__(self, model: nn.Module, images: Sequence[ImageInputs], /) -> Iterable[Tensor]:
         """The feature layer of each image, model dtype [..., vision width].
 
-        Nothing behind that layer is computed if it can be left out. Calls have a bounded size, whatever the number of
-        images.
+        Layers after that one are not run if the class allows it. Each encoder call has a bounded size, whatever the
+        number of images.
         """
         ...
 
@@ -85,7 +85,7 @@ class FindUsefulPatches(Protocol):
     """Says which patches count in the mean of the vision features."""
 
     def __call__(self, image: ImageInputs, /) -> Tensor:
-        """bool, of the features' shape without their width: patches whose content reaches the decoder."""
+        """bool, in the features' shape without the width: True for patches whose content reaches the decoder."""
         ...
 
 
@@ -137,7 +137,7 @@ class MakeForwardInputs(Protocol):
     """Makes the inputs of transformers' own full forward, for proofs."""
 
     def __call__(self, config: Any, token_ids: Tensor, images: Sequence[ImageInputs], /) -> dict[str, Tensor]:
-        """`token_ids` int64 [1, tokens] of one prompt; returns what the forward takes beside `input_ids`."""
+        """`token_ids` int64 [1, tokens] of one prompt; returns what the forward takes in addition to `input_ids`."""
         ...
 
 
@@ -145,7 +145,7 @@ class ReadTowerFeature(Protocol):
     """Finds the feature layer in what the vision tower's own forward returns, for proofs."""
 
     def __call__(self, output: Any, images: Sequence[ImageInputs], /) -> list[Tensor]:
-        """`output` is the tower's in the full forward over these images; returns the feature layer of each."""
+        """`output` is what the tower returns in the full forward; returns the feature layer of each image."""
         ...
 
 
@@ -155,7 +155,7 @@ def vision_hidden_size(config: Any) -> int:
 
 
 def accept_processor(_processor: Any, _config: Any) -> None:
-    """Compares nothing."""
+    """The default: accepts every processor."""
 
 
 def no_threshold(_config: Any) -> None:
@@ -168,7 +168,7 @@ def no_fixes(_model: nn.Module) -> tuple[str, ...]:
 
 
 def joined_pixel_values(_config: Any, _token_ids: Tensor, images: Sequence[ImageInputs]) -> dict[str, Tensor]:
-    """`pixel_values` of all images, one behind the other."""
+    """`pixel_values` of all images, concatenated."""
     return {"pixel_values": torch.cat([image.pixel_values for image in images])}
 
 
@@ -281,7 +281,7 @@ class Family:
 
 
 def decoder_layers(model: nn.Module, family: Family) -> Sequence[nn.Module]:
-    """The decoder layers, in order."""
+    """The decoder layers, in order; raises TypeError if the declared path is not a module list."""
     layers = model.get_submodule(family.modules.layers)
     if not isinstance(layers, nn.ModuleList):
         raise TypeError(
@@ -291,7 +291,7 @@ def decoder_layers(model: nn.Module, family: Family) -> Sequence[nn.Module]:
 
 
 def encode_images(model: nn.Module, family: Family, images: Sequence[ImageInputs]) -> list[EncodedImage]:
-    """Each image through the vision encoder and into the decoder's width."""
+    """Runs each image through the vision encoder, and brings its features into the decoder's width."""
     vision = family.vision
 
     def encode(image: ImageInputs, features: Tensor) -> EncodedImage:

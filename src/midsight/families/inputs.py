@@ -28,7 +28,7 @@ class ImageInputs:
     original_size: tuple[int, int]
     """Width and height of the image before the processor resized it, in pixels."""
     grid: tuple[int, int]
-    """Rows and columns that the image is laid out in: of sub-crops, of tiles, or of patches."""
+    """Rows and columns of the image, counted in sub-crops, in tiles, or in image tokens (Qwen)."""
     tokens: int
     """Image tokens that stand for it in the prompt."""
     attended: int
@@ -53,12 +53,12 @@ class EncodedImage:
 
 @dataclass(frozen=True)
 class DecoderInputs:
-    """What the decoder takes beside attention mask, positions and cache."""
+    """What the decoder takes in addition to attention mask, positions and cache."""
 
     prefill: Mapping[str, Tensor]
     """For whole prompts, with the tokens or their embeddings."""
     later: Mapping[str, Tensor]
-    """For every later call on the cache, beside its tokens; batch first, one value for all tokens of a row."""
+    """For every later call on the cache, in addition to its tokens; rows first, one value for all tokens of a row."""
 
 
 def mean_over_patches(images: Sequence[EncodedImage]) -> Tensor:
@@ -72,7 +72,7 @@ def sequential_positions(layout: TokenLayout, _images: Sequence[ImageInputs]) ->
 
 
 def continue_positions(positions: Tensor, more: int) -> Tensor:
-    """The positions and those of `more` tokens after them, int64 [axes, tokens + more]."""
+    """`positions`, continued for `more` tokens, int64 [axes, tokens + more]."""
     following = positions.max() + 1 + torch.arange(more)
     return torch.cat([positions, following.expand(len(positions), more)], dim=1)
 

@@ -161,7 +161,7 @@ def silence_before_images(model: nn.Module) -> tuple[str, ...]:
     if not defective:
         return ()
     return (
-        f"model.language_model: tokens before an image take nothing from it in {len(defective)} layers (transformers "
+        f"model.language_model: tokens before an image do not attend to it in {len(defective)} layers (transformers "
         "lets them attend to it)",
     )
 

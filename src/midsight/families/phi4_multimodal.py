@@ -45,9 +45,9 @@ CROPS_PER_CALL = 16
 def crop_grid(width_px: int, height_px: int, crop_px: int, max_crops: int) -> tuple[int, int]:
     """Rows and columns of sub-crops that cover an image.
 
-    They cover it at its own size if `max_crops` are enough. Otherwise it is the grid with the closest aspect ratio.
-    Of equally close grids, in order of their number of crops, it is the last one that the image fills by more than
-    half.
+    They cover it at its own size if `max_crops` are enough. Otherwise the result is the grid with the closest aspect
+    ratio. If several grids are equally close, it is the largest one that the image fills by more than half, or the
+    smallest if there is none.
     """
     columns, rows = math.ceil(width_px / crop_px), math.ceil(height_px / crop_px)
     if rows * columns <= max_crops:
@@ -99,7 +99,7 @@ def image_inputs(processor: Any, image: Image.Image, pixels: Pixels, _config: An
     """Runs the folder's own image processor on one RGB image.
 
     With `pixels="pil"` PIL's bilinear filter scales the image first, as the published processor does; the image then
-    has the size that transformers would scale it to, and transformers leaves it alone.
+    has the size that transformers would scale it to, so transformers does not scale it again.
     """
     image_processor = processor.image_processor
     crop_px = image_processor.size["height"]
@@ -238,7 +238,7 @@ def forward_inputs(_config: Any, _token_ids: Tensor, images: Sequence[ImageInput
 
 
 def tower_feature(output: Any, images: Sequence[ImageInputs]) -> list[Tensor]:
-    """Hidden state -2 of each image's real crops; transformers pads all images to the most crops."""
+    """Hidden state -2 of each image's real crops; transformers pads every image to the largest number of crops."""
     by_image = output.hidden_states[-2].unflatten(0, (len(images), -1))
     return [crops[: len(image.pixel_values)] for crops, image in zip(by_image, images, strict=True)]
 

@@ -14,7 +14,7 @@ Content = Literal["parts", "text"]
 
 CONTENTS: tuple[Content, ...] = ("parts", "text")
 MARK = "MIDSIGHTMARK"
-"""A text that no template changes or contains; where it stands in a prompt, a user's text would."""
+"""A text that no template changes or contains; it marks the place of the user's text in a prompt."""
 MAX_TEMPLATE_BYTES = 1_000_000
 
 
@@ -84,7 +84,7 @@ def find_template(processor: Any, declaration: FamilyPrompt) -> ChatTemplate | N
 
 
 def folder_template(processor: Any) -> str | None:
-    """The chat template of a processor, or of its tokenizer; of several the one named default."""
+    """The chat template of a processor, or of its tokenizer; if it has several, the one named default."""
     for holder in (processor, processor.tokenizer):
         template = getattr(holder, "chat_template", None)
         if isinstance(template, dict):
@@ -100,7 +100,7 @@ def is_usable(processor: Any, declaration: FamilyPrompt, template: ChatTemplate)
 
 
 def why_unusable(processor: Any, declaration: FamilyPrompt, template: ChatTemplate) -> str | None:
-    """What keeps a template from rendering one image and one text, each once; None if nothing does."""
+    """Why a template does not render one image and one text, each once; None if it does."""
     try:
         text = render(processor, declaration, template, MARK)
     except Exception as error:  # a template may raise anything
@@ -120,7 +120,7 @@ def render(
 ) -> str:
     """The prompt of one user turn: images first, then the text, then the start of the assistant's turn.
 
-    With `system` a system turn stands before it. Raises whatever the template raises.
+    With `system`, a system turn comes first. Raises whatever the template raises.
     """
     if template.text is None:
         return declaration.image_markup * images + user_text
@@ -147,7 +147,7 @@ def default_prompt(processor: Any, declaration: FamilyPrompt, template: ChatTemp
 
 
 def describe_template(folder: str, name: str, declaration: FamilyPrompt, template: ChatTemplate, prompt: str) -> str:
-    """What a user should know of the template, in one sentence; empty if it renders the published prompt.
+    """What a user should know about the template, in one sentence; empty if it renders the published prompt.
 
     `name` is the family's, `prompt` what `default_prompt` rendered.
     """
@@ -159,7 +159,7 @@ def describe_template(folder: str, name: str, declaration: FamilyPrompt, templat
 
 
 def validate_system(processor: Any, declaration: FamilyPrompt, template: ChatTemplate, system: str) -> None:
-    """Raises MidsightError if the template has no system turn beside an image."""
+    """Raises MidsightError if the template renders no system turn together with an image."""
     try:
         if template.text is not None and MARK in render(processor, declaration, template, "a", system=MARK):
             return
@@ -168,14 +168,14 @@ def validate_system(processor: Any, declaration: FamilyPrompt, template: ChatTem
         reason = f"it says: {first_line(error)}"
     raise MidsightError(
         Option("system"),
-        f" is {system!r}, and the chat template takes no system turn beside an image ({reason}); put its words into ",
+        f" is {system!r}, and the chat template takes no system turn with an image ({reason}); put its words into ",
         Option("prompt"),
         ".",
     )
 
 
 def find_default_system_turn(processor: Any, declaration: FamilyPrompt, template: ChatTemplate) -> tuple[int, int]:
-    """Start and stop, in characters of any prompt, of the system turn that the template adds by itself.
+    """Start and stop, in characters of any prompt, of the system turn that the template adds on its own.
 
     (0, 0) if it adds none. Raises MidsightError if it cannot be told from the user's turn.
     """

@@ -23,7 +23,7 @@ from midsight.prompts.token_layout import Span, TokenLayout, runs_of
 
 @dataclass(frozen=True)
 class PromptFormat:
-    """What stands around every question of a run."""
+    """How a question becomes a prompt; the same for a whole run."""
 
     template: ChatTemplate
     """Renders the turn."""
@@ -32,7 +32,7 @@ class PromptFormat:
     system: str | None = None
     """Text of a system turn before the user's; None is the template's own choice, empty text no system turn."""
     left_out: tuple[int, int] = (0, 0)
-    """Start and stop, in characters, of the template's own system turn where it is left out."""
+    """Start and stop, in characters, of the template's own system turn if it is left out; (0, 0) if not."""
 
     def render(self, processor: Any, declaration: FamilyPrompt, user_text: str, images: int = 1) -> str:
         """The prompt for one user text, each image one image token."""
@@ -62,7 +62,7 @@ def make_prompt_format(
     prompt_template: str | Path,
     folder: str,
 ) -> PromptFormat:
-    """The format of a run's prompts; raises MidsightError for a text or a template that cannot be used.
+    """How a run's questions become prompts; raises MidsightError for a text or a template that cannot be used.
 
     `folder` names the model in errors.
     """
@@ -95,14 +95,14 @@ def tokenise_prompt(
     """The prompt for a question on images that take `image_tokens[i]` tokens each.
 
     The token ids equal those of the processor's `apply_chat_template(..., tokenize=True)`. Text that spells a control
-    token is refused, never turned into one: a question that carries the template of another tool would otherwise give
-    numbers of another prompt. Raises SampleError.
+    token is refused: a question with another tool's template in it would otherwise become another prompt. Raises
+    SampleError.
     """
     if not question.strip():
         raise SampleError("The question is empty; give one, or leave the sample out.")
     before, after = prompt_format.user.split(QUESTION)
     user_text = before + question + after
-    # of the whole text: template and question, harmless each, may spell a token between them
+    # the whole text: its question and the text around it, each harmless, may spell a token together
     control = find_control_text(user_text, processor.tokenizer, declaration)
     if control:
         raise SampleError(f"The question contains the control token {control!r}; leave it out: midsight places it.")
@@ -114,7 +114,7 @@ def tokenise_prompt(
             f"The chat template refuses {len(image_tokens)} images and this question: {first_line(error)}."
         ) from error
     tokenizer = processor.tokenizer
-    # judged before the text is completed, as the processor does
+    # decided before the text is completed, as the processor does
     special_tokens = adds_special_tokens(tokenizer, text)
     text, marked = (declaration.complete_text(each, tokenizer) for each in (text, marked))
     encoded = tokenizer(text, return_offsets_mapping=True, add_special_tokens=special_tokens)
@@ -161,7 +161,7 @@ def expand_image_tokens(
     image_token_id: int,
     image_tokens: Sequence[int],
 ) -> PromptTokens:
-    """Repeats each image token as often as its image needs, and lays out the result.
+    """Repeats each image token as often as its image needs, and finds the layout of the result.
 
     `offsets` are the tokens' character ranges in `text`. Raises SampleError if there is not one image token per image.
     """

@@ -94,7 +94,7 @@ def same_as(vectors: np.ndarray, point: np.ndarray) -> bool:
 
 
 class _VectorTally:
-    """Running totals of one vector column; float64, so that ten million rows add up."""
+    """Running totals of one vector column; float64, so that sums over ten million rows stay exact enough."""
 
     def __init__(self) -> None:
         self.first: np.ndarray | None = None

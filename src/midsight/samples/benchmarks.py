@@ -82,7 +82,7 @@ def _recognise(table: Table, options: DatasetOptions) -> Benchmark | None:
 
 
 def _columns_of_benchmark(benchmark: Benchmark | None, columns: tuple[str, ...]) -> dict[str, str]:
-    """Role -> column, for the roles in which a benchmark departs from the defaults."""
+    """Role -> column, for the roles in which a benchmark differs from the defaults."""
     match benchmark:
         case "pope":
             label = {"answer": "label"} if "label" in columns else {}

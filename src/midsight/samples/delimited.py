@@ -119,7 +119,7 @@ def _rows(file: BinaryIO, path: Path, delimiter: bytes) -> Iterator[LocatedText]
     """All rows that are not blank, header included.
 
     A row with line breaks in quotes is joined from its lines. If its quotes are broken, only its first
-    line fails and the next line starts a new row: a lost quote must not cost the rest of the file.
+    line fails, and the next line starts a new row. So one lost quote does not cost the rest of the file.
     """
     offset, number = skip_byte_order_mark(file, path), 1
     while True:

@@ -1,4 +1,4 @@
-"""How the columns beyond image, question, answer and id are stored, by their values or by a schema."""
+"""How the extras of a dataset are stored: the type of each column, from its values or from a schema."""
 
 from __future__ import annotations
 

@@ -66,9 +66,9 @@ def decode_image(source: ImageSource, *, max_bytes: int = MAX_BYTES, max_pixels:
     show. 16-bit grey keeps the high byte of each value, as Pillow does for 16-bit colour. A decoded
     image is copied, not changed.
 
-    Raises SampleError with file name and reason if the source is not a regular file, is larger than
-    `max_bytes` or `max_pixels` (known from the header, before pixels are decoded), is damaged or
-    truncated, or has no 8-bit RGB form (32-bit integers, floats). If the program has set Pillow's
+    Raises SampleError, with file name and reason, if the source is not a regular file, is damaged or
+    truncated, or has no 8-bit RGB form (32-bit integers, floats). The same holds above `max_bytes` or
+    `max_pixels`, which is known from the header, before pixels are decoded. If the program has set Pillow's
     `LOAD_TRUNCATED_IMAGES`, truncated images are accepted. Pillow may warn about damaged metadata;
     if warnings are errors, that is a SampleError.
     """

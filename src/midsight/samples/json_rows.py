@@ -124,7 +124,7 @@ def _cells(data: bytes) -> tuple[Mapping[str, Any], str]:
 def _elements(file: BinaryIO, path: Path) -> Iterator[tuple[int, bytes, str]]:
     """Offset, bytes and problem of each element of the array; the problem is empty if the element may be read.
 
-    Elements are told apart by strings, brackets and commas alone, so a broken element costs no other one.
+    Only strings, brackets and commas separate elements, so a broken element does not affect the others.
     """
     offset = skip_byte_order_mark(file, path)  # of text[0]
     text = file.read(_CHUNK_BYTES)
@@ -160,7 +160,7 @@ def _elements(file: BinaryIO, path: Path) -> Iterator[tuple[int, bytes, str]]:
 
 
 def _unfinished(text: bytes, offset: int, *, in_element: bool) -> Iterator[tuple[int, bytes, str]]:
-    """The last elements if the array does not end: its last one is too long, or the file ends before."""
+    """The last elements of an array without an end: the last element is too long, or the file ends first."""
     if len(text) > limits.MAX_ROW_BYTES:
         yield offset, text[:100], f"{too_long_reason()[:-1]}; the rest of the file is not read."
         return

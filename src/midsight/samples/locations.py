@@ -47,7 +47,7 @@ class EmbeddedImage:
     column: str
     """The image's column."""
     index: int
-    """Position among the images of the cell, from 0."""
+    """Index among the images of the cell, from 0."""
     reference: str
     """`sha256:` and 16 hex digits of the image's bytes; compared when the image is read again."""
 

@@ -16,7 +16,7 @@ from midsight.samples.rows import Row, Table, shortened_json
 from midsight.samples.sample import Failure, ImageSource, Sample, SampleOrFailure, make_sample_id
 
 MAX_TEXT = 1_000_000
-"""Most characters of a cell that is not an image, because every sample's text stays in memory."""
+"""Maximum number of characters in a cell that is not an image, because every sample's text stays in memory."""
 
 _LONGEST_INDEX = 64
 _NO_EXTRAS: Mapping[str, Any] = {}

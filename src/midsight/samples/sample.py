@@ -37,7 +37,7 @@ class Sample:
 
     @property
     def image_key(self) -> str:
-        """Equal for samples on the same images, and known before decoding; the sample's id without a reference."""
+        """Equal for samples on the same images, and known before decoding; the sample's id if it has no reference."""
         return self.image or self.sample_id
 
 

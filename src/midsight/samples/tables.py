@@ -115,8 +115,8 @@ def make_samples(items: Iterable[tuple[ImageSource | str, str] | Sample]) -> Dat
     """The dataset of (image, question) pairs and Samples, in their order.
 
     An image is a path, encoded bytes or a decoded image. Paths may lead anywhere, because the caller chose them.
-    A Sample keeps its id, and its `input_index` becomes its position. `sha256` covers ids, image references and
-    questions, but no pixels.
+    A Sample keeps its id, and its `input_index` becomes its index in the list. `sha256` covers ids, image references
+    and questions, but no pixels.
 
     Raises MidsightError for an item that is neither a pair nor a Sample, and for repeated ids.
     """

@@ -68,7 +68,7 @@ class Attempts:
             self._in_progress.update(started)
             self._in_progress.subtract(ended)
             self._in_progress = +self._in_progress
-            # What a process wrote survives its death, flushed to the disk or not.
+            # A file survives the death of the process that wrote it, even if it is not flushed to the disk.
             write_atomically(
                 self._file,
                 json.dumps({"deaths": self._deaths, "in_progress": list(self._in_progress)}).encode(),

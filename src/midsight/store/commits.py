@@ -46,8 +46,8 @@ class Commit:
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="microseconds"))
     """UTC, ISO 8601; for a merged commit, the time of the last commit in it."""
     replaces: tuple[int, ...] = ()
-    """Counters, all lower, of the commits of this shard that were merged into this one. Files that
-    are left of them do not count."""
+    """Counters, all lower, of the commits of this shard that were merged into this one. Their
+    leftover files do not count."""
 
     @property
     def key(self) -> CommitKey:
@@ -109,9 +109,9 @@ def write_commit(path: Path, commit: Commit, run_id: str) -> None:
 def read_commits(path: Path, run_id: str) -> tuple[Commit, ...]:
     """Every commit of the run folder `path`, oldest first, without those that a later one replaces.
 
-    Raises DamagedRunError if a record cannot be read, or is not of the run `run_id`. Also if a part
-    is missing or has another size than its record says, and if a part before the last one has lost
-    its record.
+    Raises DamagedRunError for a record that cannot be read or does not belong to the run `run_id`. It is also
+    raised for a part that is missing or has another size than its record says, and for a part before the last
+    one that has lost its record.
     """
     while True:
         listed = list_commits(path, ".json")
@@ -191,7 +191,7 @@ def list_commits(path: Path, suffix: str) -> list[CommitKey]:
 
 
 def lost_records(path: Path, replaced: Collection[CommitKey]) -> dict[CommitKey, str]:
-    """The parts that have lost their record, each with the reason to think so; `replaced` commits do not count.
+    """The parts that have lost their record, each with the evidence; `replaced` commits do not count.
 
     A process that died between part and record also leaves a part without a record. The counter of
     that part is the next after the newest record's.

@@ -27,7 +27,7 @@ from midsight.store.schema import VECTOR_TYPES, run_schema
 from midsight.store.spec import RunSpec, read_spec
 
 TARGET_BYTES = 256 * 2**20
-"""Maximum size of a merged part by default: uncompressed vectors and compressed rest."""
+"""Default maximum size of a merged part: its vectors uncompressed, everything else compressed."""
 
 
 @dataclass(frozen=True)

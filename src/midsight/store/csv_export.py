@@ -21,9 +21,9 @@ _ROWS = 1024
 
 
 def write_csv(batches: Iterable[tuple[pa.Table, np.ndarray]], count: int, columns: Sequence[str], made: Path) -> None:
-    """Write `columns` of `batches` to the file `made`, `count` rows, each at its position.
+    """Write `columns` of `batches` to the file `made`: `count` rows in the order of the export.
 
-    The lines go to a temporary file as they come and are then copied in order. Raises OSError.
+    The lines first go to a temporary file in stored order and are then copied in order. Raises OSError.
     """
     offsets, sizes = np.zeros(count, np.int64), np.zeros(count, np.int64)
     aside = made.with_name("lines")

@@ -85,7 +85,7 @@ def export_run(
     Every export also has `sample_id` and `input_index`. Without `columns` it has `image_id` and all
     vector columns; for csv, all columns without vectors. Without `samples` it has all rows. Takes less
     than 1 GB of memory whatever the size of the run. Raises MidsightError for what cannot be exported,
-    RunError if the disk refuses, DamagedRunError; `out` is then as it was.
+    RunError if the disk refuses, and DamagedRunError for damaged data; `out` is then unchanged.
     """
     out = Path(out)
     if format not in FORMATS:

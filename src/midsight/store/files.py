@@ -138,7 +138,7 @@ def write_sealed_json(path: Path, body: Mapping[str, Any], *, indent: int | None
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`, its seal not yet compared; raises DamagedRunError if there is none."""
+    """The JSON object in `path`, its seal not yet compared; raises DamagedRunError if it holds none."""
     try:
         body = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:

@@ -87,7 +87,7 @@ def read_part(path: Path, digest: PartDigest, columns: Sequence[str]) -> Iterato
     Reads only the footer and those columns, and decodes exactly the bytes that it compared with
     `digest`. Raises DamagedRunError if they differ or cannot be read.
     """
-    # Zero pages that nobody touches take no memory; only the bytes read from the file do.
+    # Untouched pages of zeros take no memory; only the bytes that are read from the file do.
     image = np.zeros(digest.bytes, np.uint8)
     view = image.data
     footer = slice(digest.bytes - digest.footer_bytes, digest.bytes)

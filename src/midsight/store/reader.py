@@ -63,11 +63,19 @@ class Run:
         return self._ordered(["sample_id"]).column("sample_id").to_pylist()
 
     def matrix(self, name: str, layer: int | None = None, residual: bool = False) -> np.ndarray:
-        """One vector column as float32 [n, width], rows in dataset order.
+        """One vector column.
 
-        `name` is a column, or a position's representation (`query_token_representation`) together with
-        `layer`; a negative layer counts from the last. `residual` takes the last layer's state before
-        the final norm. Raises MidsightError if the run does not hold it.
+        Args:
+            name: A column, or the name of a position's representation, like `query_token_representation`.
+            layer: Decoder layer of that representation; a negative one counts from the last.
+            residual: Take the last layer's state before the final norm.
+
+        Returns:
+            float32 [n, width], rows in dataset order.
+
+        Raises:
+            MidsightError: The run does not have these vectors.
+            DamagedRunError: Stored bytes are not those that were written.
         """
         column = self._vector_column(name, layer, residual)
         matrix = np.empty((len(self), self.spec.vectors[column]), np.float32)
@@ -83,19 +91,49 @@ class Run:
         return self._ordered([name for name in self.columns if name not in self.spec.vectors])
 
     def to_pandas(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
-        """The `columns` as a pandas DataFrame, rows in dataset order; by default every column without vectors.
+        """Columns as a pandas DataFrame.
 
-        Raises MidsightError if the run does not have a column, or if pandas is not installed.
+        Args:
+            columns: Names of columns; by default every column without vectors.
+
+        Returns:
+            The columns, rows in dataset order.
+
+        Raises:
+            MidsightError: The run does not have a column, or pandas is not installed.
+            DamagedRunError: Stored bytes are not those that were written.
         """
         import_optional("pandas")
         return self._chosen(columns).to_pandas()
 
     def to_polars(self, columns: Sequence[str] | None = None) -> pl.DataFrame:
-        """The `columns` as a polars DataFrame, as `to_pandas` chooses them; vectors are arrays of fixed width."""
+        """Columns as a polars DataFrame; vectors are arrays of fixed width.
+
+        Args:
+            columns: Names of columns; by default every column without vectors.
+
+        Returns:
+            The columns, rows in dataset order.
+
+        Raises:
+            MidsightError: The run does not have a column, or polars is not installed.
+            DamagedRunError: Stored bytes are not those that were written.
+        """
         return import_optional("polars").from_arrow(self._chosen(columns))
 
     def to_dataset(self, columns: Sequence[str] | None = None) -> Any:
-        """The `columns` as a Hugging Face `datasets.Dataset` in memory, as `to_pandas` chooses them."""
+        """Columns as a Hugging Face `datasets.Dataset` in memory.
+
+        Args:
+            columns: Names of columns; by default every column without vectors.
+
+        Returns:
+            The columns, rows in dataset order.
+
+        Raises:
+            MidsightError: The run does not have a column, or datasets is not installed.
+            DamagedRunError: Stored bytes are not those that were written.
+        """
         datasets = import_optional("datasets")
         return datasets.Dataset(datasets.table.InMemoryTable(self._chosen(columns)))
 
@@ -109,7 +147,18 @@ class Run:
         return sorted(latest.values(), key=lambda failure: failure.input_index)
 
     def batches(self, columns: Sequence[str]) -> Iterator[pa.Table]:
-        """The `columns`, rows as they are stored, at most 64 MB at a time."""
+        """Columns a piece at a time.
+
+        Args:
+            columns: Names of columns.
+
+        Returns:
+            Tables of at most 64 MB, rows in stored order.
+
+        Raises:
+            DamagedRunError: Stored bytes are not those that were written.
+            RunError: The run was compacted after it was opened.
+        """
         for commit in self.commits:
             if not commit.part:
                 continue
@@ -118,7 +167,7 @@ class Run:
             except DamagedRunError as error:
                 if record_path(self.path, commit.shard, commit.counter).exists():
                     raise
-                raise RunError(f"{self.path} was compacted or fixed after it was opened; open it again.") from error
+                raise RunError(f"{self.path} was compacted or repaired after it was opened; open it again.") from error
 
     @property
     def _schema(self) -> pa.Schema:
@@ -167,10 +216,18 @@ class Run:
 
 
 def open_run(path: str | Path) -> Run:
-    """The run in the folder `path`, as far as it is committed; it may still be written to.
+    """Opens a run; it may still be written to.
 
-    Raises MidsightError if `path` is not a run folder, RunError if its format is newer than this
-    midsight. Raises DamagedRunError if run.json, a commit record or a part's size is not what was written.
+    Args:
+        path: The run folder.
+
+    Returns:
+        What is committed by now.
+
+    Raises:
+        MidsightError: `path` is not a run folder.
+        RunError: The run's format is newer than this midsight.
+        DamagedRunError: run.json, a commit record or a part's size is not what was written.
     """
     path = Path(path)
     spec = read_spec(path)

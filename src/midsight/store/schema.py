@@ -35,7 +35,7 @@ VECTOR_TYPES: Mapping[StoreDtype, pa.DataType] = {"float32": pa.float32(), "floa
 
 @dataclass(frozen=True)
 class RunColumns:
-    """What the columns of a run follow from, together with the fields of Record."""
+    """What decides the columns of a run, together with the fields of Record."""
 
     vectors: Mapping[str, int]
     """Width by vector column, in stored order."""
@@ -100,9 +100,9 @@ _CHANGED_BY_ARROW = {("int64", float), ("float64", bool)}
 def records_to_table(records: Sequence[Record], columns: RunColumns) -> pa.Table:
     """The rows of `records` with the columns of the run.
 
-    Raises SampleError for a value that its column cannot hold: a wrong type, or a number that is not
-    finite or too large for the store dtype. Also for an input column that the run does not have.
-    Raises RunError for vectors that are not those of the run.
+    Raises SampleError for an input column that the run does not have, and for a value that its column
+    cannot hold: a wrong type, or a number that is not finite or too large for the store dtype. Raises
+    RunError for vectors that are not those of the run.
     """
     for record in records:
         _require_columns(record, columns)

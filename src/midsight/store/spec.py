@@ -165,7 +165,7 @@ def _now() -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class RunSpec:
-    """What is fixed for a whole run. It holds its values as run.json gives them back: lists become tuples."""
+    """What is fixed for a whole run. Its values are as run.json gives them back: lists are tuples."""
 
     format_version: int = FORMAT_VERSION
     """Version of the run folder's format."""
@@ -206,7 +206,7 @@ class RunSpec:
 
     @property
     def columns(self) -> RunColumns:
-        """What the columns of the run's parts follow from."""
+        """What decides the columns of the run's parts."""
         return RunColumns(self.vectors, self.extras, self.request.answers, self.request.store_dtype)
 
 
@@ -263,7 +263,8 @@ def require_same_run(path: Path, stored: RunSpec, asked: RunSpec) -> None:
             raise RunError(
                 "The content of ",
                 Option(option),
-                f" differs from what {path} was started with; use the same or another ",
+                f" differs from what {path} was started with (SHA-256 {value}, now {now[option]}); use the same or "
+                "another ",
                 Option("out"),
                 ".",
             )

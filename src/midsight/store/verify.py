@@ -71,7 +71,7 @@ class VerifyReport:
     findings: tuple[Finding, ...]
     """What is bad, by file."""
     notes: tuple[str, ...]
-    """What is worth knowing and is not damage."""
+    """What a user should know, although it is not damage."""
 
     @property
     def sound(self) -> bool:
@@ -102,7 +102,7 @@ def verify_run(path: str | Path) -> VerifyReport:
     listed = list_commits(path, ".json")
     report, _ = _verify(path, listed)
     if report.findings and not set(listed) <= set(list_commits(path, ".json")):
-        raise RunError(f"{path} was compacted or fixed while it was verified; verify it again.")
+        raise RunError(f"{path} was compacted or repaired while it was verified; verify it again.")
     return report
 
 
@@ -132,7 +132,7 @@ def drop_bad(path: str | Path) -> VerifyReport:
                 flush_folder(path / PARTS)
     except OSError as error:
         raise CommitError(
-            f"{path} could not be fixed: {error.strerror or error}; fix that and run the same command again."
+            f"{path} could not be repaired: {error.strerror or error}; fix that and run the same command again."
         ) from error
     return replace(report, findings=tuple(replace(finding, dropped=finding.droppable) for finding in report.findings))
 
@@ -266,7 +266,7 @@ def _blame_a_column(file: Path, digest: PartDigest) -> None:
 
 
 def _strays(path: Path, listed: list[CommitKey], replaced: set[CommitKey]) -> tuple[dict[CommitKey, str], list[str]]:
-    """Parts that lost their record, each with the reason to think so, and notes on other leftovers and gaps."""
+    """Parts that lost their record, each with the evidence, and notes on other leftovers and gaps."""
     newest = dict(listed)
     parts = list_commits(path, ".parquet")
     bare = [key for key in parts if key not in {*listed, *replaced} and not record_path(path, *key).exists()]

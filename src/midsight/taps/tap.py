@@ -28,7 +28,8 @@ class Tap:
     """A decoder hidden state at one position of the prompt, after one layer.
 
     Its spelling is the column name: `query_token_representation.layer_16`,
-    `vision_token_representation.layer_31_residual`.
+    `vision_token_representation.layer_31_residual`. Raises MidsightError for a position or stage that does not exist,
+    and for a negative layer.
     """
 
     position: Position
@@ -52,7 +53,17 @@ class Tap:
 
     @classmethod
     def parse(cls, text: str) -> Tap:
-        """The tap with the spelling `text`; raises MidsightError if there is none."""
+        """The tap with a spelling.
+
+        Args:
+            text: A column name, like `query_token_representation.layer_16`.
+
+        Returns:
+            The tap that prints as `text`.
+
+        Raises:
+            MidsightError: No tap has this spelling.
+        """
         tap = cls.parse_or_none(text)
         if tap is None:
             raise MidsightError(
@@ -63,7 +74,14 @@ class Tap:
 
     @classmethod
     def parse_or_none(cls, text: str) -> Tap | None:
-        """The tap with the spelling `text`; None if there is none, as for columns that hold other vectors."""
+        """The tap with a spelling, if there is one.
+
+        Args:
+            text: A column name.
+
+        Returns:
+            The tap, or None, as for columns that hold other vectors.
+        """
         match = _SPELLING.fullmatch(text)
         if match is None or match["position"] not in POSITIONS:
             return None
@@ -111,7 +129,10 @@ def _listed(choice: str | int | Iterable[int]) -> Iterable[str | int]:
 
 
 def choose_positions(choice: str | Sequence[str]) -> tuple[Position, ...]:
-    """The positions that `choice` names (`"vision_token,query_token"` or a list), in the fixed order."""
+    """The positions that `choice` names (`"vision_token,query_token"` or a list), in the order of POSITIONS.
+
+    Raises MidsightError for an unknown position or an empty choice.
+    """
     names = [name.strip() for name in choice.split(",")] if isinstance(choice, str) else list(choice)
     unknown = [name for name in names if name not in POSITIONS]
     if unknown or not names:

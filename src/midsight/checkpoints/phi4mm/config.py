@@ -248,7 +248,7 @@ def validate_encoders(raw: Mapping[str, Any], vision_config: Mapping[str, int]) 
         ("embd_layer.audio_embd_layer.compression_rate", "audio_processor.config.time_reduction"),
         ("audio_processor.config.encoder_embedding_config.input_size", "audio_processor.config.input_size"),
     ):
-        require_equal(f"{field} beside {other}", _at(raw, field), _at(raw, other))
+        require_equal(f"{field} (compared with {other})", _at(raw, field), _at(raw, other))
 
 
 def validate_decoder(raw: Mapping[str, Any], shapes: Shapes) -> None:
@@ -266,7 +266,7 @@ def validate_decoder(raw: Mapping[str, Any], shapes: Shapes) -> None:
     rotary_size = int(width // heads * raw["partial_rotary_factor"])
     for field in ROPE_FACTORS:
         require_equal(
-            f"the length of {field} beside hidden_size, num_attention_heads and partial_rotary_factor",
+            f"the length of {field} (from hidden_size, num_attention_heads and partial_rotary_factor)",
             len(_at(raw, field)),
             rotary_size // 2,
         )

@@ -56,7 +56,7 @@ def read_published(folder: Path) -> PublishedFolder:
     try:
         with torch.device("meta"):
             state = Phi4MultimodalForCausalLM(config).state_dict()
-    except Exception as error:  # every value is of its kind, and transformers may still not take them together
+    except Exception as error:  # each value is valid, but transformers may refuse the combination
         raise MidsightError(
             f"{folder / 'config.json'} does not describe a model ({first_line(error)}); correct config.json."
         ) from error
