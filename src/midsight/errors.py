@@ -72,6 +72,15 @@ class DamagedRunError(RunError):
     """Stored data that differs from what was written; the message names the part."""
 
 
+class OtherRunError(DamagedRunError):
+    """A commit record and a run.json that are of different runs."""
+
+    def __init__(self, message: str, run_id: str) -> None:
+        """`run_id` is the record's."""
+        super().__init__(message)
+        self.run_id = run_id
+
+
 class BrokenOffError(MidsightError):
     """Work that ended early for a reason outside the samples: a stream's network, a lost device."""
 
@@ -93,7 +102,16 @@ def first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
 
 
+LOAD_OPTIONS = frozenset(("revision", "dtype", "device", "lora", "audio", "weights"))
+"""The arguments of `midsight.load`."""
+
+
 def unknown_option(name: str, known: Iterable[str]) -> MidsightError:
     """The error for an argument that a call does not have, with the nearest one that it has."""
-    nearest = get_close_matches(name, known := sorted(known), n=1, cutoff=0.0)
-    return MidsightError(f"There is no option {name!r}; did you mean ", Option(nearest[0]), "?")
+    if name in LOAD_OPTIONS:
+        return MidsightError(f"{name} is an option of midsight.load; load the model with it.")
+    known = sorted(known)
+    nearest = get_close_matches(name, known, n=1)
+    if nearest:
+        return MidsightError(f"There is no option {name!r}; did you mean ", Option(nearest[0]), "?")
+    return MidsightError(f"There is no option {name!r}; the options are {', '.join(known)}.")

@@ -119,7 +119,12 @@ class TestWithoutATemplate:
 
     def test_the_facts_have_no_prompt(self, without):
         facts = read_facts(without)
-        assert (facts.chat_template, facts.prompt_notes) == ("none", ())
+        assert facts.chat_template == "none"
+        (note,) = facts.prompt_notes
+        assert note == (
+            f"{without} has no chat template for an image and a text (it brings none), "
+            "so its prompt has to be chosen with the option prompt_template."
+        )
         assert (facts.example_prompt, facts.example_token_ids) == ("", ())
 
     def test_the_command_says_so(self, without):
@@ -134,8 +139,8 @@ class TestWithoutATemplate:
         assert done.exit_code == 2
         (sentence,) = [line for line in done.output.splitlines() if line.startswith("Error: ")]
         assert sentence == (
-            f"Error: {without} has no chat template for an image and a text; give --prompt-template a file with one, "
-            "or raw for the images and the user's text alone."
+            f"Error: {without} has no chat template for an image and a text (it brings none); give "
+            "--prompt-template a file with one, or raw for the images and the user's text alone."
         )
 
     def test_the_option_goes_with_run(self, without):

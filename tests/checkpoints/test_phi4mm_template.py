@@ -99,7 +99,8 @@ def test_without_a_template_the_familys_is_used_and_a_note_says_so(published, pl
     model, prompt = prompt_of(published)
     assert template_of(model) == ("family", "parts")
     assert model.notes == (
-        f"{published} has no chat template for an image and a text, so that of the published Phi-4-multimodal is used.",
+        f"{published} has no chat template for an image and a text (it brings none), so that of the published "
+        "Phi-4-multimodal is used.",
     )
     assert prompt == expected
     parts = [{"type": "image", "image": rgb(image)} for image in IMAGES] + [{"type": "text", "text": QUESTION}]

@@ -14,6 +14,7 @@ from midsight.checkpoints.generation import read_stop_ids
 from midsight.checkpoints.open_folder import open_checkpoint
 from midsight.checkpoints.phi4mm.folder import load_image_processor, load_tokenizer
 from midsight.families.phi4_multimodal import FAMILY, image_inputs
+from midsight.prompts.chat_template import find_template
 from midsight.prompts.prompt import make_prompt_format, tokenise_prompt
 from support.folders import FACTS, edit_json, needs_facts, write_published_size
 from support.pictures import picture
@@ -55,7 +56,13 @@ def tokenizer(processor):
 
 def prompt_ids(processor, question, *image_tokens, system=None):
     made = make_prompt_format(
-        processor, FAMILY.prompt, user="{question}", system=system, prompt_template="auto", folder="the folder"
+        processor,
+        FAMILY.prompt,
+        user="{question}",
+        system=system,
+        prompt_template="auto",
+        own=find_template(processor, FAMILY.prompt),
+        folder="the folder",
     )
     return list(tokenise_prompt(processor, FAMILY.prompt, made, question, image_tokens).token_ids)
 

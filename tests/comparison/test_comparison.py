@@ -118,6 +118,12 @@ def test_a_folder_is_described_as_it_loads(write, tmp_path):
     assert counted == stored
 
 
+def test_a_folder_without_a_chat_template_is_not_given_the_published_prompt(tmp_path):
+    folder = write_qwen2_5_vl(tmp_path / "model")
+    (folder / "chat_template.jinja").unlink()
+    assert describe_model(str(folder)).template == ""
+
+
 def test_a_config_alone_is_enough(tmp_path):
     folder = write_qwen2_5_vl(tmp_path / "model")
     whole = describe_model(str(folder))

@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 import pytest
 
 import midsight
-from midsight.errors import MidsightError
+from midsight.errors import LOAD_OPTIONS, MidsightError
 from midsight.extraction import describe
 from midsight.extraction.job import DATASET_OPTIONS, OWN_OPTIONS, split_options
 from midsight.extraction.request import REQUEST_OPTIONS, Request, RequestKeywords
@@ -60,6 +60,36 @@ def test_a_wrong_name_is_refused_with_the_nearest_right_one(wrong, right, model,
     if right in REQUEST_OPTIONS:
         with pytest.raises(MidsightError, match=said):
             model.extract(CASES[0].image, "?", **options)
+
+
+@pytest.mark.parametrize("name", sorted(LOAD_OPTIONS))
+def test_an_option_of_load_is_named_as_one(name, model, tmp_path):
+    options: Any = {name: "cpu"}
+    for call in (
+        lambda: midsight.extract([("a.png", "?")], model=model, out=tmp_path / "run", **options),
+        lambda: model.extract(CASES[0].image, "?", **options),
+    ):
+        with pytest.raises(MidsightError, match=f"^{name} is an option of midsight.load; load the model with it"):
+            call()
+
+
+def test_the_options_of_load_are_all_known():
+    assert set(inspect.signature(midsight.load).parameters) - {"source"} == LOAD_OPTIONS
+
+
+def test_a_name_that_is_like_none_gets_the_list(model):
+    options: Any = {"xyz": 1}
+    with pytest.raises(MidsightError, match=r"^There is no option 'xyz'; the options are answers, layers, .*vision\.$"):
+        model.extract(CASES[0].image, "?", **options)
+
+
+def test_one_sample_has_no_batch_size(model):
+    options: Any = {"batch_size": 2}
+    with pytest.raises(MidsightError, match=r"^There is no option 'batch_size'; the options are"):
+        model.extract(CASES[0].image, "?", **options)
+    options = {"batchsize": 2}
+    with pytest.raises(MidsightError, match=r"^There is no option 'batchsize'; did you mean batch_size\?$"):
+        model.extract_many([(CASES[0].image, "?")], **options)
 
 
 def test_columns_are_named_in_python_as_in_the_command(model, tmp_path):

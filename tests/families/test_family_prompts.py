@@ -1,6 +1,7 @@
 """Prompts of every family: as the folder's chat template and processor make them; and what is refused."""
 
 import json
+import re
 from typing import Any
 
 import numpy as np
@@ -144,7 +145,10 @@ class TestFoldersTemplate:
         (folder / "chat_template.jinja").unlink()
         model = midsight.load(folder, device="cpu")
         assert model.loaded.chat_template is None
-        with pytest.raises(MidsightError, match="has no chat template for an image and a text; give prompt_template a"):
+        why = r"has no chat template for an image and a text \(it brings none\)"
+        (note,) = model.loaded.notes
+        assert re.search(f"{why}, so its prompt has to be chosen with the option prompt_template", note)
+        with pytest.raises(MidsightError, match=f"{why}; give prompt_template a"):
             model.extract(self.IMAGES[0], "What?")
         (tmp_path / "own.jinja").write_text(template, encoding="utf-8")
         _, ids, _ = self.ids(folder, prompt_template=tmp_path / "own.jinja")

@@ -10,6 +10,7 @@ from transformers import Phi4MultimodalFeatureExtractor, Phi4MultimodalImageProc
 
 from midsight.errors import MidsightError, SampleError
 from midsight.families.phi4_multimodal import FAMILY
+from midsight.prompts.chat_template import find_template
 from midsight.prompts.prompt import find_question, make_prompt_format, tokenise_prompt
 from midsight.testing.phi4_multimodal import CHAT_TEMPLATE, IMAGE_ID, make_tokenizer
 
@@ -22,7 +23,13 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30
 
 def make_format(processor=PROCESSOR, *, user="{question}", system=None, prompt_template="auto"):
     return make_prompt_format(
-        processor, FAMILY.prompt, user=user, system=system, prompt_template=prompt_template, folder="the folder"
+        processor,
+        FAMILY.prompt,
+        user=user,
+        system=system,
+        prompt_template=prompt_template,
+        own=find_template(processor, FAMILY.prompt),
+        folder="the folder",
     )
 
 
@@ -211,6 +218,46 @@ class TestSystemTurns:
     def test_a_template_without_a_system_turn_refuses_one(self, template, said):
         with pytest.raises(MidsightError, match=rf"^system is 'Hi\.', .*\({said}\); put its words into prompt\."):
             self.text(template, "Hi.")
+
+    LLAMA = (
+        "{% if messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] | trim %}"
+        "{% set messages = messages[1:] %}{% else %}{% set system = '' %}{% endif %}"
+        "[system]{{ system }}{% for m in messages %}[{{ m['role'] }}]{% if m['content'] is string %}{{ m['content'] }}"
+        "{% else %}{% for p in m['content'] %}{{ '<|endoftext10|>' if p['type'] == 'image' else p['text'] }}"
+        "{% endfor %}{% endif %}{% endfor %}[assistant]"
+    )
+
+    def test_a_template_that_takes_the_system_text_as_one_text_gets_it_so(self):
+        """Parts would be printed as a Python list."""
+        assert self.text(self.LLAMA, "Hi.") == "[system]Hi.[user]<|endoftext10|>What?[assistant]"
+        assert self.text(self.LLAMA, None) == "[system][user]<|endoftext10|>What?[assistant]"
+
+    def test_a_template_that_prints_no_text_of_the_system_turn_is_refused(self):
+        template = self.LLAMA.replace("messages[0]['content'] | trim", "messages[0]['content'] | list")
+        with pytest.raises(MidsightError, match="the chat template takes no system turn"):
+            self.text(template, "Hi.")
+
+    def test_a_default_turn_that_changes_fails_its_samples_alone(self):
+        template = self.CHATML.replace("Be good.", "{{ messages | string | length }} characters.")
+        assert "What?" in self.text(template, None)
+        with pytest.raises(SampleError, match="changes its own system turn from prompt to prompt"):
+            self.text(template, "")
+
+    @pytest.mark.parametrize("role", ["{{ raise_exception('no system') }}", ""])
+    def test_empty_text_changes_nothing_where_a_template_takes_no_system_turn(self, role):
+        template = "{% if messages[0]['role'] == 'system' %}" + role + "{% endif %}" + TestTemplates.PARTS
+        template = template.replace("for m in messages", "for m in messages if m['role'] != 'system'")
+        assert self.text(template, "") == "[user]<|endoftext10|>What?[assistant]"
+
+    def test_empty_text_changes_nothing_where_the_system_text_joins_the_users(self):
+        template = (
+            "{% set lead = messages[0]['content'][0]['text'] if messages[0]['role'] == 'system' else '' %}"
+            "{% for m in messages if m['role'] != 'system' %}[{{ m['role'] }}]{{ lead if loop.first else '' }}"
+            "{% for p in m['content'] %}{{ '<|endoftext10|>' if p['type'] == 'image' else p['text'] }}{% endfor %}"
+            "{% endfor %}[assistant]"
+        )
+        assert self.text(template, "Hi.") == "[user]Hi.<|endoftext10|>What?[assistant]"
+        assert self.text(template, "") == self.text(template, None) == "[user]<|endoftext10|>What?[assistant]"
 
     def test_raw_has_no_system_turn(self):
         with pytest.raises(MidsightError, match=r"there is no template"):

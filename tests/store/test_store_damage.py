@@ -206,8 +206,8 @@ def test_a_commit_copied_from_another_run_is_named(run_folder, tmp_path_factory)
     for file in (record, record.with_suffix(".parquet")):
         shutil.copy(other / "parts" / file.name, file)
     sentence = (
-        f"The commit record {record} was copied from another run: its run id is of another run, and the id of this "
-        f"run is {RUN_ID}; delete it and {record.stem}.parquet, and run the same extract command again."
+        f"The commit record {record} is of run of another run, and run.json is of run {RUN_ID}, so one of them was "
+        f"copied from another run; `midsight verify {run_folder}` says which."
     )
     for act in (lambda: open_run(run_folder), lambda: write_run(run_folder, []), lambda: compact(run_folder)):
         with pytest.raises(DamagedRunError, match=f"^{re.escape(sentence)}$"):

@@ -222,12 +222,27 @@ def test_a_commit_copied_from_another_run_is_found_and_dropped(run_folder, tmp_p
     report = verify_run(run_folder)
     (finding,) = report.findings
     assert finding.file == "parts/0-of-1-000004.json"
-    assert f"was copied from another run: its run id is of another run, and the id of this run is {RUN_ID}" in (
-        finding.problem
-    )
+    assert "was copied from run of another run; delete it and 0-of-1-000004.parquet" in finding.problem
     assert report.rows == 27
     assert drop_bad(run_folder).sound
     finish(run_folder)
+    assert content_of(run_folder) == expected
+
+
+def test_a_run_json_of_another_run_is_blamed_alone_and_no_commit_is_dropped(run_folder, tmp_path):
+    expected = content_of(run_folder)
+    own = (run_folder / "run.json").read_bytes()
+    with RunWriter(tmp_path / "other", make_spec(run_id="another"), commit_seconds=0):
+        pass
+    shutil.copy(tmp_path / "other" / "run.json", run_folder / "run.json")
+    with pytest.raises(DamagedRunError, match="so one of them was copied from another run; `midsight verify"):
+        open_run(run_folder)
+    report = drop_bad(run_folder)
+    (finding,) = report.findings
+    assert (finding.file, finding.dropped) == ("run.json", False)
+    assert f"is of run another, and all commits here are of run {RUN_ID}; restore it from a copy" in finding.problem
+    (run_folder / "run.json").write_bytes(own)
+    assert verify_run(run_folder).sound
     assert content_of(run_folder) == expected
 
 

@@ -24,6 +24,7 @@ NEW_TOKENS = 12
 LIMITS = {torch.float32: 1e-5, torch.bfloat16: 0.045, torch.float16: 0.045}
 """Largest relative error by dtype; 0.045 is a cosine of 0.999 between vectors of the same length."""
 LIMIT_ON_ACCELERATORS = 1e-4
+NO_PROCESSOR = "The prompts were not compared: transformers makes no processor from the folder."
 """Largest relative error in float32 on other devices than the CPU, where kernels sum in other orders."""
 
 
@@ -135,6 +136,9 @@ def render_example(loaded: LoadedModel, sample: Sample, prompt_template: str | P
 
 def as_loaded(loaded: LoadedModel, checks: tuple[Check, ...], prompt: str) -> Proof:
     """The proof of a loaded model with these checks."""
+    notes = loaded.notes
+    if not hasattr(loaded.processor, "apply_chat_template"):
+        notes = (*notes, NO_PROCESSOR)
     return Proof(
         dtype=str(loaded.dtype).removeprefix("torch."),
         device=str(loaded.device),
@@ -142,7 +146,7 @@ def as_loaded(loaded: LoadedModel, checks: tuple[Check, ...], prompt: str) -> Pr
         lora=loaded.lora,
         prompt=prompt,
         fixes=loaded.fixes,
-        notes=loaded.notes,
+        notes=notes,
         checks=checks,
     )
 

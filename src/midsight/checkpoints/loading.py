@@ -18,7 +18,7 @@ from midsight.checkpoints.quiet import quiet_transformers
 from midsight.errors import MidsightError, ModelFileError, Option
 from midsight.families.catalogue import FAMILIES, find_family
 from midsight.families.family import Family
-from midsight.prompts.chat_template import ChatTemplate, default_prompt, describe_template, find_template
+from midsight.prompts.chat_template import ChatTemplate, describe_template, find_template
 
 Lora = Literal["auto", "merged", "unmerged", "off"]
 """How the LoRA that image input needs is applied: added to the weights, computed beside them, or left out, which
@@ -243,10 +243,7 @@ def find_chat_template(processor: Any, family: Family, source: str) -> tuple[Cha
     `source` is the folder, hub id or processor that the notes name.
     """
     template = find_template(processor, family.prompt)
-    if template is None:
-        return None, ()
-    prompt = default_prompt(processor, family.prompt, template)
-    note = describe_template(source, family.name, family.prompt, template, prompt)
+    note = describe_template(processor, family.prompt, template, folder=source, name=family.name)
     return template, (note,) if note else ()
 
 

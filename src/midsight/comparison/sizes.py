@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ class ConfigFacts:
     config: Any
     """transformers' config of the whole model."""
     prompt: str
-    """The folder's prompt for one image and `{question}`; the published model's if the folder has no chat template."""
+    """Its prompt for one image and `{question}`: the published model's without tokenizer, empty without template."""
 
 
 def read_config(source: str) -> ConfigFacts:
@@ -58,13 +57,16 @@ def read_config(source: str) -> ConfigFacts:
 
 
 def read_prompt(family: Family, load: Callable[[], Any]) -> str:
-    """The prompt for one image and `{question}`; the published model's if the folder has no usable chat template."""
-    with suppress(MidsightError):  # a folder without a tokenizer can be compared too
+    """The prompt for one image and `{question}`; empty if the folder has no usable chat template.
+
+    A folder without a tokenizer can be compared too; then it is the published model's.
+    """
+    try:
         processor = load()
-        template = find_template(processor, family.prompt)
-        if template is not None:
-            return default_prompt(processor, family.prompt, template)
-    return family.prompt.published or ""
+    except MidsightError:
+        return family.prompt.published or ""
+    template = find_template(processor, family.prompt)
+    return default_prompt(processor, family.prompt, template) if template else ""
 
 
 def count_by_part(family: Family, config: Any) -> dict[str, int]:

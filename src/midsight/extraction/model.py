@@ -11,7 +11,7 @@ from midsight.checkpoints.loading import LoadedModel, Lora, load_model, wrap_mod
 from midsight.errors import SampleError
 from midsight.extraction.budget import BatchSize, make_budget
 from midsight.extraction.pipeline import extract_all
-from midsight.extraction.request import RequestKeywords, make_request, resolve
+from midsight.extraction.request import RequestKeywords, ResolvedRequest, make_request, resolve
 from midsight.extraction.todo import group_by_image
 from midsight.records import Record
 from midsight.samples.sample import Failure, ImageSource, Sample
@@ -40,7 +40,8 @@ class Model:
             SampleError: The pair cannot be extracted.
             MidsightError: An option has a wrong name or value.
         """
-        outcome = self.extract_many([(image, question)], batch_size=1, **options)[0]
+        request = resolve(make_request(options), self.loaded)
+        (outcome,) = self._extract([(image, question)], request, 1)
         if isinstance(outcome, Failure):
             raise SampleError(outcome.reason)
         return outcome
@@ -65,9 +66,14 @@ class Model:
         Raises:
             MidsightError: An option has a wrong name or value, an item is not a pair or a Sample, or an id repeats.
         """
-        budget = make_budget(batch_size, self.loaded.device)
-        request = resolve(make_request(options), self.loaded)
+        request = make_request(options, call=("batch_size",))
+        return self._extract(pairs, resolve(request, self.loaded), batch_size)
+
+    def _extract(
+        self, pairs: Iterable[Sample | tuple[ImageSource | str, str]], request: ResolvedRequest, batch_size: BatchSize
+    ) -> list[Record | Failure]:
         dataset = make_samples(pairs)
+        budget = make_budget(batch_size, self.loaded.device)
         calls = extract_all(self.loaded, request, group_by_image(dataset.samples), budget)
         outcomes = [outcome for call in calls for outcome in call]
         return sorted([*outcomes, *dataset.failures], key=lambda outcome: outcome.input_index)

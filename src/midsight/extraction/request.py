@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, TypedDict, get_args
@@ -73,11 +73,11 @@ class RequestKeywords(TypedDict, total=False):
 REQUEST_OPTIONS = frozenset(field.name for field in fields(Request))
 
 
-def make_request(keywords: Mapping[str, Any]) -> Request:
-    """The request of a call; raises MidsightError, with the nearest name, for one that Request does not have."""
+def make_request(keywords: Mapping[str, Any], *, call: Iterable[str] = ()) -> Request:
+    """The request of a call with the arguments `call` of its own; raises MidsightError for a name that neither has."""
     for name in keywords:
         if name not in REQUEST_OPTIONS:
-            raise unknown_option(name, {*REQUEST_OPTIONS, "batch_size"})
+            raise unknown_option(name, {*REQUEST_OPTIONS, *call})
     return Request(**keywords)
 
 
@@ -131,6 +131,7 @@ def resolve(request: Request, model: LoadedModel) -> ResolvedRequest:
         user=request.prompt,
         system=request.system,
         prompt_template=request.prompt_template,
+        own=model.chat_template,
         folder=model.name,
     )
     layers = choose_layers(request.layers, model.n_layers)

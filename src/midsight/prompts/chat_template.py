@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -9,6 +10,8 @@ from typing import Any, Literal
 from midsight.errors import MidsightError, Option, first_line
 from midsight.prompts.declaration import QUESTION, FamilyPrompt
 
+Message = Mapping[str, Any]
+"""A message as transformers takes it: `role`, and `content`, which is a text or a list of parts."""
 Content = Literal["parts", "text"]
 """How a template takes a message: a list of image and text parts, or one text with image tokens in it."""
 
@@ -27,26 +30,30 @@ class ChatTemplate:
     text: str | None
     """Jinja, as transformers renders it; None for `raw`, which is the images and the user's text alone."""
     content: Content = "parts"
-    """How it takes a message."""
+    """How it takes the user's message."""
 
 
-def choose_template(processor: Any, declaration: FamilyPrompt, choice: str | Path, folder: str) -> ChatTemplate:
+def choose_template(
+    processor: Any, declaration: FamilyPrompt, choice: str | Path, *, own: ChatTemplate | None, folder: str
+) -> ChatTemplate:
     """The template that `prompt_template` names: `auto`, `raw`, or a file.
 
-    `auto` is the folder's own, or the family's if the folder has none that renders an image and a text.
+    `auto` is `own`, which find_template found for the model `folder`.
     Raises MidsightError if there is none, or if a file's template does not work.
     """
     if choice == "auto":
-        found = find_template(processor, declaration)
-        if found is None:
+        if own is None:
             raise MidsightError(
-                f"{folder} has no chat template for an image and a text; give ",
+                f"{folder} has no chat template for an image and a text ({why_no_template(processor, declaration)}); "
+                "give ",
                 Option("prompt_template"),
                 " a file with one, or raw for the images and the user's text alone.",
             )
-        return found
+        return own
     if choice == "raw":
         return ChatTemplate("raw", None)
+    if not isinstance(choice, str | Path) or choice == "":
+        raise MidsightError(Option("prompt_template"), f" is {choice!r}; give auto, raw, or a file.")
     text = read_template(Path(choice))
     for content in CONTENTS:
         template = ChatTemplate(str(choice), text, content)
@@ -62,10 +69,11 @@ def choose_template(processor: Any, declaration: FamilyPrompt, choice: str | Pat
 def read_template(path: Path) -> str:
     """The text of a template file; raises MidsightError."""
     try:
-        content = path.read_bytes()[: MAX_TEMPLATE_BYTES + 1]
+        with path.open("rb") as file:
+            content = file.read(MAX_TEMPLATE_BYTES + 1)
         if len(content) > MAX_TEMPLATE_BYTES:
             raise MidsightError(Option("prompt_template"), f" is {str(path)!r}, which is larger than 1 MB.")
-        return content.decode("utf-8")
+        return content.decode("utf-8-sig")
     except (OSError, ValueError) as error:
         raise MidsightError(
             Option("prompt_template"),
@@ -94,6 +102,15 @@ def folder_template(processor: Any) -> str | None:
     return None
 
 
+def why_no_template(processor: Any, declaration: FamilyPrompt) -> str:
+    """Why the folder's own template is not used, in words."""
+    own = folder_template(processor)
+    if own is None:
+        named = getattr(processor, "chat_template", None) or getattr(processor.tokenizer, "chat_template", None)
+        return "of its templates none is named default" if named else "it brings none"
+    return f"its own is not usable: {why_unusable(processor, declaration, ChatTemplate('folder', own))}"
+
+
 def is_usable(processor: Any, declaration: FamilyPrompt, template: ChatTemplate) -> bool:
     """Whether the template renders one image and one text, each once."""
     return why_unusable(processor, declaration, template) is None
@@ -116,18 +133,16 @@ def render(
     user_text: str,
     *,
     images: int = 1,
-    system: str | None = None,
+    before: Sequence[Message] = (),
 ) -> str:
     """The prompt of one user turn: images first, then the text, then the start of the assistant's turn.
 
-    With `system`, a system turn comes first. Raises whatever the template raises.
+    `before` are messages that come before that turn. Raises whatever the template raises.
     """
     if template.text is None:
         return declaration.image_markup * images + user_text
-    messages = [{"role": "user", "content": user_content(declaration, template.content, user_text, images)}]
-    if system is not None:
-        content = system if template.content == "text" else [{"type": "text", "text": system}]
-        messages.insert(0, {"role": "system", "content": content})
+    user = {"role": "user", "content": user_content(declaration, template.content, user_text, images)}
+    messages = [*before, user]
     renderer = processor if hasattr(processor, "apply_chat_template") else processor.tokenizer
     return renderer.apply_chat_template(
         messages, chat_template=template.text, add_generation_prompt=True, tokenize=False
@@ -146,54 +161,22 @@ def default_prompt(processor: Any, declaration: FamilyPrompt, template: ChatTemp
     return render(processor, declaration, template, QUESTION)
 
 
-def describe_template(folder: str, name: str, declaration: FamilyPrompt, template: ChatTemplate, prompt: str) -> str:
+def describe_template(
+    processor: Any, declaration: FamilyPrompt, template: ChatTemplate | None, *, folder: str, name: str
+) -> str:
     """What a user should know about the template, in one sentence; empty if it renders the published prompt.
 
-    `name` is the family's, `prompt` what `default_prompt` rendered.
+    `name` is the family's; `template` is what find_template found.
     """
-    if template.source == "family":
-        return f"{folder} has no chat template for an image and a text, so that of the published {name} is used."
+    if template is None or template.source == "family":
+        consequence = (
+            "so its prompt has to be chosen with the option prompt_template"
+            if template is None
+            else f"so that of the published {name} is used"
+        )
+        why = why_no_template(processor, declaration)
+        return f"{folder} has no chat template for an image and a text ({why}), {consequence}."
+    prompt = default_prompt(processor, declaration, template)
     if declaration.published in (None, prompt):
         return ""
     return f"The chat template of {folder} is not that of the published {name}; it is used, and renders {prompt!r}."
-
-
-def validate_system(processor: Any, declaration: FamilyPrompt, template: ChatTemplate, system: str) -> None:
-    """Raises MidsightError if the template renders no system turn together with an image."""
-    try:
-        if template.text is not None and MARK in render(processor, declaration, template, "a", system=MARK):
-            return
-        reason = "it leaves the turn out" if template.text is not None else "there is no template"
-    except Exception as error:  # a template may raise anything
-        reason = f"it says: {first_line(error)}"
-    raise MidsightError(
-        Option("system"),
-        f" is {system!r}, and the chat template takes no system turn with an image ({reason}); put its words into ",
-        Option("prompt"),
-        ".",
-    )
-
-
-def find_default_system_turn(processor: Any, declaration: FamilyPrompt, template: ChatTemplate) -> tuple[int, int]:
-    """Start and stop, in characters of any prompt, of the system turn that the template adds on its own.
-
-    (0, 0) if it adds none. Raises MidsightError if it cannot be told from the user's turn.
-    """
-    default = render(processor, declaration, template, MARK)
-    try:
-        before, mark, after = render(processor, declaration, template, MARK, system=f"{MARK}S").partition(f"{MARK}S")
-    except Exception:  # no system turn, so none by default that could be told
-        return 0, 0
-    if not mark or len(default) < len(before + after) or not (default.startswith(before) and default.endswith(after)):
-        return 0, 0
-    first = processor.tokenizer.bos_token or ""
-    start = len(first) if first and before.startswith(first) else 0
-    user_head = before[start:].replace("system", "user")
-    if user_head == before[start:] or user_head not in after:
-        raise MidsightError(
-            Option("system"),
-            " is '', and the system turn that the chat template adds by itself cannot be told from the user's; give ",
-            Option("prompt_template"),
-            " a file without it.",
-        )
-    return start, len(default) - len(after) + after.index(user_head)

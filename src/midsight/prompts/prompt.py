@@ -9,15 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from midsight.errors import MidsightError, Option, SampleError, first_line
-from midsight.prompts.chat_template import (
-    MARK,
-    ChatTemplate,
-    choose_template,
-    find_default_system_turn,
-    render,
-    validate_system,
-)
+from midsight.prompts.chat_template import MARK, ChatTemplate, choose_template, render
 from midsight.prompts.declaration import QUESTION, FamilyPrompt
+from midsight.prompts.system_turn import NO_SYSTEM_TURN, SystemTurn, make_system_turn
 from midsight.prompts.token_layout import Span, TokenLayout, runs_of
 
 
@@ -31,14 +25,14 @@ class PromptFormat:
     """The user's text; `{question}` stands for the sample's question."""
     system: str | None = None
     """Text of a system turn before the user's; None is the template's own choice, empty text no system turn."""
-    left_out: tuple[int, int] = (0, 0)
-    """Start and stop, in characters, of the template's own system turn if it is left out; (0, 0) if not."""
+    system_turn: SystemTurn = NO_SYSTEM_TURN
+    """What that means for the template."""
 
     def render(self, processor: Any, declaration: FamilyPrompt, user_text: str, images: int = 1) -> str:
-        """The prompt for one user text, each image one image token."""
-        text = render(processor, declaration, self.template, user_text, images=images, system=self.system or None)
-        start, stop = self.left_out
-        return text[:start] + text[stop:]
+        """The prompt for one user text, each image one image token; raises whatever the template raises."""
+        before = self.system_turn.messages
+        text = render(processor, declaration, self.template, user_text, images=images, before=before)
+        return self.system_turn.leave_out(text)
 
 
 @dataclass(frozen=True)
@@ -60,6 +54,7 @@ def make_prompt_format(
     user: str,
     system: str | None,
     prompt_template: str | Path,
+    own: ChatTemplate | None,
     folder: str,
 ) -> PromptFormat:
     """How a run's questions become prompts; raises MidsightError for a text or a template that cannot be used.
@@ -74,11 +69,8 @@ def make_prompt_format(
             raise MidsightError(
                 Option(option), f" contains the control token {control!r}; leave it out: midsight places it."
             )
-    template = choose_template(processor, declaration, prompt_template, folder)
-    if system:
-        validate_system(processor, declaration, template, system)
-    left_out = find_default_system_turn(processor, declaration, template) if system == "" else (0, 0)
-    return PromptFormat(template, user, system, left_out)
+    template = choose_template(processor, declaration, prompt_template, own=own, folder=folder)
+    return PromptFormat(template, user, system, make_system_turn(processor, declaration, template, system))
 
 
 def find_control_text(text: str, tokenizer: Any, declaration: FamilyPrompt) -> str | None:

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from midsight.errors import DamagedRunError
+from midsight.errors import DamagedRunError, OtherRunError
 from midsight.samples.sample import Failure
 from midsight.store.files import (
     PARTS,
+    RUN_JSON,
     Shard,
     commit_stem,
     flush_folder,
@@ -136,9 +137,10 @@ def read_record(path: Path, shard: Shard, counter: int, run_id: str | None) -> C
     except WrongJsonError as error:
         raise DamagedRunError(f"The commit record {file} is damaged: {error}; {remedy(file)}.") from error
     if run_id not in (None, stored.run_id):
-        raise DamagedRunError(
-            f"The commit record {file} was copied from another run: its run id is {stored.run_id}, and the id of this "
-            f"run is {run_id}; {remedy(file)}."
+        raise OtherRunError(
+            f"The commit record {file} is of run {stored.run_id}, and {RUN_JSON} is of run {run_id}, so one of "
+            f"them was copied from another run; `midsight verify {path}` says which.",
+            stored.run_id,
         )
     if stored.name != file.stem:
         raise DamagedRunError(f"The commit record {file} was renamed: it was written as {stored.name}; {remedy(file)}.")

@@ -100,7 +100,7 @@ class PromptSpec:
     user: str = field(metadata=decisive("prompt"))
     """The user's text, with {question} in it."""
     system: str | None = field(metadata=decisive("system"))
-    """Text of the system turn; None without one."""
+    """Text of the system turn; None is the chat template's own choice, empty text is no system turn."""
     template: str
     """Where the chat template comes from: `folder`, `family`, `raw`, or the path of a file."""
     template_sha256: str | None = field(metadata=decisive("prompt_template"))
@@ -281,7 +281,7 @@ def _decisive_values(spec: RunSpec) -> dict[str, Any]:
     """Value by option of the call, for every field that decides the rows."""
     return {
         field_.metadata["option"]: to_json(getattr(part, field_.name))
-        for part in (spec.request, spec.model, spec.prompt, spec.dataset)
+        for part in (spec.request, spec.prompt, spec.model, spec.dataset)
         for field_ in fields(part)
         if "option" in field_.metadata
     }

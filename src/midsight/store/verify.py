@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from midsight.errors import CommitError, DamagedRunError, RunError
+from midsight.errors import CommitError, DamagedRunError, OtherRunError, RunError
 from midsight.store.commits import (
     Commit,
     CommitKey,
@@ -25,7 +25,7 @@ from midsight.store.commits import (
     remove_replaced,
     require_size,
 )
-from midsight.store.files import PARTS, RUN_JSON, commit_stem, flush_folder, shard_name
+from midsight.store.files import PARTS, RUN_JSON, commit_stem, flush_folder, remedy, shard_name
 from midsight.store.lock import hold_shards
 from midsight.store.parts import PartDigest, damaged_part, read_part
 from midsight.store.reader import vectors_of
@@ -150,6 +150,10 @@ def _verify(path: Path, listed: list[CommitKey]) -> tuple[VerifyReport, list[Com
     spec = read_spec_or_none(path)
     if spec is None:
         tally.add(RUN_JSON, _problem_of_spec(path), droppable=False)
+    elif other := _run_of_all_commits(path, listed, spec.run_id):
+        problem = f"is of run {spec.run_id}, and all commits here are of run {other}; {remedy(path / RUN_JSON)}"
+        tally.add(RUN_JSON, f"{path / RUN_JSON} {problem}.", droppable=False)
+        spec = None
     commits, replaced = _records(path, listed, spec, tally)
     for commit in commits:
         _examine(path, spec, commit, tally)
@@ -184,6 +188,20 @@ def _verify(path: Path, listed: list[CommitKey]) -> tuple[VerifyReport, list[Com
     return report, commits
 
 
+def _run_of_all_commits(path: Path, listed: list[CommitKey], run_id: str) -> str | None:
+    """The one run of which all readable records are, if it is not `run_id`."""
+    found: set[str] = set()
+    for key in listed:
+        try:
+            read_record(path, *key, run_id)
+            return None
+        except OtherRunError as error:
+            found.add(error.run_id)
+        except DamagedRunError:
+            continue
+    return found.pop() if len(found) == 1 else None
+
+
 def _problem_of_spec(path: Path) -> str:
     try:
         read_spec(path)
@@ -201,11 +219,16 @@ def _records(
     for key in reversed(listed):
         if key in replaced:
             continue
+        file = record_path(path, *key)
         try:
             commit = read_record(path, *key, spec.run_id if spec else None)
+        except OtherRunError as error:
+            problem = f"The commit record {file} was copied from run {error.run_id}; {remedy(file)}."
+            tally.add(_within(path, file), problem)
+            continue
         except DamagedRunError as error:
             unreadable = isinstance(error.__cause__, OSError)
-            tally.add(_within(path, record_path(path, *key)), str(error), droppable=not unreadable)
+            tally.add(_within(path, file), str(error), droppable=not unreadable)
             continue
         replaced |= {(commit.shard, counter) for counter in commit.replaces}
         commits.append(commit)

@@ -1,0 +1,137 @@
+"""The system turn of a prompt: one of the user's, the template's own, or none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from midsight.errors import MidsightError, Option, first_line
+from midsight.prompts.chat_template import CONTENTS, MARK, ChatTemplate, Message, render
+from midsight.prompts.declaration import FamilyPrompt
+
+SYSTEM_MARK = "MIDSIGHTSYSTEM"
+PRINTED_LIST = ("{'type'", '{"type"')
+"""A rendering with one of these has a message's list of parts printed as Python or JSON, not its text."""
+
+
+@dataclass(frozen=True)
+class SystemTurn:
+    """What the prompts of a run have as their system turn."""
+
+    messages: tuple[Message, ...] = ()
+    """The message with the user's system text; empty if there is none."""
+    left_out: str = ""
+    """Text of the template's own system turn that is left out of every prompt."""
+    start: int = 0
+    """Where that text starts in a prompt, in characters."""
+
+    def leave_out(self, text: str) -> str:
+        """The prompt without the template's own system turn; raises MidsightError if that has changed."""
+        if not self.left_out:
+            return text
+        stop = self.start + len(self.left_out)
+        if text[self.start : stop] != self.left_out:
+            raise MidsightError(
+                "The chat template changes its own system turn from prompt to prompt, so it cannot be left out; give ",
+                Option("prompt_template"),
+                " a file without it.",
+            )
+        return text[: self.start] + text[stop:]
+
+
+NO_SYSTEM_TURN = SystemTurn()
+"""Prompts as the template makes them of the user's turn alone."""
+
+
+def make_system_turn(
+    processor: Any, declaration: FamilyPrompt, template: ChatTemplate, system: str | None
+) -> SystemTurn:
+    """The system turn for the option `system`: None is the template's choice, empty text no system turn at all.
+
+    Raises MidsightError if the template takes no system turn, or if its own cannot be left out.
+    """
+    if system is None:
+        return NO_SYSTEM_TURN
+    if system == "":
+        return find_default_turn(processor, declaration, template)
+    return SystemTurn((system_message(processor, declaration, template, system),))
+
+
+def system_message(processor: Any, declaration: FamilyPrompt, template: ChatTemplate, system: str) -> Message:
+    """The message whose text the template renders; raises MidsightError if it takes no system message."""
+    reason = "there is no template" if template.text is None else "it leaves the turn out"
+    for message in candidates(SYSTEM_MARK) if template.text is not None else ():
+        try:
+            text = render(processor, declaration, template, MARK, before=[message])
+        except Exception as error:  # a template may raise anything
+            reason = f"it says: {first_line(error)}"
+            continue
+        if text.count(SYSTEM_MARK) == 1 and MARK in text and not any(printed in text for printed in PRINTED_LIST):
+            return {**message, "content": fill(message["content"], system)}
+    raise MidsightError(
+        Option("system"),
+        f" is {system!r}, and the chat template takes no system turn with an image ({reason}); put its words into ",
+        Option("prompt"),
+        ".",
+    )
+
+
+def candidates(system: str) -> Sequence[Message]:
+    """A system message in each form that templates take."""
+    contents = {"parts": [{"type": "text", "text": system}], "text": system}
+    return [{"role": "system", "content": contents[form]} for form in CONTENTS]
+
+
+def fill(content: Any, system: str) -> Any:
+    """The content with the user's system text."""
+    return system if isinstance(content, str) else [{"type": "text", "text": system}]
+
+
+def find_default_turn(processor: Any, declaration: FamilyPrompt, template: ChatTemplate) -> SystemTurn:
+    """What is left out of every prompt for no system turn at all; nothing if the template adds none of its own.
+
+    Raises MidsightError if the template's own system turn cannot be told from the user's turn.
+    """
+    default = render(processor, declaration, template, MARK)
+    first = processor.tokenizer.bos_token or ""
+    start = len(first) if first and default.startswith(first) else 0
+    if template.text is None or begins_with_user(processor, declaration, template, default[start:]):
+        return NO_SYSTEM_TURN
+    try:
+        message = system_message(processor, declaration, template, SYSTEM_MARK)
+        before, _, after = render(processor, declaration, template, MARK, before=[message]).partition(SYSTEM_MARK)
+    except MidsightError:
+        before, after = "", ""
+    if before and default == before + after:
+        return NO_SYSTEM_TURN
+    user_head = before[start:].replace("system", "user")
+    known = default.startswith(before) and default.endswith(after) and len(default) > len(before + after)
+    if known and user_head != before[start:] and user_head in after:
+        stop = len(default) - len(after) + after.index(user_head)
+        return SystemTurn(left_out=default[start:stop], start=start)
+    raise MidsightError(
+        Option("system"),
+        " is '', and the system turn that the chat template adds on its own cannot be told from the user's; give ",
+        Option("prompt_template"),
+        " a file without it.",
+    )
+
+
+def begins_with_user(processor: Any, declaration: FamilyPrompt, template: ChatTemplate, prompt: str) -> bool:
+    """Whether a prompt, without its first token, begins with the user's turn.
+
+    If so, the same text stands before the user's text later in a conversation, after an assistant's turn.
+    """
+    head = prompt[: min(prompt.index(declaration.image_markup), prompt.index(MARK))]
+    for content in CONTENTS:
+        said = "A" if content == "text" else [{"type": "text", "text": "A"}]
+        asked = "Q" if content == "text" else [{"type": "text", "text": "Q"}]
+        earlier: list[Message] = [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
+        try:
+            later = render(processor, declaration, template, MARK, images=0, before=earlier)
+        except Exception:  # noqa: S112  (a template may raise anything, and may take the other form)
+            continue
+        if later.count(MARK) == 1 and not any(printed in later for printed in PRINTED_LIST):
+            return later[: later.index(MARK)].endswith(head)
+    return False
