@@ -5,6 +5,8 @@ import pytest
 
 from midsight.testing.phi4_multimodal import write_phi4_multimodal
 
+collect_ignore_glob = ["conftest.py", "*/conftest.py"]
+"""Doctests are looked for in every other file; two of the same name cannot be collected."""
 FAILED = pytest.StashKey[list[str]]()
 
 

@@ -56,7 +56,6 @@ def test_the_originals_states_are_those_of_one_full_forward(rows, checkpoint):
 def test_every_procedure_gives_answers_of_the_planned_lengths(procedure, rows):
     measured = measure(Task(procedure, "demo", "cpu", rows, 4))  # raises if a length differs
     assert measured.seconds > 0
-    assert measured.peak_bytes > 0
 
 
 def test_midsight_is_measured_through_the_entry_point_of_a_process(rows, tmp_path):

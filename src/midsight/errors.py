@@ -98,10 +98,13 @@ class CommitError(RunError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what a library's error says, or the error's type if it says nothing."""
-    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+    """The first line of what a library's error says, cut where it is long; the error's type if it says nothing."""
+    line = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+    return line if len(line) <= LONGEST_QUOTE else f"{line[:LONGEST_QUOTE]} ..."
 
 
+LONGEST_QUOTE = 240
+"""Characters of a library's error that a sentence quotes."""
 LOAD_OPTIONS = frozenset(("revision", "dtype", "device", "lora", "audio", "weights"))
 """The arguments of `midsight.load`."""
 

@@ -24,6 +24,7 @@ from midsight.extraction.calls import Call
 from midsight.extraction.model import Model
 from midsight.extraction.prepare import PreparedSample
 from midsight.families.family import Family, Reference, Vision
+from midsight.prompts.chat_template import ChatTemplate
 from midsight.prompts.declaration import FamilyPrompt
 from midsight.prompts.prompt import PromptTokens
 from midsight.prompts.token_layout import Span, TokenLayout
@@ -53,7 +54,7 @@ def made_up_model(width: int = 4) -> Model:
             image_processor=None,
         ),
         family=_family(width),
-        chat_template=None,
+        chat_template=ChatTemplate("family", ""),
         name="made-up",
         revision=None,
         format="in memory",
@@ -99,7 +100,7 @@ def _family(width: int) -> Family:
     return Family(
         name="made-up",
         architecture="MadeUp",
-        prompt=FamilyPrompt(image_token="<image>", fallback_template=""),  # noqa: S106  (a token of a vocabulary)
+        prompt=FamilyPrompt(image_token="<image>"),  # noqa: S106  (a token of a vocabulary)
         vision=Vision(
             describe=undeclared,
             feature_source="nowhere",
