@@ -92,6 +92,7 @@ def test_reading_runs_needs_no_torch():
     assert loaded == {"pyarrow", "PIL"}
 
 
+@pytest.mark.slow
 def test_that_test_detects_torch():
     assert "torch" in imported_by("import midsight.extraction.extract_call")
 

@@ -58,6 +58,7 @@ def test_every_procedure_gives_answers_of_the_planned_lengths(procedure, rows):
     assert measured.seconds > 0
 
 
+@pytest.mark.slow
 def test_midsight_is_measured_through_the_entry_point_of_a_process(rows, tmp_path):
     """In a process of its own: in this one, memory that other tests freed would hide the peak."""
     task, result = tmp_path / "task.json", tmp_path / "result.json"

@@ -157,6 +157,7 @@ def test_a_missed_limit_exits_with_1_and_is_shown(small, two_small_images, monke
     assert "limits missed" in done.output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", ["merged", "unmerged"])
 def test_a_lora_without_effect_is_caught(small, two_small_images, tmp_path, lora):
     idle = copy_folder(small, tmp_path / "idle")

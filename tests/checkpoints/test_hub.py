@@ -268,6 +268,7 @@ def one_sentence(output):
     return line
 
 
+@pytest.mark.slow
 def test_the_environment_says_where_the_cache_is_and_whether_the_hub_is_asked(hub, tmp_path):
     commit = hub.add("maker/model", SMALL, "main")
     home = tmp_path / "home"

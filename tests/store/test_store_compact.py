@@ -332,6 +332,7 @@ KILLING = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "point",
     [
