@@ -100,7 +100,7 @@ class CommitError(RunError):
 def first_line(error: BaseException) -> str:
     """The first line of what a library's error says, cut where it is long; the error's type if it says nothing."""
     line = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
-    return line if len(line) <= LONGEST_QUOTE else f"{line[:LONGEST_QUOTE]} ..."
+    return line if len(line) <= LONGEST_QUOTE else f"{line[:LONGEST_QUOTE].rstrip()} …"
 
 
 LONGEST_QUOTE = 240

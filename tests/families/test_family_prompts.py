@@ -182,6 +182,20 @@ class TestFoldersTemplate:
             _, _, item = self.ids(folder, system="")
             assert item.prompt.text.startswith("<|im_start|>user\n<|vision_start|>")
 
+    def test_a_template_with_the_image_token_alone_has_a_system_turn_too(self, family, tmp_path):
+        folder = family.write(tmp_path / "model")
+        path = folder / "chat_template.jinja"
+        declared = midsight.load(folder, device="cpu", weights=False).loaded.family.prompt
+        text = path.read_text(encoding="utf-8")
+        path.write_text(text.replace(declared.image_markup, declared.image_token), encoding="utf-8")
+        model = midsight.load(folder, device="cpu", weights=False)
+        item = prepared(model, Sample("s", 0, self.IMAGES[:1], "What differs?"), system="")
+        assert "system" not in item.prompt.text
+        assert item.prompt.layout.image_tokens == item.images[0].tokens
+        if declared.image_markup != declared.image_token:
+            two = prepared(model, Sample("s", 0, self.IMAGES, "What differs?"))
+            assert "has 2 images with nothing between them" in two.reason
+
 
 @pytest.mark.parametrize("pixels", ["pil", "transformers"])
 @pytest.mark.parametrize("case", CASES[:7], ids=lambda case: case.name)

@@ -204,7 +204,9 @@ class TestSystemTurns:
             "<im>{{ m['role'] }}|", "{{ '<im>' if m['role'] == 'user' else '' }}"
         ).replace("<end>|{% endfor %}", "{{ ' ' if m['role'] == 'system' else '<end>' }}{% endfor %}")  # fmt: skip
         assert self.text(template, "Be nice.") == "Be nice. <im><|endoftext10|>What?<end><im>assistant|"
-        with pytest.raises(MidsightError, match=r"^system is '', and the system turn .*; give prompt_template a file"):
+        with pytest.raises(
+            MidsightError, match=r"^system is '', and it cannot be told .*or give prompt_template a file"
+        ):
             self.text(template, "")
 
     @pytest.mark.parametrize(
@@ -232,6 +234,26 @@ class TestSystemTurns:
         assert self.text(self.LLAMA, "Hi.") == "[system]Hi.[user]<|endoftext10|>What?[assistant]"
         assert self.text(self.LLAMA, None) == "[system][user]<|endoftext10|>What?[assistant]"
 
+    @pytest.mark.parametrize("own", ["<im>system|<end>|", "<im>system|Be good.<end>|"])
+    def test_an_empty_system_turn_that_a_template_always_prints_is_left_out(self, own):
+        template = self.CHATML.replace("<im>system|Be good.<end>|", own)
+        assert self.text(template, None).startswith(own)
+        assert self.text(template, "") == "<im>user|<|endoftext10|>What?<end>|<im>assistant|"
+
+    def test_a_header_that_differs_before_an_image_is_still_the_users(self):
+        template = (
+            "{% for m in messages %}{{ 'User:' if m['role'] == 'user' else 'Assistant:' }}"
+            "{{ '' if m['content'][0]['type'] == 'image' else ' ' }}{% for p in m['content'] %}"
+            "{{ '<|endoftext10|>' if p['type'] == 'image' else p['text'] }}{% endfor %}{% endfor %}Assistant:"
+        )
+        assert self.text(template, "") == self.text(template, None) == "User:<|endoftext10|>What?Assistant:"
+
+    def test_it_is_said_where_it_cannot_be_told_whether_there_is_a_system_turn(self):
+        template = "USER: <|endoftext10|>{{ messages[0]['content'][1]['text'] }} ASSISTANT:"
+        assert self.text(template, None) == "USER: <|endoftext10|>What? ASSISTANT:"
+        with pytest.raises(MidsightError, match=r"^system is '', and it cannot be told whether .*; leave it out, or"):
+            self.text(template, "")
+
     def test_a_template_that_prints_no_text_of_the_system_turn_is_refused(self):
         template = self.LLAMA.replace("messages[0]['content'] | trim", "messages[0]['content'] | list")
         with pytest.raises(MidsightError, match="the chat template takes no system turn"):
@@ -240,7 +262,7 @@ class TestSystemTurns:
     def test_a_default_turn_that_changes_fails_its_samples_alone(self):
         template = self.CHATML.replace("Be good.", "{{ messages | string | length }} characters.")
         assert "What?" in self.text(template, None)
-        with pytest.raises(SampleError, match="changes its own system turn from prompt to prompt"):
+        with pytest.raises(SampleError, match=r"^The chat template changes its own system turn from prompt to prompt"):
             self.text(template, "")
 
     @pytest.mark.parametrize("role", ["{{ raise_exception('no system') }}", ""])

@@ -240,10 +240,23 @@ def test_a_run_json_of_another_run_is_blamed_alone_and_no_commit_is_dropped(run_
     report = drop_bad(run_folder)
     (finding,) = report.findings
     assert (finding.file, finding.dropped) == ("run.json", False)
-    assert f"is of run another, and all commits here are of run {RUN_ID}; restore it from a copy" in finding.problem
+    assert f"is of run another, and the commits here are of run {RUN_ID}; restore it from a copy" in finding.problem
     (run_folder / "run.json").write_bytes(own)
     assert verify_run(run_folder).sound
     assert content_of(run_folder) == expected
+
+
+def test_no_commit_is_dropped_where_run_json_and_a_commit_are_of_other_runs(run_folder, tmp_path):
+    expected = sorted(path.name for path in (run_folder / "parts").iterdir())
+    copy_from_another_run(run_folder, tmp_path / "other", 4)
+    with RunWriter(tmp_path / "third", make_spec(run_id="a third"), commit_seconds=0):
+        pass
+    for run_json in (tmp_path / "other" / "run.json", tmp_path / "third" / "run.json"):
+        shutil.copy(run_json, run_folder / "run.json")
+        blamed = {finding.file: finding for finding in drop_bad(run_folder).findings}
+        assert f"the commits here are of run {RUN_ID}" in blamed["run.json"].problem
+        assert not any(finding.dropped for finding in blamed.values())
+    assert sorted(path.name for path in (run_folder / "parts").iterdir()) == expected
 
 
 def test_a_renamed_commit_is_found_and_dropped(run_folder):

@@ -24,8 +24,8 @@ NEW_TOKENS = 12
 LIMITS = {torch.float32: 1e-5, torch.bfloat16: 0.045, torch.float16: 0.045}
 """Largest relative error by dtype; 0.045 is a cosine of 0.999 between vectors of the same length."""
 LIMIT_ON_ACCELERATORS = 1e-4
-NO_PROCESSOR = "The prompts were not compared: transformers makes no processor from the folder."
 """Largest relative error in float32 on other devices than the CPU, where kernels sum in other orders."""
+NO_PROCESSOR = "The prompts were not compared: transformers makes no processor from the folder."
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from midsight.errors import MidsightError, ModelFileError
+from midsight.errors import MidsightError, ModelFileError, first_line
 
 INDEX = "model.safetensors.index.json"
 ONLY_WEIGHTS = "model.safetensors"
@@ -48,7 +48,7 @@ def read_header(path: Path) -> dict[str, TensorHeader]:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
             headers = {name: TensorHeader(path, tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}
     except (SafetensorError, OSError, ValueError) as error:
-        raise ModelFileError(f"{path} is not a whole safetensors file ({error})", path) from error
+        raise ModelFileError(f"{path} is not a whole safetensors file ({first_line(error)})", path) from error
     for name, header in headers.items():
         if name.endswith((".weight", ".bias")) and header.dtype not in FLOATS:
             raise MidsightError(
@@ -109,7 +109,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise MidsightError(f"{path.parent} has no {path.name}; give the folder of a whole model.") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise ModelFileError(f"{path} cannot be read ({error})", path) from error
+        raise ModelFileError(f"{path} cannot be read ({first_line(error)})", path) from error
     if not isinstance(content, dict):
         raise ModelFileError(f"{path} is not a JSON object", path)
     return content

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from midsight.checkpoints.headers import Headers
-from midsight.errors import ModelFileError
+from midsight.errors import ModelFileError, first_line
 
 
 @contextmanager
@@ -31,6 +31,6 @@ def tensor_reader(headers: Headers) -> Iterator[Callable[[str], Tensor]]:
                     opened[path] = stack.enter_context(safe_open(path, framework="pt", backend="pread"))
                 return opened[path].get_tensor(name)
             except (SafetensorError, OSError) as error:
-                raise ModelFileError(f"{path} cannot be read ({error})", path) from error
+                raise ModelFileError(f"{path} cannot be read ({first_line(error)})", path) from error
 
         yield read

@@ -72,8 +72,8 @@ class Model:
     def _extract(
         self, pairs: Iterable[Sample | tuple[ImageSource | str, str]], request: ResolvedRequest, batch_size: BatchSize
     ) -> list[Record | Failure]:
-        dataset = make_samples(pairs)
         budget = make_budget(batch_size, self.loaded.device)
+        dataset = make_samples(pairs)
         calls = extract_all(self.loaded, request, group_by_image(dataset.samples), budget)
         outcomes = [outcome for call in calls for outcome in call]
         return sorted([*outcomes, *dataset.failures], key=lambda outcome: outcome.input_index)

@@ -80,15 +80,16 @@ def prepare(model: LoadedModel, request: ResolvedRequest, samples: Sequence[Samp
             if not sample.images:
                 raise SampleError("The sample has no image; midsight extracts from image-question pairs.")
             images = [prepare_image(source) for source in sample.images]
-            prompt = prepare_prompt(model, request, sample, [image.inputs.tokens for image in images])
+            inputs = tuple(image.inputs for image in images)
+            prompt = prepare_prompt(model, request, sample, [image.tokens for image in inputs])
+            positions = model.family.decoder.positions(prompt.layout, inputs)
         except SampleError as error:
             return Failure(sample.sample_id, sample.input_index, str(error))
         except Exception as error:  # a library may raise anything for an image; the other samples are still extracted
             reason = f"The sample could not be prepared: {type(error).__name__}: {first_line(error)}."
             return Failure(sample.sample_id, sample.input_index, reason)
-        inputs = tuple(image.inputs for image in images)
         joint_id = joint_image_id([image.image_id for image in images])
-        return PreparedSample(sample, joint_id, inputs, prompt, model.family.decoder.positions(prompt.layout, inputs))
+        return PreparedSample(sample, joint_id, inputs, prompt, positions)
 
     return [prepare_sample(sample) for sample in samples]
 

@@ -114,8 +114,12 @@ def positions(layout: TokenLayout, images: Sequence[ImageInputs]) -> Tensor:
     """Time, row and column of every token, int64 [3, tokens].
 
     Text has the same position on all axes. An image's tokens start at the next position and have one time. The text
-    after an image continues past its longer side.
+    after an image continues past its longer side. Raises SampleError for images with nothing between them.
     """
+    if len(layout.image) != len(images):
+        raise SampleError(
+            f"The prompt has {len(images)} images with nothing between them; use a chat template that encloses each."
+        )
     parts: list[Tensor] = []
     position = cursor = 0
     for span, image in zip(layout.image, images, strict=True):

@@ -101,6 +101,8 @@ def tokenise_prompt(
     try:
         text = prompt_format.render(processor, declaration, user_text, len(image_tokens))
         marked = prompt_format.render(processor, declaration, MARK, len(image_tokens))
+    except MidsightError as error:
+        raise SampleError(*error.args) from error
     except Exception as error:  # a template may raise anything
         raise SampleError(
             f"The chat template refuses {len(image_tokens)} images and this question: {first_line(error)}."

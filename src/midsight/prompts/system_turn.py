@@ -103,18 +103,16 @@ def find_default_turn(processor: Any, declaration: FamilyPrompt, template: ChatT
         before, _, after = render(processor, declaration, template, MARK, before=[message]).partition(SYSTEM_MARK)
     except MidsightError:
         before, after = "", ""
-    if before and default == before + after:
-        return NO_SYSTEM_TURN
     user_head = before[start:].replace("system", "user")
-    known = default.startswith(before) and default.endswith(after) and len(default) > len(before + after)
+    known = default.startswith(before) and default.endswith(after) and len(default) >= len(before + after)
     if known and user_head != before[start:] and user_head in after:
         stop = len(default) - len(after) + after.index(user_head)
         return SystemTurn(left_out=default[start:stop], start=start)
     raise MidsightError(
         Option("system"),
-        " is '', and the system turn that the chat template adds on its own cannot be told from the user's; give ",
+        " is '', and it cannot be told whether the chat template adds a system turn on its own; leave it out, or give ",
         Option("prompt_template"),
-        " a file without it.",
+        " a file without one.",
     )
 
 
@@ -123,15 +121,21 @@ def begins_with_user(processor: Any, declaration: FamilyPrompt, template: ChatTe
 
     If so, the same text stands before the user's text later in a conversation, after an assistant's turn.
     """
-    head = prompt[: min(prompt.index(declaration.image_markup), prompt.index(MARK))]
+    head = before_content(declaration, prompt)
     for content in CONTENTS:
         said = "A" if content == "text" else [{"type": "text", "text": "A"}]
         asked = "Q" if content == "text" else [{"type": "text", "text": "Q"}]
         earlier: list[Message] = [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
         try:
-            later = render(processor, declaration, template, MARK, images=0, before=earlier)
+            later = render(processor, declaration, template, MARK, before=earlier)
         except Exception:  # noqa: S112  (a template may raise anything, and may take the other form)
             continue
         if later.count(MARK) == 1 and not any(printed in later for printed in PRINTED_LIST):
-            return later[: later.index(MARK)].endswith(head)
+            return before_content(declaration, later).endswith(head)
     return False
+
+
+def before_content(declaration: FamilyPrompt, prompt: str) -> str:
+    """What stands before the image and the text of the only or last user's turn with an image."""
+    image = declaration.image_markup if declaration.image_markup in prompt else declaration.image_token
+    return prompt[: min(place for place in (prompt.find(image), prompt.index(MARK)) if place >= 0)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -150,8 +151,8 @@ def _verify(path: Path, listed: list[CommitKey]) -> tuple[VerifyReport, list[Com
     spec = read_spec_or_none(path)
     if spec is None:
         tally.add(RUN_JSON, _problem_of_spec(path), droppable=False)
-    elif other := _run_of_all_commits(path, listed, spec.run_id):
-        problem = f"is of run {spec.run_id}, and all commits here are of run {other}; {remedy(path / RUN_JSON)}"
+    elif other := _run_of_most_commits(path, listed, spec.run_id):
+        problem = f"is of run {spec.run_id}, and the commits here are of run {other}; {remedy(path / RUN_JSON)}"
         tally.add(RUN_JSON, f"{path / RUN_JSON} {problem}.", droppable=False)
         spec = None
     commits, replaced = _records(path, listed, spec, tally)
@@ -188,18 +189,19 @@ def _verify(path: Path, listed: list[CommitKey]) -> tuple[VerifyReport, list[Com
     return report, commits
 
 
-def _run_of_all_commits(path: Path, listed: list[CommitKey], run_id: str) -> str | None:
-    """The one run of which all readable records are, if it is not `run_id`."""
-    found: set[str] = set()
+def _run_of_most_commits(path: Path, listed: list[CommitKey], run_id: str) -> str | None:
+    """The run of which more readable records are than of `run_id`."""
+    found: Counter[str] = Counter()
     for key in listed:
         try:
             read_record(path, *key, run_id)
-            return None
+            found[run_id] += 1
         except OtherRunError as error:
-            found.add(error.run_id)
+            found[error.run_id] += 1
         except DamagedRunError:
             continue
-    return found.pop() if len(found) == 1 else None
+    most = max(found.values(), default=0)
+    return None if found[run_id] == most else found.most_common(1)[0][0]
 
 
 def _problem_of_spec(path: Path) -> str:
