@@ -101,7 +101,7 @@ def test_one_value_of_a_small_file(folder, run, name, old, new):
 
 
 class TestVisionLora:
-    """Of a native folder: replaced, changed, taken away, merged."""
+    """The vision LoRA of a folder in transformers' format: replaced, changed, taken away, merged."""
 
     @pytest.fixture
     def run(self, runs, tmp_path):

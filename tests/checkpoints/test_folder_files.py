@@ -292,7 +292,7 @@ def test_a_dtype_that_midsight_does_not_use_becomes_float32(native, dtype, monke
 
 
 class TestLoraFolder:
-    """Of transformers' format."""
+    """The LoRA folder of transformers' format."""
 
     @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
     def test_half_of_it(self, native, name):

@@ -46,7 +46,7 @@ def right_states(folders):
 
 
 def difference(states, right_states):
-    """Of the state that is the least different, ||a - b|| / ||b||."""
+    """The smallest relative difference of a state, ||a - b|| / ||b||."""
     return float(((states - right_states).norm(dim=1) / right_states.norm(dim=1)).min())
 
 

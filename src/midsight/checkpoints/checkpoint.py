@@ -57,7 +57,7 @@ class LoadChoice:
     """How the weights are loaded."""
 
     dtype: torch.dtype
-    """Of every weight in memory."""
+    """The dtype of every weight in memory."""
     device: torch.device
     """Where the weights are."""
     lora: LoraMode | None

@@ -50,7 +50,7 @@ class LoadedModel:
     fingerprint: str
     """SHA-256 of the folder's files, or of the weights of a wrapped model, hex."""
     dtype: torch.dtype
-    """Of the decoder's weights."""
+    """The dtype of the decoder's weights."""
     device: torch.device
     """Where the weights are."""
     stop_ids: tuple[int, ...]

@@ -34,11 +34,11 @@ class PartDigest:
     bytes: int
     """Size of the file."""
     sha256: str
-    """Of the whole file, hexadecimal."""
+    """SHA-256 of the whole file, hexadecimal."""
     footer_bytes: int
     """Size of the footer, the last bytes of the file: Parquet metadata, its length and the magic."""
     footer_sha256: str
-    """Of the footer, hexadecimal."""
+    """SHA-256 of the footer, hexadecimal."""
     chunk_crc32: tuple[tuple[int, ...], ...]
     """CRC-32 of the bytes of every column chunk, page headers included: [row group][column]."""
 

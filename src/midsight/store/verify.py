@@ -190,7 +190,7 @@ def _verify(path: Path, listed: list[CommitKey]) -> tuple[VerifyReport, list[Com
 
 
 def _run_of_most_commits(path: Path, listed: list[CommitKey], run_id: str) -> str | None:
-    """The run of which more readable records are than of `run_id`."""
+    """The run of most readable records, if fewer are of `run_id`; otherwise None."""
     found: Counter[str] = Counter()
     for key in listed:
         try:

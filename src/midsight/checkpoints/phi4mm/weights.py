@@ -29,9 +29,9 @@ class PublishedFolder:
     """Config and headers of a published folder; its weights are not read."""
 
     config: Phi4MultimodalConfig
-    """For transformers' class."""
+    """The config that transformers' class takes."""
     lora: LoraScale
-    """Of the vision LoRA."""
+    """The scale of the vision LoRA."""
     headers: Headers
     """Every stored tensor, by published name."""
     native: Shapes
