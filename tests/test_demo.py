@@ -6,7 +6,7 @@ import re
 import pytest
 from rich.console import Console
 
-from midsight.cli import load_with_notes, run_with_progress
+from midsight.commands.extract import load_with_notes, run_with_progress
 from midsight.demo.scenes import KINDS, ask
 from midsight.demo.show import LAYER, SCENES, TRAINED, run_demo
 

@@ -1,0 +1,59 @@
+"""`midsight check`: what a model folder is, and the proof of its numbers."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+from rich.console import Console
+
+from midsight.commands.outcome import SOME_FAILED, Debug, reported_errors
+from midsight.errors import MidsightError, Option
+
+if TYPE_CHECKING:
+    from midsight.checkpoints.loading import Lora
+
+
+def check(
+    model: Annotated[str, typer.Argument(help="Folder or hub id of a model.")],
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
+    run: Annotated[bool, typer.Option("--run", help="Load it and prove its numbers on this machine.")] = False,
+    dtype: Annotated[str, typer.Option(help="With --run: auto, float32, bfloat16 or float16.")] = "auto",
+    device: Annotated[str, typer.Option(help="With --run: auto, cpu, mps, cuda or cuda:N.")] = "auto",
+    lora: Annotated[str, typer.Option(help="With --run: auto, merged, unmerged or off.")] = "auto",
+    prompt_template: Annotated[
+        str, typer.Option(metavar="auto|raw|FILE", help="With --run: the folder's chat template, none, or a file's.")
+    ] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print plain data.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Show what a model folder or hub id is, without loading its weights; with --run, prove its numbers."""
+    with reported_errors(debug=debug):
+        from midsight.check.facts import read_facts
+        from midsight.check.proof import prove
+        from midsight.check.terminal import as_plain_data, render_facts, render_proof
+
+        given = {"dtype": dtype, "device": device, "lora": lora, "prompt_template": prompt_template}
+        for name, value in given.items():
+            if value != "auto" and not run:
+                raise MidsightError(Option(name, value), " goes with ", Option("run"), "; add it, or leave both out.")
+        facts = read_facts(model, revision=revision)
+        proof = None
+        if run:
+            with Console(stderr=True).status("Measuring"):
+                proof = prove(
+                    facts.folder,
+                    dtype=dtype,
+                    device=device,
+                    lora=cast("Lora", lora),
+                    prompt_template=prompt_template,
+                )
+        if as_json:
+            typer.echo(json.dumps(as_plain_data(facts, proof), indent=2, allow_nan=False))
+        else:
+            console = Console(highlight=False)
+            console.print(render_facts(facts))
+            console.print(render_proof(proof) if proof else "OK: every tensor is accounted for.")
+        if proof and not proof.passed:
+            raise typer.Exit(SOME_FAILED)

@@ -1,0 +1,28 @@
+"""`midsight compact`: the small parts of a run become few."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from midsight.commands.outcome import Debug, reported_errors
+
+
+def compact(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    target_mb: Annotated[int, typer.Option(min=1, help="How large parts may become, in MB.")] = 256,
+    debug: Debug = False,
+) -> None:
+    """Merge the small parts of a run; killed at any moment, the run reads the same."""
+    with reported_errors(debug=debug):
+        from rich.filesize import decimal
+
+        from midsight.store.compact import compact as compact_run
+
+        done = compact_run(run, target_bytes=target_mb * 2**20)
+        typer.echo(
+            f"{run}: {done.commits_before} commits became {done.commits_after}, {decimal(done.bytes_before)} became "
+            f"{decimal(done.bytes_after)}."
+        )
