@@ -10,8 +10,9 @@ import numpy as np
 import pyarrow as pa
 
 from midsight.samples.sample import Failure
-from midsight.store.reader import Run, vectors_of
+from midsight.store.reader import Run
 from midsight.store.schema import is_vector, run_schema
+from midsight.store.vectors import vectors_of
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,10 @@ from midsight.errors import MidsightError, Option, RunError
 from midsight.store.csv_export import write_csv
 from midsight.store.files import flush_folder, temporary_name
 from midsight.store.optional import import_optional
-from midsight.store.reader import Run, vectors_of
+from midsight.store.reader import Run
+from midsight.store.rows import Rows, stored_indices
 from midsight.store.schema import is_vector, run_schema
+from midsight.store.vectors import vectors_of
 
 FORMATS = ("hdf5", "safetensors", "npz", "npy", "csv")
 """What a run can be exported to."""
@@ -36,24 +38,19 @@ _SAFETENSORS = {"float16": "F16", "float32": "F32", "float64": "F64", "int64": "
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Which rows of a run are exported, and in which order."""
+class _Chosen:
+    """The rows of an export, in its order."""
 
     run: Run
-    """The run."""
-    positions: np.ndarray
-    """Row of the export, for every stored row; -1 if it is left out. int64 [stored rows]."""
-    count: int
-    """Rows of the export."""
+    rows: Rows
+
+    @property
+    def count(self) -> int:
+        return self.rows.count
 
     def batches(self, columns: Sequence[str]) -> Iterator[tuple[pa.Table, np.ndarray]]:
-        """The `columns` of these rows, at most 64 MB at a time, with their positions."""
-        start = 0
-        for batch in self.run.batches(columns):
-            positions = self.positions[start : start + batch.num_rows]
-            start += batch.num_rows
-            wanted = positions >= 0
-            yield (batch, positions) if wanted.all() else (batch.filter(pa.array(wanted)), positions[wanted])
+        """The `columns` of these rows, at most 64 MB at a time, with their places in the export."""
+        return self.run.placed_batches(columns, self.rows)
 
 
 @dataclass(frozen=True)
@@ -100,7 +97,7 @@ def export_run(
         shutil.rmtree(aside, ignore_errors=True)  # left by a killed export
         aside.mkdir()
         try:
-            rows = _rows(run, samples)
+            rows = _chosen_rows(run, samples)
             made = aside / "made"
             if format == "csv":
                 write_csv(rows.batches(chosen), rows.count, chosen, made)
@@ -170,30 +167,16 @@ def _chosen_columns(run: Run, format: str, columns: Sequence[str] | None) -> lis
     return [*dict.fromkeys((*ALONGSIDE, *columns))]
 
 
-def _rows(run: Run, samples: Collection[str] | None) -> Rows:
-    wanted = None if samples is None else frozenset(samples)
-    unseen = set(wanted or ())
-    indices, kept = [np.empty(0, np.int64)], [np.empty(0, np.bool_)]
-    for batch in run.batches(ALONGSIDE):
-        indices.append(batch.column("input_index").to_numpy())
-        if wanted is None:
-            kept.append(np.ones(batch.num_rows, np.bool_))
-        else:
-            ids = batch.column("sample_id").to_pylist()
-            kept.append(np.array([sample_id in wanted for sample_id in ids], np.bool_))
-            unseen.difference_update(ids)
-    if unseen:
-        raise MidsightError(
-            f"{run.path} does not hold {len(unseen)} of the samples, for example {min(unseen)!r}; take them off the "
-            "list."
-        )
-    stored = np.flatnonzero(np.concatenate(kept))
-    positions = np.full(len(run), -1, np.int64)
-    positions[stored[np.argsort(np.concatenate(indices)[stored], kind="stable")]] = np.arange(len(stored))
-    return Rows(run, positions, len(stored))
+def _chosen_rows(run: Run, samples: Collection[str] | None) -> _Chosen:
+    """The rows of `samples` in dataset order."""
+    indices = [batch.column("input_index").to_numpy() for batch in run.batches(["input_index"])]
+    input_index = np.concatenate([np.empty(0, np.int64), *indices])
+    ids = (batch.column("sample_id").to_pylist() for batch in run.batches(["sample_id"]))
+    stored = np.arange(len(run)) if samples is None else stored_indices(run.path, ids, samples)
+    return _Chosen(run, Rows.of_stored(stored[np.argsort(input_index[stored], kind="stable")], len(run)))
 
 
-def _describe(rows: Rows, column: str, format: str) -> _Array:
+def _describe(rows: _Chosen, column: str, format: str) -> _Array:
     field = run_schema(rows.run.spec.columns).field(column)
     if is_vector(field):
         return _Array(column, np.dtype(field.type.value_type.to_pandas_dtype()), (rows.count, field.type.list_size))
@@ -205,7 +188,7 @@ def _describe(rows: Rows, column: str, format: str) -> _Array:
     return _Array(column, np.dtype(f"S{longest}" if format == "hdf5" else f"U{longest}"), (rows.count,))
 
 
-def _longest_text(rows: Rows, column: str, format: str) -> int:
+def _longest_text(rows: _Chosen, column: str, format: str) -> int:
     longest = 1
     for batch, _ in rows.batches([column]):
         for text in _filled(batch.column(column), column).to_pylist():
@@ -231,7 +214,7 @@ def _filled(values: pa.ChunkedArray, column: str) -> pa.ChunkedArray:
     return values
 
 
-def _scatter(rows: Rows, array: _Array, file: BinaryIO, offset: int) -> None:
+def _scatter(rows: _Chosen, array: _Array, file: BinaryIO, offset: int) -> None:
     """Write one column into `file` from `offset` on, each row at its place."""
     for batch, positions in rows.batches([array.column]):
         if not len(positions):
@@ -258,7 +241,7 @@ def _values(batch: pa.Table, array: _Array) -> np.ndarray:
     return np.array([text.encode() for text in column.to_pylist()], f"S{width}")
 
 
-def _write_npy(rows: Rows, array: _Array, file: Path) -> None:
+def _write_npy(rows: _Chosen, array: _Array, file: Path) -> None:
     if rows.count:
         np.lib.format.open_memmap(file, mode="w+", dtype=array.dtype, shape=array.shape)  # header and space
     else:
@@ -268,13 +251,13 @@ def _write_npy(rows: Rows, array: _Array, file: Path) -> None:
         _scatter(rows, array, opened, file.stat().st_size - rows.count * array.row_bytes)
 
 
-def _write_npy_folder(rows: Rows, arrays: Sequence[_Array], made: Path) -> None:
+def _write_npy_folder(rows: _Chosen, arrays: Sequence[_Array], made: Path) -> None:
     made.mkdir()
     for array in arrays:
         _write_npy(rows, array, made / f"{quote(array.column, safe=' ')}.npy")
 
 
-def _write_npz(rows: Rows, arrays: Sequence[_Array], made: Path) -> None:
+def _write_npz(rows: _Chosen, arrays: Sequence[_Array], made: Path) -> None:
     with zipfile.ZipFile(made, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         for array in arrays:
             # A zip member is written from front to back, so the column is put in order in another file first.
@@ -286,7 +269,7 @@ def _write_npz(rows: Rows, arrays: Sequence[_Array], made: Path) -> None:
             column.unlink()
 
 
-def _write_safetensors(rows: Rows, arrays: Sequence[_Array], made: Path) -> None:
+def _write_safetensors(rows: _Chosen, arrays: Sequence[_Array], made: Path) -> None:
     header: dict[str, Any] = {}
     offsets: dict[str, int] = {}
     end = 0
@@ -307,7 +290,7 @@ def _write_safetensors(rows: Rows, arrays: Sequence[_Array], made: Path) -> None
             _scatter(rows, array, file, 8 + len(text) + offsets[array.column])
 
 
-def _write_hdf5(rows: Rows, arrays: Sequence[_Array], made: Path) -> None:
+def _write_hdf5(rows: _Chosen, arrays: Sequence[_Array], made: Path) -> None:
     h5py = import_optional("h5py")
     places: dict[str, int] = {}
     with h5py.File(made, "w") as file:
@@ -331,7 +314,7 @@ def _write_hdf5(rows: Rows, arrays: Sequence[_Array], made: Path) -> None:
             _scatter(rows, array, opened, places[array.column])
 
 
-_WRITERS: Mapping[str, Callable[[Rows, Sequence[_Array], Path], None]] = {
+_WRITERS: Mapping[str, Callable[[_Chosen, Sequence[_Array], Path], None]] = {
     "hdf5": _write_hdf5,
     "safetensors": _write_safetensors,
     "npz": _write_npz,

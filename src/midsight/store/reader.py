@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from midsight.errors import DamagedRunError, MidsightError, RunError
+from midsight.errors import DamagedRunError, MidsightError, Option, RunError
 from midsight.samples.sample import Failure
-from midsight.store.commits import Commit, part_path, read_commits, record_path
+from midsight.store.commits import Commit, CommitKey, part_path, read_commits, record_path
 from midsight.store.optional import import_optional
 from midsight.store.parts import read_part
+from midsight.store.rows import Rows, Samples, samples_array, stored_indices
 from midsight.store.schema import is_vector, run_schema
-from midsight.store.spec import RunSpec, read_spec
+from midsight.store.spec import RunSpec, is_run, read_spec
+from midsight.store.vectors import VectorBatch, array_for, layer_number, vector_batch, vectors_of
 from midsight.taps.tap import POSITIONS, Position, Tap
 
 if TYPE_CHECKING:
@@ -34,7 +36,7 @@ class Run:
     """
 
     path: Path
-    """The run folder."""
+    """The run folder, absolute."""
     spec: RunSpec
     """What the run is."""
     commits: tuple[Commit, ...] = field(repr=False)
@@ -62,29 +64,97 @@ class Run:
         """The ids of all rows, in dataset order."""
         return self._ordered(["sample_id"]).column("sample_id").to_pylist()
 
-    def matrix(self, name: str, layer: int | None = None, residual: bool = False) -> np.ndarray:
+    def part_paths(self) -> list[str]:
+        """The Parquet files that hold the rows, for other tools, oldest first.
+
+        Other files in the folder may be left from a killed process or a compaction and do not count.
+        """
+        return [str(part_path(self.path, *commit.key)) for commit in self.commits if commit.part]
+
+    def matrix(
+        self,
+        name: str,
+        layer: int | None = None,
+        residual: bool = False,
+        *,
+        samples: Samples | None = None,
+        out: np.ndarray | None = None,
+    ) -> np.ndarray:
         """One vector column.
 
         Args:
             name: A column, or the name of a position's representation, like `query_token_representation`.
             layer: Decoder layer of that representation; a negative one counts from the last.
             residual: Take the last layer's state before the final norm.
+            samples: Sample ids, in the order of the rows to return; or a mask, true or false for every row in
+                dataset order. By default all rows.
+            out: Array [n, width] to write into and return, like a `numpy.memmap`; float32 or wider, or for a
+                run that stores float16, float16 or wider.
 
         Returns:
-            float32 [n, width], rows in dataset order.
+            float32 [n, width], rows in dataset order, or in the order of the ids.
+
+        Raises:
+            MidsightError: The run does not have these vectors or samples, or `out` does not fit.
+            DamagedRunError: Stored bytes are not those that were written.
+        """
+        column = self._vector_column(name, layer, residual)
+        rows = self._rows(samples)
+        out = self._array((rows.count, self.spec.vectors[column]), out)
+        self._read_vectors([column], rows, out[:, None])
+        return out
+
+    def matrices(
+        self, position: Position, *, samples: Samples | None = None, out: np.ndarray | None = None
+    ) -> np.ndarray:
+        """The vectors of one position at every stored layer.
+
+        Args:
+            position: `vision_token`, `query_token` or `image_mean`.
+            samples: As in `matrix`.
+            out: As in `matrix`, with the shape of what is returned.
+
+        Returns:
+            float32 [n, layers, width]. Rows are in dataset order, or in the order of the ids. Layers are in the
+            order of `run.spec.request.layers`, ascending.
+
+        Raises:
+            MidsightError: The run does not have these vectors or samples, or `out` does not fit.
+            DamagedRunError: Stored bytes are not those that were written.
+        """
+        columns = self._columns_of(position)
+        rows = self._rows(samples)
+        out = self._array((rows.count, len(columns), self.spec.vectors[columns[0]]), out)
+        self._read_vectors(columns, rows, out)
+        return out
+
+    def vector_batches(
+        self, name: str, layer: int | None = None, residual: bool = False, *, batch_size: int = 1024
+    ) -> Iterator[VectorBatch]:
+        """One vector column a few rows at a time, for runs that do not fit in memory.
+
+        Args:
+            name: As in `matrix`.
+            layer: As in `matrix`.
+            residual: As in `matrix`.
+            batch_size: Maximum number of rows at a time.
+
+        Returns:
+            Batches of ids, `input_index` and vectors, as a named tuple; rows in stored order.
 
         Raises:
             MidsightError: The run does not have these vectors.
             DamagedRunError: Stored bytes are not those that were written.
+            RunError: The run was compacted after it was opened.
         """
         column = self._vector_column(name, layer, residual)
-        matrix = np.empty((len(self), self.spec.vectors[column]), np.float32)
-        start = 0
-        for batch in self.batches([column]):
-            rows = slice(start, start + batch.num_rows)
-            matrix[self._positions[rows]] = vectors_of(batch, column)
-            start = rows.stop
-        return matrix
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise MidsightError(Option("batch_size", batch_size), " is not a number of rows; give 1 or more.")
+        return (
+            vector_batch(batch.slice(start, batch_size), column)
+            for batch in self.batches(["sample_id", "input_index", column])
+            for start in range(0, batch.num_rows, batch_size)
+        )
 
     def table(self) -> pa.Table:
         """Every column without vectors, rows in dataset order."""
@@ -156,33 +226,63 @@ class Run:
             Tables of at most 64 MB, rows in stored order.
 
         Raises:
+            MidsightError: The run does not have a column.
             DamagedRunError: Stored bytes are not those that were written.
-            RunError: The run was compacted after it was opened.
+            RunError: The run was compacted, moved or deleted after it was opened.
         """
+        columns = self._known(columns)
+        return (batch for commit in self.commits for batch in self._part(commit, columns))
+
+    def placed_batches(self, columns: Sequence[str], rows: Rows) -> Iterator[tuple[pa.Table, np.ndarray]]:
+        """Columns of some rows a piece at a time; parts without any of the rows are not read.
+
+        Args:
+            columns: Names of columns.
+            rows: The rows that are wanted.
+
+        Returns:
+            Tables of at most 64 MB in stored order, each with the places of its rows in the order of `rows`.
+        """
+        start = 0
         for commit in self.commits:
-            if not commit.part:
-                continue
-            try:
-                yield from read_part(part_path(self.path, commit.shard, commit.counter), commit.part, columns)
-            except DamagedRunError as error:
-                if record_path(self.path, commit.shard, commit.counter).exists():
-                    raise
-                raise RunError(f"{self.path} was compacted or repaired after it was opened; open it again.") from error
+            place = start
+            if rows.wants(start, commit.rows):
+                for batch in self._part(commit, columns):
+                    yield rows.place(batch, place)
+                    place += batch.num_rows
+            start += commit.rows
+
+    def _part(self, commit: Commit, columns: Sequence[str]) -> Iterator[pa.Table]:
+        if not commit.part:
+            return
+        try:
+            yield from read_part(part_path(self.path, *commit.key), commit.part, columns)
+        except DamagedRunError as error:
+            if not is_run(self.path):
+                raise RunError(f"{self.path} was not found; it was moved or deleted after it was opened.") from error
+            if record_path(self.path, *commit.key).exists():
+                raise
+            raise RunError(f"{self.path} was compacted or repaired after it was opened; open it again.") from error
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as the folder and the commits it had, so that a pickle holds no rows, sizes or checksums."""
+        return _opened_before, (self.path, self.spec.run_id, tuple(commit.key for commit in self.commits))
 
     @property
     def _schema(self) -> pa.Schema:
         return run_schema(self.spec.columns)
 
-    def _chosen(self, columns: Sequence[str] | None) -> pa.Table:
-        if columns is None:
-            return self.table()
+    def _known(self, columns: Sequence[str]) -> list[str]:
         if isinstance(columns, str):
             raise MidsightError(f"The columns are the text {columns!r}; give a list of names, like [{columns!r}].")
         columns = [*dict.fromkeys(columns)]
         for name in columns:
             if name not in self.columns:
                 raise MidsightError(f"{self.path} has no column {name!r}; it has {', '.join(self.columns)}.")
-        return self._ordered(columns)
+        return columns
+
+    def _chosen(self, columns: Sequence[str] | None) -> pa.Table:
+        return self.table() if columns is None else self._ordered(self._known(columns))
 
     def _ordered(self, columns: Sequence[str]) -> pa.Table:
         schema = pa.schema([self._schema.field(name) for name in columns])
@@ -194,25 +294,48 @@ class Run:
         indices = [batch.column("input_index").to_numpy() for batch in self.batches(["input_index"])]
         return np.argsort(np.concatenate([np.empty(0, np.int64), *indices]), kind="stable")
 
-    @cached_property
-    def _positions(self) -> np.ndarray:
-        """Index in dataset order, for every stored row, int64 [n]."""
-        return np.argsort(self._order)
+    def _rows(self, samples: Samples | None) -> Rows:
+        if samples is None:
+            return Rows.of_stored(self._order, len(self))
+        chosen = samples_array(samples, len(self))
+        if chosen.dtype == np.bool_:
+            return Rows.of_stored(self._order[chosen], len(self))
+        stored = (batch.column("sample_id").to_pylist() for batch in self.batches(["sample_id"]))
+        return Rows.of_stored(stored_indices(self.path, stored, chosen), len(self))
+
+    def _array(self, shape: tuple[int, ...], out: np.ndarray | None) -> np.ndarray:
+        return array_for(shape, np.dtype(self.spec.request.store_dtype), out)
+
+    def _read_vectors(self, columns: Sequence[str], rows: Rows, out: np.ndarray) -> None:
+        """Write vector columns of the same width into `out` [rows, columns, width]."""
+        for batch, places in self.placed_batches(columns, rows):
+            for index, column in enumerate(columns):
+                out[places, index] = vectors_of(batch, column)
 
     def _vector_column(self, name: str, layer: int | None, residual: bool) -> str:
         column = "" if residual else name
-        if layer is not None and layer < 0:
-            layer += self.spec.model.layers
         if layer is not None:
+            number = layer_number(layer, self.spec.model.layers)
             positions: dict[str, Position] = {f"{position}_representation": position for position in POSITIONS}
             stage = "residual" if residual else "layer"
-            column = str(Tap(positions[name], layer, stage)) if name in positions and layer >= 0 else ""
+            column = str(Tap(positions[name], number, stage)) if name in positions and number >= 0 else ""
         if column not in self.spec.vectors:
             asked = f"{name!r}" + ("" if layer is None else f" at layer {layer}") + (" (residual)" if residual else "")
             raise MidsightError(
                 f"{self.path} does not hold the vectors {asked}; it holds {', '.join(self.vector_columns)}."
             )
         return column
+
+    def _columns_of(self, position: Position) -> list[str]:
+        """The columns of one position, by layer, without the residual."""
+        taps = [tap for tap in self.taps if tap.stage == "layer"]
+        found = sorted((tap.layer, str(tap)) for tap in taps if tap.position == position)
+        if not found:
+            held = ", ".join(dict.fromkeys(tap.position for tap in taps)) or "none"
+            raise MidsightError(
+                f"{self.path} does not hold vectors of the position {position!r}; the positions that it holds: {held}."
+            )
+        return [column for _, column in found]
 
 
 def open_run(path: str | Path) -> Run:
@@ -229,14 +352,15 @@ def open_run(path: str | Path) -> Run:
         RunError: The run's format is newer than this midsight.
         DamagedRunError: run.json, a commit record or a part's size is not what was written.
     """
-    path = Path(path)
+    path = Path(path).absolute()
     spec = read_spec(path)
     return Run(path, spec, read_commits(path, spec.run_id))
 
 
-def vectors_of(batch: pa.Table, column: str) -> np.ndarray:
-    """One vector column of `batch` as it is stored, float32 or float16 [rows, width]."""
-    width = batch.schema.field(column).type.list_size
-    return np.concatenate(
-        [chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, width) for chunk in batch.column(column).chunks]
-    )
+def _opened_before(path: Path, run_id: str, keys: tuple[CommitKey, ...]) -> Run:
+    """The run as it was when it was pickled: with the commits `keys`, in that order."""
+    run = open_run(path)
+    commits = {commit.key: commit for commit in run.commits}
+    if run.spec.run_id != run_id or not commits.keys() >= set(keys):
+        raise RunError(f"{path} was compacted, repaired or replaced after this run was pickled; open it again.")
+    return Run(run.path, run.spec, tuple(commits[key] for key in keys))

@@ -29,9 +29,9 @@ from midsight.store.commits import (
 from midsight.store.files import PARTS, RUN_JSON, commit_stem, flush_folder, remedy, shard_name
 from midsight.store.lock import hold_shards
 from midsight.store.parts import PartDigest, damaged_part, read_part
-from midsight.store.reader import vectors_of
 from midsight.store.schema import is_vector, run_schema
 from midsight.store.spec import RunSpec, read_spec
+from midsight.store.vectors import vectors_of
 
 KEYS = pa.schema([("sample_id", pa.string()), ("input_index", pa.int64())])
 """The columns in which no value of a run is repeated."""

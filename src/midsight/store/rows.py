@@ -1,0 +1,93 @@
+"""Which rows of a run are read, and in which order."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from midsight.errors import MidsightError, Option
+
+Samples = Sequence[str] | Sequence[bool] | np.ndarray
+"""Rows of a run: sample ids in the wanted order, or a mask over the rows in dataset order."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of a run in the order in which they are wanted."""
+
+    places: np.ndarray
+    """Place in that order, for every stored row; -1 if the row is left out. int64 [stored rows]."""
+    count: int
+    """How many rows are wanted."""
+
+    @classmethod
+    def of_stored(cls, wanted: np.ndarray, stored_rows: int) -> Rows:
+        """The stored rows with the indices `wanted`, in that order, of a run with `stored_rows` rows."""
+        places = np.full(stored_rows, -1, np.int64)
+        places[wanted] = np.arange(len(wanted))
+        return cls(places, len(wanted))
+
+    def wants(self, start: int, count: int) -> bool:
+        """Whether any of the `count` stored rows from `start` on is wanted."""
+        return bool((self.places[start : start + count] >= 0).any())
+
+    def place(self, batch: pa.Table, start: int) -> tuple[pa.Table, np.ndarray]:
+        """The wanted rows of `batch`, whose first row is the stored row `start`, with their places."""
+        places = self.places[start : start + batch.num_rows]
+        wanted = places >= 0
+        return (batch, places) if wanted.all() else (batch.filter(pa.array(wanted)), places[wanted])
+
+
+def samples_array(samples: Any, rows: int) -> np.ndarray:
+    """The argument `samples` of a reader as an array: bool [rows] for a mask, or ids as objects.
+
+    Raises MidsightError if it is neither, if a mask does not have `rows` values, or if an id comes twice.
+    """
+    array = samples if isinstance(samples, np.ndarray) else np.asarray(samples, object)
+    if array.ndim != 1:
+        raise MidsightError(
+            Option("samples"),
+            f" is a {type(samples).__name__}; give a list of sample ids, or a mask with true or false for every row.",
+        )
+    values = array.tolist()
+    if len(values) == rows and all(isinstance(value, bool | np.bool_) for value in values):
+        return np.array(values, np.bool_)
+    wrong = [value for value in values if not isinstance(value, str)]
+    if wrong:
+        raise MidsightError(
+            Option("samples"),
+            f" holds {len(values)} values, and {wrong[0]!r} is not a sample id; give ids as text, or a mask with true "
+            f"or false for each of the {rows} rows.",
+        )
+    [(sample_id, times)] = Counter(values).most_common(1) or [("", 0)]
+    if times > 1:
+        raise MidsightError(Option("samples"), f" holds the id {sample_id!r} {times} times; give each id once.")
+    return array
+
+
+def stored_indices(path: Path, stored: Iterable[list[str]], wanted: Iterable[str]) -> np.ndarray:
+    """Index among the `stored` ids of each of the `wanted` ones, int64 [wanted].
+
+    Raises MidsightError, naming the run folder `path`, if one is not stored.
+    """
+    found = dict.fromkeys(wanted, -1)
+    index = 0
+    for sample_ids in stored:
+        for sample_id in sample_ids:
+            if sample_id in found:
+                found[sample_id] = index
+            index += 1
+    missing = [sample_id for sample_id, index in found.items() if index < 0]
+    if missing:
+        raise MidsightError(
+            f"{path} does not hold {len(missing)} of the ",
+            Option("samples"),
+            f", for example {min(missing)!r}; take them off the list.",
+        )
+    return np.fromiter(found.values(), np.int64, len(found))

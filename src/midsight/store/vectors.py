@@ -1,0 +1,71 @@
+"""Vector columns as numpy arrays."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from midsight.errors import MidsightError, Option
+
+
+class VectorBatch(NamedTuple):
+    """Some rows of one vector column."""
+
+    sample_ids: list[str]
+    """The ids of the rows."""
+    input_index: np.ndarray
+    """Their rows in the dataset, int64 [rows]."""
+    vectors: np.ndarray
+    """Their vectors, float32 [rows, width]."""
+
+
+def vectors_of(batch: pa.Table, column: str) -> np.ndarray:
+    """One vector column of `batch` as it is stored, float32 or float16 [rows, width]."""
+    width = batch.schema.field(column).type.list_size
+    return np.concatenate(
+        [chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, width) for chunk in batch.column(column).chunks]
+    )
+
+
+def vector_batch(batch: pa.Table, column: str) -> VectorBatch:
+    """The rows of `batch`, which has `sample_id`, `input_index` and the vector column."""
+    return VectorBatch(
+        batch.column("sample_id").to_pylist(),
+        batch.column("input_index").to_numpy(),
+        vectors_of(batch, column).astype(np.float32, copy=False),
+    )
+
+
+def array_for(shape: tuple[int, ...], stored: np.dtype, out: np.ndarray | None) -> np.ndarray:
+    """An array for vectors of `shape` that are stored as `stored`: `out`, or a new one of float32.
+
+    Raises MidsightError if `out` has another shape, cannot hold every stored number, or cannot be written to.
+    """
+    if out is None:
+        return np.empty(shape, np.float32)
+    fits = isinstance(out, np.ndarray) and out.shape == shape
+    if not fits or out.dtype.kind != "f" or out.itemsize < stored.itemsize:
+        given = f"{out.dtype} {list(out.shape)}" if isinstance(out, np.ndarray) else f"a {type(out).__name__}"
+        raise MidsightError(
+            Option("out"), f" is {given}; give a numpy array of {stored} {list(shape)}, or of a wider float type."
+        )
+    if not out.flags.writeable:
+        raise MidsightError(Option("out"), " cannot be written to; open a memory map with the mode r+ or w+.")
+    return out
+
+
+def layer_number(layer: Any, layers: int) -> int:
+    """`layer` counted from the first of `layers`; raises MidsightError if it is not one whole number."""
+    try:
+        if isinstance(layer, bool | np.bool_):
+            raise TypeError
+        number = operator.index(layer)
+    except TypeError:
+        raise MidsightError(
+            Option("layer", layer),
+            " is not a whole number; give one layer, like 16, or use run.matrices(position) for all stored layers.",
+        ) from None
+    return number + layers if number < 0 else number
