@@ -7,8 +7,6 @@ from math import prod
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import midsight
@@ -182,11 +180,10 @@ def test_two_formats_at_once_are_a_wrong_call():
 def test_an_unknown_family_is_named_with_those_that_are_known(call, tmp_path):
     config = {"model_type": "llava", "architectures": ["LlavaForConditionalGeneration"]}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    save_file({"weight": torch.zeros(1)}, tmp_path / "model.safetensors")
     said = said_by(call, str(tmp_path))
     assert said is not None
     assert_sentence(said)
-    for name in ("LlavaForConditionalGeneration", *FAMILIES, "docs/adding-a-model.md"):
+    for name in ("LlavaForConditionalGeneration", *FAMILIES, "the page 'Adding a model'"):
         assert name in said
 
 

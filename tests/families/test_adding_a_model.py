@@ -109,6 +109,6 @@ def test_the_declaration_is_short():
 
 def test_without_its_line_in_the_catalogue_it_is_refused(folder):
     with pytest.raises(
-        midsight.MidsightError, match=r"LlavaForConditionalGeneration, which is not known; .*adding-a-model"
+        midsight.MidsightError, match=r"LlavaForConditionalGeneration, which is not known; .*Adding a model"
     ):
         midsight.load(folder, device="cpu")

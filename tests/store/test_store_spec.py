@@ -18,6 +18,7 @@ from midsight.store.spec import (
     RequestSpec,
     RunSpec,
     read_spec,
+    require_same_run,
     write_spec,
 )
 from support.made_up import (
@@ -168,12 +169,31 @@ def test_a_call_that_would_make_other_rows_is_refused_by_its_option(tmp_path, pa
         ".",
     )
     if option in ("data", "model", "prompt_template"):
-        differs = (
-            f" differs from what {tmp_path} was started with (SHA-256 {before}, now {now}); use the same or another "
-        )
-        sentence = ("The content of ", Option(option), differs, Option("out"), ".")
-    assert caught.value.args == sentence
+        said = str(caught.value)
+        assert said.startswith(f"{tmp_path} was started with {option}='")
+        assert all(value is None or f"SHA-256 {str(value)[:16]})" in said for value in (before, now))
+    else:
+        assert caught.value.args == sentence
     assert (tmp_path / "run.json").read_bytes() == run_json
+
+
+def test_another_dataset_is_named_with_its_rows(tmp_path):
+    old = make_dataset_spec(path="old.jsonl", rows=2000, sha256="a" * 64)
+    for new, said in (
+        (
+            make_dataset_spec(path="new.jsonl", rows=1, sha256="b" * 64),
+            f"(2,000 rows, SHA-256 {'a' * 16}), and this call has data='new.jsonl' (1 row, SHA-256 {'b' * 16}); "
+            "use the old one or another out.",
+        ),
+        (
+            make_dataset_spec(path="old.jsonl", rows=2100, sha256="b" * 64),
+            f"(2,000 rows, SHA-256 {'a' * 16}), and its content is now another (2,100 rows, SHA-256 {'b' * 16}); "
+            "restore it or use another out.",
+        ),
+    ):
+        with pytest.raises(RunError) as caught:
+            require_same_run(tmp_path, make_spec(dataset=old), make_spec(dataset=new))
+        assert str(caught.value) == f"{tmp_path} was started with data='old.jsonl' {said}"
 
 
 @pytest.mark.parametrize("part", OPTIONS)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -103,10 +104,14 @@ class LoadedModel:
 
 @dataclass(frozen=True)
 class WithoutWeights:
-    """Stands for transformers' model if the weights are not loaded."""
+    """Stands for transformers' model as long as the weights are not loaded."""
 
     config: Any
     """transformers' config of the whole model."""
+    account: Callable[[], None]
+    """Raises MidsightError if a tensor is missing, extra or misshapen; reads headers only."""
+    load: Callable[[], Any]
+    """Makes transformers' model with its weights; raises MidsightError."""
 
 
 def load_model(
@@ -137,6 +142,23 @@ def load_model(
     Raises:
         MidsightError: The model cannot be loaded, or an argument has a wrong value.
     """
+    opened = open_model(source, revision=revision, dtype=dtype, device=device, lora=lora, audio=audio)
+    if weights:
+        return add_weights(opened)
+    opened.hf_model.account()
+    return opened
+
+
+def open_model(
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    lora: Lora = "auto",
+    audio: bool = False,
+) -> LoadedModel:
+    """A model as `load_model` makes it, from its small files and tensor headers; `add_weights` loads the rest."""
     if lora not in get_args(Lora):
         raise MidsightError(Option("lora", lora), f" is unknown; give {' or '.join(get_args(Lora))}.")
     target = choose_device(device)
@@ -150,14 +172,19 @@ def load_model(
         processor = load_processor(checkpoint, folder)
         template, template_notes = find_chat_template(processor, family, str(source))
         generation_config, stop_ids = read_generation(folder, processor.tokenizer, vocab_size(checkpoint.config))
-        hf_model: Any = WithoutWeights(checkpoint.config)
-        if weights:
-            hf_model = checkpoint.load_weights(LoadChoice(torch_dtype, target, mode, unused=audio)).eval()
-            hf_model.generation_config = generation_config
-        else:
+
+    def account() -> None:
+        with quiet_transformers(), how_to_download_again(folder):
             checkpoint.account()
+
+    def load() -> Any:
+        with quiet_transformers(), how_to_download_again(folder):
+            hf_model = checkpoint.load_weights(LoadChoice(torch_dtype, target, mode, unused=audio)).eval()
+        hf_model.generation_config = generation_config
+        return hf_model
+
     return LoadedModel(
-        hf_model=hf_model,
+        hf_model=WithoutWeights(checkpoint.config, account, load),
         processor=processor,
         family=family,
         chat_template=template,
@@ -168,10 +195,23 @@ def load_model(
         dtype=torch_dtype,
         device=target,
         stop_ids=stop_ids,
-        attention=hf_model.config._attn_implementation or "not loaded",
+        attention="not loaded",
         lora=mode or ("in the weights" if family.stored.lora_folder else "none"),
-        fixes=family.stored.fixes(hf_model) if weights else (),
+        fixes=(),
         notes=(*dtype_notes, *lora_notes, *template_notes),
+    )
+
+
+def add_weights(model: LoadedModel) -> LoadedModel:
+    """The model with its weights in memory and its bugs fixed; unchanged if they are there. Raises MidsightError."""
+    if not isinstance(model.hf_model, WithoutWeights):
+        return model
+    hf_model = model.hf_model.load()
+    return replace(
+        model,
+        hf_model=hf_model,
+        attention=hf_model.config._attn_implementation,
+        fixes=model.family.stored.fixes(hf_model),
     )
 
 

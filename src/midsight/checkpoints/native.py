@@ -24,9 +24,9 @@ LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 
 def open_native(folder: Path) -> Checkpoint:
     """Reads the folder's config and headers; raises MidsightError if it is not a model that midsight can load."""
+    family = find_family(read_architectures(folder), str(folder))
     validate_native_folder(folder)
     headers = read_headers(folder)
-    family = find_family(read_architectures(folder), str(folder))
     lora_folder = find_lora(folder, family)
     if lora_folder is not None:
         headers |= read_header(lora_folder / "adapter_model.safetensors")

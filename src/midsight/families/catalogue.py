@@ -16,7 +16,10 @@ FAMILIES = {
 }
 """Architecture, as in config.json, to the module that holds its FAMILY."""
 
-KNOWN = f"midsight knows {', '.join(FAMILIES)}, and docs/adding-a-model.md says how to add another"
+KNOWN = (
+    f"midsight knows {', '.join(FAMILIES)}; another one has to be declared first, see the page 'Adding a model' of its "
+    "documentation"
+)
 """How an error about an unknown family ends."""
 
 

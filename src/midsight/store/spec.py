@@ -22,10 +22,6 @@ FORMAT_VERSION = 1
 """The newest format of a run folder that this midsight reads, and the one that it writes."""
 
 
-COMPARED_BY_DIGEST = ("data", "model", "prompt_template")
-"""Options whose content is compared, as a digest."""
-
-
 def decisive(option: str) -> Mapping[str, str]:
     """Field metadata: this field decides the rows, so a resumed call needs the same value of `option`."""
     return {"option": option}
@@ -260,14 +256,7 @@ def require_same_run(path: Path, stored: RunSpec, asked: RunSpec) -> None:
     before, now = _decisive_values(stored), _decisive_values(asked)
     for option, value in before.items():
         if option in COMPARED_BY_DIGEST and value != now[option]:
-            raise RunError(
-                "The content of ",
-                Option(option),
-                f" differs from what {path} was started with (SHA-256 {value}, now {now[option]}); use the same or "
-                "another ",
-                Option("out"),
-                ".",
-            )
+            raise _other_content(path, option, COMPARED_BY_DIGEST[option](stored), COMPARED_BY_DIGEST[option](asked))
         _require_equal(path, value, now[option], partial(Option, option))
     for noun, detail, old, new in (
         ("vector column", "of width", stored.vectors, asked.vectors),
@@ -275,6 +264,49 @@ def require_same_run(path: Path, stored: RunSpec, asked: RunSpec) -> None:
     ):
         for name in dict.fromkeys((*old, *new)):
             _require_equal(path, old.get(name), new.get(name), partial(_spell_column, f"{noun} {name}", detail))
+
+
+@dataclass(frozen=True)
+class _Content:
+    """What an option stands for, in a message about its content."""
+
+    name: str | None
+    """The option's value, as a path or name; None for objects."""
+    digest: str | None
+    """SHA-256 of the content, hex."""
+    rows: int | None = None
+    """Number of rows of a dataset."""
+
+    def __str__(self) -> str:
+        rows = "" if self.rows is None else f"{self.rows:,} {'row' if self.rows == 1 else 'rows'}, "
+        return f"({rows}SHA-256 {self.digest[:DIGEST_CHARACTERS] if self.digest else 'none'})"
+
+
+DIGEST_CHARACTERS = 16
+"""Hex digits of a SHA-256 in a message: enough to see that two differ."""
+COMPARED_BY_DIGEST: Mapping[str, Callable[[RunSpec], _Content]] = {
+    "data": lambda spec: _Content(spec.dataset.path or "from Python", spec.dataset.sha256, spec.dataset.rows),
+    "model": lambda spec: _Content(spec.model.name, spec.model.fingerprint),
+    "prompt_template": lambda spec: _Content(spec.prompt.template, spec.prompt.template_sha256),
+}
+"""Options whose content is compared, as a digest."""
+
+
+def _other_content(path: Path, option: str, before: _Content, now: _Content) -> RunError:
+    """The error for an option whose content is not the run's."""
+    started = (f"{path} was started with ", Option(option, before.name))
+    if before.name == now.name:
+        return RunError(
+            *started, f" {before}, and its content is now another {now}; restore it or use another ", Option("out"), "."
+        )
+    return RunError(
+        *started,
+        f" {before}, and this call has ",
+        Option(option, now.name),
+        f" {now}; use the old one or another ",
+        Option("out"),
+        ".",
+    )
 
 
 def _decisive_values(spec: RunSpec) -> dict[str, Any]:

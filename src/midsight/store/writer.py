@@ -10,7 +10,7 @@ from typing import Self
 
 import pyarrow as pa
 
-from midsight.errors import Option, RunError
+from midsight.errors import RunError
 from midsight.records import Record
 from midsight.samples.sample import Failure
 from midsight.store.attempts import Attempts
@@ -18,7 +18,6 @@ from midsight.store.commits import Commit, part_path, remove_leftovers, remove_r
 from midsight.store.files import (
     LOCKS,
     PARTS,
-    RUN_JSON,
     Shard,
     parse_shard_name,
     reporting_disk_errors,
@@ -28,6 +27,7 @@ from midsight.store.files import (
 )
 from midsight.store.lock import sign_lock, take_lock
 from midsight.store.parts import digest_part, encode_part
+from midsight.store.place import validate_no_lost_run
 from midsight.store.reader import Run, open_run
 from midsight.store.schema import records_to_table
 from midsight.store.spec import RunSpec, is_run, read_spec, require_same_run, write_spec
@@ -165,11 +165,8 @@ class RunWriter:
             stored = read_spec(self.path)
             require_same_run(self.path, stored, self.spec)
             self.spec = stored
-        elif any((self.path / PARTS).glob("*.json")):
-            raise RunError(
-                f"{self.path} has parts but no {RUN_JSON}; restore it from a copy, or use another ", Option("out"), "."
-            )
         else:
+            validate_no_lost_run(self.path)
             write_spec(self.path, self.spec)
 
     def _lock_shard(self) -> FileIO:

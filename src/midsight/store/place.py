@@ -1,0 +1,52 @@
+"""The place of a run: a folder that is new, empty or a run, and that can be written."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from midsight.errors import Option, RunError
+from midsight.store.files import LOCKS, PARTS, RUN_JSON, reporting_unreadable, temporary_name
+from midsight.store.spec import is_run
+
+OF_A_RUN = frozenset((PARTS, LOCKS, temporary_name(RUN_JSON)))
+"""What a process leaves that dies before it has written run.json."""
+
+
+def validate_place(path: Path) -> None:
+    """Raises RunError unless a run can be written to the folder `path`, which need not exist; changes nothing."""
+    with reporting_unreadable(path):
+        if path.exists() and not path.is_dir():
+            raise RunError(f"{path} is a file, and a run is a folder; give another ", Option("out"), ".")
+        foreign = sorted({file.name for file in path.iterdir()} - OF_A_RUN) if path.is_dir() else []
+    if not is_run(path):
+        validate_no_lost_run(path)
+    if foreign and not is_run(path):
+        raise RunError(
+            f"{path} holds other files, like {foreign[0]}, and is not a run; give ",
+            Option("out"),
+            " a folder that is new, empty or a run.",
+        )
+    _validate_writable(path)
+
+
+def validate_no_lost_run(path: Path) -> None:
+    """Raises RunError if the folder `path` has lost its run.json."""
+    if any((path / PARTS).glob("*.json")):
+        raise RunError(
+            f"{path} has parts but no {RUN_JSON}; restore it from a copy, or use another ", Option("out"), "."
+        )
+
+
+def _validate_writable(path: Path) -> None:
+    """Raises RunError if files cannot be made in the nearest folder that exists."""
+    inside = (path / PARTS, path, *path.absolute().parents)
+    nearest = next(folder for folder in inside if folder.exists())
+    try:
+        tempfile.TemporaryFile(dir=nearest).close()
+    except OSError as error:
+        raise RunError(
+            f"{path} cannot be written: {error.strerror or error} in {nearest}; give another ",
+            Option("out"),
+            ", or change its permissions.",
+        ) from error
