@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 import midsight
 from faults import command as commands
 from midsight.cli import app
+from midsight.commands.extract import report_renamed
 from midsight.errors import MidsightError, RunError
 from support.pictures import encoded, picture
 
@@ -106,6 +107,15 @@ def test_extract_then_show(checkpoint, dataset, tmp_path):
     assert shown.exit_code == 0
     for text in ("4 stored, 0 failed", "query_token_representation.layer_7", "vision_only_representation"):
         assert text in shown.output
+
+
+def test_input_columns_that_get_another_name_are_said_once(capsys):
+    report_renamed(["Answer", "year", "QUESTION"])
+    assert capsys.readouterr().err == (
+        "Note: input columns stored under another name: Answer as input.Answer, QUESTION as input.QUESTION.\n"
+    )
+    report_renamed(["year"])
+    assert capsys.readouterr().err == ""
 
 
 def test_every_option_reaches_the_extraction(checkpoint, dataset, tmp_path):

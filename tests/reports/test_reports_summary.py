@@ -166,3 +166,11 @@ def test_the_terminal_counts_failures_beyond_the_first(tmp_path):
     assert "12 failed, the first 10 of them" in text
     assert "reason 9." in text
     assert "reason 10." not in text
+
+
+def test_the_terminal_lists_input_columns_with_another_name(tmp_path):
+    extras = {"Answer": "int64", "year": "int64"}
+    write_run(tmp_path, [make_record(0, extras=dict.fromkeys(extras, 1))], make_spec(extras=extras))
+    run = open_run(tmp_path)
+    assert summarise(run).renamed == {"Answer": "input.Answer"}
+    assert "input columns stored under another name: Answer as input.Answer" in print_summary(run)

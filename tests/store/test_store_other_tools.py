@@ -11,7 +11,8 @@ from midsight.errors import MidsightError
 from midsight.store import RunWriter, open_run
 from midsight.store.compact import compact
 from midsight.store.exports import export_run
-from support.made_up import make_record, make_spec
+from midsight.store.schema import extra_columns
+from support.made_up import make_record, make_spec, write_run
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "format.md").read_text()
 LAYER_16 = "query_token_representation.layer_16"
@@ -81,6 +82,19 @@ def test_duckdb_reads_the_parts(run_folder):
     names = run_section("### DuckDB", run_folder)
     assert np.ascontiguousarray(names["X"]).tobytes() == EXPECTED.tobytes()
     assert names["found"]["sample_id"].tolist() == [f"s{i}" for i in range(COUNT)]
+
+
+def test_duckdb_tells_input_columns_from_ours(tmp_path):
+    duckdb = pytest.importorskip("duckdb", reason=REASON)
+    extras = ["Answer", "QUESTION", "Year", "year", "Größe", "Gro\u0308ße"]
+    spec = make_spec(extras=dict.fromkeys(extras, "string"))
+    write_run(tmp_path, [make_record(0, extras={name: f"the user's {name}" for name in extras})], spec)
+    query = duckdb.read_parquet(open_run(tmp_path).part_paths())
+    row = dict(zip(query.columns, query.fetchall()[0], strict=True))
+    assert query.columns == list(open_run(tmp_path).columns)
+    assert (row["answer"], row["question"]) == ("answer 0", "What is in row 0?")
+    assert [row[column] for column in extra_columns(extras).values()] == [f"the user's {name}" for name in extras]
+    assert query.project("ANSWER").fetchall() == [("answer 0",)]
 
 
 # datasets itself sorts with an option that pyarrow now warns of.

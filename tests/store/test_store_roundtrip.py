@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from midsight.errors import MidsightError
 from midsight.records import Record
 from midsight.store import RunWriter, open_run, parts, writer
-from midsight.store.schema import extra_column, is_vector, records_to_table, run_schema
+from midsight.store.schema import extra_columns, is_vector, records_to_table, run_schema
 from midsight.taps.tap import Tap
 from support.made_up import QUERY_0, QUERY_1, QUERY_1_RAW, VISION, WIDTHS, files_of, make_record, make_spec, write_run
 
@@ -33,6 +33,7 @@ EXTRAS = {
     "b": "bool",
     "query_token_representation": "json",
 }
+STORED_AS = extra_columns(EXTRAS)
 
 
 def tuples(of):
@@ -96,11 +97,11 @@ def test_what_is_written_is_what_is_read(records, commit_seconds):
     assert len(run) == len(rows) == len(records)
     for i, (record, row) in enumerate(zip(records, rows, strict=True)):
         for name, type_ in EXTRAS.items():
-            stored, given_ = row[extra_column(name)], record.extras.get(name)
+            stored, given_ = row[STORED_AS[name]], record.extras.get(name)
             if type_ == "json" and isinstance(stored, str):
                 stored = json.loads(stored)
             assert bits(stored) == bits(given_), name
-        for name in set(row) - {extra_column(extra) for extra in EXTRAS}:
+        for name in set(row) - {*STORED_AS.values()}:
             value = getattr(record, name)
             assert bits(row[name]) == bits(list(value) if isinstance(value, tuple) else value), name
         for name, matrix in matrices.items():

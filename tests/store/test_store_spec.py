@@ -105,6 +105,15 @@ def test_columns_are_listed_for_people(tmp_path):
     }
 
 
+def test_the_list_says_what_input_columns_were_called(tmp_path):
+    write_spec(tmp_path, make_spec(extras={"Answer": "string", "year": "int64"}))
+    columns = json.loads((tmp_path / "run.json").read_text())["columns"]
+    assert [column for column in columns if "input" in column] == [
+        {"name": "input.Answer", "type": "string", "input": "Answer"},
+        {"name": "year", "type": "int64", "input": "year"},
+    ]
+
+
 OPTIONS = {
     "request": {field.name: field.name for field in dataclasses.fields(RequestSpec)},
     "model": {"fingerprint": "model", "lora": "lora", "dtype": "dtype", "device_type": "device"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -93,6 +94,7 @@ def extract(
             allow_urls=allow_urls,
         )
         dataset = open_dataset(data, options)
+        report_renamed(dataset.extras)
         loaded = load_with_notes(model, revision=revision, dtype=dtype, device=device, lora=lora, weights=not dry_run)
         call: dict[str, Any] = {
             "model": loaded,
@@ -130,6 +132,15 @@ def load_with_notes(model: str, **options: Any) -> Any:
     for sentence in (*loaded.loaded.notes, *loaded.loaded.fixes):
         console.print(sentence, markup=False)
     return loaded
+
+
+def report_renamed(extras: Iterable[str]) -> None:
+    """Says which input columns are stored under another name."""
+    from midsight.reports.terminal import describe_renamed
+    from midsight.store.schema import renamed_columns
+
+    if renamed := renamed_columns(extras):
+        typer.echo(f"Note: {describe_renamed(renamed)}.", err=True)
 
 
 def run_with_progress(data: Any, **arguments: Any) -> Any:

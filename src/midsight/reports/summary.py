@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from midsight.samples.sample import Failure
 from midsight.store.reader import Run
-from midsight.store.schema import is_vector, run_schema
+from midsight.store.schema import is_vector, renamed_columns, run_schema
 from midsight.store.vectors import vectors_of
 
 
@@ -77,6 +77,8 @@ class Summary:
     """Decoder layers of which the run has vectors, ascending."""
     columns: tuple[ColumnSummary, ...]
     """Every column, in stored order."""
+    renamed: Mapping[str, str]
+    """Input column -> column of the run, where the names differ."""
     vectors: tuple[VectorSummary, ...]
     """Every vector column, in stored order."""
     answers: AnswerSummary | None
@@ -154,6 +156,7 @@ def summarise(run: Run) -> Summary:
         images=len(images),
         layers=tuple(sorted({tap.layer for tap in run.taps})),
         columns=tuple(_column(field, len(run)) for field in run_schema(run.spec.columns)),
+        renamed=renamed_columns(run.spec.extras),
         vectors=tuple(tally.summary(name, run.spec.vectors[name]) for name, tally in tallies.items()),
         answers=_answers(finish_reasons, tokens) if run.spec.request.answers else None,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Column, Table
@@ -39,10 +41,17 @@ def _overview(summary: Summary) -> Table:
         "layers": ", ".join(map(str, summary.layers)) or "none",
         "vectors": _vector_type(summary),
         **_answer_facts(summary),
+        **({"renamed": describe_renamed(summary.renamed)} if summary.renamed else {}),
     }
     for name, value in facts.items():
         table.add_row(Text(name, style="bold"), Text(value, overflow="fold"))
     return table
+
+
+def describe_renamed(renamed: Mapping[str, str]) -> str:
+    """Input columns whose names midsight or other tools would confuse, with the names that they have in the run."""
+    pairs = ", ".join(f"{in_one_line(name)} as {in_one_line(column)}" for name, column in renamed.items())
+    return f"input columns stored under another name: {pairs}"
 
 
 def _of_all(summary: Summary) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -58,17 +59,47 @@ _OWN_NAMES = {
 }
 
 
-def extra_column(name: str) -> str:
-    """The column that stores the input column `name`: the same name, or `input.<name>`.
+def extra_columns(names: Iterable[str]) -> dict[str, str]:
+    """Input column -> the column that stores it: the same name, or with `input.` in front.
 
-    The prefix goes to names that midsight uses itself, also if a dot and more text follow
-    (`answer`, `query_token_representation.layer_0`). It also goes to such names that already have
-    the prefix (`input.answer`), so that two names never become one.
+    The prefix goes to names that midsight uses itself, also if a dot and more text follow (`answer`,
+    `query_token_representation.layer_0`) and also with the prefix (`input.answer`). Of names that are equal,
+    the first one stays as it is. Names count as equal if they only differ by case or by how Unicode composes
+    their letters, because DuckDB, Spark and some file systems take such names for one.
     """
-    bare = name
+    columns = {name: f"input.{name}" if _is_own(name) else name for name in names}
+    taken: set[str] = set()
+    repeats: list[str] = []
+    for name, column in columns.items():
+        if folded(column) in taken:
+            repeats.append(name)
+        taken.add(folded(column))
+    for name in repeats:
+        while folded(columns[name]) in taken:
+            columns[name] = f"input.{columns[name]}"
+        taken.add(folded(columns[name]))
+    return columns
+
+
+def renamed_columns(names: Iterable[str]) -> dict[str, str]:
+    """Input column -> the column that stores it, for those of `names` that do not keep their name."""
+    return {name: column for name, column in extra_columns(names).items() if column != name}
+
+
+def folded(name: str) -> str:
+    """A text that is equal for names that other tools may take for one.
+
+    >>> folded("GRÖSSE") == folded("Gro\u0308ße")
+    True
+    """
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+
+
+def _is_own(name: str) -> bool:
+    bare = folded(name)
     while bare.startswith("input."):
         bare = bare.removeprefix("input.")
-    return f"input.{name}" if bare.partition(".")[0] in _OWN_NAMES else name
+    return bare.partition(".")[0] in _OWN_NAMES
 
 
 def run_schema(columns: RunColumns) -> pa.Schema:
@@ -76,9 +107,8 @@ def run_schema(columns: RunColumns) -> pa.Schema:
     arrow_fields: list[pa.Field] = []
     for field in dataclasses.fields(Record):
         if field.name == "extras":
-            arrow_fields.extend(
-                pa.field(extra_column(name), EXTRA_TYPES[type_]) for name, type_ in columns.extras.items()
-            )
+            stored_as = extra_columns(columns.extras)
+            arrow_fields.extend(pa.field(stored_as[name], EXTRA_TYPES[type_]) for name, type_ in columns.extras.items())
         elif field in _COLUMN_FIELDS and (columns.answers or not field.metadata.get("only_with_answers")):
             arrow_fields.append(_arrow_field(field.name, _HINTS[field.name]))
     element = VECTOR_TYPES[columns.store_dtype]
@@ -108,8 +138,9 @@ def records_to_table(records: Sequence[Record], columns: RunColumns) -> pa.Table
         _require_columns(record, columns)
     schema = run_schema(columns)
     values = {field.name: [getattr(record, field.name) for record in records] for field in _COLUMN_FIELDS}
-    for name, type_ in columns.extras.items():
-        values[extra_column(name)] = [_extra_value(record, name, type_) for record in records]
+    for name, column in extra_columns(columns.extras).items():
+        type_ = columns.extras[name]
+        values[column] = [_extra_value(record, name, type_) for record in records]
     arrays = [
         _vectors(records, field) if is_vector(field) else _scalars(records, values[field.name], field)
         for field in schema

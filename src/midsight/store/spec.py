@@ -13,7 +13,7 @@ from typing import Any
 from midsight.errors import DamagedRunError, MidsightError, Option, RunError
 from midsight.records import PROCESSOR_POOLED_PIXELS, VISION_ONLY
 from midsight.store.files import RUN_JSON, open_seal, read_json, remedy, reporting_unreadable, write_sealed_json
-from midsight.store.schema import EXTRA_TYPES, RunColumns, StoreDtype, run_schema
+from midsight.store.schema import EXTRA_TYPES, RunColumns, StoreDtype, extra_columns, run_schema
 from midsight.store.typed_json import WrongJsonError, field_types, from_json, to_json
 from midsight.taps.tap import Tap
 from midsight.version import __version__
@@ -208,7 +208,12 @@ class RunSpec:
 
 def write_spec(path: Path, spec: RunSpec) -> None:
     """Write the run.json of the run folder `path`; its `columns` are for human readers. Raises OSError."""
-    columns = [{"name": column.name, "type": str(column.type)} for column in run_schema(spec.columns)]
+    inputs = {column: name for name, column in extra_columns(spec.extras).items()}
+    columns = [
+        {"name": column.name, "type": str(column.type)}
+        | ({"input": inputs[column.name]} if column.name in inputs else {})
+        for column in run_schema(spec.columns)
+    ]
     write_sealed_json(path / RUN_JSON, {**to_json(spec), "columns": columns}, indent=2)
 
 
