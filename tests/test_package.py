@@ -53,7 +53,8 @@ def public_functions():
             if inspect.isfunction(member):
                 yield name, member
             elif inspect.isclass(member) and member.__module__.startswith("midsight"):
-                own = {key: value for key, value in vars(member).items() if not key.startswith("_")}
+                ours = [one for one in member.__mro__ if one.__module__.startswith("midsight")]
+                own = {key: value for one in ours for key, value in vars(one).items() if not key.startswith("_")}
                 functions = {key: getattr(value, "__func__", value) for key, value in own.items()}
                 yield from ((f"{name}.{key}", f) for key, f in functions.items() if inspect.isfunction(f))
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from midsight.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from midsight.analysis import Run, open_run
     from midsight.errors import DamagedRunError, MidsightError, RunError, SampleError
     from midsight.extraction.model import Model, load, wrap
     from midsight.extraction.request import Request
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from midsight.records import Record
     from midsight.samples.options import DatasetOptions
     from midsight.samples.sample import Failure, Sample
-    from midsight.store.reader import Run, open_run
     from midsight.taps.tap import Tap
 
 _HOME = {
@@ -31,14 +31,14 @@ _HOME = {
     "Progress": "midsight.extraction.todo",
     "Record": "midsight.records",
     "Request": "midsight.extraction.request",
-    "Run": "midsight.store.reader",
+    "Run": "midsight.analysis",
     "RunError": "midsight.errors",
     "Sample": "midsight.samples.sample",
     "SampleError": "midsight.errors",
     "Tap": "midsight.taps.tap",
     "extract": "midsight.extraction.run",
     "load": "midsight.extraction.model",
-    "open_run": "midsight.store.reader",
+    "open_run": "midsight.analysis",
     "wrap": "midsight.extraction.model",
 }
 

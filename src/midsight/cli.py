@@ -13,6 +13,7 @@ from midsight.commands.compact import compact
 from midsight.commands.demo import demo
 from midsight.commands.export import export
 from midsight.commands.extract import extract
+from midsight.commands.label import label
 from midsight.commands.models import models
 from midsight.commands.outcome import DONE
 from midsight.commands.show import show
@@ -27,7 +28,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (extract, show, verify, compact, export, check, models, demo):
+for command in (extract, show, label, verify, compact, export, check, models, demo):
     app.command()(command)
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
+from midsight.analysis import Run, open_run
 from midsight.errors import SampleError
 from midsight.extraction.budget import BatchSize, Budget, make_budget
 from midsight.extraction.extract_call import Outcome, extract_samples
@@ -21,7 +22,6 @@ from midsight.samples.open import Data
 from midsight.samples.sample import Failure, Sample, SampleOrFailure
 from midsight.store.attempts import DEADLY
 from midsight.store.files import Shard
-from midsight.store.reader import Run, open_run
 from midsight.store.schema import StoreDtype
 from midsight.store.spec import is_run
 from midsight.store.writer import RunWriter

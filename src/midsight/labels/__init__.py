@@ -1,0 +1,1 @@
+"""Whether each answer of a run is right: by a judge, or by verdicts from outside."""

@@ -1,0 +1,193 @@
+"""Labels a run: one value for each sample, stored beside the parts."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from midsight.errors import MidsightError, Option
+from midsight.labels.judge import (
+    JUDGES,
+    Judge,
+    JudgeOptions,
+    OutsideDomainError,
+    Undecided,
+    Verdict,
+    find_judge,
+    require_known_options,
+)
+from midsight.labels.outside import read_verdicts
+from midsight.labels.table import count_table
+from midsight.store.annotations import LABEL_SCHEMA, LabelRecord, validate_name, write_label
+from midsight.store.reader import Run
+
+NO_REFERENCE = "no reference answer"
+UNREAD = "undecided"
+NO_ROW = "no row in the file"
+
+
+def label_run(run: Run, judge: str, *, name: str = "correct", options: JudgeOptions | None = None) -> LabelRecord:
+    """Judges every answer of a run and stores the verdicts as the label `name`.
+
+    Args:
+        run: A run with answers.
+        judge: Name of a judge.
+        name: Name of the label.
+        options: What changes the verdicts.
+
+    Returns:
+        What was counted.
+
+    Raises:
+        MidsightError: The judge is unknown, the run has no answers, or a reference is outside the judge's domain.
+    """
+    validate_name(name)
+    found, options = find_judge(judge), options or JudgeOptions()
+    require_known_options(found, options)
+    if not run.spec.request.answers:
+        raise MidsightError(
+            f"{run.path} has no answers; extract it with ", Option("answers", True), ", or join verdicts with ",
+            Option("from"), ".",
+        )  # fmt: skip
+    table = run.table().select(["sample_id", "input_index", "answer", "reference_answers"])
+    if not table.num_rows:
+        raise MidsightError(f"{run.path} holds no samples; extract some first.")
+    rows = table.to_pylist()
+    verdicts = [_judge_row(found, row, options) for row in rows]
+    return write_label(
+        run.path,
+        _as_table(table["sample_id"], verdicts, [_reason(one, NO_REFERENCE) for one in verdicts]),
+        run_id=run.spec.run_id,
+        name=name,
+        source=judge,
+        options=_changed(options),
+        table=count_table(verdict for verdict in verdicts if verdict),
+        differs_from_pope=_different_from_pope(rows, verdicts) if judge.startswith("yes_no") else None,
+        **_counts(verdicts),
+    )
+
+
+def label_from_file(
+    run: Run,
+    path: Path,
+    *,
+    id_column: str,
+    column: str,
+    name: str = "correct",
+    threshold: float | None = None,
+    null_words: Collection[str] = (),
+) -> tuple[LabelRecord, str]:
+    """Stores verdicts from a file as the label `name`.
+
+    Args:
+        run: The run.
+        path: The file: JSONL, JSON, CSV, TSV or Parquet.
+        id_column: Its column of sample ids.
+        column: Its column of verdicts or scores.
+        name: Name of the label.
+        threshold: The lowest score that is right; None if the verdicts are not scores.
+        null_words: Words that mean undecided, besides an empty cell.
+
+    Returns:
+        What was counted, and a sentence about ids that do not match.
+
+    Raises:
+        MidsightError: The file is not usable, or none of its ids is one of the run's.
+    """
+    validate_name(name)
+    outside = read_verdicts(path, id_column, column, threshold=threshold, null_words=null_words)
+    ids = run.sample_ids()
+    known = {*ids}
+    unknown = [one for one in outside.verdicts if one not in known]
+    if len(unknown) == len(outside.verdicts):
+        example = f", for example {unknown[0]!r} against {ids[0]!r}" if unknown and ids else ""
+        raise MidsightError(f"{path} and {run.path} have no id in common{example}; choose the column of ids with ",
+                            Option("id"), ".")  # fmt: skip
+    verdicts = [outside.verdicts.get(sample_id) for sample_id in ids]
+    record = write_label(
+        run.path,
+        _as_table(pa.array(ids), verdicts, [_reason(one, NO_ROW) for one in verdicts]),
+        run_id=run.spec.run_id,
+        name=name,
+        source=str(path),
+        options={
+            "id": id_column,
+            "column": column,
+            **({} if threshold is None else {"threshold": f"{threshold:g}"}),
+            **({"null_words": ",".join(null_words)} if null_words else {}),
+        },
+        table=None,
+        differs_from_pope=None,
+        **_counts(verdicts),
+    )
+    matched = len(outside.verdicts) - len(unknown)
+    return record, (
+        f"{matched} ids of {path} are in the run, {len(unknown)} are not; {len(ids) - matched} samples have no row "
+        f"in the file; {outside.repeated} rows repeat an id."
+    )
+
+
+def _judge_row(judge: Judge, row: dict[str, Any], options: JudgeOptions) -> Verdict | None:
+    """The verdict on one row; None without a reference."""
+    references: Sequence[str] = row["reference_answers"]
+    if not references:
+        return None
+    try:
+        return judge(row["answer"] or "", references, options)
+    except OutsideDomainError as error:
+        raise MidsightError(
+            f"The reference {', '.join(map(repr, references[:3]))} of sample {row['sample_id']!r} (row "
+            f"{row['input_index']}) is outside what the judge takes: {error}; correct it, or choose another ",
+            Option("judge"), ".",
+        ) from error  # fmt: skip
+
+
+def _different_from_pope(rows: Sequence[dict[str, Any]], verdicts: Sequence[Verdict | None]) -> int:
+    pope = JUDGES["yes_no:pope"]
+    return sum(
+        verdict is not None
+        and verdict.right != pope(row["answer"] or "", row["reference_answers"], JudgeOptions()).right
+        for row, verdict in zip(rows, verdicts, strict=True)
+    )
+
+
+def _reason(verdict: Verdict | None, absent: str) -> str | None:
+    if verdict is None:
+        return absent
+    return UNREAD if verdict.right is None else None
+
+
+def _as_table(ids: Any, verdicts: Sequence[Verdict | None], reasons: Sequence[str | None]) -> pa.Table:
+    values = [verdict and verdict.right for verdict in verdicts]
+    scores = [verdict and verdict.score for verdict in verdicts]
+    return pa.table([ids, pa.array(values, pa.bool_()), pa.array(scores, pa.float64()), pa.array(reasons, pa.string())],
+                    schema=LABEL_SCHEMA)  # fmt: skip
+
+
+def _counts(verdicts: Sequence[Verdict | None]) -> dict[str, int]:
+    rights = [verdict.right for verdict in verdicts if verdict]
+    return {
+        "right": rights.count(True),
+        "wrong": rights.count(False),
+        "undecided": rights.count(None),
+        "without_reference": verdicts.count(None),
+    }
+
+
+def _changed(options: JudgeOptions) -> dict[str, str]:
+    default = JudgeOptions()
+    return {
+        name: str(getattr(options, name)).lower()
+        for name in ("undecided", "lenient", "threshold", "tolerance")
+        if getattr(options, name) != getattr(default, name)
+    }
+
+
+def parse_undecided(text: str | None) -> Undecided | None:
+    """The value of `--undecided`; raises MidsightError."""
+    if text is None or text == "null" or text == "wrong":
+        return text
+    raise MidsightError(Option("undecided", text), " is unknown; choose null or wrong.")
