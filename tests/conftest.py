@@ -1,9 +1,11 @@
+import os
 import shlex
 import sys
 
 import pytest
 
 from midsight.testing.phi4_multimodal import write_phi4_multimodal
+from support.once import checkpoint_of_the_run
 
 collect_ignore_glob = ["conftest.py", "*/conftest.py"]
 """Doctests are looked for in every other file; two of the same name cannot be collected."""
@@ -25,9 +27,18 @@ def pytest_unconfigure(config):
 
 
 @pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory):
+def run_folder(tmp_path_factory):
+    """A folder for what is made once in this run of the suite, by all its processes together."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "once"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoint(run_folder):
     """Folder of the demo checkpoint, longrope threshold 4096 as published."""
-    return write_phi4_multimodal(tmp_path_factory.mktemp("checkpoint"))
+    return checkpoint_of_the_run(run_folder, write_phi4_multimodal)
 
 
 @pytest.fixture(scope="session")
@@ -43,4 +54,4 @@ def reference(checkpoint):
     """transformers' own procedure on the same folder, its vision tower fixed."""
     from support.reference import Reference
 
-    return Reference(checkpoint)
+    return Reference(checkpoint, keep=True)

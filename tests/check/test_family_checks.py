@@ -16,6 +16,7 @@ from midsight.prompts.token_layout import TokenLayout
 from midsight.samples.sample import Failure
 from midsight.taps.tap import POSITIONS
 from midsight.testing.phi4_multimodal import write_phi4_multimodal
+from support.once import checkpoint_of_the_run
 from support.parity import extract_records, samples_of
 from support.pictures import CASES
 
@@ -25,9 +26,9 @@ FEW = samples_of([CASES[0], CASES[1]])
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory):
+def small(run_folder):
     """A checkpoint of three decoder layers, for what has nothing to do with their number."""
-    return write_phi4_multimodal(tmp_path_factory.mktemp("small"), layers=3)
+    return checkpoint_of_the_run(run_folder, write_phi4_multimodal, layers=3)
 
 
 def failing(checkpoint, group, **declared):

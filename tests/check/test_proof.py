@@ -21,6 +21,7 @@ from midsight.samples.sample import Sample
 from midsight.testing import write_published_phi4mm
 from midsight.testing.phi4_multimodal import write_phi4_multimodal
 from support.folders import copy_folder, edit_json, edit_tensors
+from support.once import checkpoint_of_the_run
 from support.pictures import picture
 
 PROVED = (
@@ -45,8 +46,8 @@ def check_run(*arguments):
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    return write_phi4_multimodal(tmp_path_factory.mktemp("proof") / "model", layers=2, vision_heads=16)
+def small(run_folder):
+    return checkpoint_of_the_run(run_folder, write_phi4_multimodal, layers=2, vision_heads=16)
 
 
 @pytest.fixture

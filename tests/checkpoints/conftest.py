@@ -1,16 +1,17 @@
 import pytest
 
 from support.folders import copy_folder, write_native, write_published
+from support.once import checkpoint_of_the_run, once
 
 FORMATS = ("transformers", "published phi4mm")
 
 
 @pytest.fixture(scope="session")
-def folders(tmp_path_factory):
+def folders(run_folder):
     """One small checkpoint in both formats, by format; tests break copies."""
-    folder = tmp_path_factory.mktemp("formats")
-    native = write_native(folder / "native")
-    return {"transformers": native, "published phi4mm": write_published(folder / "published", native)}
+    native = checkpoint_of_the_run(run_folder, write_native)
+    published = once(run_folder / "checkpoints" / "published", lambda folder: write_published(folder, native))
+    return {"transformers": native, "published phi4mm": published}
 
 
 @pytest.fixture(params=FORMATS)

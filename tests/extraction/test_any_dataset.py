@@ -10,6 +10,7 @@ from midsight import Record, load
 from midsight.samples.sample import Sample
 from midsight.taps.tap import POSITIONS
 from midsight.testing.phi4_multimodal import write_phi4_multimodal
+from support.once import checkpoint_of_the_run
 from support.parity import LIMIT, assert_parity, expect
 from support.pictures import encoded, picture
 from support.reference import Reference, relative_error
@@ -22,8 +23,8 @@ NEW_TOKENS = 4
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_phi4_multimodal(tmp_path_factory.mktemp("threshold"), original_max_position_embeddings=THRESHOLD)
+def folder(run_folder):
+    return checkpoint_of_the_run(run_folder, write_phi4_multimodal, original_max_position_embeddings=THRESHOLD)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def model_near_threshold(folder):
 @pytest.fixture(scope="module")
 def alone(folder):
     """(images, question) -> what transformers gives for it, computed once."""
-    reference = Reference(folder)
+    reference = Reference(folder, keep=True)
 
     @cache
     def look_up(images, question):

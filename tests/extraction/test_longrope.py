@@ -8,6 +8,7 @@ from midsight.extraction.request import Request, resolve
 from midsight.samples.sample import Sample
 from midsight.taps.tap import POSITIONS
 from midsight.testing.phi4_multimodal import write_phi4_multimodal
+from support.once import checkpoint_of_the_run
 from support.parity import answer_ids, assert_parity, expect, extract_records, rgb
 from support.pictures import CASES
 from support.reference import Reference, relative_error
@@ -18,9 +19,9 @@ IMAGE = CASES[0].image
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
+def checkpoint(run_folder):
     """The demo checkpoint with its threshold just above a short prompt on a small image."""
-    return write_phi4_multimodal(tmp_path_factory.mktemp("threshold"), original_max_position_embeddings=THRESHOLD)
+    return checkpoint_of_the_run(run_folder, write_phi4_multimodal, original_max_position_embeddings=THRESHOLD)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def model(checkpoint):
 
 @pytest.fixture(scope="module")
 def reference(checkpoint):
-    return Reference(checkpoint)
+    return Reference(checkpoint, keep=True)
 
 
 def prompts_of_lengths(model, reference, lengths):
@@ -82,10 +83,10 @@ def test_logprobs_after_the_crossing_are_those_of_a_forward_with_long_factors(mo
         assert logprobs[generated] == pytest.approx(logprob, abs=2e-5)
 
 
-def test_the_regimes_differ(model, reference, checkpoint, tmp_path):
+def test_the_regimes_differ(reference, run_folder):
     """Otherwise none of these tests could fail."""
     long = reference.forward(reference.inputs([rgb(IMAGE)], "a" + " a" * 120)).hidden_states
-    wide = Reference(write_phi4_multimodal(tmp_path / "wide"))
+    wide = Reference(checkpoint_of_the_run(run_folder, write_phi4_multimodal))
     short = wide.forward(wide.inputs([rgb(IMAGE)], "a" + " a" * 120)).hidden_states
     assert long.shape == short.shape
     assert long.shape[1] > THRESHOLD

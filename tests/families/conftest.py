@@ -4,6 +4,7 @@ import pytest
 
 from midsight import load
 from support.family_reference import FAMILIES
+from support.once import checkpoint_of_the_run
 
 
 @pytest.fixture(scope="package", params=FAMILIES)
@@ -17,8 +18,8 @@ def family(name):
 
 
 @pytest.fixture(scope="package")
-def folder(family, tmp_path_factory):
-    return family.write(tmp_path_factory.mktemp("family"))
+def folder(family, run_folder):
+    return checkpoint_of_the_run(run_folder, family.write)
 
 
 @pytest.fixture(scope="package")
@@ -28,4 +29,4 @@ def model(folder):
 
 @pytest.fixture(scope="package")
 def reference(family, folder):
-    return family.reference(folder, family)
+    return family.reference(folder, family, keep=True)

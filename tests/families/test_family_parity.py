@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import replace
+from itertools import product
 
 import pytest
 
@@ -48,8 +49,7 @@ def test_batches_of_mixed_sizes_equal_the_full_forward(model, expected, batch_si
 class TestEveryCase:
     """Also the large images, in all batch sizes, shuffled anew for each, so that neighbours differ."""
 
-    @pytest.mark.parametrize("padding_side", ["left", "right"])
-    @pytest.mark.parametrize("batch_size", [1, 2, 3, 7, 8])
+    @pytest.mark.parametrize(("batch_size", "padding_side"), [(1, "left"), *product([2, 3, 7, 8], ["left", "right"])])
     def test_all_cases_equal_the_full_forward(self, model, all_expected, batch_size, padding_side):
         resolved = resolve(EVERYTHING, model.loaded)
         samples = samples_of(CASES)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -74,17 +75,21 @@ def fix(model: Any) -> None:
 class FamilyReference:
     """One sample at a time through transformers."""
 
-    def __init__(self, folder: Path, family: Family, *, fixed: bool = True) -> None:
-        self.family = family
+    def __init__(self, folder: Path, family: Family, *, fixed: bool = True, keep: bool = False) -> None:
+        self.family, self.folder, self.fixed, self.keep = family, folder, fixed, keep
         self.image_token_id = family.image_token_id
-        self.model: Any = family.model.from_pretrained(folder, dtype=torch.float32).eval()
-        if fixed:
-            fix(self.model)
         self.processor: Any = AutoProcessor.from_pretrained(folder)
         self.image_processors = {
             "pil": AutoImageProcessor.from_pretrained(folder, backend="pil"),
             "transformers": AutoImageProcessor.from_pretrained(folder, backend="torchvision"),
         }
+
+    @cached_property
+    def model(self) -> Any:
+        model = self.family.model.from_pretrained(self.folder, dtype=torch.float32).eval()
+        if self.fixed:
+            fix(model)
+        return model
 
     def prompt(self, n_images: int, question: str, system: str | None = None) -> str:
         """The folder's own chat template."""

@@ -1,12 +1,16 @@
 """What transformers gives for a case, and the comparison that every parity test makes."""
 
+import hashlib
 import io
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
+from safetensors.numpy import load_file, save_file
 
 from midsight import Model
 from midsight.extraction.extract_call import extract_samples
@@ -14,6 +18,7 @@ from midsight.extraction.request import Request, ResolvedRequest
 from midsight.records import VISION_ONLY, Record
 from midsight.samples.sample import Failure, Sample
 from midsight.taps.tap import POSITIONS
+from support.once import once
 from support.pictures import Case
 from support.reference import relative_error
 
@@ -45,6 +50,36 @@ def expect(
     new_tokens: int = NEW_TOKENS,
     use_cache: bool = True,
     **options,
+) -> Expected:
+    """What transformers gives; a reference that is kept computes it once in a run of the suite."""
+    if not reference.keep:
+        return compute_expected(reference, images, question, new_tokens, use_cache, **options)
+    asked = [[hashlib.sha256(image).hexdigest() for image in images], question, new_tokens, use_cache, options]
+    name = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+    folder: Path = reference.folder.parent.parent / "expected" / reference.folder.name
+    return read_expected(
+        once(
+            folder / f"{name}.safetensors",
+            lambda file: write_expected(
+                file, compute_expected(reference, images, question, new_tokens, use_cache, **options)
+            ),
+        )
+    )
+
+
+def write_expected(file: Path, expected: Expected) -> None:
+    others = {"answer_token_ids": expected.answer_token_ids, "prompt_tokens": [expected.prompt_tokens]}
+    save_file(expected.vectors | {name: np.array(numbers) for name, numbers in others.items()}, file)
+
+
+def read_expected(file: Path) -> Expected:
+    stored = load_file(file)
+    answer, (prompt_tokens,) = stored.pop("answer_token_ids").tolist(), stored.pop("prompt_tokens").tolist()
+    return Expected(stored, tuple(answer), prompt_tokens)
+
+
+def compute_expected(
+    reference: Any, images: list[bytes], question: str, new_tokens: int, use_cache: bool, **options: Any
 ) -> Expected:
     inputs = reference.inputs([rgb(image) for image in images], question, **options)
     forward = reference.forward(inputs)

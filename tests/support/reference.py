@@ -12,6 +12,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -90,11 +91,18 @@ class Reference:
 
     image_token_id = IMAGE_TOKEN_ID
 
-    def __init__(self, folder: Path, _family: Any = None, **kwargs: Any) -> None:
+    def __init__(self, folder: Path, _family: Any = None, *, keep: bool = False, **kwargs: Any) -> None:
+        self.folder, self.keep, self.kwargs = folder, keep, kwargs
         self.processor: Any = AutoProcessor.from_pretrained(folder)
-        # asking for hidden states after a plain forward raises in transformers, so generate has a model of its own
-        self.states_model = load_reference_model(folder, **kwargs)
-        self.generating_model = load_reference_model(folder, **kwargs)
+
+    @cached_property
+    def states_model(self) -> Any:
+        return load_reference_model(self.folder, **self.kwargs)
+
+    @cached_property
+    def generating_model(self) -> Any:
+        """Asking for hidden states after a plain forward raises in transformers, so generate has a model of its own."""
+        return load_reference_model(self.folder, **self.kwargs)
 
     def prompt(self, n_images: int, question: str, system: str = "") -> str:
         """The published prompt."""

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoProcessor, AutoTokenizer, Phi4MultimodalForCausalLM, Phi4MultimodalProcessor
 
 from midsight.testing.phi4_multimodal import write_phi4_multimodal
+from support.once import checkpoint_of_the_run
 
 ROOT = Path(__file__).parents[2]
 FACTS = Path(os.environ.get("MIDSIGHT_FACTS", ROOT.parent / "shared" / "facts")) / "phi4mm"
@@ -82,8 +83,8 @@ def states(model, inputs):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_phi4_multimodal(tmp_path_factory.mktemp("phi4"))
+def folder(run_folder):
+    return checkpoint_of_the_run(run_folder, write_phi4_multimodal)
 
 
 @pytest.fixture(scope="module")
