@@ -44,7 +44,7 @@ class Record:
     answer_token_ids: tuple[int, ...] | None = field(default=None, metadata=ANSWER)
     """Generated token ids, the stop token included."""
     answer_logprobs: tuple[float, ...] | None = field(default=None, metadata=ANSWER)
-    """Log-softmax of the raw logits in float32, one per generated token."""
+    """Log-softmax of the raw logits, computed in float64, one per generated token."""
     finish_reason: FinishReason | None = field(default=None, metadata=ANSWER)
     """Why decoding ended."""
     first_token_entropy: float | None = field(default=None, metadata=ANSWER)

@@ -79,8 +79,8 @@ def test_logprobs_after_the_crossing_are_those_of_a_forward_with_long_factors(mo
         extended = {**inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
         with torch.inference_mode():
             logits = reference.generating_model(**extended, use_cache=False, logits_to_keep=1).logits[0, -1]
-        logprob = logits.float().log_softmax(-1)[token_id].item()
-        assert logprobs[generated] == pytest.approx(logprob, abs=2e-5)
+        logprob = logits.double().log_softmax(-1)[token_id].item()
+        assert logprobs[generated] == pytest.approx(logprob, abs=1e-5)
 
 
 def test_the_regimes_differ(reference, run_folder):

@@ -61,6 +61,7 @@ def made_up_model(width: int = 4) -> Model:
         fingerprint=f"made-up-{width}",
         dtype=torch.float32,
         device=torch.device("cpu"),
+        sliding_window=None,
         stop_ids=(0,),
         attention="none",
         lora="none",

@@ -19,6 +19,7 @@ from midsight.checkpoints.quiet import quiet_transformers
 from midsight.errors import MidsightError, ModelFileError, Option
 from midsight.families.catalogue import FAMILIES, find_family
 from midsight.families.family import Family
+from midsight.families.inputs import layer_types, sliding_window
 from midsight.prompts.chat_template import ChatTemplate, describe_template, find_template
 
 Lora = Literal["auto", "merged", "unmerged", "off"]
@@ -54,6 +55,8 @@ class LoadedModel:
     """The dtype of the decoder's weights."""
     device: torch.device
     """Where the weights are."""
+    sliding_window: int | None
+    """Number of tokens, itself included, that a token reads in the decoder's sliding layers; None without any."""
     stop_ids: tuple[int, ...]
     """Token ids that end an answer, from the folder's generation config."""
     attention: str
@@ -75,6 +78,11 @@ class LoadedModel:
     def longrope_threshold(self) -> int | None:
         """Longest prompt, in tokens, that uses the short rotary factors; None without longrope."""
         return self.family.decoder.longrope_threshold(self.config)
+
+    @property
+    def layer_types(self) -> tuple[str, ...]:
+        """The kinds of attention layers that the decoder tells apart by name; empty if it has one kind."""
+        return layer_types(self.config)
 
     @property
     def max_prompt_tokens(self) -> int | None:
@@ -194,6 +202,7 @@ def open_model(
         fingerprint=fingerprint(folder, checkpoint.headers),
         dtype=torch_dtype,
         device=target,
+        sliding_window=sliding_window(checkpoint.config),
         stop_ids=stop_ids,
         attention="not loaded",
         lora=mode or ("in the weights" if family.stored.lora_folder else "none"),
@@ -255,6 +264,7 @@ def wrap_model(hf_model: Any, processor: Any) -> LoadedModel:
         fingerprint=weights_fingerprint(plain),
         dtype=embedding.dtype,
         device=embedding.device,
+        sliding_window=sliding_window(config),
         stop_ids=stop_ids,
         attention=config._attn_implementation,
         lora="as given",

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from midsight.checkpoints.loading import LoadedModel
-from midsight.extraction.prefill import PADDING, Prefill, end_states, pad_rows, run_on_cache
+from midsight.extraction.attention import PADDING
+from midsight.extraction.prefill import Prefill, end_states, pad_rows, run_on_cache
 from midsight.families.inputs import KVCache
 from midsight.prompts.token_layout import Span, TokenLayout
 from midsight.records import FinishReason
@@ -24,7 +25,7 @@ class Answer:
     token_ids: list[int] = field(default_factory=list)
     """Generated tokens, the stop token included."""
     logprobs: list[float] = field(default_factory=list)
-    """Log-softmax of the raw logits in float32, one per token."""
+    """Log-softmax of the raw logits in float64, one per token."""
     finish_reason: FinishReason | None = None
     """None while the answer is still open."""
 
@@ -119,9 +120,15 @@ def to_logits(model: LoadedModel, states: Tensor) -> Tensor:
     return model.hf_model.get_submodule(model.family.modules.lm_head)(states).float()
 
 
+def to_logprobs(logits: Tensor) -> Tensor:
+    """Log-softmax in float64: float32's sum over 200,000 entries is off by up to 4e-4 on a CPU."""
+    device = "cpu" if logits.device.type == "mps" else logits.device  # Apple's GPUs have no float64
+    return logits.to(device).log_softmax(dim=-1, dtype=torch.float64)
+
+
 def describe_first_token(logits: Tensor) -> list[FirstToken]:
     """Entropy and likeliest tokens of each row of logits, float32 [batch, vocabulary]."""
-    logprobs = logits.log_softmax(dim=-1)
+    logprobs = to_logprobs(logits)
     entropies = torch.special.entr(logprobs.exp()).sum(dim=-1)
     top = logprobs.topk(min(TOP_TOKENS, logprobs.shape[-1]), dim=-1)
     rows = zip(entropies.tolist(), top.indices.tolist(), top.values.tolist(), strict=True)
@@ -146,9 +153,9 @@ def decode_until(
 
 def take_tokens(open_rows: OpenRows, *, stop_ids: Sequence[int], max_new_tokens: int) -> None:
     """Appends the likeliest token to each answer, and drops the answers that end with it."""
-    logits = open_rows.state.logits
-    token_ids = logits.argmax(dim=-1, keepdim=True)
-    logprobs = logits.log_softmax(dim=-1).gather(1, token_ids)
+    all_logprobs = to_logprobs(open_rows.state.logits)
+    token_ids = all_logprobs.argmax(dim=-1, keepdim=True)
+    logprobs = all_logprobs.gather(1, token_ids)
     for answer, token_id, logprob in zip(
         open_rows.answers, token_ids[:, 0].tolist(), logprobs[:, 0].tolist(), strict=True
     ):

@@ -10,15 +10,13 @@ import torch
 from torch import Tensor
 
 from midsight.checkpoints.loading import LoadedModel
+from midsight.extraction.attention import PADDING, SHARED, make_mask
 from midsight.extraction.request import PaddingSide
 from midsight.families.family import encode_images
-from midsight.families.inputs import EncodedImage, ImageInputs, KVCache
+from midsight.families.inputs import EncodedImage, ImageInputs, KVCache, unlimited_cache
 from midsight.prompts.token_layout import TokenLayout
 from midsight.taps.capture import capture
 from midsight.taps.tap import Tap
-
-SHARED, PADDING = -1, -2
-"""Prompt ids of tokens that all prompts of their row read, and of padding."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +132,7 @@ def prefill(
             **inputs.prefill,
             attention_mask=mask.long(),
             position_ids=padded.position_ids,
+            past_key_values=unlimited_cache() if keep_cache and model.sliding_window else None,
             use_cache=keep_cache,
         )
     return Prefill(
@@ -179,11 +178,8 @@ def run_on_cache(
 
     A token reads the tokens of its own prompt and the shared ones, up to itself.
     """
-    if len(more.rows) == len(more.prompt_ids):
-        # It covers past and new tokens: with a mask of the new ones alone, transformers computes wrong numbers.
-        attention_mask = (torch.cat([before, more.prompt_ids], dim=1) != PADDING).long()
-    else:
-        attention_mask = _own_and_shared(before, more.prompt_ids, model.dtype)
+    one_prompt_a_row = len(more.rows) == len(more.prompt_ids)
+    attention_mask = make_mask(model, before, more.prompt_ids, one_prompt_a_row=one_prompt_a_row)
     return model.hf_model.get_submodule(model.family.modules.decoder)(
         input_ids=more.token_ids,
         attention_mask=attention_mask,
@@ -192,19 +188,6 @@ def run_on_cache(
         use_cache=True,
         **later,
     )
-
-
-def _own_and_shared(before: Tensor, new: Tensor, dtype: torch.dtype) -> Tensor:
-    """The attention mask of the `new` tokens, [rows, 1, new tokens, all tokens]: 0 if they read a token, else the
-    dtype's smallest number.
-
-    Padding reads the prefix too, since softmax over a fully masked row is NaN.
-    """
-    prompt_ids = torch.cat([before, new], dim=1)
-    reads = (prompt_ids[:, None] == SHARED) | (prompt_ids[:, None] == new[..., None])
-    reads &= torch.ones(reads.shape[1:], dtype=torch.bool, device=reads.device).tril(before.shape[1])
-    mask = torch.zeros(reads.shape, dtype=dtype, device=reads.device)
-    return mask.masked_fill(~reads, torch.finfo(dtype).min)[:, None]
 
 
 def end_states(output: Any, padded: PaddedRows) -> Tensor:

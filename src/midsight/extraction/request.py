@@ -9,6 +9,7 @@ from typing import Any, Literal, TypedDict, get_args
 
 from midsight.checkpoints.loading import LoadedModel
 from midsight.errors import MidsightError, Option, unknown_option
+from midsight.extraction.attention import takes_token_masks
 from midsight.families.family import Pixels
 from midsight.prompts.prompt import PromptFormat, make_prompt_format
 from midsight.records import PROCESSOR_POOLED_PIXELS, VISION_ONLY
@@ -18,9 +19,6 @@ Vision = Literal["mean", "none"]
 """How the vision encoder's output is pooled; `none` leaves it out."""
 
 PaddingSide = Literal["left", "right"]
-
-UNMASKED_ATTENTION = ("flash", "paged")
-"""Kernels whose names start like this do not take the mask for single tokens that a shared prefix needs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +140,7 @@ def resolve(request: Request, model: LoadedModel) -> ResolvedRequest:
     if request.processor_pooled_pixels:
         vectors[PROCESSOR_POOLED_PIXELS] = pooled_pixels_width(model)
     vectors |= {str(tap): model.hidden_size for tap in taps}
-    may_share = family.decoder.shares_image_prefix and not model.attention.startswith(UNMASKED_ATTENTION)
+    may_share = family.decoder.shares_image_prefix and takes_token_masks(model.attention)
     return ResolvedRequest(
         taps=taps,
         prompt=prompt,

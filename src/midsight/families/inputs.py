@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache
+from transformers import Cache, DynamicCache
+from transformers.cache_utils import get_layer_types_and_kwargs
 
+from midsight.errors import MidsightError
 from midsight.prompts.token_layout import TokenLayout
 
 KVCache = Cache
@@ -87,3 +89,32 @@ def insert_image_embeddings(
         indices = torch.from_numpy(layout.image_indices()).to(embeddings.device)
         embeddings[row, indices] = torch.cat([image.embeddings for image in images[row]])
     return DecoderInputs({"inputs_embeds": embeddings}, {})
+
+
+def sliding_window(config: Any) -> int | None:
+    """Number of tokens, itself included, that a token reads in the decoder's sliding layers; None without such layers.
+
+    `config` is transformers' config of the whole model. Raises MidsightError for layers of other kinds, such as
+    chunks, and for windows of several sizes.
+    """
+    kinds, layer_arguments = get_layer_types_and_kwargs(config.get_text_config(decoder=True))
+    windows = {arguments["sliding_window"] for arguments in layer_arguments if "sliding_window" in arguments}
+    others = sorted({*kinds} - {"full_attention", "sliding_attention"})
+    if others or len(windows) > 1:
+        found = f"of the kinds {', '.join(others)}" if others else f"with windows of {sorted(windows)} tokens"
+        raise MidsightError(f"The decoder has layers {found}, which midsight does not know; use another model.")
+    return next(iter(windows), None)
+
+
+def layer_types(config: Any) -> tuple[str, ...]:
+    """The kinds of attention layers that a decoder tells apart by name, each once; empty if it has one kind."""
+    kinds = tuple(dict.fromkeys(getattr(config.get_text_config(), "layer_types", None) or ()))
+    return kinds if len(kinds) > 1 else ()
+
+
+def unlimited_cache() -> KVCache:
+    """A cache that keeps every token in every layer, those that slide too.
+
+    transformers' own drops the oldest tokens of a padded row by their index in it, real ones before padding.
+    """
+    return DynamicCache()

@@ -1,0 +1,61 @@
+"""Which tokens of the KV cache a new token reads: its own prompt's and the shared ones, within the decoder's window."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from midsight.checkpoints.loading import LoadedModel
+
+SHARED, PADDING = -1, -2
+"""Prompt ids of tokens that all prompts of their row read, and of padding."""
+
+UNMASKED_ATTENTION = ("flash", "paged")
+"""Kernels whose names start like this take no mask for single tokens. They leave out padding, and so count a sliding
+window in real tokens themselves."""
+
+
+def takes_token_masks(attention: str) -> bool:
+    """Whether the attention kernel of this name takes a mask for single tokens, as a shared prefix needs it."""
+    return not attention.startswith(UNMASKED_ATTENTION)
+
+
+def make_mask(model: LoadedModel, before: Tensor, new: Tensor, *, one_prompt_a_row: bool) -> Tensor | dict[str, Tensor]:
+    """The attention mask of new tokens, whose prompt ids are `new` [rows, new tokens], on a cache of `before`.
+
+    It covers past and new tokens: with a mask of the new ones alone, transformers computes wrong numbers.
+    """
+    prompt_ids = torch.cat([before, new], dim=1)
+    window = model.sliding_window
+    slides = window is not None and prompt_ids.shape[1] > window and takes_token_masks(model.attention)
+    if one_prompt_a_row and not slides:
+        return (prompt_ids != PADDING).long()
+    reads = readable(before, new)
+    everything = as_bias(reads, model.dtype)
+    if not slides or window is None:
+        return everything
+    recent = as_bias(last_of(reads, window), model.dtype)
+    kinds = model.layer_types
+    return {kind: recent if kind == "sliding_attention" else everything for kind in kinds} if kinds else recent
+
+
+def readable(before: Tensor, new: Tensor) -> Tensor:
+    """The tokens that each new token reads: those of its own prompt and the shared ones, up to itself.
+
+    bool [rows, new tokens, all tokens]. Padding reads the prefix too, since softmax over a fully masked row is NaN.
+    """
+    prompt_ids = torch.cat([before, new], dim=1)
+    reads = (prompt_ids[:, None] == SHARED) | (prompt_ids[:, None] == new[..., None])
+    return reads & torch.ones(reads.shape[1:], dtype=torch.bool, device=reads.device).tril(before.shape[1])
+
+
+def last_of(reads: Tensor, window: int) -> Tensor:
+    """Of the tokens that each new token reads the last `window`; a window counts neither padding nor other prompts."""
+    from_end = reads.flip(-1).cumsum(-1).flip(-1)
+    return reads & (from_end <= window)
+
+
+def as_bias(reads: Tensor, dtype: torch.dtype) -> Tensor:
+    """What attention adds: 0 for a token that is read, else the dtype's smallest number; [rows, 1, new, all]."""
+    bias = torch.zeros(reads.shape, dtype=dtype, device=reads.device)
+    return bias.masked_fill(~reads, torch.finfo(dtype).min)[:, None]
