@@ -55,3 +55,11 @@ def reference(checkpoint):
     from support.reference import Reference
 
     return Reference(checkpoint, keep=True)
+
+
+@pytest.fixture
+def no_waiting(monkeypatch):
+    """A shard that another process writes is refused at once."""
+    from midsight.store import lock
+
+    monkeypatch.setattr(lock, "SHARD_WAIT_S", 0.0)

@@ -83,6 +83,7 @@ def test_the_number_of_shards_may_change_between_starts(data, model, whole, tmp_
     assert sum(progress.already for progress in starts) == done_before
 
 
+@pytest.mark.usefixtures("no_waiting")
 def test_a_shard_that_is_being_written_refuses_another_process_and_other_cuts(data, model, whole, tmp_path):
     with RunWriter(tmp_path / "run", whole.spec, shard=(0, 2)):
         with pytest.raises(midsight.RunError, match=r"shard 0-of-2 .* is being written by process \d+ on \S+ since 2"):

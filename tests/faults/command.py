@@ -9,9 +9,12 @@ import sys
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from faults.injected import Fault, inject
+
+if TYPE_CHECKING:
+    from faults.made_up_model import Behaviour
 
 TIMEOUT_S = 300.0
 """Timeout of a command, in seconds: it then prints a traceback and is killed."""
@@ -35,12 +38,19 @@ class Ended:
     """Everything it printed."""
 
 
-def start(arguments: list[Any], output: Path, fault: Fault | None = None, *, made_up: bool = True) -> BaseProcess:
+def start(
+    arguments: list[Any],
+    output: Path,
+    fault: Fault | None = None,
+    *,
+    made_up: bool = True,
+    behaviour: Behaviour | None = None,
+) -> BaseProcess:
     """Starts the command `midsight ARGUMENTS`, which prints into the file `output`.
 
     With `made_up` every --model is the made-up model.
     """
-    process = FORKING.Process(target=run_here, args=([*map(str, arguments)], output, fault, made_up))
+    process = FORKING.Process(target=run_here, args=([*map(str, arguments)], output, fault, made_up, behaviour))
     process.start()
     return process
 
@@ -62,10 +72,16 @@ def wait_for(process: BaseProcess, output: Path) -> Ended:
     return Ended(exit_code, output.read_text() if output.exists() else "")
 
 
-def run_here(arguments: list[str], output: Path, fault: Fault | None = None, made_up: bool = True) -> None:
+def run_here(
+    arguments: list[str],
+    output: Path,
+    fault: Fault | None = None,
+    made_up: bool = True,
+    behaviour: Behaviour | None = None,
+) -> None:
     """Runs the command in this process, which ends with the command's exit code."""
     # Imported here, because the parent process does not need them.
-    from faults.made_up_model import made_up_model, replace_forward_pass
+    from faults.made_up_model import Behaviour, made_up_model, replace_forward_pass
     from midsight import cli
     from midsight.extraction import model
 
@@ -74,7 +90,7 @@ def run_here(arguments: list[str], output: Path, fault: Fault | None = None, mad
         os.dup2(sink, stream)
     faulthandler.dump_traceback_later(TIMEOUT_S, file=sink)
     if made_up:
-        replace_forward_pass()
+        replace_forward_pass(behaviour or Behaviour())
         model.load = lambda *_, **__: made_up_model()
     if fault is not None:
         inject(fault)

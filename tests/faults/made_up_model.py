@@ -8,7 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import os
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,11 +23,13 @@ import torch
 from PIL import Image
 
 from midsight.checkpoints.loading import LoadedModel
+from midsight.commands import extract as command
 from midsight.errors import SampleError
-from midsight.extraction import extract_call, pipeline
+from midsight.extraction import display, extract_call, fill, isolated, pipeline
 from midsight.extraction.calls import Call
 from midsight.extraction.model import Model
 from midsight.extraction.prepare import PreparedSample
+from midsight.extraction.todo import Progress
 from midsight.families.family import Family, Reference, Vision
 from midsight.prompts.chat_template import ChatTemplate
 from midsight.prompts.declaration import FamilyPrompt
@@ -31,6 +38,7 @@ from midsight.prompts.token_layout import Span, TokenLayout
 from midsight.records import Record
 from midsight.samples.images import decode_image, image_id
 from midsight.samples.sample import Failure, Sample
+from midsight.store.files import write_atomically
 
 QUESTIONS_OF_AN_IMAGE = 5
 MISSING_IMAGE = 7
@@ -71,19 +79,59 @@ def made_up_model(width: int = 4) -> Model:
     return Model(loaded)
 
 
-def replace_forward_pass() -> None:
+@dataclass(frozen=True)
+class Behaviour:
+    """How the made-up model differs from a fast and harmless one."""
+
+    seconds: float = 0.0
+    """Time that each sample takes in the model."""
+    deadly: str = ""
+    """Id of a sample that ends its process."""
+    signal: int = signal.SIGABRT
+    """The signal by which it does."""
+    as_on_gpu: bool = False
+    """Whether the command is two processes, and forks cannot use the model."""
+    counted: Path | None = None
+    """File that always holds the number of samples that the progress display has counted."""
+
+
+def replace_forward_pass(behaviour: Behaviour) -> None:
     """Makes every model of this process prepare and compute samples as the made-up one does."""
+
+    def compute(model: LoadedModel, request: Any, call: Call, *_: Any) -> list[Record]:
+        for seen in call.items:
+            time.sleep(behaviour.seconds)
+            if seen.sample.sample_id == behaviour.deadly:
+                os.kill(os.getpid(), behaviour.signal)
+        return [_record(seen, request.vectors, request.answers) for seen in call.items]
+
     extract_call.prepare = pipeline.prepare = _prepare
-    extract_call.extract_call = _extract_call
+    extract_call.extract_call = compute
+    if behaviour.as_on_gpu:
+        command.may_use_gpu = lambda _: True
+        fill.can_fork = isolated.can_fork = lambda _: False
+    if behaviour.counted is not None:
+        display.progress_display = _count_into(behaviour.counted)
 
 
-def write_dataset(folder: Path, samples: int) -> Path:
-    """Writes a JSONL file of `samples` questions, five per image, with one image missing; returns its path."""
+def _count_into(file: Path) -> Any:
+    @contextmanager
+    def progress_display(_: Any) -> Iterator[Any]:
+        def show(progress: Progress) -> None:
+            write_atomically(file, f"{progress.already + progress.done + progress.failed}".encode(), flush=False)
+
+        yield show
+
+    return progress_display
+
+
+def write_dataset(folder: Path, samples: int, *, missing: int | None = MISSING_IMAGE) -> Path:
+    """Writes a JSONL file of `samples` questions, five per image, and all images but one; returns its path."""
     (folder / "images").mkdir(parents=True)
     rows = []
     for index in range(samples):
         number = index // QUESTIONS_OF_AN_IMAGE
-        if index % QUESTIONS_OF_AN_IMAGE == 0 and number != MISSING_IMAGE:
+        if index % QUESTIONS_OF_AN_IMAGE == 0 and number != missing:
             Image.new("RGB", (2, 2), (number % 256, number // 256, 7)).save(folder / "images" / f"{number}.png")
         row = {"id": f"q{index}", "image": f"images/{number}.png", "question": f"What is {index}?", "level": index / 7}
         rows.append(json.dumps(row) + "\n")
@@ -125,10 +173,6 @@ def _prepare(model: LoadedModel, request: Any, samples: Sequence[Sample]) -> lis
         return PreparedSample(sample, seen, (), PromptTokens((int(seen[:8], 16),), layout, ""), UNUSED_POSITIONS)
 
     return [see(sample) for sample in samples]
-
-
-def _extract_call(model: LoadedModel, request: Any, call: Call, *_: Any) -> list[Record]:
-    return [_record(seen, request.vectors, request.answers) for seen in call.items]
 
 
 def _record(seen: PreparedSample, widths: dict[str, int], answers: bool) -> Record:

@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
-from faults.made_up_model import made_up_model, replace_forward_pass
+from faults.made_up_model import Behaviour, made_up_model, replace_forward_pass
 from midsight.extraction.run import Progress, extract
 from midsight.reports.summary import summarise
 from midsight.reports.terminal import render_summary
@@ -80,7 +80,7 @@ STEPS: dict[str, Callable[[Path, Path], dict[str, int]]] = {
 
 
 if __name__ == "__main__":
-    replace_forward_pass()
+    replace_forward_pass(Behaviour())
     imported = peak_bytes()
     wall, cpu = time.perf_counter(), time.process_time()
     counts = STEPS[sys.argv[1]](Path(sys.argv[2]), Path(sys.argv[3]))

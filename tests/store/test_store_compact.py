@@ -134,6 +134,7 @@ def test_a_run_opened_before_says_that_it_must_be_opened_again(run_folder):
     assert not isinstance(caught.value, DamagedRunError)
 
 
+@pytest.mark.usefixtures("no_waiting")
 def test_a_shard_that_is_written_is_not_compacted_and_no_writer_starts_meanwhile(run_folder, monkeypatch):
     before = content_of(run_folder)
     with RunWriter(run_folder, make_spec(), shard=(1, 2)), pytest.raises(RunError, match="is being written by process"):

@@ -340,6 +340,7 @@ def test_what_cannot_be_read_is_not_dropped(run_folder, monkeypatch):
     assert part.exists()
 
 
+@pytest.mark.usefixtures("no_waiting")
 def test_a_run_that_is_being_written_is_verified_and_not_fixed(run_folder):
     with RunWriter(run_folder, make_spec()) as writer:
         writer.add(make_record(31))

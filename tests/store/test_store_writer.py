@@ -195,6 +195,7 @@ def test_parts_without_run_json_are_not_written_over(tmp_path):
         write_run(tmp_path, [make_record(1)])
 
 
+@pytest.mark.usefixtures("no_waiting")
 def test_a_second_writer_is_refused_by_name(tmp_path):
     with RunWriter(tmp_path, make_spec()) as writer:
         with pytest.raises(
@@ -215,6 +216,7 @@ def test_shards_of_the_same_number_of_shards_write_at_the_same_time(tmp_path):
         assert len(writer.done) == 6
 
 
+@pytest.mark.usefixtures("no_waiting")
 def test_shards_of_another_number_of_shards_are_refused(tmp_path):
     with RunWriter(tmp_path, make_spec(), shard=(1, 2)), pytest.raises(RunError, match=r"shard 1-of-2 of .* is being"):
         write_run(tmp_path, [], shard=(0, 3))

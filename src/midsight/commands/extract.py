@@ -10,7 +10,9 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from midsight.commands.outcome import SOME_FAILED, Debug, reported_errors
+from midsight.commands.outcome import RESUMES, SOME_FAILED, STOPPED, Debug, handling_signals, reported_errors
+from midsight.commands.supervisor import become_worker, may_use_gpu
+from midsight.extraction.stopping import EndNow
 
 Out = Annotated[Path, typer.Option("--out", help="The run folder; an unfinished run is resumed.")]
 
@@ -83,6 +85,8 @@ def extract(
 
         most = parse_batch_size(batch_size)
         own = parse_shard(shard)
+        if may_use_gpu(device) and not dry_run:
+            become_worker(out, own)
         options = DatasetOptions(
             images=images,
             image_column=image_column,
@@ -148,7 +152,8 @@ def run_with_progress(data: Any, **arguments: Any) -> Any:
     from midsight.extraction.display import progress_display
     from midsight.extraction.run import extract as extract_dataset
 
-    with progress_display(Console(stderr=True, soft_wrap=True, highlight=False)) as show:
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    with handling_signals(EndNow(STOPPED, RESUMES)), progress_display(console) as show:
         return extract_dataset(data, on_progress=show, **arguments)
 
 

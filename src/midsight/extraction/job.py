@@ -156,5 +156,5 @@ def forecast(
         retry_failed=retry_failed,
         **options,
     )
-    done = samples_done(Path(out), job.spec, retry_failed=job.retry_failed)
+    done = samples_done(Path(out), job.spec, shard=job.shard, retry_failed=job.retry_failed)
     return job.before(job.todo(done), Path(out))

@@ -20,6 +20,7 @@ Shard = tuple[int, int]
 RUN_JSON = "run.json"
 PARTS = "parts"
 LOCKS = "locks"
+START_LOCK = "run.lock"
 
 _STEM = re.compile(r"(\d+)-of-(\d+)-(\d{6,})")
 _SHARD = re.compile(r"(\d+)-of-(\d+)")

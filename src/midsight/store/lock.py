@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import os
 import platform
+import time
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from io import FileIO
 from pathlib import Path
 
 from midsight.errors import RunError
-from midsight.store.files import LOCKS, Shard, shard_name
+from midsight.store.files import LOCKS, START_LOCK, Shard, shard_name
 
 try:
     import fcntl
@@ -20,11 +21,17 @@ except ImportError:  # Windows; runs are read there, and not written
     fcntl = None
 
 
-def take_lock(path: Path, *, wait: bool = False) -> FileIO:
-    """The open file at `path`, locked until it is closed or this process ends.
+START_WAIT_S = 10.0
+"""How long a writer waits for another one that is starting, in seconds."""
+SHARD_WAIT_S = 2.0
+"""How long a writer waits for a shard, in seconds: a process that was told to stop needs a moment."""
 
-    Without `wait`, raises RunError that names the holder if another process has it locked. Raises
-    RunError on a platform without flock.
+
+def take_lock(path: Path, *, wait_s: float | None = None) -> FileIO:
+    """The open file at `path`, locked until it is closed or this process ends; it says who holds it.
+
+    Raises RunError that names the holder if another process still has it locked after `wait_s` seconds
+    (SHARD_WAIT_S by default). Raises RunError on a platform without flock.
     """
     if fcntl is None:
         raise RunError(
@@ -33,27 +40,23 @@ def take_lock(path: Path, *, wait: bool = False) -> FileIO:
     file = FileIO(path, "a+")
     # A forked worker shares the lock with its parent and would keep it after the parent's death.
     os.register_at_fork(after_in_child=file.close)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        file.close()
-        raise RunError(
-            f"The shard {path.stem} of {path.parent.parent} is being written by {_holder(path)}; "
-            "wait until it ends, or stop it."
-        ) from None
-    except OSError as error:
-        file.close()
-        raise RunError(
-            f"{path} cannot be locked: {error.strerror}; use a folder on a file system that supports flock."
-        ) from error
-    return file
-
-
-def sign_lock(file: FileIO) -> None:
-    """Write into a held lock file who holds it; the error of other processes quotes that."""
-    holder = {"host": platform.node(), "process": os.getpid(), "since": datetime.now(UTC).isoformat(timespec="seconds")}
-    file.truncate(0)
-    file.write(json.dumps(holder).encode())
+    deadline = time.monotonic() + (SHARD_WAIT_S if wait_s is None else wait_s)
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() < deadline:
+                time.sleep(0.02)
+                continue
+            file.close()
+            raise RunError(_held(path)) from None
+        except OSError as error:
+            file.close()
+            raise RunError(
+                f"{path} cannot be locked: {error.strerror}; use a folder on a file system that supports flock."
+            ) from error
+        _sign(file)
+        return file
 
 
 @contextmanager
@@ -66,15 +69,34 @@ def hold_shards(path: Path, shards: Iterable[Shard]) -> Iterator[None]:
     (path / LOCKS).mkdir(exist_ok=True)
     with ExitStack() as held:
         # All under the lock of starting writers, so that no writer starts between two of them.
-        with take_lock(path / LOCKS / "run.lock", wait=True):
+        with take_lock(path / LOCKS / START_LOCK, wait_s=START_WAIT_S):
             for shard in sorted(set(shards)):
-                sign_lock(held.enter_context(take_lock(path / LOCKS / f"{shard_name(shard)}.lock")))
+                held.enter_context(take_lock(path / LOCKS / f"{shard_name(shard)}.lock"))
         yield
+
+
+def _held(path: Path) -> str:
+    """One sentence on a lock that another process holds."""
+    what = "The start of a writer of" if path.name == START_LOCK else f"The shard {path.stem} of"
+    does = "is taken" if path.name == START_LOCK else "is being written"
+    return f"{what} {path.parent.parent} {does} by {_holder(path)}; wait until it ends, or stop it."
 
 
 def _holder(path: Path) -> str:
     try:
-        holder = json.loads(path.read_text())
-        return f"process {holder['process']} on {holder['host']} since {holder['since']}"
-    except (OSError, ValueError, KeyError):
-        return "another process"
+        with path.open("rb") as file:
+            holder = json.loads(file.read(1_000))
+        process, host, since = holder["process"], holder["host"], holder["since"]
+        if type(process) is int and isinstance(host, str) and isinstance(since, str) and f"{host}{since}".isprintable():
+            return f"process {process} on {host} since {since}"
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        pass
+    return "another process"
+
+
+def _sign(file: FileIO) -> None:
+    """Write into a held lock file who holds it; the error of other processes quotes that."""
+    holder = {"host": platform.node(), "process": os.getpid(), "since": datetime.now(UTC).isoformat(timespec="seconds")}
+    with suppress(OSError):  # a full disk: the lock is held, and only its holder's name is missing
+        file.truncate(0)
+        file.write(json.dumps(holder).encode())

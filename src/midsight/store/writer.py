@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
+from threading import RLock
 from typing import Self
 
 import pyarrow as pa
@@ -13,11 +15,12 @@ import pyarrow as pa
 from midsight.errors import RunError
 from midsight.records import Record
 from midsight.samples.sample import Failure
-from midsight.store.attempts import Attempts
+from midsight.store.attempts import Attempts, read_suspicions
 from midsight.store.commits import Commit, part_path, remove_leftovers, remove_replaced, write_commit
 from midsight.store.files import (
     LOCKS,
     PARTS,
+    START_LOCK,
     Shard,
     parse_shard_name,
     reporting_disk_errors,
@@ -25,12 +28,15 @@ from midsight.store.files import (
     validate_shard,
     write_atomically,
 )
-from midsight.store.lock import sign_lock, take_lock
+from midsight.store.lock import START_WAIT_S, take_lock
 from midsight.store.parts import digest_part, encode_part
 from midsight.store.place import validate_no_lost_run
 from midsight.store.reader import Run, open_run
 from midsight.store.schema import records_to_table
 from midsight.store.spec import RunSpec, is_run, read_spec, require_same_run, write_spec
+
+SHORTEST_S = 2.0
+"""Minimum time between two commits that divide the rows of one image, in seconds."""
 
 
 @dataclass
@@ -82,7 +88,9 @@ class RunWriter:
         self.failed: set[str] = set()
         """Ids of the samples that failed and have no row, by this process or before, in any shard."""
         self.attempts: Attempts
-        """The samples in progress, and the deaths of earlier processes; set on entering."""
+        """The samples in work, and the suspects of earlier deaths; set on entering."""
+        self.lock = RLock()
+        """Held while rows are added and committed; whoever adds several that belong together may hold it longer."""
         self._shard = shard
         self._retry_failed = retry_failed
         self._commit_seconds = commit_seconds
@@ -94,11 +102,11 @@ class RunWriter:
         with reporting_disk_errors(self.path, "opened for writing", RunError):
             for folder in (PARTS, LOCKS):
                 (self.path / folder).mkdir(parents=True, exist_ok=True)
-            with take_lock(self.path / LOCKS / "run.lock", wait=True):
+            with take_lock(self.path / LOCKS / START_LOCK, wait_s=START_WAIT_S):
                 self._agree_on_spec()
                 self._lock = self._lock_shard()
-                self.attempts = Attempts(self.path, self._shard)
             try:
+                self.attempts = Attempts(self.path, self._shard)
                 self._resume()
             except BaseException:
                 self._lock.close()
@@ -109,37 +117,44 @@ class RunWriter:
         try:
             self.commit()
         finally:
-            if self._lock is not None:
-                self._lock.close()
+            try:
+                self.attempts.end()
+            finally:
+                if self._lock is not None:
+                    self._lock.close()
 
     def add(self, record: Record) -> None:
         """Store one extracted sample, committing first if that is due and a new image begins.
+
+        If a commit is overdue by its whole interval, it does not wait for a new image.
 
         Raises SampleError if its values cannot be stored: a vector that is not finite or overflows the
         store dtype, or an input column of another type. The run is then as it was, and the caller
         reports the sample with `fail`. Raises RunError if the sample is stored already or its vectors
         are not those of the spec, CommitError if the commit fails.
         """
-        self._refuse_repeat(record.sample_id)
         row = records_to_table([record], self.spec.columns)
-        new_image = record.image_id != self._buffer.last_image_id
-        if self._due() and (new_image or self._buffer.bytes >= 2 * self._commit_bytes):
-            self.commit()
-        buffer = self._started_buffer()
-        buffer.rows.append(row)
-        buffer.bytes += row.nbytes
-        buffer.last_image_id = record.image_id
-        self.done.add(record.sample_id)
-        self.failed.discard(record.sample_id)
+        with self.lock:
+            self._refuse_repeat(record.sample_id)
+            new_image = record.image_id != self._buffer.last_image_id
+            if self._due() and (new_image or self._overdue()):
+                self.commit()
+            buffer = self._started_buffer()
+            buffer.rows.append(row)
+            buffer.bytes += row.nbytes
+            buffer.last_image_id = record.image_id
+            self.done.add(record.sample_id)
+            self.failed.discard(record.sample_id)
 
     def fail(self, failure: Failure) -> None:
         """Store that a sample could not be extracted. Raises RunError as `add` does."""
-        self._refuse_repeat(failure.sample_id)
-        if self._due() and not self._buffer.rows:
-            self.commit()
-        self._started_buffer().failures.append(failure)
-        self.done.add(failure.sample_id)
-        self.failed.add(failure.sample_id)
+        with self.lock:
+            self._refuse_repeat(failure.sample_id)
+            if self._due() and (not self._buffer.rows or self._overdue()):
+                self.commit()
+            self._started_buffer().failures.append(failure)
+            self.done.add(failure.sample_id)
+            self.failed.add(failure.sample_id)
 
     def commit(self) -> None:
         """Make everything added so far durable; does nothing if nothing was added.
@@ -147,9 +162,12 @@ class RunWriter:
         Raises CommitError if the disk refuses. Earlier commits are then as they were, and the rest
         stays buffered.
         """
+        with self.lock:
+            if not self._buffer.empty:
+                self._commit_buffer()
+
+    def _commit_buffer(self) -> None:
         buffer = self._buffer
-        if buffer.empty:
-            return
         with reporting_disk_errors(self.path, f"written to (commit {buffer.counter})"):
             digest = None
             if buffer.rows:
@@ -175,9 +193,7 @@ class RunWriter:
             name = parse_shard_name(file.stem)
             if name is not None and name[1] != self._shard[1]:
                 take_lock(file).close()
-        lock = take_lock(self.path / LOCKS / f"{shard_name(self._shard)}.lock")
-        sign_lock(lock)
-        return lock
+        return take_lock(self.path / LOCKS / f"{shard_name(self._shard)}.lock")
 
     def _resume(self) -> None:
         run = open_run(self.path)
@@ -186,11 +202,16 @@ class RunWriter:
         remove_leftovers(self.path, self._shard, self._buffer.counter)
         remove_replaced(self.path, self._shard, run.commits)
         self.failed = failed_ids(run)
-        self.done = done_ids(run, self.failed, retry_failed=self._retry_failed)
+        tried_again = self.failed if self._retry_failed else self.failed & self.attempts.once_more()
+        self.done = done_ids(run, self.failed - tried_again)
 
     def _due(self) -> bool:
         waited = time.monotonic() - self._buffer.started >= self._commit_seconds
         return not self._buffer.empty and (waited or self._buffer.bytes >= self._commit_bytes)
+
+    def _overdue(self) -> bool:
+        waited = time.monotonic() - self._buffer.started
+        return waited >= max(2 * self._commit_seconds, SHORTEST_S) or self._buffer.bytes >= 2 * self._commit_bytes
 
     def _started_buffer(self) -> _Buffer:
         if self._buffer.empty:
@@ -204,13 +225,14 @@ class RunWriter:
             )
 
 
-def samples_done(path: Path, spec: RunSpec, *, retry_failed: bool) -> set[str]:
+def samples_done(path: Path, spec: RunSpec, *, shard: Shard, retry_failed: bool) -> set[str]:
     """What RunWriter.done will hold, without writing anything; raises RunError if `spec` is not the run's."""
     if not is_run(path):
         return set()
     require_same_run(path, read_spec(path), spec)
     run = open_run(path)
-    return done_ids(run, failed_ids(run), retry_failed=retry_failed)
+    failed = failed_ids(run)
+    return done_ids(run, set() if retry_failed else failed - read_suspicions(path, shard).once_more())
 
 
 def failed_ids(run: Run) -> set[str]:
@@ -218,10 +240,10 @@ def failed_ids(run: Run) -> set[str]:
     return {failure.sample_id for failure in run.failures()}
 
 
-def done_ids(run: Run, failed: set[str], *, retry_failed: bool) -> set[str]:
-    """The ids that need no more work: those of all rows, and of the failures unless they are tried again.
+def done_ids(run: Run, failed: Iterable[str]) -> set[str]:
+    """The ids that need no more work: those of all rows, and those of `failed`, which are not tried again.
 
     They are read in stored order, because dataset order would hold ten million samples several times.
     """
     stored = {sample_id for batch in run.batches(["sample_id"]) for sample_id in batch.column("sample_id").to_pylist()}
-    return stored if retry_failed else stored | failed
+    return stored.union(failed)

@@ -1,0 +1,116 @@
+"""The light process that starts the worker of an extraction on a GPU, and starts it again if it dies of a sample.
+
+docs/reliability.md has the rules. It never loads torch, so it can fork at any time.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from midsight.commands.outcome import RESUMES, STOPPED
+from midsight.extraction.stopping import CRASHES, STOPPING, say
+
+if TYPE_CHECKING:
+    from midsight.store.files import Shard
+
+GPU_FILES = (Path("/dev/nvidiactl"), Path("/dev/kfd"))
+"""Linux: there is a GPU if one of them is."""
+MOST_DEATHS = 5
+"""Deaths without a commit in between after which the machine is at fault."""
+
+
+def may_use_gpu(device: str) -> bool:
+    """Whether the option `device` may choose a GPU on this machine, as far as that is known without torch."""
+    if device != "auto":
+        return device != "cpu"
+    return sys.platform == "darwin" or any(file.exists() for file in GPU_FILES)
+
+
+def become_worker(run: Path, shard: Shard) -> None:
+    """Forks; returns in the worker, which extracts. This process starts it again if it dies with samples in work.
+
+    This process passes signals on, and ends with the worker's exit code. If it is killed itself, the worker gets
+    SIGTERM and so commits.
+    """
+    from midsight.store.attempts import note_seen_death, working_path
+
+    working, parts = working_path(run, shard), run / "parts"
+    deaths, committed = 0, _count(parts)
+    while True:
+        alive, held = os.pipe()
+        worker = os.fork()
+        if worker == 0:
+            os.close(held)
+            threading.Thread(target=_stop_with_supervisor, args=(alive,), daemon=True).start()
+            return
+        os.close(alive)
+        status, is_stopped = _wait(worker)
+        os.close(held)
+        code = os.waitstatus_to_exitcode(status)
+        left_work = working.exists()
+        if code >= 0 and not left_work:
+            _end(code)
+        if is_stopped:
+            say(RESUMES)
+            _end(STOPPED)
+        ended = "lost its device" if code == STOPPED else f"ended with {_name(code)}"
+        if not left_work:
+            say(f"Error: The process that extracts {ended} before it had a sample in work; the same command resumes.")
+            _end(STOPPED)
+        if -code in CRASHES or (code >= 0 and code != STOPPED):
+            with suppress(OSError):
+                note_seen_death(working)
+        now = _count(parts)
+        deaths, committed = (deaths + 1 if now == committed else 1), now
+        if deaths >= MOST_DEATHS:
+            say(
+                f"Error: The process that extracts {ended}, {deaths} times without a commit in between, so the machine "
+                "may be at fault; check its memory and its GPU, and run the same command again to resume."
+            )
+            _end(STOPPED)
+        say(f"The process that extracts {ended}; it is started again, and tries the samples in work alone.")
+
+
+def _wait(worker: int) -> tuple[int, bool]:
+    """The worker's wait status, and whether a signal told it to stop; passes signals on."""
+    stopped = False
+
+    def pass_on(number: int, _: FrameType | None) -> None:
+        nonlocal stopped
+        stopped = True
+        with suppress(ProcessLookupError):
+            os.kill(worker, number)
+
+    before = {number: signal.getsignal(number) for number in STOPPING}
+    for number, old in before.items():
+        if old is not signal.SIG_IGN:
+            signal.signal(number, pass_on)
+    try:
+        return os.waitpid(worker, 0)[1], stopped
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+def _stop_with_supervisor(alive: int) -> None:
+    os.read(alive, 1)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _name(code: int) -> str:
+    return f"exit code {code}" if code > 0 else signal.Signals(-code).name
+
+
+def _count(parts: Path) -> int:
+    return sum(1 for _ in parts.glob("*.json"))
+
+
+def _end(code: int) -> None:
+    os._exit(code)
