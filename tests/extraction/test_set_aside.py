@@ -142,11 +142,11 @@ def test_two_kills_of_forks_are_forgiven_and_the_third_sets_aside(one, tmp_path,
     (tmp_path / "locks").mkdir()
     attempts = Attempts(tmp_path, (0, 1))
     tried = kill_forks(monkeypatch, 2, signal.SIGKILL)
-    assert isinstance(isolated.try_alone(*one, attempts), midsight.Record)
+    assert isinstance(isolated.try_alone(*one, attempts=attempts), midsight.Record)
     assert tried == ["q0"] * 3
     attempts.clear(["q0"])
     tried = kill_forks(monkeypatch, 99, signal.SIGKILL)
-    assert isinstance(isolated.try_alone(*one, attempts), midsight.Failure)
+    assert isinstance(isolated.try_alone(*one, attempts=attempts), midsight.Failure)
     assert attempts.is_set_aside("q0")
 
 
@@ -154,11 +154,11 @@ def test_a_crash_counts_only_if_a_harmless_sample_survives_a_fork(one, tmp_path,
     (tmp_path / "locks").mkdir()
     attempts = Attempts(tmp_path, (0, 1))
     tried = kill_forks(monkeypatch, 99, signal.SIGABRT, of="")
-    assert isinstance(isolated.try_alone(*one, attempts), midsight.Record), "forks are at fault"
+    assert isinstance(isolated.try_alone(*one, attempts=attempts), midsight.Record), "forks are at fault"
     assert tried == ["q0", "control"]
     assert not attempts.is_set_aside("q0")
     kill_forks(monkeypatch, 99, signal.SIGABRT)
-    assert isinstance(isolated.try_alone(*one, attempts), midsight.Failure)
+    assert isinstance(isolated.try_alone(*one, attempts=attempts), midsight.Failure)
     assert attempts.is_set_aside("q0")
 
 
