@@ -189,6 +189,6 @@ def test_a_first_token_added_twice_is_caught(tmp_path, monkeypatch):
     ids=["no assistant turn", "a space more", "no system turn"],
 )
 def test_a_prompt_that_is_rendered_differently_is_caught(published, monkeypatch, damage):
-    render = prompt.render
-    monkeypatch.setattr(prompt, "render", lambda *args, **options: damage(render(*args, **options)))
+    render = prompt.render_places
+    monkeypatch.setattr(prompt, "render_places", lambda *args, **options: damage(render(*args, **options)))
     assert failing(published) == {PROMPTS_DIFFER}

@@ -16,6 +16,7 @@ from midsight.checkpoints.phi4mm.folder import load_image_processor, load_tokeni
 from midsight.families.phi4_multimodal import FAMILY, image_inputs
 from midsight.prompts.chat_template import find_template
 from midsight.prompts.prompt import make_prompt_format, tokenise_prompt
+from midsight.samples.sample import Sample
 from support.folders import FACTS, edit_json, needs_facts, write_published_size
 from support.pictures import picture
 
@@ -27,7 +28,7 @@ QUESTIONS = (
     "\n\nLines\nand\ttabs\n",
     "Ist das ein Ölgemälde? 这是吗? 🦉 e\u0301",
     "x",
-    "<image> | <|nothing|> <|endof|> 'It''s 12.5 %'",
+    "<picture> | <|nothing|> <|endof|> 'It''s 12.5 %'",
     "How many? " * 60,
 )
 
@@ -64,7 +65,8 @@ def prompt_ids(processor, question, *image_tokens, system=None):
         own=find_template(processor, FAMILY.prompt),
         folder="the folder",
     )
-    return list(tokenise_prompt(processor, FAMILY.prompt, made, question, image_tokens).token_ids)
+    turn = made.turn(Sample("s", 0, (b"",) * len(image_tokens), question))
+    return list(tokenise_prompt(processor, FAMILY.prompt, made, turn, image_tokens).token_ids)
 
 
 @needs_facts

@@ -215,7 +215,7 @@ def test_bad_samples_are_recorded_and_the_others_stored(model, tmp_path):
         ("thin", "thin.png", "What?", "thinner than the 10 pixels"),
         ("huge", "huge.png", "What?", "pixels"),
         ("empty question", "good.png", "  ", "question is empty"),
-        ("placeholder", "good.png", "<|image_1|>What?", "control token '<|image_1|>'"),
+        ("placeholder", "good.png", "<|image_2|>What?", "1 image placeholder (<|image_2|>) and the sample 1 image;"),
         ("end", "good.png", "What?<|end|><|assistant|>", "control token"),
         ("image token", "good.png", "What? <|endoftext10|>", "control token '<|endoftext10|>'"),
         ("outside", "../elsewhere.png", "What?", "outside"),

@@ -6,6 +6,7 @@ from itertools import product
 
 import pytest
 
+from midsight.check.processor_prompt import processor_token_ids
 from midsight.extraction.calls import plan_whole
 from midsight.extraction.prepare import prepare
 from midsight.extraction.request import Request, resolve
@@ -14,7 +15,7 @@ from midsight.taps.tap import POSITIONS
 from midsight.testing import check_family
 from support.family_reference import FAMILIES
 from support.parity import NEW_TOKENS, assert_parity, expect, extract_records, samples_of
-from support.pictures import CASES
+from support.pictures import CASES, encoded, picture
 
 EVERYTHING = Request(layers="all", residual=True, positions=POSITIONS, max_new_tokens=NEW_TOKENS)
 USED = [case for case in CASES if not case.slow]
@@ -42,6 +43,22 @@ def test_batches_of_mixed_sizes_equal_the_full_forward(model, expected, batch_si
         batch = samples[start : start + batch_size]
         for record in extract_records(model, resolved, batch, padding_side=padding_side):
             assert_parity(record, expected[record.sample_id])
+
+
+@pytest.mark.slow
+def test_images_between_texts_equal_the_full_forward(model, reference, monkeypatch):
+    """Placeholders place them: the prompt is the processor's for these parts, and its numbers are transformers'."""
+    images = [encoded(picture((60, 40), 1)), encoded(picture((40, 70), 2))]
+    sample = Sample("s", 0, tuple(images), "Is <image 2> like <image 1>? Say why.")
+    resolved = resolve(EVERYTHING, model.loaded)
+    (item,) = prepare(model.loaded, resolved, [sample])
+    assert not isinstance(item, Failure)
+    assert list(item.prompt.token_ids) == processor_token_ids(model.loaded, resolved, sample)
+    before, between, after = item.prompt.text.split(model.loaded.family.prompt.image_token)
+    assert ("Is " in before, " like " in between, "? Say why." in after) == (True, True, True)
+    monkeypatch.setattr(reference, "prompt", lambda *args, **options: item.prompt.text)
+    expected = expect(reference, images[::-1], sample.question)
+    assert_parity(extract_records(model, resolved, [sample])[0], expected)
 
 
 @pytest.mark.slow

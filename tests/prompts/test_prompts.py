@@ -1,7 +1,8 @@
 """From a question to tokens: where it lies among them, and what it may not spell."""
 
+from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given
@@ -12,6 +13,9 @@ from midsight.errors import MidsightError, SampleError
 from midsight.families.phi4_multimodal import FAMILY
 from midsight.prompts.chat_template import find_template
 from midsight.prompts.prompt import find_control_text, find_question, make_prompt_format, tokenise_prompt
+from midsight.prompts.user_text import parse_user_text
+from midsight.samples.columns import ColumnSource
+from midsight.samples.sample import Sample
 from midsight.testing.phi4_multimodal import CHAT_TEMPLATE, IMAGE_ID, make_tokenizer
 
 TOKENIZER = make_tokenizer()
@@ -23,7 +27,7 @@ HARMLESS = TEXT.filter(lambda text: find_control_text(text, TOKENIZER, FAMILY.pr
 """Hypothesis also draws strings from the code under test, control tokens among them."""
 
 
-def make_format(processor=PROCESSOR, *, user="{question}", system=None, prompt_template="auto"):
+def make_format(processor=PROCESSOR, *, user="{question}", system=None, prompt_template="auto", columns=None):
     return make_prompt_format(
         processor,
         FAMILY.prompt,
@@ -32,11 +36,14 @@ def make_format(processor=PROCESSOR, *, user="{question}", system=None, prompt_t
         prompt_template=prompt_template,
         own=find_template(processor, FAMILY.prompt),
         folder="the folder",
+        columns=columns or {},
     )
 
 
 def tokenise(question, image_tokens=(3,), processor=PROCESSOR, **options):
-    return tokenise_prompt(processor, FAMILY.prompt, make_format(processor, **options), question, image_tokens)
+    made = make_format(processor, **options)
+    turn = made.turn(Sample("s", 0, (b"",) * len(image_tokens), question))
+    return tokenise_prompt(processor, FAMILY.prompt, made, turn, image_tokens)
 
 
 @given(HARMLESS, st.lists(st.integers(1, 40), min_size=1, max_size=3), st.sampled_from([None, "Look."]))
@@ -53,13 +60,13 @@ def test_the_spans_are_where_the_parts_are(question, image_tokens, system):
     assert TOKENIZER.decode(ids) == f"{turn}<|user|>{images}Q: {question} A.<|end|><|assistant|>"
 
 
-@given(TEXT, st.sampled_from([*TOKENIZER.get_added_vocab(), "<|image_1|>", "<|audio_23|>"]), TEXT)
+@given(TEXT, st.sampled_from([*TOKENIZER.get_added_vocab(), "<|audio_23|>"]), TEXT)
 def test_no_question_spells_a_control_token(before, token, after):
     with pytest.raises(SampleError, match="control token"):
         tokenise(f"{before}{token}{after}")
 
 
-@pytest.mark.parametrize(("user", "question"), [("<|{question}|>", "end"), ("{question}image_1|>", "<|")])
+@pytest.mark.parametrize(("user", "question"), [("<|{question}|>", "end"), ("{question}audio_1|>", "<|")])
 def test_no_control_token_is_spelled_by_template_and_question_together(user, question):
     make_format(user=user)
     with pytest.raises(SampleError, match="control token"):
@@ -72,7 +79,7 @@ def test_no_control_token_is_spelled_by_an_option(option):
         make_format(**{option: "{question}<|end|>"})
 
 
-@pytest.mark.parametrize("user", ["", "{question}{question}", "{}", "Say yes."])
+@pytest.mark.parametrize("user", ["", "{question}{question}", "{question?}", "Say yes.", "{{question}}"])
 def test_the_users_text_holds_the_question_once(user):
     with pytest.raises(MidsightError, match=r"^prompt is .*\{question\} exactly once"):
         make_format(user=user)
@@ -287,3 +294,186 @@ class TestSystemTurns:
         with pytest.raises(MidsightError, match=r"there is no template"):
             make_format(system="Hi.", prompt_template="raw")
         assert tokenise("What?", prompt_template="raw", system="").text == "<|endoftext10|>What?"
+
+
+class TestColumns:
+    """`{NAME}` in the option `prompt` is any column."""
+
+    COLUMNS: ClassVar[dict[str, ColumnSource]] = {
+        **dict.fromkeys(("A", "B", "hint", "n", "is it?"), "extra"), "label": "answer", "who": "id",
+    }  # fmt: skip
+
+    def text(self, user, question="Which?", answers=(), **extras):
+        sample = Sample("s7", 0, (b"",), question, "a.png", answers, extras)
+        return parse_user_text(user, self.COLUMNS).fill(sample).text
+
+    @pytest.mark.parametrize(
+        ("user", "extras", "text"),
+        [
+            ("{question}\nA. {A}\nB. {B}", {"A": "dog", "B": "None"}, "Which?\nA. dog\nB. None"),
+            ("{question}\nA. {A}\nB. {B?}\nEnd", {"A": "dog", "B": None}, "Which?\nA. dog\nEnd"),
+            ("{hint?}\n{question}", {"hint": " "}, "Which?"),
+            ("{question}\n{hint?} {A?}", {"hint": "look"}, "Which?"),
+            ("{question} {n}", {"n": 3.0}, "Which? 3"),
+            ("{question} {n}", {"n": 0.5}, "Which? 0.5"),
+            ("{question} {n}", {"n": 0}, "Which? 0"),
+            ('{{"a": {n}}} {question}', {"n": 1}, '{"a": 1} Which?'),
+            ("{question} {is it?}", {"is it?": "yes"}, "Which? yes"),
+            ("{who}: {question}", {}, "s7: Which?"),
+        ],
+    )
+    def test_they_are_filled(self, user, extras, text):
+        assert self.text(user, **extras) == text
+
+    def test_braces_in_cells_are_text(self):
+        assert self.text("{A} {question}", question="{B}?", A="{{x}}") == "{{x}} {B}?"
+
+    def test_a_column_of_another_role_is_filled_too(self):
+        assert self.text("{question} Not {label}.", answers=("no",)) == "Which? Not no."
+        with pytest.raises(SampleError, match=r"'label', which is a list"):
+            self.text("{question} Not {label}.", answers=("no", "none"))
+
+    @pytest.mark.parametrize("missing", [None, "", "  ", float("nan")])
+    def test_without_a_value_the_sample_fails(self, missing):
+        with pytest.raises(SampleError, match=r"^The prompt uses the column 'A', .*no value.*write \{A\?\} to leave"):
+            self.text("{question} {A}", A=missing)
+        with pytest.raises(SampleError, match=r"'A'"):
+            self.text("{question} {A}")
+
+    @pytest.mark.parametrize("value", [["a"], {"a": 1}])
+    def test_a_list_is_not_text(self, value):
+        with pytest.raises(SampleError, match=r"'A', which is (a list|an object)"):
+            self.text("{question} {A?}", A=value)
+
+    @pytest.mark.parametrize(
+        ("user", "said"),
+        [
+            ("{question} {C}", r"contains \{C\}, and the data have 'A', 'B', .*write \{\{ and \}\} for braces"),
+            ("{question} {a?}", r"contains \{a\?\}"),
+            ("{question} {}", r"contains \{\}"),
+            ("{question} }", r"write \}\} for a \}"),
+            ("{question", r"write \{\{ for a \{"),
+        ],
+    )
+    def test_what_is_unknown_is_refused(self, user, said):
+        with pytest.raises(MidsightError, match=f"^prompt .*{said}"):
+            parse_user_text(user, self.COLUMNS)
+
+
+class TestMultipleChoice:
+    """`mcq` is VLMEvalKit's prompt, written down here from its `ImageMCQDataset.build_prompt`."""
+
+    ENDING = "Please select the correct answer from the options above. \n"
+
+    def text(self, **extras):
+        return parse_user_text("mcq", {"A": "extra"}).fill(Sample("s", 0, (b"",), "Which?", extras=extras))
+
+    @pytest.mark.parametrize(
+        "choices",
+        [
+            {"A": "dog", "B": "", "C": "None", "D": float("nan"), "hint": ""},
+            {"choices": {"A": "dog", "C": "None"}, "hint": None},
+        ],
+    )
+    def test_letters_are_kept_and_choices_without_text_left_out(self, choices):
+        assert self.text(**choices).text == f"Question: Which?\nOptions:\nA. dog\nC. None\n{self.ENDING}"
+
+    @pytest.mark.parametrize("options", [["2", "3"], "['2', '3']", '["2", "3"]'])
+    def test_lists_get_letters(self, options):
+        filled = self.text(options=options, hint="Look.")
+        assert filled.text == f"Hint: Look.\nQuestion: Which?\nOptions:\nA. 2\nB. 3\n{self.ENDING}"
+        assert filled.text[slice(*filled.question)] == "Which?"
+
+    @pytest.mark.parametrize("options", ["[]", "[broken", "[__import__('os')]", None, 3])
+    def test_an_open_question_has_no_choices(self, options):
+        assert self.text(options=options).text == "Question: Which?\n"
+
+    def test_it_needs_a_column_of_choices(self):
+        with pytest.raises(MidsightError, match=r"^prompt='mcq' needs choices in columns A, B, .*the data have 'a'\."):
+            parse_user_text("mcq", {"a": "extra"})
+
+
+class TestImagePlaces:
+    """Placeholders of images inside questions, as datasets write them."""
+
+    LISTING = (
+        "{% for m in messages %}{% for p in m['content'] if p['type'] == 'image' %}<|endoftext10|>{% endfor %}"
+        "{% for p in m['content'] if p['type'] == 'text' %}{{ p['text'] }}{% endfor %}{% endfor %}|"
+    )
+    """A template that cannot interleave: it prints all images first, then all texts."""
+
+    def turn(self, template, question, images):
+        return tokenise(question, (1,) * images, processor=TestTemplates().processor(template)).text.replace(
+            "<|endoftext10|>", "#"
+        )
+
+    @pytest.mark.parametrize(
+        ("question", "images", "kept", "first"),
+        [
+            ("What is it?", 1, "#What is it?", "#What is it?"),
+            ("<image>\nWhat is it?", 1, "#What is it?", "#What is it?"),
+            ("<|image_1|>\nWhat is it?", 1, "#What is it?", "#What is it?"),
+            ("What is it?\n<image>", 1, "What is it?\n#", "#What is it?"),
+            ("<IMAGE> Look: <Image>", 2, "# Look: #", "##Look:"),
+            ("See <image 1> here.", 1, "See # here.", "#See here."),
+            ("<image 1> and <image 2>: which?", 2, "# and #: which?", "##and : which?"),
+            ("<image><image_placeholder>\nSame?", 2, "##Same?", "##Same?"),
+            ("Is <image_2> like <image1>?", 2, "Is # like #?", "##Is like ?"),
+        ],
+    )
+    def test_they_become_images(self, question, images, kept, first):
+        assert self.turn(TestTemplates.PARTS.replace(" | trim", ""), question, images) == f"[user]{kept}[assistant]"
+        assert self.turn(self.LISTING, question, images) == f"{first}|"
+
+    def test_their_numbers_order_the_images(self):
+        made = make_format()
+        turn = made.turn(Sample("s", 0, (b"0", b"1", b"2"), "<image 3>, <image 1>, <image 2> or <image 1>?"))
+        assert (turn.images, turn.places[0]) == ((2, 0, 1, 0), None)
+        listing = replace(made, interleaves=False).turn(Sample("s", 0, (b"0", b"1"), "<image 2> or <image 1>?"))
+        assert listing.parts == (0, 1, "or ?")
+
+    @pytest.mark.parametrize(
+        ("question", "images"),
+        [
+            ("<image><image> Same?", 1),
+            ("<image> Same?", 2),
+            ("<image 2>?", 1),
+            ("<image 1>?", 2),
+            ("<image 0>?", 1),
+            ("<|image_1|> <image>?", 2),
+            ("<image 1> <image 3>?", 2),
+        ],
+    )
+    def test_those_that_do_not_fit_fail_the_sample(self, question, images):
+        with pytest.raises(SampleError, match=rf"^The text has .* and the sample {images} images?; give one for each"):
+            tokenise(question, (1,) * images)
+
+    @pytest.mark.parametrize("question", ["<image>", "  <|image_1|>\n"])
+    def test_a_question_of_placeholders_alone_is_empty(self, question):
+        with pytest.raises(SampleError, match="question is empty"):
+            tokenise(question)
+
+    def test_what_is_left_may_not_spell_a_control_token(self):
+        with pytest.raises(SampleError, match="control token"):
+            tokenise("<|<image>end|>")
+
+    @pytest.mark.parametrize("option", ["user", "system"])
+    def test_an_option_may_not_spell_one(self, option):
+        with pytest.raises(MidsightError, match=r"contains the control token '<image>'; leave it out"):
+            make_format(**{option: "<image> {question}"})
+
+    @given(HARMLESS, HARMLESS, st.booleans())
+    def test_the_question_is_found_around_its_images(self, before, after, mid):
+        question = f"{before}<image>{after}" if mid else f"{before} {after}<image>"
+        prompt = tokenise(question, (2,), user="Q: {question} A.")
+        ids = list(prompt.token_ids)[prompt.layout.question.start : prompt.layout.question.stop]
+        assert before.strip() in TOKENIZER.decode(ids)
+        assert after.strip() in TOKENIZER.decode(ids)
+
+    def test_choices_may_hold_images(self):
+        made = make_format(user="mcq", columns={"options": "extra"})
+        sample = Sample("s", 0, (b"0", b"1"), "Like <image 1>?", extras={"options": "['<image 2>', 'none']"})
+        assert made.turn(sample).parts == (
+            "Question: Like ", 0, "?\nOptions:\nA. ", 1,
+            "\nB. none\nPlease select the correct answer from the options above. \n",
+        )  # fmt: skip

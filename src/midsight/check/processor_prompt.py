@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from PIL import Image
 
 from midsight.checkpoints.loading import LoadedModel
 from midsight.extraction.request import ResolvedRequest
-from midsight.prompts.chat_template import render
-from midsight.prompts.declaration import QUESTION
+from midsight.prompts.chat_template import render_places, user_text
 from midsight.prompts.prompt import adds_special_tokens
 from midsight.samples.images import decode_image
 from midsight.samples.sample import Sample
@@ -23,16 +23,17 @@ def processor_token_ids(model: LoadedModel, request: ResolvedRequest, sample: Sa
     processor, template = model.processor, request.prompt.template
     if not hasattr(processor, "apply_chat_template"):
         return None
-    images = [decode_image(source) for source in sample.images]
-    user_text = request.prompt.user.replace(QUESTION, sample.question)
+    turn = request.prompt.turn(sample)
+    decoded = [decode_image(source) for source in sample.images]
+    images = [decoded[index] for index in turn.images]
     if template.text is None:
-        text = render(processor, model.family.prompt, template, user_text, images=len(images))
+        text = render_places(processor, model.family.prompt, template, turn.places)
         add_special_tokens = adds_special_tokens(processor.tokenizer, text)
         return as_list(processor(text=text, images=images, add_special_tokens=add_special_tokens))
-    content: Any = model.family.prompt.image_markup * len(images) + user_text
+    content: Any = user_text(model.family.prompt, turn.places)
     given: dict[str, Any] = {"images": images}
     if template.content == "parts":
-        content, given = [*map(image_part, images), {"type": "text", "text": user_text}], {}
+        content, given = [as_part(part, decoded) for part in turn.parts], {}
     return as_list(
         processor.apply_chat_template(
             [{"role": "user", "content": content}],
@@ -45,9 +46,9 @@ def processor_token_ids(model: LoadedModel, request: ResolvedRequest, sample: Sa
     )
 
 
-def image_part(image: Image.Image) -> dict[str, Any]:
-    """The part of a message that is one image."""
-    return {"type": "image", "image": image}
+def as_part(part: str | int, images: Sequence[Image.Image]) -> dict[str, Any]:
+    """The part of a message that is a text, or the image with this index."""
+    return {"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "image": images[part]}
 
 
 def as_list(encoded: Any) -> list[int]:

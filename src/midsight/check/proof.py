@@ -16,6 +16,7 @@ from midsight.checkpoints.loading import LoadedModel, Lora
 from midsight.errors import MidsightError
 from midsight.extraction.model import Model, load
 from midsight.extraction.request import Request, resolve
+from midsight.prompts.image_places import images_first
 from midsight.records import Record
 from midsight.samples.sample import Failure, Sample
 
@@ -131,7 +132,7 @@ def prove(
 def render_example(loaded: LoadedModel, sample: Sample, prompt_template: str | Path) -> str:
     """The prompt for a sample's question and one image."""
     prompt = resolve(Request(prompt_template=prompt_template), loaded).prompt
-    return prompt.render(loaded.processor, loaded.family.prompt, sample.question)
+    return prompt.render(loaded.processor, loaded.family.prompt, images_first(sample.question).places)
 
 
 def as_loaded(loaded: LoadedModel, checks: tuple[Check, ...], prompt: str) -> Proof:

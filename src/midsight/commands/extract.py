@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
@@ -37,7 +38,9 @@ def extract(
     question: Annotated[str | None, typer.Option(help="The question about each image of a folder.")] = None,
     split: Annotated[str | None, typer.Option(help="Which split, if the data have several.")] = None,
     allow_urls: Annotated[bool, typer.Option("--allow-urls", help="Download images that are web addresses.")] = False,
-    prompt: Annotated[str, typer.Option(help="The user's text; {question} stands for the question.")] = "{question}",
+    prompt: Annotated[
+        str, typer.Option(help="The user's text: {question}, any {COLUMN}, \\n; or mcq for multiple choice.")
+    ] = "{question}",
     system: Annotated[str | None, typer.Option(help="Text of a system turn; empty text: no system turn.")] = None,
     prompt_template: Annotated[
         str, typer.Option(metavar="auto|raw|FILE", help="The folder's own chat template, none, or that of a file.")
@@ -109,7 +112,7 @@ def extract(
             "vision": vision,
             "processor_pooled_pixels": processor_pooled_pixels,
             "pixels": pixels,
-            "prompt": prompt,
+            "prompt": with_line_breaks(prompt),
             "system": system,
             "prompt_template": prompt_template,
             "answers": answers,
@@ -124,6 +127,11 @@ def extract(
             typer.echo(f"{describe_start(forecast(dataset, **call))} Nothing was written.")
             return
         report_failures(run_with_progress(dataset, batch_size=most, commit_seconds=commit_seconds, **call))
+
+
+def with_line_breaks(text: str) -> str:
+    r"""The text with `\n` as a line break, which is hard to type in a shell; `\\n` stays `\n`."""
+    return re.sub(r"\\(\\n|n)", lambda found: "\n" if found[1] == "n" else found[1], text)
 
 
 def load_with_notes(model: str, **options: Any) -> Any:

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from midsight.checkpoints.loading import LoadedModel
+from midsight.errors import SampleError
 from midsight.extraction.request import Request, ResolvedRequest
 from midsight.prompts.chat_template import default_prompt
-from midsight.prompts.declaration import QUESTION
+from midsight.prompts.image_places import UserTurn, images_first
+from midsight.prompts.prompt import PromptFormat
 from midsight.samples.streams import SampleStream
 from midsight.samples.tables import Dataset
 from midsight.store.schema import StoreDtype
@@ -81,20 +83,28 @@ def describe_model(model: LoadedModel) -> ModelSpec:
 
 
 def describe_prompt(dataset: Dataset | SampleStream, model: LoadedModel, resolved: ResolvedRequest) -> PromptSpec:
-    """How a question becomes a prompt, with the first question and one image as the example."""
-    asked = dataset.samples if isinstance(dataset, Dataset) else ()
-    question = asked[0].question if asked else QUESTION
+    """How a question becomes a prompt, with the first sample as the example."""
     prompt, declaration = resolved.prompt, model.family.prompt
     text, published = prompt.template.text, declaration.published
     rendered = default_prompt(model.processor, declaration, prompt.template)
     return PromptSpec(
-        user=prompt.user,
+        user=prompt.user.spelled,
         system=prompt.system,
         template=prompt.template.source,
         template_sha256=None if text is None else hashlib.sha256(text.encode()).hexdigest(),
         is_published=None if published is None else rendered == published,
-        rendered=prompt.render(model.processor, declaration, prompt.user.replace(QUESTION, question)),
+        rendered=prompt.render(model.processor, declaration, example_turn(dataset, prompt).places),
     )
+
+
+def example_turn(dataset: Dataset | SampleStream, prompt: PromptFormat) -> UserTurn:
+    """The turn of the first sample; the option `prompt` itself on one image if that is not known or has none."""
+    try:
+        if isinstance(dataset, Dataset) and dataset.samples:
+            return prompt.turn(dataset.samples[0])
+    except SampleError:
+        pass
+    return images_first(prompt.user.spelled)
 
 
 def describe_dataset(dataset: Dataset | SampleStream) -> DatasetSpec:

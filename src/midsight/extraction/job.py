@@ -23,6 +23,7 @@ from midsight.extraction.request import (
     validate_choice,
 )
 from midsight.extraction.todo import Progress, Todo, choose, estimate_bytes
+from midsight.samples.columns import prompt_columns
 from midsight.samples.open import Data, open_dataset
 from midsight.samples.options import DatasetKeywords, DatasetOptions
 from midsight.samples.streams import SampleStream
@@ -107,7 +108,7 @@ def make_job(
     dataset_options, request = split_options(options)
     source = open_data(data, dataset_options)
     loaded = (model if isinstance(model, Model) else load(model)).loaded
-    resolved = resolve(request, loaded)
+    resolved = resolve(request, loaded, prompt_columns(source.extras, source.options))
     spec = describe_run(source, loaded, request, resolved, store_dtype)
     return Job(source, loaded, resolved, spec, shard, limit, retry_failed)
 

@@ -11,9 +11,10 @@ from midsight.checkpoints.loading import LoadedModel, Lora, load_model, wrap_mod
 from midsight.errors import SampleError
 from midsight.extraction.budget import BatchSize, make_budget
 from midsight.extraction.pipeline import extract_all
-from midsight.extraction.request import RequestKeywords, ResolvedRequest, make_request, resolve
+from midsight.extraction.request import Request, RequestKeywords, make_request, resolve
 from midsight.extraction.todo import group_by_image
 from midsight.records import Record
+from midsight.samples.columns import prompt_columns
 from midsight.samples.sample import Failure, ImageSource, Sample
 from midsight.samples.tables import make_samples
 
@@ -40,8 +41,7 @@ class Model:
             SampleError: The pair cannot be extracted.
             MidsightError: An option has a wrong name or value.
         """
-        request = resolve(make_request(options), self.loaded)
-        (outcome,) = self._extract([(image, question)], request, 1)
+        (outcome,) = self._extract([(image, question)], make_request(options), 1)
         if isinstance(outcome, Failure):
             raise SampleError(outcome.reason)
         return outcome
@@ -66,15 +66,15 @@ class Model:
         Raises:
             MidsightError: An option has a wrong name or value, an item is not a pair or a Sample, or an id repeats.
         """
-        request = make_request(options, call=("batch_size",))
-        return self._extract(pairs, resolve(request, self.loaded), batch_size)
+        return self._extract(pairs, make_request(options, call=("batch_size",)), batch_size)
 
     def _extract(
-        self, pairs: Iterable[Sample | tuple[ImageSource | str, str]], request: ResolvedRequest, batch_size: BatchSize
+        self, pairs: Iterable[Sample | tuple[ImageSource | str, str]], request: Request, batch_size: BatchSize
     ) -> list[Record | Failure]:
         budget = make_budget(batch_size, self.loaded.device)
         dataset = make_samples(pairs)
-        calls = extract_all(self.loaded, request, group_by_image(dataset.samples), budget)
+        resolved = resolve(request, self.loaded, prompt_columns(dataset.extras, dataset.options))
+        calls = extract_all(self.loaded, resolved, group_by_image(dataset.samples), budget)
         outcomes = [outcome for call in calls for outcome in call]
         return sorted([*outcomes, *dataset.failures], key=lambda outcome: outcome.input_index)
 

@@ -13,6 +13,7 @@ from midsight.checkpoints.loading import LoadedModel
 from midsight.errors import SampleError, first_line
 from midsight.extraction.request import ResolvedRequest
 from midsight.families.inputs import ImageInputs
+from midsight.prompts.image_places import UserTurn
 from midsight.prompts.prompt import PromptTokens, tokenise_prompt
 from midsight.samples.images import decode_image, image_id, joint_image_id
 from midsight.samples.locations import EmbeddedImage, ImageUrl
@@ -79,9 +80,10 @@ def prepare(model: LoadedModel, request: ResolvedRequest, samples: Sequence[Samp
         try:
             if not sample.images:
                 raise SampleError("The sample has no image; midsight extracts from image-question pairs.")
+            turn = request.prompt.turn(sample)
             images = [prepare_image(source) for source in sample.images]
-            inputs = tuple(image.inputs for image in images)
-            prompt = prepare_prompt(model, request, sample, [image.tokens for image in inputs])
+            inputs = tuple(images[index].inputs for index in turn.images)
+            prompt = prepare_prompt(model, request, turn, [image.tokens for image in inputs])
             positions = model.family.decoder.positions(prompt.layout, inputs)
         except SampleError as error:
             return Failure(sample.sample_id, sample.input_index, str(error))
@@ -95,10 +97,10 @@ def prepare(model: LoadedModel, request: ResolvedRequest, samples: Sequence[Samp
 
 
 def prepare_prompt(
-    model: LoadedModel, request: ResolvedRequest, sample: Sample, image_tokens: Sequence[int]
+    model: LoadedModel, request: ResolvedRequest, turn: UserTurn, image_tokens: Sequence[int]
 ) -> PromptTokens:
-    """The sample's prompt; raises SampleError if it is longer than the model takes."""
-    prompt = tokenise_prompt(model.processor, model.family.prompt, request.prompt, sample.question, image_tokens)
+    """The prompt of a turn; raises SampleError if it is longer than the model takes."""
+    prompt = tokenise_prompt(model.processor, model.family.prompt, request.prompt, turn, image_tokens)
     longest = model.max_prompt_tokens
     if longest is not None and len(prompt.token_ids) > longest:
         raise SampleError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, TypedDict, get_args
 
 from midsight.checkpoints.loading import LoadedModel
@@ -13,6 +14,7 @@ from midsight.extraction.attention import takes_token_masks
 from midsight.families.family import Pixels
 from midsight.prompts.prompt import PromptFormat, make_prompt_format
 from midsight.records import PROCESSOR_POOLED_PIXELS, VISION_ONLY
+from midsight.samples.columns import ColumnSource
 from midsight.taps.tap import DEFAULT_POSITIONS, Tap, choose_layers, choose_positions, choose_taps
 
 Vision = Literal["mean", "none"]
@@ -44,7 +46,8 @@ class Request:
     share: bool = True
     """Whether questions on the same images share one prefix; the numbers are the same up to rounding."""
     prompt: str = "{question}"
-    """The user's text; `{question}` stands for the sample's question."""
+    """The user's text. `{question}` stands for the sample's question, `{NAME}` for any other column and `{NAME?}` for
+    one whose line is left out where it has no value; `{{` is a brace. `mcq` is VLMEvalKit's for multiple choice."""
     system: str | None = None
     """Text of a system turn; None leaves that to the chat template, empty text means no system turn."""
     prompt_template: str | Path = "auto"
@@ -110,8 +113,13 @@ class ResolvedRequest:
         return self.max_new_tokens if self.answers else 0
 
 
-def resolve(request: Request, model: LoadedModel) -> ResolvedRequest:
-    """What `request` means for `model`; raises MidsightError for a value that the model does not have."""
+def resolve(
+    request: Request, model: LoadedModel, columns: Mapping[str, ColumnSource] = MappingProxyType({})
+) -> ResolvedRequest:
+    """What `request` means for `model`; raises MidsightError for a value that the model does not have.
+
+    `columns` are those of the data that the prompt may use.
+    """
     family = model.family
     pixels = request.pixels or family.vision.default_pixels
     validate_choice("vision", request.vision, get_args(Vision))
@@ -131,6 +139,7 @@ def resolve(request: Request, model: LoadedModel) -> ResolvedRequest:
         prompt_template=request.prompt_template,
         own=model.chat_template,
         folder=model.name,
+        columns=columns,
     )
     layers = choose_layers(request.layers, model.n_layers)
     taps = choose_taps(choose_positions(request.positions), layers, model.n_layers, residual=request.residual)

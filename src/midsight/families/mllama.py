@@ -113,8 +113,9 @@ def decoder_inputs(
 ) -> DecoderInputs:
     """Tokens, the states of each row's images for cross-attention, and the masks that say which token reads which.
 
-    A token reads the real tiles of every image whose `<|image|>` it does not precede. A token before all images reads
-    nothing; its row of the mask is open all the same, since softmax over a fully masked row is NaN.
+    A token reads the real tiles of the images that come last before it: those whose `<|image|>` stand side by side,
+    without text between them. A token before all images reads nothing; its row of the mask is open all the same, since
+    softmax over a fully masked row is NaN.
     """
     states = nn.utils.rnn.pad_sequence([torch.cat([i.embeddings for i in row]) for row in images], batch_first=True)
     batch, tokens = token_ids.shape
@@ -122,7 +123,8 @@ def decoder_inputs(
     for row, layout in enumerate(layouts):
         start = 0
         for encoded, position in zip(images[row], layout.image_indices(), strict=True):
-            reads[row, int(position) :, start : start + encoded.image.attended] = True
+            end = min((run.start for run in layout.image if run.start > position), default=tokens)
+            reads[row, int(position) : end, start : start + encoded.image.attended] = True
             start += len(encoded.embeddings)
     sees_image = reads.any(dim=2, keepdim=True)
     hidden = (sees_image & ~reads).to(states.device)

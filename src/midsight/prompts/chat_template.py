@@ -139,21 +139,47 @@ def render(
 
     `before` are messages that come before that turn. Raises whatever the template raises.
     """
+    return render_places(processor, declaration, template, (*[None] * images, user_text), before=before)
+
+
+def render_places(
+    processor: Any,
+    declaration: FamilyPrompt,
+    template: ChatTemplate,
+    places: Sequence[str | None],
+    *,
+    before: Sequence[Message] = (),
+) -> str:
+    """The prompt of one user turn, whose `places` are texts, and None for each image; as `render` otherwise."""
     if template.text is None:
-        return declaration.image_markup * images + user_text
-    user = {"role": "user", "content": user_content(declaration, template.content, user_text, images)}
-    messages = [*before, user]
+        return user_text(declaration, places)
+    messages = [*before, {"role": "user", "content": user_content(declaration, template.content, places)}]
     renderer = processor if hasattr(processor, "apply_chat_template") else processor.tokenizer
     return renderer.apply_chat_template(
         messages, chat_template=template.text, add_generation_prompt=True, tokenize=False
     )
 
 
-def user_content(declaration: FamilyPrompt, content: Content, user_text: str, images: int) -> Any:
-    """The content of the user's message, images first."""
+def user_content(declaration: FamilyPrompt, content: Content, places: Sequence[str | None]) -> Any:
+    """The content of the user's message."""
     if content == "text":
-        return declaration.image_markup * images + user_text
-    return [*({"type": "image"} for _ in range(images)), {"type": "text", "text": user_text}]
+        return user_text(declaration, places)
+    return [{"type": "image"} if text is None else {"type": "text", "text": text} for text in places]
+
+
+def user_text(declaration: FamilyPrompt, places: Sequence[str | None]) -> str:
+    """The user's message as one text with image tokens in it."""
+    return "".join(declaration.image_markup if text is None else text for text in places)
+
+
+def can_interleave(processor: Any, declaration: FamilyPrompt, template: ChatTemplate) -> bool:
+    """Whether the template keeps the places of images between texts."""
+    try:
+        text = render_places(processor, declaration, template, (f"{MARK}1", None, f"{MARK}2"))
+    except Exception:  # a template may raise anything
+        return False
+    first, image, second = (text.find(part) for part in (f"{MARK}1", declaration.image_token, f"{MARK}2"))
+    return text.count(declaration.image_token) == 1 and 0 <= first < image < second
 
 
 def default_prompt(processor: Any, declaration: FamilyPrompt, template: ChatTemplate) -> str:

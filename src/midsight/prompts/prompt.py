@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from midsight.errors import MidsightError, Option, SampleError, first_line
-from midsight.prompts.chat_template import MARK, ChatTemplate, choose_template, render
-from midsight.prompts.declaration import QUESTION, FamilyPrompt
+from midsight.prompts.chat_template import MARK, ChatTemplate, can_interleave, choose_template, render_places
+from midsight.prompts.declaration import FamilyPrompt
+from midsight.prompts.image_places import PLACEHOLDER, UserTurn, place_images
 from midsight.prompts.system_turn import NO_SYSTEM_TURN, SystemTurn, make_system_turn
 from midsight.prompts.token_layout import Span, TokenLayout, runs_of
+from midsight.prompts.user_text import QUESTION_ALONE, UserText, parse_user_text
+from midsight.samples.columns import ColumnSource
+from midsight.samples.sample import Sample
 
 
 @dataclass(frozen=True)
@@ -21,17 +26,26 @@ class PromptFormat:
 
     template: ChatTemplate
     """Renders the turn."""
-    user: str = QUESTION
-    """The user's text; `{question}` stands for the sample's question."""
+    user: UserText = QUESTION_ALONE
+    """The user's text, with places for the question and for other columns."""
     system: str | None = None
     """Text of a system turn before the user's; None is the template's own choice, empty text no system turn."""
     system_turn: SystemTurn = NO_SYSTEM_TURN
     """What that means for the template."""
+    interleaves: bool = False
+    """Whether the template keeps the places of images between texts; else all images come first."""
 
-    def render(self, processor: Any, declaration: FamilyPrompt, user_text: str, images: int = 1) -> str:
-        """The prompt for one user text, each image one image token; raises whatever the template raises."""
+    def turn(self, sample: Sample) -> UserTurn:
+        """The user's turn for a sample: its text, and where its images are. Raises SampleError."""
+        return place_images(self.user.fill(sample), len(sample.images), interleave=self.interleaves)
+
+    def render(self, processor: Any, declaration: FamilyPrompt, places: Sequence[str | None]) -> str:
+        """The prompt of a turn, each image one image token; raises whatever the template raises.
+
+        `places` are the turn's texts, and None for each image.
+        """
         before = self.system_turn.messages
-        text = render(processor, declaration, self.template, user_text, images=images, before=before)
+        text = render_places(processor, declaration, self.template, places, before=before)
         return self.system_turn.leave_out(text)
 
 
@@ -56,21 +70,28 @@ def make_prompt_format(
     prompt_template: str | Path,
     own: ChatTemplate | None,
     folder: str,
+    columns: Mapping[str, ColumnSource] = MappingProxyType({}),
 ) -> PromptFormat:
     """How a run's questions become prompts; raises MidsightError for a text or a template that cannot be used.
 
-    `folder` names the model in errors.
+    `folder` names the model in errors; `columns` are those that the user's text may use.
     """
-    if user.count(QUESTION) != 1:
-        raise MidsightError(Option("prompt"), f" is {user!r}; it has to contain {QUESTION} exactly once.")
+    user_text = parse_user_text(user, columns)
     for option, text in (("prompt", user), ("system", system or "")):
-        control = find_control_text(text, processor.tokenizer, declaration)
+        placeholder = PLACEHOLDER.search(text)
+        control = placeholder.group() if placeholder else find_control_text(text, processor.tokenizer, declaration)
         if control:
             raise MidsightError(
                 Option(option), f" contains the control token {control!r}; leave it out: midsight places it."
             )
     template = choose_template(processor, declaration, prompt_template, own=own, folder=folder)
-    return PromptFormat(template, user, system, make_system_turn(processor, declaration, template, system))
+    return PromptFormat(
+        template,
+        user_text,
+        system,
+        make_system_turn(processor, declaration, template, system),
+        can_interleave(processor, declaration, template),
+    )
 
 
 def find_control_text(text: str, tokenizer: Any, declaration: FamilyPrompt) -> str | None:
@@ -82,25 +103,25 @@ def find_control_text(text: str, tokenizer: Any, declaration: FamilyPrompt) -> s
 
 
 def tokenise_prompt(
-    processor: Any, declaration: FamilyPrompt, prompt_format: PromptFormat, question: str, image_tokens: Sequence[int]
+    processor: Any, declaration: FamilyPrompt, prompt_format: PromptFormat, turn: UserTurn, image_tokens: Sequence[int]
 ) -> PromptTokens:
-    """The prompt for a question on images that take `image_tokens[i]` tokens each.
+    """The prompt for a turn whose images take `image_tokens[i]` tokens each, in the order of the prompt.
 
     The token ids equal those of the processor's `apply_chat_template(..., tokenize=True)`. Text that spells a control
     token is refused: a question with another tool's template in it would otherwise become another prompt. Raises
     SampleError.
     """
+    question = turn.text[slice(*turn.question)]
     if not question.strip():
         raise SampleError("The question is empty; give one, or leave the sample out.")
-    before, after = prompt_format.user.split(QUESTION)
-    user_text = before + question + after
     # the whole text: its question and the text around it, each harmless, may spell a token together
-    control = find_control_text(user_text, processor.tokenizer, declaration)
+    control = find_control_text(turn.text, processor.tokenizer, declaration)
     if control:
         raise SampleError(f"The question contains the control token {control!r}; leave it out: midsight places it.")
+    before, marked_places = mark_question(turn)
     try:
-        text = prompt_format.render(processor, declaration, user_text, len(image_tokens))
-        marked = prompt_format.render(processor, declaration, MARK, len(image_tokens))
+        text = prompt_format.render(processor, declaration, turn.places)
+        marked = prompt_format.render(processor, declaration, marked_places)
     except MidsightError as error:
         raise SampleError(*error.args) from error
     except Exception as error:  # a template may raise anything
@@ -130,10 +151,28 @@ def adds_special_tokens(tokenizer: Any, text: str) -> bool:
     return tokenizer.bos_token is None or not text.startswith(tokenizer.bos_token)
 
 
+def mark_question(turn: UserTurn) -> tuple[str, tuple[str | None, ...]]:
+    """What stands before the question in its text, and the turn's places with MARK for that text.
+
+    A question with images inside has several texts; MARK then stands for all from the first to the last.
+    """
+    start, stop = turn.question
+    begin, touched = 0, dict[int, int]()
+    for index, part in enumerate(turn.places):
+        end = begin + len(part or "")
+        if begin < stop and end > start:
+            touched.setdefault(index, begin)
+        begin = end
+    first, last = min(touched), max(touched)
+    places = turn.places
+    return (places[first] or "")[: max(0, start - touched[first])], (*places[:first], MARK, *places[last + 1 :])
+
+
 def find_question(text: str, marked: str, before: str, question: str) -> tuple[int, int]:
     """Start and stop of the question in a prompt, in characters.
 
-    `marked` is the same prompt with MARK for the user's text, `before` what stands before the question in that text.
+    `marked` is the same prompt with MARK for the text that holds the question, `before` what stands before the question
+    in that text.
     A template may trim the user's text; if it changes the text in another way, all of it counts as the question.
     """
     head, _, tail = marked.partition(MARK)
