@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import Phi4MultimodalForCausalLM
@@ -110,9 +110,8 @@ def waves(side: int, width: int) -> Tensor:
 
 def add_lora(network: Network) -> None:
     """Adds a new LoRA to the decoder's linear layers and switches it on."""
-    network.model.add_adapter(
-        LoraConfig(r=LORA_RANK, lora_alpha=LORA_ALPHA, lora_dropout=0.0, target_modules=LORA_TARGETS), "vision"
-    )
+    config = LoraConfig(r=LORA_RANK, lora_alpha=LORA_ALPHA, lora_dropout=0.0, target_modules=LORA_TARGETS)
+    inject_adapter_in_model(config, network.model, "vision")
 
 
 def pooled_features(network: Network, pixels: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from decoder import load_decoder
 from lessons import QUESTION_LENGTH, USER, Lesson, Words, easy_lessons, token_labels
 from network import IMAGE_TOKENS, Network, add_lora, answer_loss, build, decode, project, project_tokens, shared_prefix
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 from stage import BATCH, Descent, Scores, Stage, question_rows
 from torch import Tensor, nn
@@ -171,10 +172,9 @@ def accuracy_by_kind(
 
 def switch_lora(network: Network, *, on: bool) -> None:
     """Switches the LoRA on or off."""
-    if on:
-        network.model.enable_adapters()
-    else:
-        network.model.disable_adapters()
+    for module in network.model.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.enable_adapters(on)
 
 
 def mean(numbers: Sequence[float]) -> float:

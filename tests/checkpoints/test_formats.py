@@ -1,18 +1,19 @@
 """One set of weights in every format: the same numbers, from load to the stored vector."""
 
 import json
+import sys
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoProcessor
+from transformers import AutoModelForCausalLM, AutoProcessor, Phi4MultimodalForCausalLM
 
 import midsight
 from support.folders import LAYERS, copy_folder, edit_json, edit_published, edit_tensors, load_all
 from support.pictures import picture
-from support.reference import load_reference_model
+from support.reference import load_reference_model, relative_error
 
 IMAGE = picture((300, 200), 1)
 PAIRS = [(IMAGE, "What is this?"), (IMAGE, "Is there a red circle in the image?")]
@@ -230,13 +231,17 @@ def test_weights_stored_in_float32_are_merged_before_they_are_rounded_to_bfloat1
     ("settings", "suffix"),
     [
         ({"use_dora": True}, "lora_magnitude_vector.weight"),
-        pytest.param({"lora_bias": True}, "lora_B.bias", marks=pytest.mark.filterwarnings("ignore::UserWarning")),
+        ({"lora_bias": True}, "lora_B.bias"),
+        ({}, "lora_B.bias"),
         ({"alora_invocation_tokens": [1, 2]}, None),
+        ({"init_lora_weights": "pissa"}, None),
+        ({"peft_type": "IA3"}, None),
     ],
-    ids=["with magnitudes", "with biases", "for some tokens"],
+    ids=["with magnitudes", "with biases", "with biases unsaid", "for some tokens", "with a changed base", "IA3"],
 )
-def test_an_adapter_that_is_more_than_a_plain_lora_is_not_merged(formats, tmp_path, settings, suffix):
-    """W + scale B A would be another model's weights."""
+@pytest.mark.parametrize("lora", ["merged", "unmerged"])
+def test_an_adapter_that_is_more_than_a_plain_lora_is_refused(formats, tmp_path, settings, suffix, lora):
+    """W x + scale B A x would be another model's output."""
     folder = copy_folder(formats["native"], tmp_path / "copy")
     edit_json(folder / "vision-lora" / "adapter_config.json", lambda config: config.update(settings))
 
@@ -247,10 +252,29 @@ def test_an_adapter_that_is_more_than_a_plain_lora_is_not_merged(formats, tmp_pa
     if suffix:
         edit_tensors(folder / "vision-lora" / "adapter_model.safetensors", add_tensors)
     with pytest.raises(
-        midsight.MidsightError, match=r"vision-lora is more than a plain LoRA .*; load it with lora='unmerged'\.$"
+        midsight.MidsightError,
+        match=r"vision-lora is more than a plain LoRA .*; load it with PEFT and give the model to midsight\.wrap\.$",
     ):
-        midsight.load(folder, device="cpu", lora="merged")
-    assert midsight.load(folder, device="cpu", lora="unmerged").loaded.lora == "unmerged"
+        midsight.load(folder, device="cpu", lora=lora)
+
+
+@pytest.mark.parametrize("folder_format", FORMATS[:2])
+@pytest.mark.parametrize("lora", ["merged", "unmerged"])
+def test_peft_is_not_needed(formats, folder_format, lora, stored, monkeypatch):
+    """Nor transformers' integration of it, which asks for versions of PEFT that may not exist."""
+
+    def refuse(*_args, **_kwargs):
+        raise ImportError("peft>=99 is required")
+
+    monkeypatch.setitem(sys.modules, "peft", None)
+    for method in ("load_adapter", "add_adapter", "set_adapter"):
+        monkeypatch.setattr(Phi4MultimodalForCausalLM, method, refuse)
+    record = midsight.load(formats[folder_format], device="cpu", lora=lora).extract(
+        *PAIRS[0], layers="all", answers=False
+    )
+    for name, vectors in stored["native merged", "auto"].vectors.items():
+        if name in record.vectors:
+            assert relative_error(record.vectors[name], vectors[0]) <= 1e-5
 
 
 @pytest.mark.parametrize(

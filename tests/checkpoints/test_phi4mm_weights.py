@@ -55,11 +55,11 @@ class Folder:
 
     def __init__(self, config, shapes):
         self.shapes = shapes
-        self.rank = lora_scale(config).rank
+        self.lora = lora_scale(config)
         self.native = native_shapes(native_config(config, shapes))
 
     def account(self, shapes=None, **options):
-        return account_for(self.shapes if shapes is None else shapes, self.native, rank=self.rank, **options)
+        return account_for(self.shapes if shapes is None else shapes, self.native, lora=self.lora, **options)
 
 
 @pytest.fixture(scope="module")
@@ -109,12 +109,11 @@ def test_what_is_loaded_is_what_transformers_expects(published, audio):
     }
     assert {native: published.shapes[name] for native, name in accounts.loaded.items()} == expected
     targets = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")
-    assert set(accounts.vision_lora) == {f"model.layers.{n}.{name}.weight" for n in range(32) for name in targets}
-    for target, pair in accounts.vision_lora.items():
-        rows, columns = published.native[target]
+    assert set(accounts.vision_lora) == {f"model.layers.{n}.{name}" for n in range(32) for name in targets}
+    for module, pair in accounts.vision_lora.items():
+        rows, columns = published.native[f"{module}.weight"]
         assert published.shapes[pair.a] == (256, columns)
         assert published.shapes[pair.b] == (rows, 256)
-        module = target.removesuffix(".weight")
         assert (pair.a, pair.b) == (f"{module}.lora_A.vision.weight", f"{module}.lora_B.vision.weight")
 
 

@@ -1,6 +1,6 @@
 """The reference for every number of Phi-4: transformers' own procedure, one sample, no padding, float32.
 
-It shares no code with midsight: the model comes through from_pretrained and load_adapter, the
+It shares no code with midsight: the model comes through from_pretrained and PEFT, the
 inputs from transformers' processor, the states from output_hidden_states, the answers from
 generate. The one correction is the vision tower's, without which transformers departs from the
 published model.
@@ -19,8 +19,10 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+import peft
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torchvision.transforms.v2 import functional as tvf
 from transformers import AutoProcessor, Phi4MultimodalForCausalLM
 from transformers.models.phi4_multimodal import image_processing_phi4_multimodal
@@ -35,13 +37,22 @@ def relative_error(value: np.ndarray, reference: np.ndarray) -> float:
     return float(np.linalg.norm(value - reference) / np.linalg.norm(reference))
 
 
+def add_lora(model: Any, folder: Path) -> None:
+    """PEFT's own layers; transformers' integration refuses the PEFT of its day."""
+    peft.inject_adapter_in_model(peft.PeftConfig.from_pretrained(str(folder)), model, adapter_name="vision")
+    report = peft.set_peft_model_state_dict(
+        model, load_file(folder / "adapter_model.safetensors"), adapter_name="vision"
+    )
+    assert not report.unexpected_keys
+    assert not [name for name in report.missing_keys if ".lora_" in name]
+
+
 def load_reference_model(folder: Path, *, fixed: bool = True, lora: bool = True, **kwargs: Any) -> Any:
     """transformers' model with the vision LoRA on; `fixed` makes the vision tower bidirectional."""
     logging.getLogger("transformers").setLevel(logging.ERROR)
     model: Any = Phi4MultimodalForCausalLM.from_pretrained(folder, dtype=torch.float32, **kwargs)
     if lora:
-        model.load_adapter(str(folder / "vision-lora"), adapter_name="vision")
-        model.set_adapter("vision")
+        add_lora(model, folder / "vision-lora")
     if fixed:
         for layer in model.model.embed_tokens_extend.image_embed.img_processor.encoder.layers:
             layer.self_attn.is_causal = False

@@ -10,12 +10,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from peft.tuners.tuners_utils import BaseTunerLayer
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 from transformers import AutoProcessor, AutoTokenizer, Phi4MultimodalForCausalLM, Phi4MultimodalProcessor
 
 from midsight.testing.phi4_multimodal import write_phi4_multimodal
 from support.once import checkpoint_of_the_run
+from support.reference import add_lora
 
 ROOT = Path(__file__).parents[2]
 FACTS = Path(os.environ.get("MIDSIGHT_FACTS", ROOT.parent / "shared" / "facts")) / "phi4mm"
@@ -62,7 +64,7 @@ def tower_layers(model) -> Any:
 def load(folder):
     """The model with its LoRA, its tower bidirectional as published."""
     model = Phi4MultimodalForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    model.load_adapter(str(folder / "vision-lora"), adapter_name="vision")
+    add_lora(model, folder / "vision-lora")
     for layer in tower_layers(model):
         layer.self_attn.is_causal = False
     return model
@@ -311,9 +313,12 @@ def test_lora_changes_the_states_and_touches_the_decoder_only(folder, model, red
     for name, tensor in stored.items():
         held = model.get_parameter(name.removeprefix("base_model.model.").replace(".weight", ".vision.weight"))
         assert torch.equal(held, tensor.float()), name
-    model.disable_adapters()
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    for layer in layers:
+        layer.enable_adapters(False)
     without = states(model, red_inputs)[0]
-    model.enable_adapters()
+    for layer in layers:
+        layer.enable_adapters(True)
     for layer in range(LAYERS):
         assert relative(without[layer, -1], red_states[layer, -1]) > 0.1
 

@@ -19,6 +19,7 @@ from midsight.check.full_forward import FullForward, full_forward, largest_error
 from midsight.check.processor_prompt import processor_token_ids
 from midsight.check.vision import check_useful_patches, check_vision_features
 from midsight.checkpoints.loading import LoadedModel
+from midsight.checkpoints.lora import loras_off
 from midsight.checkpoints.quiet import quiet_transformers
 from midsight.errors import SampleError
 from midsight.extraction.extract_call import extract_samples
@@ -258,11 +259,8 @@ def check_lora(
     model: LoadedModel, request: ResolvedRequest, samples: Sequence[Sample], alone: Sequence[Record]
 ) -> Check:
     """The LoRA beside the weights, off and on; the states have to differ."""
-    model.hf_model.disable_adapters()
-    try:
+    with loras_off(model.hf_model):
         without = [_record(extract_samples(model, request, [sample])[0]) for sample in samples]
-    finally:
-        model.hf_model.enable_adapters()
     return compare_lora(without, alone)
 
 

@@ -1,88 +1,119 @@
-"""A LoRA in PEFT's format beside the weights: finding, adding and merging it."""
+"""LoRAs beside the weights: added to them, or computed beside them.
+
+PEFT is not used: transformers' own integration accepts only some of its versions.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from midsight.checkpoints.headers import Headers
-from midsight.checkpoints.hub import LORA_FILES
 from midsight.checkpoints.reading import tensor_reader
-from midsight.errors import MidsightError, ModelFileError, Option, first_line
-from midsight.families.family import Family
 
 
-def find_lora(folder: Path, family: Family) -> Path | None:
-    """The folder of the LoRA for images; None if the folder has no LoRA, or the family needs none.
+@dataclass(frozen=True)
+class LoraPair:
+    """The two factors of one weight's LoRA, unread."""
 
-    Raises MidsightError if one of its files is missing. It raises it too if the folder has other LoRAs and not this
-    one: they show that nothing was merged into the weights.
-    """
-    if family.stored.lora_folder is None:
-        return None
-    path = folder / family.stored.lora_folder
-    if not path.is_dir():
-        others = sorted(config.parent.name for config in folder.glob("*/adapter_config.json"))
-        if others:
-            raise MidsightError(
-                f"{folder} has {others[0]}/ and no {family.stored.lora_folder}/, and {family.name} needs its LoRA for "
-                "images; add the folder, or merge it into the weights and leave the others out."
-            )
-        return None
-    for name in LORA_FILES:
-        if not (path / name).is_file():
-            raise ModelFileError(f"{path} has no {name}, and {family.name} needs its LoRA for images", path / name)
-    return path
+    a: str
+    """Stored name of A, [rank, columns of the weight]."""
+    b: str
+    """Stored name of B, [rows of the weight, rank]."""
+    scale: float
+    """The factor of B A."""
 
 
-def add_lora(hf_model: Any, folder: Path, family: Family) -> None:
-    """Adds the LoRA of a folder in PEFT's format and switches it on; raises MidsightError if it does not fit."""
+@dataclass(frozen=True)
+class Lora:
+    """A LoRA that fits a model; its tensors are not read."""
+
+    headers: Headers
+    """Its stored tensors, by stored name."""
+    pairs: Mapping[str, LoraPair]
+    """From the path of a linear layer to its factors."""
+    replaced: Mapping[str, str] = field(default_factory=dict)
+    """From a parameter of the model to the stored tensor that takes its place."""
+
+
+class LoraLinear(nn.Module):
+    """A linear layer with LoRAs beside its weight: W x + bias + the sum of scale B A x."""
+
+    def __init__(self, base_layer: nn.Module, factors: Sequence[tuple[Tensor, Tensor, float]]) -> None:
+        """`factors` are A [rank, columns], B [rows, rank] and scale of each LoRA, in the layer's dtype."""
+        super().__init__()
+        self.base_layer = base_layer
+        self.lora_A = nn.ParameterList(nn.Parameter(a, requires_grad=False) for a, _, _ in factors)
+        self.lora_B = nn.ParameterList(nn.Parameter(b, requires_grad=False) for _, b, _ in factors)
+        self.scales = tuple(scale for _, _, scale in factors)
+        self.is_on = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` [..., columns]; returns [..., rows]."""
+        output = self.base_layer(x)
+        if not self.is_on:
+            return output
+        for a, b, scale in zip(self.lora_A, self.lora_B, self.scales, strict=True):
+            output = output + nn.functional.linear(nn.functional.linear(x, a), b) * scale
+        return output
+
+
+@contextmanager
+def loras_off(hf_model: nn.Module) -> Iterator[None]:
+    """Leaves the LoRAs beside the weights out for a while."""
+    layers = [module for module in hf_model.modules() if isinstance(module, LoraLinear)]
+    for layer in layers:
+        layer.is_on = False
     try:
-        report = hf_model.load_adapter(str(folder), adapter_name="vision", ignore_mismatched_sizes=True)
-    except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
-        raise MidsightError(f"{folder} does not fit {family.name}: {first_line(error)}.") from error
-    missing = [name for name in report.missing_keys if ".lora_" in name]
-    misshapen = [name for name, *_ in report.mismatched_keys]
-    for what, names in (
-        ("has no counterpart", [*missing, *report.unexpected_keys]),
-        ("has another shape than its weight and adapter_config.json ask for", misshapen),
-    ):
-        if names:
-            raise MidsightError(f"{folder} does not fit {family.name}: the tensor {min(names)} {what}.")
-    hf_model.set_adapter("vision")
+        yield
+    finally:
+        for layer in layers:
+            layer.is_on = True
 
 
-def merge_lora(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
-    """W + scale B A in float32, for W [rows, columns], A [rank, columns] and B [rows, rank]."""
-    return torch.addmm(weight.float(), b.float(), a.float(), alpha=scale)
+def merge(weight: Tensor, factors: Sequence[tuple[Tensor, Tensor, float]]) -> Tensor:
+    """W + the sum of scale B A in float32, for W [rows, columns], A [rank, columns] and B [rows, rank]."""
+    merged = weight.float()
+    for a, b, scale in factors:
+        merged = torch.addmm(merged, b.float(), a.float(), alpha=scale)
+    return merged
 
 
 @torch.no_grad()
-def merge_adapters(hf_model: Any, headers: Headers, lora_folder: Path) -> None:
-    """Merges the LoRA `vision` into the weights and removes PEFT's layers.
+def apply_loras(
+    hf_model: Any, loras: Sequence[Lora], *, merged: bool, read_base: Callable[[str], Tensor] | None
+) -> None:
+    """Adds LoRAs to a loaded model.
 
-    Weights and factors are read again from the files, because those in memory are rounded to the model's dtype.
-    Raises MidsightError for an adapter that computes more than W + scale B A.
+    Args:
+        hf_model: transformers' model with its own weights.
+        loras: They act together.
+        merged: Add them to the weights; else compute them beside the weights.
+        read_base: Reads a parameter of the model from its file, in the stored dtype, because the one in memory is
+            rounded to the model's dtype; None if nothing is merged.
     """
-    adapted = {name: module for name, module in hf_model.named_modules() if "vision" in getattr(module, "lora_A", ())}
-    stored = {name.removeprefix("base_model.model."): name for name in headers}
-    factors = {f"{name}.lora_{letter}.weight" for name in adapted for letter in "AB"}
-    others = sorted({name for name in stored if ".lora_" in name} - factors)
-    variants = sorted(name for name, module in adapted.items() if module.lora_variant)
-    for name in (*others, *variants):
-        raise MidsightError(
-            f"{lora_folder} is more than a plain LoRA ({name}) and cannot be merged; load it with ",
-            Option("lora", "unmerged"),
-            ".",
-        )
-    with tensor_reader(headers) as read:
-        for name, module in adapted.items():
-            base = module.base_layer
-            names = (f"{name}.weight", f"{name}.lora_A.weight", f"{name}.lora_B.weight")
-            weight, a, b = (read(stored[each]).to(base.weight.device) for each in names)
-            base.weight.copy_(merge_lora(weight, a, b, module.scaling["vision"]))
-            hf_model.set_submodule(name, base)
-    hf_model._hf_peft_config_loaded = False
+    with ExitStack() as stack:
+        readers = [(lora, stack.enter_context(tensor_reader(lora.headers))) for lora in loras]
+        for path in sorted({path for lora in loras for path in lora.pairs}):
+            layer = hf_model.get_submodule(path)
+            weight = layer.weight
+            pairs = [(read, lora.pairs[path]) for lora, read in readers if path in lora.pairs]
+            factors = [(read(p.a).to(weight.device), read(p.b).to(weight.device), p.scale) for read, p in pairs]
+            if merged and read_base is not None:
+                full = merge(read_base(f"{path}.weight").to(weight.device), factors)
+                # a new parameter: a weight that is tied to another one must not change both
+                layer.weight = nn.Parameter(full.to(weight.dtype), requires_grad=False)
+            else:
+                beside = [(a.to(weight.dtype), b.to(weight.dtype), scale) for a, b, scale in factors]
+                hf_model.set_submodule(path, LoraLinear(layer, beside))
+        for lora, read in readers:
+            for path, name in lora.replaced.items():
+                owner, _, attribute = path.rpartition(".")
+                module = hf_model.get_submodule(owner)
+                old = getattr(module, attribute)
+                setattr(module, attribute, nn.Parameter(read(name).to(old.device, old.dtype), requires_grad=False))

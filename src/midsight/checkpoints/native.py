@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ import transformers
 
 from midsight.checkpoints.checkpoint import Checkpoint, LoadChoice, ProcessorParts
 from midsight.checkpoints.class_parts import without_modules
-from midsight.checkpoints.headers import read_header, read_headers, read_json
+from midsight.checkpoints.headers import Headers, read_headers, read_json
 from midsight.checkpoints.hub import read_architectures
-from midsight.checkpoints.lora import add_lora, find_lora, merge_adapters
+from midsight.checkpoints.lora import apply_loras
+from midsight.checkpoints.peft_folder import find_lora, fit_lora, read_peft_folder
+from midsight.checkpoints.reading import tensor_reader
 from midsight.errors import MidsightError, ModelFileError, first_line
 from midsight.families.catalogue import find_family
 from midsight.families.family import Family
@@ -28,31 +31,43 @@ def open_native(folder: Path) -> Checkpoint:
     validate_native_folder(folder)
     headers = read_headers(folder)
     lora_folder = find_lora(folder, family)
-    if lora_folder is not None:
-        headers |= read_header(lora_folder / "adapter_model.safetensors")
+    adapters = [read_peft_folder(lora_folder)] if lora_folder else []
 
     def account() -> None:
-        on_meta = LoadChoice(torch.bfloat16, torch.device("meta"), "unmerged" if lora_folder else None, unused=True)
-        load(on_meta)
+        on_meta = load_weights(folder, family, LoadChoice(torch.bfloat16, torch.device("meta"), None, unused=True))
+        for adapter in adapters:
+            fit_lora(adapter, on_meta, family)
 
     def load(choice: LoadChoice) -> Any:
         hf_model = load_weights(folder, family, choice)
-        if lora_folder is not None and choice.lora != "off":
-            add_lora(hf_model, lora_folder, family)
-            if choice.lora == "merged":
-                merge_adapters(hf_model, headers, lora_folder)
+        if choice.lora in ("merged", "unmerged"):
+            loras = [fit_lora(adapter, hf_model, family) for adapter in adapters]
+            with tensor_reader(headers) as read:
+                stored = stored_names(headers, family)
+                apply_loras(hf_model, loras, merged=choice.lora == "merged", read_base=lambda name: read(stored[name]))
         return hf_model
 
     return Checkpoint(
         format="transformers",
         family=family,
         config=from_pretrained(transformers.AutoConfig, folder, "config.json"),
-        has_lora=lora_folder is not None,
-        headers=headers,
+        has_lora=bool(adapters),
+        headers={**headers, **{name: header for adapter in adapters for name, header in adapter.headers.items()}},
         account=account,
         load_weights=load,
         load_processor=lambda: load_processor(folder),
     )
+
+
+def stored_names(headers: Headers, family: Family) -> dict[str, str]:
+    """From the name in transformers' class to the stored name of every tensor."""
+    names: dict[str, str] = {}
+    for stored in headers:
+        name = stored
+        for older, newer in family.stored.older_names.items():
+            name = re.sub(older, newer, name)
+        names |= {stored: stored, name: stored}
+    return names
 
 
 def from_pretrained(kind: Any, folder: Path, file: str) -> Any:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import platform
 import subprocess
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,19 @@ from midsight.samples.tables import Dataset
 from midsight.store.schema import StoreDtype
 from midsight.store.spec import DatasetSpec, EnvironmentSpec, ModelSpec, PromptSpec, RequestSpec, RunSpec
 
-RECORDED_PACKAGES = ("numpy", "peft", "pillow", "pyarrow", "safetensors", "torch", "torchvision", "transformers")
+RECORDED_PACKAGES = (
+    "accelerate",
+    "numpy",
+    "peft",
+    "pillow",
+    "pyarrow",
+    "safetensors",
+    "tokenizers",
+    "torch",
+    "torchvision",
+    "transformers",
+)
+"""The packages that can change a number; PEFT is only there for users of `midsight.wrap`."""
 PACKAGE = Path(__file__).parents[1]
 
 
@@ -53,12 +66,21 @@ def describe_run(
             device=str(model.device),
             python=platform.python_version(),
             platform=platform.platform(),
-            packages={name: version(name) for name in RECORDED_PACKAGES},
+            packages=installed_versions(),
             midsight_commit=midsight_commit(),
         ),
         vectors=resolved.vectors,
         extras=dict(dataset.extras),
     )
+
+
+def installed_versions() -> dict[str, str]:
+    """Version of every recorded package that is installed."""
+    versions: dict[str, str] = {}
+    for name in RECORDED_PACKAGES:
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return versions
 
 
 def describe_model(model: LoadedModel) -> ModelSpec:

@@ -6,10 +6,13 @@ import re
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
-from midsight.checkpoints.phi4mm.config import Shapes
-from midsight.errors import MidsightError, ModelFileError
+from midsight.checkpoints.lora import LoraPair
+from midsight.checkpoints.phi4mm.config import LoraScale, Shapes
+from midsight.errors import MidsightError, ModelFileError, Option
 from midsight.families.phi4_multimodal import AUDIO_EMBED
 
+SOUND = f"{AUDIO_EMBED}."
+"""How the native names of the audio tower's tensors start."""
 LORA = re.compile(r"(?P<target>model\.layers\.\d+\..+)\.lora_(?P<factor>[AB])\.(?P<task>vision|speech)\.weight")
 
 RENAMES: tuple[tuple[str, str], ...] = (
@@ -31,23 +34,13 @@ RENAMES: tuple[tuple[str, str], ...] = (
 
 
 @dataclass(frozen=True)
-class LoraPair:
-    """The published names of the two factors of one weight's LoRA."""
-
-    a: str
-    """[rank, columns of the weight]."""
-    b: str
-    """[rows of the weight, rank]."""
-
-
-@dataclass(frozen=True)
 class Accounts:
     """What is done with each tensor of the folder."""
 
     loaded: Mapping[str, str]
     """From native to published name."""
     vision_lora: Mapping[str, LoraPair]
-    """From a weight's native name to the factors of its vision LoRA."""
+    """From the path of a linear layer to the factors of its vision LoRA."""
     left_out: tuple[str, ...]
     """Published names that are not loaded: the speech LoRA, and the audio tower unless requested."""
 
@@ -59,33 +52,47 @@ def native_name(published: str) -> str:
     return published
 
 
-def account_for(published: Shapes, native: Shapes, *, rank: int, audio: bool = False) -> Accounts:
+def account_for(published: Shapes, native: Shapes, *, lora: LoraScale, audio: bool = False) -> Accounts:
     """Compares all `published` tensors with the `native` ones that transformers' class expects.
 
-    `rank` is the rank of the vision LoRA; with `audio` the audio tower is loaded. Raises MidsightError if a tensor is
+    `lora` is the vision LoRA's; with `audio` the audio tower is loaded. Raises MidsightError if a tensor is
     missing, extra or misshapen, or if two tensors have the same native name; the error names the tensor.
     """
     sources: dict[str, str] = {}
     factors: dict[str, dict[str, dict[str, str]]] = {"vision": {}, "speech": {}}
     for name in published:
-        lora = LORA.fullmatch(name)
-        if lora:
-            factors[lora["task"]].setdefault(f"{lora['target']}.weight", {})[lora["factor"]] = name
+        found = LORA.fullmatch(name)
+        if found:
+            factors[found["task"]].setdefault(f"{found['target']}.weight", {})[found["factor"]] = name
             continue
         target = _expected_name(name, published, native)
         if target in sources:
             raise MidsightError(f"The folder has {sources[target]} and {name}, which are the same weight; keep one.")
         sources[target] = name
-    missing = [name for name in native if name != "lm_head.weight" and name not in sources]
+    _require_whole(sources, native, audio=audio)
+    adapted = {name for name, source in sources.items() if source.endswith(".base_layer.weight")}
+    vision = _pair_up("vision", factors["vision"], adapted, published, native, lora.rank)
+    # fine-tuning for images removes the speech LoRA: then it is absent as a whole
+    speech = _pair_up("speech", factors["speech"], adapted if factors["speech"] else set(), published, native, None)
+    loaded = {name: source for name, source in sources.items() if audio or not name.startswith(SOUND)}
+    left_out = [name for pair in speech.values() for name in pair]
+    left_out += [source for name, source in sources.items() if name not in loaded]
+    pairs = {name.removesuffix(".weight"): LoraPair(a, b, lora.scale) for name, (a, b) in vision.items()}
+    return Accounts(loaded, pairs, tuple(left_out))
+
+
+def _require_whole(sources: Mapping[str, str], native: Shapes, *, audio: bool) -> None:
+    """Raises MidsightError for a missing tensor; the audio tower may be absent as a whole unless it is requested."""
+    has_sound = any(name.startswith(SOUND) for name in sources)
+    if audio and not has_sound:
+        raise MidsightError("The folder has no audio tower; leave ", Option("audio"), " out.")
+    missing = [
+        name
+        for name in native
+        if name != "lm_head.weight" and name not in sources and (has_sound or not name.startswith(SOUND))
+    ]
     if missing:
         raise ModelFileError(f"The folder lacks {len(missing)} tensors, the first is {missing[0]}")
-    adapted = {name for name, source in sources.items() if source.endswith(".base_layer.weight")}
-    vision = _pair_up("vision", factors["vision"], adapted, published, native, rank)
-    speech = _pair_up("speech", factors["speech"], adapted, published, native, None)
-    left_out = [name for pair in speech.values() for name in (pair.a, pair.b)]
-    loaded = {name: source for name, source in sources.items() if audio or not name.startswith(f"{AUDIO_EMBED}.")}
-    left_out += [source for name, source in sources.items() if name not in loaded]
-    return Accounts(loaded, vision, tuple(left_out))
 
 
 def _expected_name(name: str, published: Shapes, native: Shapes) -> str:
@@ -111,19 +118,19 @@ def _pair_up(
     published: Shapes,
     native: Shapes,
     rank: int | None,
-) -> dict[str, LoraPair]:
-    """The factors of every adapted weight; raises MidsightError if one is missing or has another shape.
+) -> dict[str, tuple[str, str]]:
+    """The names of A and B for every adapted weight; raises MidsightError if one is missing or has another shape.
 
     Without `rank`, the rank of A is what B must have.
     """
     for target in sorted(adapted | set(factors)):
         if target not in adapted or set(factors.get(target, ())) != {"A", "B"}:
             raise ModelFileError(f"The {task} LoRA of {target} is not complete")
-    pairs = {target: LoraPair(found["A"], found["B"]) for target, found in factors.items()}
-    for target, pair in pairs.items():
+    pairs = {target: (found["A"], found["B"]) for target, found in factors.items()}
+    for target, (a, b) in pairs.items():
         rows, columns = native[target]
-        expected = published[pair.a][0] if rank is None and published[pair.a] else rank
-        for name, shape in ((pair.a, (expected, columns)), (pair.b, (rows, expected))):
+        expected = published[a][0] if rank is None and published[a] else rank
+        for name, shape in ((a, (expected, columns)), (b, (rows, expected))):
             if published[name] != shape:
                 raise MidsightError(
                     f"The tensor {name} has the shape {published[name]}, but config.json needs {shape}; use "

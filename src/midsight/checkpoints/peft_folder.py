@@ -1,0 +1,197 @@
+"""A LoRA in PEFT's format: adapter_config.json and adapter_model.safetensors."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from midsight.checkpoints.headers import Headers, read_header, read_json
+from midsight.checkpoints.lora import Lora, LoraPair
+from midsight.errors import MidsightError, ModelFileError
+from midsight.families.family import Family
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+PREFIX = "base_model.model."
+"""How PEFT's names of tensors start."""
+PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
+"""Values of `init_lora_weights` that leave the base model's weights as they are."""
+MORE_THAN_LORA = ("use_dora", "lora_bias", "alora_invocation_tokens", "layer_replication", "use_qalora")
+"""Settings with which PEFT computes more than W x + scale B A x."""
+
+
+@dataclass(frozen=True)
+class PeftFolder:
+    """Config and tensor headers of a LoRA's folder."""
+
+    path: Path
+    """The folder."""
+    config: Mapping[str, Any]
+    """Its adapter_config.json, validated."""
+    headers: Headers
+    """Its tensors, by stored name."""
+
+
+def find_lora(folder: Path, family: Family) -> Path | None:
+    """The folder of the LoRA for images; None if the folder has no LoRA, or the family needs none.
+
+    Raises MidsightError if one of its files is missing. It raises it too if the folder has other LoRAs and not this
+    one: they show that nothing was merged into the weights.
+    """
+    if family.stored.lora_folder is None:
+        return None
+    path = folder / family.stored.lora_folder
+    if not path.is_dir():
+        others = sorted(config.parent.name for config in folder.glob("*/adapter_config.json"))
+        if others:
+            raise MidsightError(
+                f"{folder} has {others[0]}/ and no {family.stored.lora_folder}/, and {family.name} needs its LoRA for "
+                "images; add the folder, or merge it into the weights and leave the others out."
+            )
+        return None
+    return path
+
+
+def read_peft_folder(path: Path) -> PeftFolder:
+    """Reads config and tensor headers; raises MidsightError if a file is missing, damaged, or not a plain LoRA."""
+    for name in (CONFIG, WEIGHTS):
+        if not (path / name).is_file():
+            raise ModelFileError(f"{path} has no {name}, so its LoRA cannot be read", path / name)
+    config = read_json(path / CONFIG)
+    validate_config(path, config)
+    return PeftFolder(path, config, read_header(path / WEIGHTS))
+
+
+def validate_config(path: Path, config: Mapping[str, Any]) -> None:
+    """Raises MidsightError unless the config describes a plain LoRA."""
+    kind = config.get("peft_type")
+    if kind != "LORA":
+        raise more_than_lora(path, f"peft_type {kind!r}")
+    for name in MORE_THAN_LORA:
+        if config.get(name):
+            raise more_than_lora(path, f"{name} {config[name]!r}")
+    if config.get("init_lora_weights", True) not in PLAIN_STARTS:
+        raise more_than_lora(path, f"init_lora_weights {config['init_lora_weights']!r}, which changes the base model")
+    ranks, alphas = (config.get(name) or {} for name in ("rank_pattern", "alpha_pattern"))
+    if not isinstance(ranks, dict) or not isinstance(alphas, dict):
+        raise ModelFileError(
+            f"{path / CONFIG} has a rank_pattern or alpha_pattern that is not an object", path / CONFIG
+        )
+    for name, value in [("r", config.get("r")), *ranks.items()]:
+        if type(value) is not int or value < 1:
+            raise ModelFileError(f"{path / CONFIG} says {value!r} for {name}, which is not a rank", path / CONFIG)
+    for name, value in [("lora_alpha", config.get("lora_alpha")), *alphas.items()]:
+        if type(value) not in (int, float) or not math.isfinite(value):
+            raise ModelFileError(f"{path / CONFIG} says {value!r} for {name}, which is not a number", path / CONFIG)
+
+
+def more_than_lora(path: Path, what: str) -> MidsightError:
+    """The error for an adapter that computes something else than a LoRA."""
+    return MidsightError(
+        f"{path} is more than a plain LoRA ({what}); load it with PEFT and give the model to midsight.wrap."
+    )
+
+
+def fit_lora(adapter: PeftFolder, hf_model: nn.Module, family: Family) -> Lora:
+    """The LoRA on the layers of a model, which may be on the meta device.
+
+    Names of older transformers are translated; tensors of modules that were not loaded are left out. Raises
+    MidsightError for a tensor that has no counterpart, or another shape than its weight and the config ask for.
+    """
+    modules = dict(hf_model.named_modules())
+    parameters = dict(hf_model.named_parameters(remove_duplicate=False))
+    factors: dict[str, dict[str, str]] = {}
+    replaced: dict[str, str] = {}
+    for stored in adapter.headers:
+        name = native_name(stored, family, {*modules, *parameters})
+        if is_unread(name, family, modules):
+            continue
+        found = re.fullmatch(r"(.+)\.lora_([AB])\.weight", name)
+        if found and isinstance(modules.get(found[1]), nn.Linear):
+            factors.setdefault(found[1], {})[found[2]] = stored
+        elif name in parameters and tuple(parameters[name].shape) == adapter.headers[stored].shape:
+            replaced[name] = stored
+        elif not found and name.partition(".lora_")[0] in modules:
+            raise more_than_lora(adapter.path, stored)
+        else:
+            raise no_fit(adapter, family, stored, "has no counterpart")
+    for path in sorted({*factors, *targets(adapter.config, modules)}):
+        if path not in factors or {*factors[path]} != {"A", "B"}:
+            raise no_fit(adapter, family, path, "has no whole LoRA, though adapter_config.json targets it")
+    pairs = {path: make_pair(adapter, path, modules[path], found, family) for path, found in factors.items()}
+    return Lora(adapter.headers, pairs, replaced)
+
+
+def native_name(stored: str, family: Family, known: set[str]) -> str:
+    """The name in transformers' class of one of PEFT's tensors."""
+    name = stored.removeprefix(PREFIX)
+    if name in known or name.partition(".lora_")[0] in known:
+        return name
+    for older, newer in family.stored.older_names.items():
+        name = re.sub(older, newer, name)
+    return name
+
+
+def is_unread(name: str, family: Family, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether this belongs to a module that no image prompt uses and that was not loaded."""
+    paths = family.stored.unused_modules.values()
+    return any(name.startswith(f"{path}.") and isinstance(modules.get(path), nn.Identity) for path in paths)
+
+
+def targets(config: Mapping[str, Any], modules: Mapping[str, nn.Module]) -> Iterator[str]:
+    """The linear layers that the config names; none if it names them by something else than their names."""
+    named = config.get("target_modules")
+    if named == "all-linear" or any(config.get(name) for name in ("layers_to_transform", "exclude_modules")):
+        return
+    for path, module in modules.items():
+        if isinstance(module, nn.Linear) and is_target(path, named):
+            yield path
+
+
+def is_target(path: str, named: Any) -> bool:
+    """Whether PEFT's `target_modules` names a layer: by a regular expression, or by the ends of names."""
+    if isinstance(named, str):
+        try:
+            return named == "all-linear" or re.fullmatch(named, path) is not None
+        except re.error:
+            return False
+    ends = named if isinstance(named, list) else []
+    return any(path == end or path.endswith(f".{end}") for end in ends)
+
+
+def make_pair(adapter: PeftFolder, path: str, layer: Any, found: Mapping[str, str], family: Family) -> LoraPair:
+    """The factors of one layer; raises MidsightError if they do not fit it."""
+    config = adapter.config
+    trained = found["A"].removeprefix(PREFIX).removesuffix(".lora_A.weight")
+    named = config.get("target_modules")
+    if named and not is_target(trained, named) and not is_target(path, named):
+        raise no_fit(adapter, family, found["A"], "is not one that adapter_config.json targets")
+    rank = by_pattern(config.get("rank_pattern"), trained, config["r"])
+    alpha = by_pattern(config.get("alpha_pattern"), trained, config["lora_alpha"])
+    rows, columns = layer.out_features, layer.in_features
+    for name, shape in ((found["A"], (rank, columns)), (found["B"], (rows, rank))):
+        if adapter.headers[name].shape != shape:
+            raise no_fit(adapter, family, name, "has another shape than its weight and adapter_config.json ask for")
+    return LoraPair(found["A"], found["B"], alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
+
+
+def by_pattern(patterns: Mapping[str, Any] | None, path: str, default: Any) -> Any:
+    """The value of the first pattern that matches the end of a layer's path, as PEFT looks it up."""
+    for pattern, value in (patterns or {}).items():
+        try:
+            if re.match(rf"(.*\.)?({pattern})$", path):
+                return value
+        except re.error:
+            continue
+    return default
+
+
+def no_fit(adapter: PeftFolder, family: Family, tensor: str, what: str) -> MidsightError:
+    """The error for a tensor that the model has no place for."""
+    return MidsightError(f"{adapter.path} does not fit {family.name}: the tensor {tensor} {what}.")
