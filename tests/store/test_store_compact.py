@@ -77,10 +77,10 @@ def test_merged_commits_are_merged_again(run_folder):
 
 def test_parts_grow_to_the_target_and_large_ones_stay_as_they_are(tmp_path):
     write_run(tmp_path, [make_record(i) for i in range(30)], commit_seconds=0)
-    (big,) = [commit for commit in open_run(tmp_path).commits if commit.counter == 0]
-    assert big.part is not None
+    run = open_run(tmp_path)
+    largest = max(batch.nbytes for batch in run.batches(run.columns))
     before = content_of(tmp_path)
-    compact.compact(tmp_path, target_bytes=3 * (big.part.bytes + 3 * 30 * 4))
+    compact.compact(tmp_path, target_bytes=3 * largest)
     rows = [commit.rows for commit in open_run(tmp_path).commits]
     assert sum(rows) == 30
     assert set(rows) <= {6, 9, 12, 3}
@@ -94,7 +94,7 @@ def test_parts_grow_to_the_target_and_large_ones_stay_as_they_are(tmp_path):
 
 def test_rows_of_one_image_stay_in_one_part(tmp_path):
     write_run(tmp_path, [make_record(i) for i in range(30)], commit_seconds=0)
-    compact.compact(tmp_path, target_bytes=20_000)
+    compact.compact(tmp_path, target_bytes=4_000)
     run = open_run(tmp_path)
     assert 1 < len(run.commits) < 10
     images = [set(batch.column("image_id").to_pylist()) for batch in run.batches(["image_id"])]
@@ -181,6 +181,51 @@ def test_a_merged_part_that_reads_back_differently_is_not_committed(run_folder, 
         compact.compact(run_folder)
     assert content_of(run_folder) == before
     assert sorted(run_folder.rglob("parts/*")) == names
+
+
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        ("digest_part", MemoryError()),
+        ("_holds", DamagedRunError("The part is damaged.")),
+        ("_holds", KeyboardInterrupt()),
+        ("write_commit", OSError(errno.ENOSPC, "No space left on device")),
+    ],
+)
+def test_a_merge_that_fails_leaves_no_part_behind(run_folder, monkeypatch, name, error):
+    def fail(*_):
+        raise error
+
+    before, names = content_of(run_folder), sorted(run_folder.rglob("parts/*"))
+    monkeypatch.setattr(compact, name, fail)
+    with pytest.raises(CommitError if isinstance(error, OSError) else type(error)):
+        compact.compact(run_folder)
+    assert sorted(run_folder.rglob("parts/*")) == names
+    assert content_of(run_folder) == before
+
+
+def test_a_part_whose_record_is_written_is_kept_whatever_fails_then(run_folder, monkeypatch):
+    def write_and_fail(*arguments):
+        write(*arguments)
+        raise OSError(errno.EIO, "Input/output error")
+
+    before = content_of(run_folder)
+    write = compact.write_commit
+    monkeypatch.setattr(compact, "write_commit", write_and_fail)
+    with pytest.raises(CommitError, match="could not be compacted: Input/output error"):
+        compact.compact(run_folder)
+    assert content_of(run_folder) == before
+
+
+def test_a_text_that_repeats_counts_with_every_row_that_holds_it(tmp_path):
+    text = "long " * 2_000
+    records = [make_record(i, image_id=f"{i}", extras={"source": text}) for i in range(12)]
+    write_run(tmp_path, records, commit_seconds=0)
+    compact.compact(tmp_path, target_bytes=3 * len(text) + 5_000)
+    assert [commit.rows for commit in open_run(tmp_path).commits] == [3, 3, 3, 3]
+    compact.compact(tmp_path, target_bytes=6 * len(text) + 10_000)
+    assert [commit.rows for commit in open_run(tmp_path).commits] == [6, 6]
+    assert [part.stat().st_size for part in files_of(tmp_path, ".parquet")] < [2 * len(text)] * 2
 
 
 def test_bits_tell_negative_zero_from_zero_and_nan_equals_itself(tmp_path):

@@ -5,10 +5,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from midsight.errors import MidsightError
-from midsight.store import RunWriter, open_run
+from midsight.store import RunWriter, open_run, tables
 from midsight.store.compact import compact
 from midsight.store.exports import export_run
 from midsight.store.schema import extra_columns
@@ -38,7 +39,7 @@ def run_folder(request, tmp_path_factory):
             for i in order[number::2]:
                 writer.add(make_record(int(i), SPEC, image_id=str(i)))
     old = {file: file.read_bytes() for file in (path / "parts").iterdir()}
-    compact(path, target_bytes=40_000)
+    compact(path, target_bytes=12_000)
     commits = open_run(path).commits
     assert len(commits) > 3
     assert any(commit.replaces for commit in commits)
@@ -146,6 +147,56 @@ def test_to_pandas(run_folder):
     chosen = run.to_pandas([LAYER_16, "sample_id"])
     assert list(chosen.columns) == [LAYER_16, "sample_id"]
     assert np.stack(chosen[LAYER_16].tolist()).tobytes() == EXPECTED.tobytes()
+
+
+def test_whole_numbers_and_truth_values_that_are_missing_change_nothing(tmp_path):
+    pandas = pytest.importorskip("pandas", reason=REASON)
+    numbers = [2**53 + 1 + 2 * i for i in range(6)]
+    records = [make_record(i, extras={"year": number, "hard": i % 2 == 0}) for i, number in enumerate(numbers)]
+    write_run(tmp_path, [*records, make_record(6, extras={"year": None, "hard": None})])
+    frame = open_run(tmp_path).to_pandas(["year", "input_index", "hard", "prompt_tokens"])
+    assert frame["year"].tolist() == [*numbers, pandas.NA]
+    assert frame["hard"].tolist() == [True, False] * 3 + [pandas.NA]
+    assert [str(dtype) for dtype in frame.dtypes] == ["Int64", "int64", "boolean", "int64"]
+    assert run_section("### pandas, whole numbers", tmp_path)["frame"]["year"].tolist() == [*numbers, pandas.NA]
+    plain = pandas.read_parquet(open_run(tmp_path).part_paths()[0])  # the document warns of this
+    assert plain["year"].tolist()[0] == 2**53
+
+
+@pytest.mark.parametrize("limit", [100, 10**9])
+def test_columns_of_long_texts_get_large_offsets(run_folder, monkeypatch, limit):
+    monkeypatch.setattr(tables, "LONGEST_COLUMN", limit)
+    run = open_run(run_folder)
+    large = limit == 100
+    table = run.table()
+    assert pa.types.is_large_string(table.schema.field("question").type) == large
+    assert pa.types.is_large_list(table.schema.field("reference_answers").type) == large
+    monkeypatch.undo()
+    assert table.to_pylist() == run.table().to_pylist()
+    monkeypatch.setattr(tables, "LONGEST_COLUMN", limit)
+    names = ["question", "reference_answers", LAYER_16]
+    for package, read in (("pandas", run.to_pandas), ("polars", run.to_polars), ("datasets", run.to_dataset)):
+        pytest.importorskip(package, reason=REASON)
+        found = read(names)
+        assert [*found["question"]] == [f"What is in row {i}?" for i in range(COUNT)]
+        assert [[*answers] for answers in found["reference_answers"]] == [["yes", "no"][: i % 3] for i in range(COUNT)]
+        assert np.stack([*found[LAYER_16]]).astype(np.float32).tobytes() == EXPECTED.tobytes()
+
+
+def test_cells_of_vectors_are_views_of_one_array(run_folder):
+    pytest.importorskip("pandas", reason=REASON)
+    cells = open_run(run_folder).to_pandas([LAYER_16])[LAYER_16]
+    assert len({id(cell.base) for cell in cells}) == 1
+
+
+def test_a_dataset_is_not_hashed_and_the_same_columns_have_the_same_fingerprint(run_folder, monkeypatch):
+    datasets = pytest.importorskip("datasets", reason=REASON)
+    monkeypatch.setattr(datasets.arrow_dataset, "generate_fingerprint", lambda _: pytest.fail("it copies the table"))
+    run = open_run(run_folder)
+    prints = [run.to_dataset(columns)._fingerprint for columns in (["year"], ["year"], ["score"], None)]
+    assert prints[0] == prints[1]
+    assert len(set(prints)) == 3
+    assert open_run(run_folder).to_dataset(["year"]).map(lambda row: row)._fingerprint != prints[0]
 
 
 def test_to_polars(run_folder):

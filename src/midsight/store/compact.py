@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from midsight.store.commits import (
     list_commits,
     part_path,
     read_commits,
+    record_path,
     remove_commit,
     remove_leftovers,
     remove_replaced,
@@ -27,7 +29,7 @@ from midsight.store.schema import VECTOR_TYPES, run_schema
 from midsight.store.spec import RunSpec, read_spec
 
 TARGET_BYTES = 256 * 2**20
-"""Default maximum size of a merged part: its vectors uncompressed, everything else compressed."""
+"""Default maximum size of a merged part's rows in memory; the file is smaller."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def compact(path: str | Path, *, target_bytes: int = TARGET_BYTES) -> Compaction
             for shard, counter in counters.items():
                 remove_leftovers(path, shard, counter)
                 remove_replaced(path, shard, before)
-            for group in _groups(before, spec, target_bytes):
+            for group in _groups(path, before, spec, target_bytes):
                 shard = group[0].shard
                 _merge(path, spec, group, counters[shard])
                 counters[shard] += 1
@@ -85,12 +87,11 @@ def compact(path: str | Path, *, target_bytes: int = TARGET_BYTES) -> Compaction
     return Compaction(len(before), len(after), _part_bytes(before), _part_bytes(after))
 
 
-def _groups(commits: Sequence[Commit], spec: RunSpec, target_bytes: int) -> Iterator[list[Commit]]:
-    vector_bytes = sum(spec.vectors.values()) * VECTOR_TYPES[spec.request.store_dtype].bit_width // 8
+def _groups(path: Path, commits: Sequence[Commit], spec: RunSpec, target_bytes: int) -> Iterator[list[Commit]]:
     growing: dict[Shard, _Group] = {}
     for commit in commits:
         failed = {failure.sample_id for failure in commit.failures}
-        size = commit.rows * vector_bytes + (commit.part.bytes if commit.part else 0)
+        size = _bytes_in_memory(path, commit, spec)
         for shard, group in growing.items():
             # A merged commit has the time of its last one. So a failure must not move past a later
             # failure of the same sample in another shard.
@@ -107,6 +108,16 @@ def _groups(commits: Sequence[Commit], spec: RunSpec, target_bytes: int) -> Iter
     yield from (group.commits for group in growing.values() if len(group.commits) > 1)
 
 
+def _bytes_in_memory(path: Path, commit: Commit, spec: RunSpec) -> int:
+    """Size of the rows of `commit`; texts are read, because a text that repeats is stored only once."""
+    if not commit.part:
+        return 0
+    vector_bytes = sum(spec.vectors.values()) * VECTOR_TYPES[spec.request.store_dtype].bit_width // 8
+    others = [name for name in run_schema(spec.columns).names if name not in spec.vectors]
+    batches = read_part(part_path(path, *commit.key), commit.part, others)
+    return commit.rows * vector_bytes + sum(batch.nbytes for batch in batches)
+
+
 def _merge(path: Path, spec: RunSpec, group: Sequence[Commit], counter: int) -> None:
     shard = group[0].shard
     columns = run_schema(spec.columns).names
@@ -116,19 +127,33 @@ def _merge(path: Path, spec: RunSpec, group: Sequence[Commit], counter: int) -> 
         if commit.part
         for batch in read_part(part_path(path, shard, commit.counter), commit.part, columns)
     ]
-    merged = Commit(
-        shard,
-        counter,
-        _write_part(part_path(path, shard, counter), pa.concat_tables(rows)) if rows else None,
-        tuple(failure for commit in group for failure in commit.failures),
-        group[-1].created,
-        # Including those that they replace themselves, in case a copy of the run brings old files back.
-        tuple(sorted({number for commit in group for number in (commit.counter, *commit.replaces)})),
-    )
-    write_commit(path, merged, spec.run_id)
+    with _removed_unless_committed(path, shard, counter) as file:
+        merged = Commit(
+            shard,
+            counter,
+            _write_part(file, pa.concat_tables(rows)) if rows else None,
+            tuple(failure for commit in group for failure in commit.failures),
+            group[-1].created,
+            # Including those that they replace themselves, in case a copy of the run brings old files back.
+            tuple(sorted({number for commit in group for number in (commit.counter, *commit.replaces)})),
+        )
+        write_commit(path, merged, spec.run_id)
     for commit in group:
         remove_commit(path, shard, commit.counter)
     flush_folder(path / PARTS)
+
+
+@contextmanager
+def _removed_unless_committed(path: Path, shard: Shard, counter: int) -> Iterator[Path]:
+    """The part of a new commit, which is deleted if an error comes before its record is there."""
+    file = part_path(path, shard, counter)
+    try:
+        yield file
+    except BaseException:
+        with suppress(OSError):
+            if not record_path(path, shard, counter).exists():
+                file.unlink(missing_ok=True)
+        raise
 
 
 def _write_part(file: Path, table: pa.Table) -> PartDigest:
@@ -138,11 +163,19 @@ def _write_part(file: Path, table: pa.Table) -> PartDigest:
     del data
     with file.open("rb") as stored:
         whole = hashlib.file_digest(stored, "sha256").hexdigest() == digest.sha256
-    back = pa.concat_tables(read_part(file, digest, table.schema.names))
-    if not whole or not _bits(back).equals(_bits(table)):
-        file.unlink()
+    if not whole or not _holds(file, digest, table):
         raise RunError(f"The merged part {file} does not read back as it was written; check the disk and its memory.")
     return digest
+
+
+def _holds(file: Path, digest: PartDigest, table: pa.Table) -> bool:
+    """Whether the part holds the rows of `table`, bit for bit; they are compared a row group at a time."""
+    start = 0
+    for batch in read_part(file, digest, table.schema.names):
+        if not _bits(batch).equals(_bits(table.slice(start, batch.num_rows))):
+            return False
+        start += batch.num_rows
+    return start == table.num_rows
 
 
 def _bits(table: pa.Table) -> pa.Table:

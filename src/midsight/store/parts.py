@@ -58,7 +58,7 @@ def encode_part(table: pa.Table, *, row_group_bytes: int = ROW_GROUP_BYTES) -> p
     }
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(sink, table.schema, **options) as writer:
-        for rows in _row_groups(table.combine_chunks(), row_group_bytes):
+        for rows in _row_groups(table, row_group_bytes):
             writer.write_table(rows, row_group_size=rows.num_rows)
     return sink.getvalue()
 
@@ -132,7 +132,8 @@ def _string_path(field: pa.Field) -> str | None:
 
 def _row_groups(table: pa.Table, row_group_bytes: int) -> Iterator[pa.Table]:
     if table.nbytes <= row_group_bytes or table.num_rows == 1:
-        yield table
+        # Not before, because a column of more than 2 GiB of text cannot be one chunk.
+        yield table.combine_chunks()
         return
     half = table.num_rows // 2
     yield from _row_groups(table.slice(0, half), row_group_bytes)

@@ -19,6 +19,7 @@ from midsight.store.parts import read_part
 from midsight.store.rows import Rows, Samples, samples_array, stored_indices
 from midsight.store.schema import is_vector, run_schema
 from midsight.store.spec import RunSpec, is_run, read_spec
+from midsight.store.tables import dataset_of, ordered_table, pandas_frame, vector_array
 from midsight.store.vectors import VectorBatch, array_for, layer_number, vector_batch, vectors_of
 from midsight.taps.tap import POSITIONS, Position, Tap
 
@@ -62,7 +63,7 @@ class Run:
 
     def sample_ids(self) -> list[str]:
         """The ids of all rows, in dataset order."""
-        return self._ordered(["sample_id"]).column("sample_id").to_pylist()
+        return self._table(["sample_id"]).column("sample_id").to_pylist()
 
     def part_paths(self) -> list[str]:
         """The Parquet files that hold the rows, for other tools, oldest first.
@@ -157,11 +158,17 @@ class Run:
         )
 
     def table(self) -> pa.Table:
-        """Every column without vectors, rows in dataset order."""
-        return self._ordered([name for name in self.columns if name not in self.spec.vectors])
+        """Every column without vectors, rows in dataset order.
+
+        Texts are of type `string`, and in a column of more than 2 GiB of type `large_string`.
+        """
+        return self._table(self._known_or_scalar(None))
 
     def to_pandas(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
         """Columns as a pandas DataFrame.
+
+        Whole numbers and truth values that may be missing have the types `Int64` and `boolean`. The cells of
+        a vector column are views of one array.
 
         Args:
             columns: Names of columns; by default every column without vectors.
@@ -174,7 +181,9 @@ class Run:
             DamagedRunError: Stored bytes are not those that were written.
         """
         import_optional("pandas")
-        return self._chosen(columns).to_pandas()
+        names = self._known_or_scalar(columns)
+        vectors = {name: self._stored_matrix(name) for name in names if name in self.spec.vectors}
+        return pandas_frame(names, self._scalars(names), vectors)
 
     def to_polars(self, columns: Sequence[str] | None = None) -> pl.DataFrame:
         """Columns as a polars DataFrame; vectors are arrays of fixed width.
@@ -189,7 +198,8 @@ class Run:
             MidsightError: The run does not have a column, or polars is not installed.
             DamagedRunError: Stored bytes are not those that were written.
         """
-        return import_optional("polars").from_arrow(self._chosen(columns))
+        polars = import_optional("polars")
+        return polars.from_arrow(self._table(self._known_or_scalar(columns)))
 
     def to_dataset(self, columns: Sequence[str] | None = None) -> Any:
         """Columns as a Hugging Face `datasets.Dataset` in memory.
@@ -204,8 +214,8 @@ class Run:
             MidsightError: The run does not have a column, or datasets is not installed.
             DamagedRunError: Stored bytes are not those that were written.
         """
-        datasets = import_optional("datasets")
-        return datasets.Dataset(datasets.table.InMemoryTable(self._chosen(columns)))
+        import_optional("datasets")
+        return dataset_of(self._table(self._known_or_scalar(columns)), self.spec.run_id, self.commits)
 
     def failures(self) -> list[Failure]:
         """The samples that failed and have no row, each with its latest reason, by row in the dataset."""
@@ -281,12 +291,28 @@ class Run:
                 raise MidsightError(f"{self.path} has no column {name!r}; it has {', '.join(self.columns)}.")
         return columns
 
-    def _chosen(self, columns: Sequence[str] | None) -> pa.Table:
-        return self.table() if columns is None else self._ordered(self._known(columns))
+    def _known_or_scalar(self, columns: Sequence[str] | None) -> list[str]:
+        if columns is None:
+            return [name for name in self.columns if name not in self.spec.vectors]
+        return self._known(columns)
 
-    def _ordered(self, columns: Sequence[str]) -> pa.Table:
+    def _table(self, columns: Sequence[str]) -> pa.Table:
+        scalars = self._scalars(columns)
+        fields = [self._schema.field(name) if name in self.spec.vectors else scalars.field(name) for name in columns]
+        arrays = [
+            vector_array(self._stored_matrix(name)) if name in self.spec.vectors else scalars.column(name)
+            for name in columns
+        ]
+        return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
+
+    def _scalars(self, columns: Sequence[str]) -> pa.Table:
+        """Those of the columns that are not vectors, rows in dataset order."""
+        columns = [name for name in columns if name not in self.spec.vectors]
         schema = pa.schema([self._schema.field(name) for name in columns])
-        return pa.concat_tables([schema.empty_table(), *self.batches(columns)]).take(self._order)
+        return ordered_table(schema, self.batches(columns), self._order)
+
+    def _stored_matrix(self, column: str) -> np.ndarray:
+        return self.matrix(column, out=np.empty((len(self), self.spec.vectors[column]), self.spec.request.store_dtype))
 
     @cached_property
     def _order(self) -> np.ndarray:
