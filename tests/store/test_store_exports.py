@@ -5,7 +5,9 @@ import os
 import subprocess
 import sys
 import textwrap
+import tracemalloc
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +16,7 @@ from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
 from midsight.cli import app
+from midsight.commands.export import split_columns
 from midsight.errors import DamagedRunError, MidsightError, RunError
 from midsight.store import RunWriter, exports, open_run
 from midsight.store.commits import Commit, part_path, write_commit
@@ -236,8 +239,104 @@ def test_column_names_that_are_not_file_names_are_percent_encoded(tmp_path):
     run = open_run(tmp_path / "run")
     for format in ("npy", "hdf5"):
         found = load(export_run(run, tmp_path / format, format, columns=["../up", "a/b"]), format)
-        assert set(found) == {"sample_id", "input_index", "..%2Fup", "a%2Fb"}
+        assert set(found) == {"sample_id", "input_index", "%2E.%2Fup", "a%2Fb"}
     assert sorted(file.name for file in tmp_path.iterdir()) == ["hdf5", "npy", "run"]
+
+
+ODD_NAMES = [
+    "x",
+    "x.npy",
+    ".",
+    "..",
+    "a\0b",
+    "a b",
+    "__metadata__",
+    ".hidden",
+    "100%",
+    "Größe",
+    "a,b",
+    'a"b',
+    "a/b",
+    "'q",
+]
+REFUSED = {
+    "npz": {"x.npy": "cannot be told from 'x'", "a\0b": "has a zero byte in its name"},
+    "safetensors": {"__metadata__": "has a reserved name"},
+}
+
+
+@pytest.fixture(scope="module")
+def odd_run(tmp_path_factory):
+    """Two rows; the value of each extra says which it is."""
+    path = tmp_path_factory.mktemp("odd") / "run"
+    names = [*ODD_NAMES, "", "é" * 50]
+    extras = {name: number for number, name in enumerate(names)}
+    write_run(path, [make_record(0, extras=extras)], make_spec(extras=dict.fromkeys(names, "int64")))
+    return open_run(path)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_columns_with_odd_names_read_back_or_are_refused(odd_run, tmp_path, format):
+    refused = REFUSED.get(format, {})
+    for name, why in refused.items():
+        with pytest.raises(MidsightError) as caught:
+            export_run(odd_run, tmp_path / "out", format, columns=[name, "x"])
+        assert f"The column {name!r} {why}, so {format} cannot hold it; use another format" in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+    names = [name for name in ODD_NAMES if name not in refused]
+    out = export_run(odd_run, tmp_path / "out", format, columns=names)
+    if format == "csv":
+        header, row = read_csv(out)
+        found = {name.removeprefix("'"): [int(cell)] for name, cell in zip(header[2:], row[2:], strict=True)}
+    else:
+        found = {
+            name if format in ("npz", "safetensors") else unquote(name): v for name, v in load(out, format).items()
+        }
+    for name in names:
+        assert found[name] == [ODD_NAMES.index(name)], name
+
+
+@pytest.mark.parametrize(
+    ("format", "name", "why"),
+    [
+        ("npy", "", "has an empty name"),
+        ("hdf5", "", "has an empty name"),
+        ("npy", "é" * 50, "has a name that is too long for a file"),
+    ],
+)
+def test_columns_without_a_usable_file_name_are_refused(odd_run, tmp_path, format, name, why):
+    with pytest.raises(MidsightError, match=f"{why}, so {format} cannot hold it; use another format"):
+        export_run(odd_run, tmp_path / "out", format, columns=[name])
+    assert load(export_run(odd_run, tmp_path / "out", "npz", columns=[name]), "npz")[name].shape == (1,)
+
+
+def test_csv_tells_an_empty_text_from_no_value(tmp_path):
+    records = [make_record(0, answer=""), make_record(1, answer=None), make_record(2, answer='a"b\n')]
+    write_run(tmp_path / "run", records)
+    out = export_run(open_run(tmp_path / "run"), tmp_path / "out.csv", "csv", columns=["answer", "year"])
+    assert (
+        out.read_text(newline="")
+        if sys.version_info >= (3, 13)
+        else out.read_bytes().decode()
+        == ('sample_id,input_index,answer,year\r\ns0,0,"",0\r\ns1,1,,1\r\ns2,2,"a""b\n",2\r\n')
+    )
+
+
+def test_a_long_text_among_many_short_ones_takes_little_memory(tmp_path, monkeypatch):
+    spec = make_spec(vectors={VISION: 4})
+    write_run(
+        tmp_path / "run", [make_record(i, spec, question="x" * (4000 if i == 7 else 1)) for i in range(300)], spec
+    )
+    run = open_run(tmp_path / "run")
+    monkeypatch.setattr(exports, "ROWS_BYTES", 2**18)
+    for format in ARRAYS:
+        tracemalloc.start()
+        try:
+            export_run(run, tmp_path / format, format, columns=["question"])
+            assert tracemalloc.get_traced_memory()[1] < 3_000_000  # 300 times 4,000 characters are 4.8 MB
+        finally:
+            tracemalloc.stop()
+    assert load(tmp_path / "npz", "npz")["question"][7] == "x" * 4000
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -323,6 +422,26 @@ def test_the_command_exports_what_it_is_told(one_run, tmp_path):
     again = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert again.exit_code == 2
     assert "exists already; choose another" in again.output
+
+
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        (["b,a"], ["b,a"]),
+        (["b,a", "year"], ["b,a", "year"]),
+        (["b,a,year"], ["b", "a", "year"]),
+        (["year , b"], ["year", "b"]),
+    ],
+)
+def test_a_column_whose_name_has_a_comma_is_given_on_its_own(given, names):
+    assert split_columns(given, ["b,a", "year"]) == names
+
+
+def test_the_option_for_columns_may_be_repeated(odd_run, tmp_path):
+    arguments = ["export", odd_run.path, "--format", "npz", "--out", tmp_path / "out", "--columns", "a,b"]
+    done = CliRunner().invoke(app, [str(argument) for argument in [*arguments, "--columns", "x, 100%"]])
+    assert done.exit_code == 0, done.output
+    assert set(load(tmp_path / "out", "npz")) == {"sample_id", "input_index", "a,b", "x", "100%"}
 
 
 PEAK = """

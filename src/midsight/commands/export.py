@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +16,8 @@ def export(
     format: Annotated[str, typer.Option("--format", help="hdf5, safetensors, npz, npy or csv.")],
     out: Annotated[Path, typer.Option("--out", help="File to write; for npy a folder.")],
     columns: Annotated[
-        str | None, typer.Option(help="Columns, with commas between; by default all vectors; for csv all others.")
+        list[str] | None,
+        typer.Option(help="Columns, with commas between; may be repeated. By default all vectors; for csv all others."),
     ] = None,
     samples: Annotated[
         Path | None, typer.Option(help="File of sample ids, one a line or a JSON list; by default all.")
@@ -33,8 +35,14 @@ def export(
             opened,
             out,
             format,
-            columns=[name.strip() for name in columns.split(",") if name.strip()] if columns else None,
+            columns=split_columns(columns, opened.columns) if columns else None,
             samples=read_ids(samples) if samples else None,
             overwrite=overwrite,
         )
         typer.echo(f"Wrote {out}.")
+
+
+def split_columns(given: Sequence[str], known: Collection[str]) -> list[str]:
+    """The columns that --columns names; a text that is a column as a whole is not split at its commas."""
+    pieces = [[text] if text in known else [name.strip() for name in text.split(",")] for text in given]
+    return [name for names in pieces for name in names if name]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,8 @@ QUOTE = "'"
 """Put in front of such a text, and of a text that starts with it. Removing one gives every text back."""
 
 _ROWS = 1024
+_QUOTED = re.compile('[,"\r\n]|^$')
+"""Cells in quotes: those that would not read back without, and the empty text, so that it differs from no value."""
 
 
 def write_csv(batches: Iterable[tuple[pa.Table, np.ndarray]], count: int, columns: Sequence[str], made: Path) -> None:
@@ -54,17 +55,21 @@ def neutral(text: str) -> str:
 
 
 def _lines(batch: pa.Table) -> Iterable[bytes]:
-    cells = [_cells(column.combine_chunks()) for column in batch.columns]
+    cells = [_texts(column.combine_chunks()) for column in batch.columns]
     return map(_line, zip(*cells, strict=True))
 
 
-def _line(cells: Iterable[str]) -> bytes:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\r\n").writerow(cells)
-    return text.getvalue().encode()
+def _line(cells: Iterable[str | None]) -> bytes:
+    return f"{','.join(map(_cell, cells))}\r\n".encode()
 
 
-def _cells(array: pa.Array) -> list[str]:
+def _cell(text: str | None) -> str:
+    if text is None:
+        return ""
+    return '"' + text.replace('"', '""') + '"' if _QUOTED.search(text) else text
+
+
+def _texts(array: pa.Array) -> list[str | None]:
     if pa.types.is_list(array.type):
         return [_text(value, _json) for value in array.to_pylist()]
     if pa.types.is_boolean(array.type):
@@ -72,11 +77,11 @@ def _cells(array: pa.Array) -> list[str]:
     if pa.types.is_string(array.type):
         return [_text(value, neutral) for value in array.to_pylist()]
     # Arrow prints the shortest digits that read back as the same number, float32 as float32.
-    return [_text(value, str) for value in array.cast(pa.string()).to_pylist()]
+    return array.cast(pa.string()).to_pylist()
 
 
-def _text(value: Any, spell: Callable[[Any], str]) -> str:
-    return "" if value is None else spell(value)
+def _text(value: Any, spell: Callable[[Any], str]) -> str | None:
+    return None if value is None else spell(value)
 
 
 def _json(value: Any) -> str:

@@ -31,9 +31,12 @@ FORMATS = ("hdf5", "safetensors", "npz", "npy", "csv")
 
 ALONGSIDE = ("sample_id", "input_index")
 """Columns of every export."""
+ROWS_BYTES = 64 * 2**20
+"""Most bytes of one column that are made at a time."""
 TEXT_BYTES = 4096
 """Longest text in an export of arrays, because every text of a column takes the space of the longest."""
 
+_LONGEST_FILE_NAME = 255
 _SAFETENSORS = {"float16": "F16", "float32": "F32", "float64": "F64", "int64": "I64", "bool": "BOOL", "uint8": "U8"}
 
 
@@ -164,7 +167,38 @@ def _chosen_columns(run: Run, format: str, columns: Sequence[str] | None) -> lis
             raise MidsightError(
                 f"The column {name} holds lists, which {format} cannot; use ", Option("format", "csv"), "."
             )
-    return [*dict.fromkeys((*ALONGSIDE, *columns))]
+    columns = [*dict.fromkeys((*ALONGSIDE, *columns))]
+    for name in columns:
+        if why := _unusable_name(name, columns, format):
+            raise MidsightError(
+                f"The column {name!r} {why}, so {format} cannot hold it; use another ", Option("format"), "."
+            )
+    return columns
+
+
+def _unusable_name(name: str, columns: Sequence[str], format: str) -> str:
+    """Why a file of `format` would not give the column back under its name; empty if it would."""
+    if format == "npz" and "\0" in name:
+        return "has a zero byte in its name"
+    if format == "npz" and name.endswith(".npy") and name.removesuffix(".npy") in columns:
+        return f"cannot be told from {name.removesuffix('.npy')!r}"
+    if format == "safetensors" and name == "__metadata__":
+        return "has a reserved name"
+    if format in ("npy", "hdf5") and not name:
+        return "has an empty name"
+    if format == "npy" and len(escaped_name(name)) + len(".npy") > _LONGEST_FILE_NAME:
+        return "has a name that is too long for a file"
+    return ""
+
+
+def escaped_name(column: str) -> str:
+    """The name of a file (npy) or a dataset (hdf5) for a column; `urllib.parse.unquote` gives the column back.
+
+    >>> escaped_name("a/b"), escaped_name(".")
+    ('a%2Fb', '%2E')
+    """
+    name = quote(column, safe=" ")
+    return f"%2E{name[1:]}" if name.startswith(".") else name
 
 
 def _chosen_rows(run: Run, samples: Collection[str] | None) -> _Chosen:
@@ -216,16 +250,20 @@ def _filled(values: pa.ChunkedArray, column: str) -> pa.ChunkedArray:
 
 def _scatter(rows: _Chosen, array: _Array, file: BinaryIO, offset: int) -> None:
     """Write one column into `file` from `offset` on, each row at its place."""
+    most = max(1, ROWS_BYTES // array.row_bytes)  # a short text takes the space of the longest
     for batch, positions in rows.batches([array.column]):
-        if not len(positions):
-            continue
-        order = np.argsort(positions)
-        values, places = np.ascontiguousarray(_values(batch, array)[order]), positions[order]
-        breaks = [0, *(np.flatnonzero(np.diff(places) != 1) + 1).tolist(), len(places)]
-        data = values.reshape(-1).view(np.uint8).data
-        for start, end in pairwise(breaks):
-            file.seek(offset + int(places[start]) * array.row_bytes)
-            file.write(data[start * array.row_bytes : end * array.row_bytes])
+        for start in range(0, batch.num_rows, most):
+            _write_rows(batch.slice(start, most), positions[start : start + most], array, file, offset)
+
+
+def _write_rows(batch: pa.Table, positions: np.ndarray, array: _Array, file: BinaryIO, offset: int) -> None:
+    order = np.argsort(positions)
+    values, places = np.ascontiguousarray(_values(batch, array)[order]), positions[order]
+    breaks = [0, *(np.flatnonzero(np.diff(places) != 1) + 1).tolist(), len(places)]
+    data = values.reshape(-1).view(np.uint8).data
+    for start, end in pairwise(breaks):
+        file.seek(offset + int(places[start]) * array.row_bytes)
+        file.write(data[start * array.row_bytes : end * array.row_bytes])
 
 
 def _values(batch: pa.Table, array: _Array) -> np.ndarray:
@@ -254,7 +292,7 @@ def _write_npy(rows: _Chosen, array: _Array, file: Path) -> None:
 def _write_npy_folder(rows: _Chosen, arrays: Sequence[_Array], made: Path) -> None:
     made.mkdir()
     for array in arrays:
-        _write_npy(rows, array, made / f"{quote(array.column, safe=' ')}.npy")
+        _write_npy(rows, array, made / f"{escaped_name(array.column)}.npy")
 
 
 def _write_npz(rows: _Chosen, arrays: Sequence[_Array], made: Path) -> None:
@@ -302,7 +340,7 @@ def _write_hdf5(rows: _Chosen, arrays: Sequence[_Array], made: Path) -> None:
             dtype = h5py.string_dtype("utf-8", array.dtype.itemsize) if array.dtype.kind == "S" else array.dtype
             dataset = h5py.h5d.create(
                 file.id,
-                quote(array.column, safe=" ").encode(),
+                escaped_name(array.column).encode(),
                 h5py.h5t.py_create(dtype, logical=True),
                 h5py.h5s.create_simple(array.shape),
                 properties,
