@@ -16,6 +16,7 @@ from midsight.commands.extract import extract
 from midsight.commands.label import label
 from midsight.commands.models import models
 from midsight.commands.outcome import DONE
+from midsight.commands.probe import probe
 from midsight.commands.show import show
 from midsight.commands.verify import verify
 from midsight.version import __version__
@@ -28,7 +29,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (extract, show, label, verify, compact, export, check, models, demo):
+for command in (extract, show, label, probe, verify, compact, export, check, models, demo):
     app.command()(command)
 
 

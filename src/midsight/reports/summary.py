@@ -12,7 +12,7 @@ import pyarrow as pa
 from midsight.samples.sample import Failure
 from midsight.store.reader import Run
 from midsight.store.schema import is_vector, renamed_columns, run_schema
-from midsight.store.vectors import vectors_of
+from midsight.store.vectors import same_as, vectors_of
 
 
 @dataclass(frozen=True)
@@ -83,17 +83,6 @@ class Summary:
     """Every vector column, in stored order."""
     answers: AnswerSummary | None
     """None for a run without answers."""
-
-
-SAME = 1e-5
-"""Relative distance up to which vectors count as equal: batches of other shapes round float32 differently."""
-
-
-def same_as(vectors: np.ndarray, point: np.ndarray) -> bool:
-    """Whether all vectors [n, width] equal `point` [width] up to rounding; values that are not finite never do."""
-    with np.errstate(invalid="ignore"):
-        distances = np.linalg.norm(vectors.astype(np.float64) - point, axis=1)
-    return bool((distances <= SAME * np.linalg.norm(point.astype(np.float64))).all())
 
 
 class _VectorTally:

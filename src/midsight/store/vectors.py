@@ -69,3 +69,14 @@ def layer_number(layer: Any, layers: int) -> int:
             " is not a whole number; give one layer, like 16, or use run.matrices(position) for all stored layers.",
         ) from None
     return number + layers if number < 0 else number
+
+
+SAME = 1e-5
+"""Relative distance up to which vectors count as equal: batches of other shapes round float32 differently."""
+
+
+def same_as(vectors: np.ndarray, point: np.ndarray) -> bool:
+    """Whether all vectors [n, width] equal `point` [width] up to rounding; values that are not finite never do."""
+    with np.errstate(invalid="ignore"):
+        distances = np.linalg.norm(vectors.astype(np.float64) - point, axis=1)
+    return bool((distances <= SAME * np.linalg.norm(point.astype(np.float64))).all())

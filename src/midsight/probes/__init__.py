@@ -1,0 +1,1 @@
+"""Probes: what can be predicted from stored vectors, against what the model's own confidence predicts."""

@@ -1,0 +1,285 @@
+"""The whole study of one label: every column probed, next to what is known without a probe."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import numpy as np
+import psutil
+from threadpoolctl import threadpool_limits
+
+from midsight.errors import MidsightError, Option
+from midsight.probes.baselines import baselines, confidence_features
+from midsight.probes.crossval import ColumnFit, fit_column
+from midsight.probes.finding import CurvePoint, Finding, SkippedColumn, StratumResult
+from midsight.probes.sampling import Division, Samples, divide, labelled_samples
+from midsight.probes.scored import (
+    CROSS_VALIDATED,
+    Evaluation,
+    Scored,
+    scored_baseline,
+    scored_choice,
+    scored_confidence,
+    scored_fit,
+    surest_first,
+)
+from midsight.store.reader import Run
+from midsight.store.vectors import same_as
+
+PACKAGES = ("numpy", "scipy", "scikit-learn")
+"""Packages whose versions a finding records."""
+CONSTANT = "all rows are equal (constant), so that nothing can be learned from it"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyOptions:
+    """How a label is probed."""
+
+    label: str
+    """The label."""
+    name: str | None = None
+    """Name of the finding; by default the label's."""
+    columns: tuple[str, ...] | None = None
+    """Columns to probe, or names of a position's representation; None for every vector column."""
+    strata: tuple[str, ...] = ()
+    """Columns within which results are also given."""
+    group_by: tuple[str, ...] = ("image_id",)
+    """Columns whose values keep samples together."""
+    folds: int = 5
+    """Number of folds."""
+    holdout: float | None = None
+    """Share of the groups to test on; None for cross-validation."""
+    permutations: int = 199
+    """How often labels are permuted."""
+    seed: int = 0
+    """Of folds and permutations."""
+
+
+@dataclass(frozen=True)
+class ColumnProbe:
+    """A column's probe."""
+
+    fit: ColumnFit
+    """Cross-validation, and the probe trained on all that may train."""
+    image_only: bool
+    """Whether its vectors are equal for all questions on an image."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """A finding, and the probes that it is of."""
+
+    finding: Finding
+    """The results."""
+    probes: Mapping[str, ColumnProbe]
+    """By column."""
+    division: Division
+    """The samples."""
+
+
+Progress = Callable[[int, int], None]
+"""Called with the number of columns that are done, and of all."""
+
+
+def study(run: Run, options: StudyOptions, other: Run | None = None, on_progress: Progress = lambda *_: None) -> Study:
+    """Probes a label of a run.
+
+    Args:
+        run: The run, with the label.
+        options: How to probe.
+        other: Another run with a label of the same name, to test on in place of cross-validation.
+        on_progress: Called as columns are done.
+
+    Returns:
+        The finding and its probes.
+
+    Raises:
+        MidsightError: The label, a column or an option cannot be used; the sentence says why.
+    """
+    _require_sense(options, other)
+    samples = labelled_samples(run, options.label)
+    columns = chosen_columns(run, options.columns)
+    other_samples = labelled_samples(other, options.label) if other else None
+    division = divide(
+        samples,
+        other_samples,
+        group_by=options.group_by,
+        strata=options.strata,
+        folds=options.folds,
+        holdout=options.holdout,
+        permutations=options.permutations,
+        seed=options.seed,
+    )
+    with threadpool_limits(1):  # more threads than columns side by side would wait for each other
+        probes = _probe_columns(division, columns, on_progress)
+        if not probes:
+            raise MidsightError(f"Every column is constant: in each of {', '.join(columns)}, {CONSTANT}.")
+        if options.columns and len(probes) < len(columns):
+            constant = next(name for name in columns if name not in probes)
+            raise MidsightError(f"In the column {constant}, {CONSTANT}; leave it out of ", Option("columns"), ".")
+        finding = _conclude(samples, other_samples, division, probes, columns, options)
+    return Study(finding, probes, division)
+
+
+def chosen_columns(run: Run, asked: Sequence[str] | None) -> list[str]:
+    """The vector columns that `asked` names, each by its name or by its position's; all of them by default."""
+    if not run.vector_columns:
+        raise MidsightError(f"{run.path} holds no vectors; extract it with other ", Option("positions"), ".")
+    if asked is None:
+        return [*run.vector_columns]
+    found: list[str] = []
+    for name in asked:
+        mine = [column for column in run.vector_columns if column == name or column.startswith(f"{name}.")]
+        if not mine:
+            raise MidsightError(f"{run.path} has no vector column {name!r}; it has {', '.join(run.vector_columns)}.")
+        found += [column for column in mine if column not in found]
+    return found
+
+
+def _require_sense(options: StudyOptions, other: Run | None) -> None:
+    if options.holdout is not None and not 0.05 <= options.holdout <= 0.9:
+        raise MidsightError(Option("holdout", options.holdout), " is not a share from 0.05 to 0.9.")
+    if options.holdout is not None and other is not None:
+        raise MidsightError(Option("holdout"), " and ", Option("evaluate_on"), " are two tests; give one of them.")
+    if options.permutations < 0:
+        raise MidsightError(Option("permutations", options.permutations), " is negative; give 0 or more.")
+
+
+def _probe_columns(division: Division, columns: Sequence[str], on_progress: Progress) -> dict[str, ColumnProbe]:
+    """The probes of columns that are not constant, several columns at a time, each in one thread."""
+    done = 0
+    probes: dict[str, ColumnProbe] = {}
+    on_progress(0, len(columns))
+    with ThreadPoolExecutor(_workers(division, columns)) as pool:
+        for name, probe in zip(columns, pool.map(lambda name: probe_column(division, name), columns), strict=True):
+            if probe is not None:
+                probes[name] = probe
+            done += 1
+            on_progress(done, len(columns))
+    return probes
+
+
+def probe_column(division: Division, name: str) -> ColumnProbe | None:
+    """The probe of one column; None if it is constant."""
+    features = read_column(division, name)
+    if all(same_as(features[start : start + 1024], features[0]) for start in range(0, len(features), 1024)):
+        return None
+    image_only = _is_image_only(features, division.images)
+    return ColumnProbe(fit_column(features, division.design), image_only)
+
+
+def read_column(division: Division, name: str) -> np.ndarray:
+    """The vectors of the samples, float32 [n, width], sorted by fold."""
+    width = division.parts[0][0].spec.vectors[name]
+    features = np.empty((division.design.bounds[-1], width), np.float32)
+    start = 0
+    for run, ids in division.parts:
+        if run.spec.vectors.get(name) != width:
+            raise MidsightError(f"{run.path} has no vector column {name} of width {width}; choose others with ",
+                                Option("columns"), ".")  # fmt: skip
+        run.matrix(name, samples=ids, out=features[start : start + len(ids)])
+        start += len(ids)
+    return features
+
+
+def _is_image_only(features: np.ndarray, images: np.ndarray) -> bool:
+    """Whether the vectors of questions on one image are equal, judged by the first images with several questions."""
+    shared = np.flatnonzero(np.bincount(images) > 1)[:100]
+    return len(shared) > 0 and all(same_as(rows, rows[0]) for rows in (features[images == image] for image in shared))
+
+
+def _workers(division: Division, columns: Sequence[str]) -> int:
+    """How many columns fit into half of the free memory, at most one for each core."""
+    run, n = division.parts[0][0], division.design.bounds[-1]
+    width = max(run.spec.vectors[name] for name in columns)
+    each = 4 * (n * width + 8 * width * min(width, n) + n * (len(division.design.labels) + 2 * len(columns)))
+    room = int(psutil.virtual_memory().available * 0.5 // each)
+    return max(1, min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+                      len(columns), room))  # fmt: skip
+
+
+def _conclude(
+    samples: Samples,
+    other: Samples | None,
+    division: Division,
+    probes: Mapping[str, ColumnProbe],
+    columns: Sequence[str],
+    options: StudyOptions,
+) -> Finding:
+    design, run = division.design, samples.run
+    found = baselines(division.table, division.strata)
+    confidence = confidence_features(found)
+    scored = [scored_fit(name, probe.fit, image_only=probe.image_only) for name, probe in probes.items()]
+    picked: tuple[str, ...] = ()
+    if len(probes) > 1:
+        choice, picked = scored_choice({name: probe.fit for name, probe in probes.items()}, design)
+        scored.append(choice)
+    scored += [scored_baseline(one, design) for one in found]
+    if confidence is not None:
+        scored.append(scored_confidence(confidence, design))
+    widening = CROSS_VALIDATED if design.tested.all() else 1.0
+    evaluation = Evaluation(scored, design, division.strata, confidence, widening)
+    results = {id(one): result for one, result in zip(scored, evaluation.results(), strict=True)}
+    strata = evaluation.strata_results()
+    y = design.y[design.tested]
+    return Finding(
+        name=options.name or options.label,
+        run=str(run.path),
+        run_id=run.spec.run_id,
+        model=run.spec.model.name,
+        model_fingerprint=run.spec.model.fingerprint,
+        tested_on=str(other.run.path) if other else "held-out groups" if options.holdout else "cross-validation",
+        label=options.label,
+        label_source=samples.record.source,
+        n=len(design.y),
+        tested=len(y),
+        positives=int(y.sum()),
+        base_rate=float(y.mean()),
+        groups=len(np.unique(design.groups)),
+        group_by=options.group_by,
+        strata=tuple(strata),
+        folds=options.folds,
+        seed=options.seed,
+        permutations=options.permutations,
+        interval_widening=widening,
+        columns=tuple(results[id(one)] for one in scored if not one.baseline and one.name != "chosen"),
+        chosen=next((results[id(one)] for one in scored if one.name == "chosen"), None),
+        chosen_columns=picked,
+        baselines=tuple(results[id(one)] for one in scored if one.baseline),
+        skipped=tuple(SkippedColumn(column=name, reason=CONSTANT) for name in columns if name not in probes),
+        abstention=_abstention(scored, division),
+        warnings=(*division.warnings, *_one_class_warnings(strata), *_confidence_warning(confidence)),
+        versions={
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("numpy", "scipy", "scikit-learn")},
+        },
+    )
+
+
+def _abstention(scored: Sequence[Scored], division: Division) -> tuple[CurvePoint, ...]:
+    tested = division.design.tested
+    certainty = next((one.raw[tested] for one in scored if one.name == "first_token_max"), None)
+    if certainty is None:
+        return ()
+    points = surest_first(division.design.y[tested], certainty)
+    return tuple(CurvePoint(answered=share, accuracy=accuracy) for share, accuracy in points)
+
+
+def _one_class_warnings(strata: Sequence[StratumResult]) -> list[str]:
+    return [
+        f"All {one.n} samples with {one.stratum} {one.value!r} have the label {'true' if one.positives else 'false'}; "
+        "that alone tells them apart from the others, so look at the results within strata."
+        for one in strata
+        if one.positives in (0, one.n)
+    ]
+
+
+def _confidence_warning(confidence: np.ndarray | None) -> list[str]:
+    if confidence is not None:
+        return []
+    return ["The run has no answers, so there is no confidence of the model to compare with."]

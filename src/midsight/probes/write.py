@@ -1,0 +1,72 @@
+"""Writes a study into its run: result.json, tables, figures and fitted probes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from midsight.probes.crossval import Design
+from midsight.probes.figure import auroc_by_layer
+from midsight.probes.finding import Finding
+from midsight.probes.probe import Probe, probe_files
+from midsight.probes.stacking import fit_logistic
+from midsight.probes.study import ColumnProbe, Study
+from midsight.probes.tables import as_markdown, scores_csv, strata_csv
+from midsight.store.findings import write_finding
+from midsight.store.reader import Run
+from midsight.store.typed_json import to_json
+
+
+def write_study(run: Run, study: Study) -> Path:
+    """Writes a study into the run folder, in place of a finding of the same name, and returns its folder."""
+    finding, drawing = study.finding, auroc_by_layer(study.finding)
+    files = {
+        "columns.csv": scores_csv([*finding.columns, *([finding.chosen] if finding.chosen else [])]).encode(),
+        "baselines.csv": scores_csv(finding.baselines).encode(),
+        "strata.csv": strata_csv(finding).encode(),
+        "finding.md": as_markdown(finding).encode(),
+        "auroc.svg": drawing.svg(f"AUROC by layer of {finding.label}").encode(),
+        "auroc.png": drawing.png(),
+        **{f"probe/{name}": data for name, data in _probe_files(study).items()},
+    }
+    return write_finding(run.path, finding.name, to_json(finding), files)
+
+
+def fitted_probe(name: str, probe: ColumnProbe, design: Design, label: str) -> Probe:
+    """The probe of a column as users load it, calibrated on scores of rows that it was not trained on."""
+    fit = probe.fit
+    tested = np.isfinite(fit.scores)
+    (slope,), intercept = fit_logistic(fit.scores[tested, None].astype(np.float64), design.y[tested])
+    weight = fit.weights.coefficients[:, 0].astype(np.float64)
+    return Probe(
+        column=name,
+        label=label,
+        shift=fit.shift,
+        weight=weight * fit.scale,
+        slope=float(slope),
+        intercept=float(intercept + slope * float(fit.weights.intercepts[0])),
+        facts={"penalty": fit.penalty, "image_only": probe.image_only},
+    )
+
+
+def default_column(finding: Finding) -> str:
+    """The column that inner folds chose most often, or the only one."""
+    counted = Counter(finding.chosen_columns or [one.column for one in finding.columns])
+    return counted.most_common(1)[0][0]
+
+
+def _probe_files(study: Study) -> dict[str, bytes]:
+    finding, design = study.finding, study.division.design
+    probes = {name: fitted_probe(name, probe, design, finding.label) for name, probe in study.probes.items()}
+    facts = {
+        "label": finding.label,
+        "run_id": finding.run_id,
+        "model": finding.model,
+        "model_fingerprint": finding.model_fingerprint,
+        "trained_on": int(design.bounds[max(max(split.train) for split in design.splits) + 1]),
+        "midsight_version": finding.midsight_version,
+        "created": finding.created,
+    }
+    return probe_files(probes, default_column(finding), facts)
