@@ -108,7 +108,8 @@ def test_the_small_logistic_regression_is_scikit_learns():
     reference = LogisticRegression(C=1 / (1e-3 * 400), tol=1e-10, max_iter=1000)
     reference.fit((features - features.mean(axis=0)) / deviation, y)
     assert coefficients * deviation == pytest.approx(reference.coef_[0], abs=1e-4)
-    assert intercept + features.mean(axis=0) @ coefficients == pytest.approx(float(np.ravel(reference.intercept_)[0]), abs=1e-4)
+    expected = float(np.ravel(reference.intercept_)[0])
+    assert intercept + features.mean(axis=0) @ coefficients == pytest.approx(expected, abs=1e-4)
 
 
 def test_separable_data_stay_finite():
