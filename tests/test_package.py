@@ -34,6 +34,7 @@ def test_the_public_names_are_exactly_these():
         "Failure",
         "Record",
         "Run",
+        "Probe",
         "Tap",
         "MidsightError",
         "SampleError",
@@ -91,6 +92,10 @@ def test_reading_runs_needs_no_torch():
     modules = "midsight.records, midsight.store.reader, midsight.store.writer, midsight.samples.tables"
     loaded = imported_by(f"import {modules}, midsight.reports.summary, midsight.reports.terminal")
     assert loaded == {"pyarrow", "PIL"}
+
+
+def test_probing_needs_no_torch():
+    assert "torch" not in imported_by("import midsight.probes.write, midsight.probes.study, midsight.commands.probe")
 
 
 @pytest.mark.slow

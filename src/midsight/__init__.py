@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from midsight.extraction.request import Request
     from midsight.extraction.run import extract
     from midsight.extraction.todo import Progress
+    from midsight.probes.probe import Probe
     from midsight.records import Record
     from midsight.samples.options import DatasetOptions
     from midsight.samples.sample import Failure, Sample
@@ -28,6 +29,7 @@ _HOME = {
     "Failure": "midsight.samples.sample",
     "MidsightError": "midsight.errors",
     "Model": "midsight.extraction.model",
+    "Probe": "midsight.probes.probe",
     "Progress": "midsight.extraction.todo",
     "Record": "midsight.records",
     "Request": "midsight.extraction.request",
@@ -55,6 +57,7 @@ __all__ = [  # noqa: RUF022  (the order of the documentation)
     "Failure",
     "Record",
     "Run",
+    "Probe",
     "Tap",
     "MidsightError",
     "SampleError",

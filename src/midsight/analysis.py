@@ -1,18 +1,36 @@
-"""A run with what is concluded from it: its labels."""
+"""A run with what is concluded from it: labels, data for probes, and findings."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
+import numpy as np
 import pyarrow as pa
 
+from midsight.errors import MidsightError
 from midsight.labels.judge import JudgeOptions, Undecided
 from midsight.labels.label import label_from_file, label_run
 from midsight.store import reader
 from midsight.store.annotations import LabelRecord, label_names, read_label
+
+if TYPE_CHECKING:
+    from midsight.probes.finding import Finding
+
+
+class TrainingData(NamedTuple):
+    """Vectors and labels for a probe of one's own."""
+
+    X: np.ndarray
+    """float32 [n, width]."""
+    y: np.ndarray
+    """bool [n]."""
+    groups: np.ndarray
+    """Number of the image [n], for GroupKFold."""
+    ids: list[str]
+    """Sample ids [n]."""
 
 
 class Run(reader.Run):
@@ -123,6 +141,89 @@ class Run(reader.Run):
             MidsightError: The run has no such label.
         """
         return read_label(self.path, self.spec.run_id, name)
+
+    def training_data(self, column: str, label: str) -> TrainingData:
+        """One vector column and one label, as scikit-learn takes them; samples without a value are left out.
+
+        Args:
+            column: The vector column.
+            label: Name of the label.
+
+        Returns:
+            `X` float32 [n, width], `y` bool [n], `groups` int64 [n] (equal for equal images), `ids`; in dataset order.
+
+        Raises:
+            MidsightError: The run has no such column or label, or the label has no value.
+        """
+        values = self.labels(label)
+        mask = np.array([value is not None for value in values], bool)
+        if not mask.any():
+            raise MidsightError(f"The label {label} of {self.path} has no value for any sample; choose another label.")
+        images = self.table()["image_id"].to_numpy()[mask]
+        return TrainingData(
+            X=self.matrix(column, samples=mask),
+            y=np.array([value for value in values if value is not None], bool),
+            groups=np.unique(images, return_inverse=True)[1].astype(np.int64),
+            ids=[one for one, kept in zip(self.sample_ids(), mask, strict=True) if kept],
+        )
+
+    def probe(
+        self,
+        label: str = "correct",
+        *,
+        name: str | None = None,
+        columns: Sequence[str] | None = None,
+        strata: Sequence[str] = (),
+        group_by: Sequence[str] = ("image_id",),
+        folds: int = 5,
+        holdout: float | None = None,
+        evaluate_on: reader.Run | None = None,
+        methods: Sequence[str] = ("ridge",),
+        halp: bool = False,
+        permutations: int = 199,
+        seed: int = 0,
+    ) -> Finding:
+        """Probes vector columns for a label beside the model's confidence, and stores the finding in the run.
+
+        Args:
+            label: The label to predict.
+            name: Name of the finding; by default the label's.
+            columns: Vector columns, or names of a position's representation; by default all.
+            strata: Columns within which results are also given.
+            group_by: Columns whose values keep samples together.
+            folds: Number of folds.
+            holdout: Test on this share of the groups in place of cross-validation.
+            evaluate_on: Test on another run that has the same label.
+            methods: `ridge` is always there; also `logistic` and `mlp`, for named columns.
+            halp: Also the recipe of the HALP paper, for named columns.
+            permutations: How often labels are permuted.
+            seed: Of folds and permutations.
+
+        Returns:
+            The finding; docs/findings.md has its fields.
+
+        Raises:
+            MidsightError: The label, a column or an option cannot be used; the sentence says why.
+        """
+        from midsight.probes.study import StudyOptions, study
+        from midsight.probes.write import write_study
+
+        options = StudyOptions(
+            label=label,
+            name=name,
+            columns=tuple(columns) if columns else None,
+            strata=tuple(strata),
+            group_by=tuple(group_by),
+            folds=folds,
+            holdout=holdout,
+            methods=tuple(methods),
+            halp=halp,
+            permutations=permutations,
+            seed=seed,
+        )
+        done = study(self, options, evaluate_on)
+        write_study(self, done)
+        return done.finding
 
     @property
     def label_names(self) -> tuple[str, ...]:

@@ -7,15 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import GroupKFold, cross_val_score
 from typer.testing import CliRunner
 
+import midsight
 from midsight.cli import app
 from midsight.errors import DamagedRunError, MidsightError
 from midsight.labels.label import label_from_file, label_run
+from midsight.probes.finding import HalpResult
 from midsight.probes.probe import Probe
 from midsight.probes.study import StudyOptions, study
-from midsight.probes.tables import conclude
+from midsight.probes.tables import as_markdown, conclude
 from midsight.probes.write import write_study
 from midsight.store import open_run
 from midsight.store.findings import finding_names, read_result
@@ -127,7 +131,13 @@ def test_the_folder_has_results_tables_figures_and_probes(run, done):
 def test_every_field_of_result_json_is_documented(run):
     page = (Path(__file__).parents[2] / "docs" / "findings.md").read_text(encoding="utf-8")
     result = read_result(run.path, run.spec.run_id, "correct")
-    fields = {*result, *result["columns"][0], *result["strata"][0], *result["abstention"][0]}
+    fields = {
+        *result,
+        *result["columns"][0],
+        *HalpResult.__dataclass_fields__,
+        *result["strata"][0],
+        *result["abstention"][0],
+    }
     assert [name for name in fields if f"`{name}`" not in page] == []
 
 
@@ -285,3 +295,42 @@ def test_the_command_prints_a_conclusion_and_plain_data(run):
     wrong = CliRunner().invoke(app, ["probe", str(run.path), "--group-by", "nope"])
     assert wrong.exit_code == 2
     assert open_run(run.path).path == run.path
+
+
+@pytest.mark.slow
+def test_other_methods_and_the_papers_recipe_are_there_on_request(run):
+    options = StudyOptions(
+        label="correct", columns=(PLANTED,), methods=("ridge", "logistic", "mlp"), halp=True, permutations=0
+    )
+    finding = study(run, options).finding
+    assert [one.method for one in finding.columns] == ["ridge", "logistic", "mlp"]
+    aurocs = [one.auroc for one in finding.columns]
+    assert aurocs[1] == pytest.approx(aurocs[0], abs=0.02)
+    assert aurocs[2] > 0.8
+    assert all(one.gain_interval[0] > 0 for one in finding.columns)
+    assert (finding.halp[0].tested, finding.halp[0].column) == (80, PLANTED)
+    assert finding.halp[0].tested_on_training_images > 70
+    assert finding.halp[0].train_auroc > finding.halp[0].auroc > 0.8
+    assert "do not compare it" in as_markdown(finding)
+
+
+def test_slow_methods_need_named_columns(run):
+    with pytest.raises(MidsightError, match="halp=True is for chosen columns"):
+        study(run, StudyOptions(label="correct", halp=True))
+    with pytest.raises(MidsightError, match="methods='ridge,mlp' is for chosen columns"):
+        study(run, StudyOptions(label="correct", methods=("ridge", "mlp")))
+    with pytest.raises(MidsightError, match="methods='svm' is not a method; choose from ridge, logistic, mlp"):
+        study(run, StudyOptions(label="correct", methods=("svm",)))
+
+
+def test_runs_give_data_to_scikit_learn_and_probe_themselves(run):
+    opened = midsight.open_run(run.path)
+    data = opened.training_data(PLANTED, "correct")
+    assert (data.X.shape, data.y.sum(), len({*data.groups})) == ((400, 12), sum(run_labels(run)), 100)
+    scores = cross_val_score(
+        LogisticRegression(), data.X, data.y, groups=data.groups, cv=GroupKFold(5), scoring="roc_auc"
+    )
+    finding = opened.probe("correct", name="api", columns=[PLANTED], permutations=0)
+    assert scores.mean() == pytest.approx(finding.columns[0].auroc, abs=0.02)
+    assert "api" in finding_names(run.path)
+    assert opened.matrices("query_token").shape == (400, LAYERS, 12)

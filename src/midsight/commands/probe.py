@@ -32,6 +32,8 @@ def probe(
     evaluate_on: Annotated[
         Path | None, typer.Option(metavar="RUN2", help="Test on another run that has the same label.")
     ] = None,
+    methods: Annotated[str, typer.Option(help="ridge; also logistic and mlp, for --columns.")] = "ridge",
+    halp: Annotated[bool, typer.Option("--halp", help="Also the paper's own recipe, for --columns.")] = False,
     permutations: Annotated[int, typer.Option(help="How often labels are permuted, for p-values.")] = 199,
     seed: Annotated[int, typer.Option(help="Of folds and permutations.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print result.json.")] = False,
@@ -55,6 +57,8 @@ def probe(
             holdout=holdout,
             permutations=permutations,
             seed=seed,
+            methods=names(methods),
+            halp=halp,
         )
         opened = open_run(run)
         bar = [TextColumn("columns"), MofNCompleteColumn(), TimeElapsedColumn()]

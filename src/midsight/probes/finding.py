@@ -25,7 +25,7 @@ class ScoreResult:
     position: str | None
     """Position in the prompt; None for other vectors and baselines."""
     method: str
-    """`ridge`, `logistic`, `mlp`; `direct` for a score as it is; `halp` for the paper's recipe."""
+    """`ridge`, `logistic`, `mlp`; `direct` for a score as it is."""
     when: str
     """When it is known: `before the answer`, `after the answer`, or `without the model`."""
     image_only: bool
@@ -103,6 +103,26 @@ class CurvePoint:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HalpResult:
+    """What the recipe of the HALP paper gives for one column; its leaks are part of it."""
+
+    column: str
+    """The column."""
+    layer: int | None
+    """As in ScoreResult."""
+    position: str | None
+    """As in ScoreResult."""
+    auroc: float
+    """On the test rows of the paper's split."""
+    train_auroc: float
+    """On the rows that the network was trained on."""
+    tested: int
+    """Test rows."""
+    tested_on_training_images: int
+    """Test rows whose image the network was trained on."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Finding:
     """What the probes of one label say."""
 
@@ -154,6 +174,8 @@ class Finding:
     """What was chosen in each outer fold."""
     baselines: tuple[ScoreResult, ...]
     """What is known without a probe."""
+    halp: tuple[HalpResult, ...]
+    """What the paper's recipe gives, if it was asked for. Not comparable with the others."""
     skipped: tuple[SkippedColumn, ...]
     """Columns that were not probed."""
     abstention: tuple[CurvePoint, ...]

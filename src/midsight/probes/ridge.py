@@ -64,7 +64,7 @@ class FoldedFeatures:
         self.features = features
         self.bounds = [*bounds]
         self.labels = labels
-        self.shift, self.scale = _scale_in_place(features)
+        self.shift, self.scale = scale_in_place(features)
         self._sizes = np.diff(self.bounds)
         folds = range(len(self._sizes))
         self._sums = np.stack([self.rows(fold).sum(axis=0, dtype=np.float64) for fold in folds])
@@ -157,7 +157,7 @@ def _inverse_deviation(variance: np.ndarray) -> np.ndarray:
     return np.where(alive, 1 / np.where(alive, deviation, 1), 0).astype(np.float32)
 
 
-def _scale_in_place(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def scale_in_place(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Subtract the mean and multiply by the inverse standard deviation of all rows; returns both, float64."""
     shift = features.mean(axis=0, dtype=np.float64)
     squares = np.zeros(features.shape[1])

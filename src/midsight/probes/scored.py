@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
-from scipy.stats import rankdata
 
 from midsight.probes.baselines import Baseline
 from midsight.probes.crossval import ColumnFit, Design, fit_column
@@ -110,7 +109,7 @@ def scored_choice(fits: Mapping[str, ColumnFit], design: Design) -> tuple[Scored
     for index, split in enumerate(design.splits):
         chosen, rows = fits[names[choice[index, OBSERVED]]], design.fold_slice(split.test)
         raw[rows] = chosen.scores[rows]
-        scores[rows] = rankdata(chosen.scores[rows]) / (rows.stop - rows.start)
+        scores[rows] = _mean_ranks(chosen.scores[rows]) / (rows.stop - rows.start)
         training[index] = chosen.training_scores[index]
     folds = np.take_along_axis(np.stack([fits[name].fold_aurocs for name in names]), choice[None], axis=0)[0]
     there = np.isfinite(folds)
@@ -253,6 +252,12 @@ def surest_first(y: np.ndarray, certainty: np.ndarray, steps: int = 20) -> list[
     order = np.argsort(-certainty, kind="stable")
     ends = np.unique(np.linspace(0, len(y), steps + 1).round().astype(int))
     return [(end / len(y), float(y[order[:end]].mean())) for _, end in pairwise(ends)]
+
+
+def _mean_ranks(scores: np.ndarray) -> np.ndarray:
+    """Ranks from the lowest, equal scores sharing theirs."""
+    ordered = np.sort(scores)
+    return (np.searchsorted(ordered, scores, "left") + np.searchsorted(ordered, scores, "right")) / 2
 
 
 def _share_reaching(statistics: np.ndarray | None, observed: float | None) -> float | None:

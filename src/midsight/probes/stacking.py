@@ -55,6 +55,8 @@ def stacked(design: Design, scores: Sequence[tuple[np.ndarray, np.ndarray]], fea
     for index, split in enumerate(design.splits):
         train = np.concatenate([np.arange(design.bounds[fold], design.bounds[fold + 1]) for fold in split.train])
         test = design.fold_slice(split.test)
+        for training, _ in scores:  # a network has such scores for one training fold only
+            train = train[np.isfinite(training[index, train])]
         inputs = np.column_stack([*(training[index, train] for training, _ in scores), features[train]])
         coefficients, intercept = fit_logistic(inputs.astype(np.float64), design.y[train])
         tested = np.column_stack([*(one[test] for _, one in scores), features[test]])

@@ -6,7 +6,7 @@ import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 
 import numpy as np
@@ -16,8 +16,8 @@ from threadpoolctl import threadpool_limits
 from midsight.errors import MidsightError, Option
 from midsight.probes.baselines import baselines, confidence_features
 from midsight.probes.crossval import ColumnFit, fit_column
-from midsight.probes.finding import CurvePoint, Finding, SkippedColumn, StratumResult
-from midsight.probes.sampling import Division, Samples, divide, labelled_samples
+from midsight.probes.finding import CurvePoint, Finding, HalpResult, SkippedColumn, StratumResult
+from midsight.probes.sampling import Division, Samples, divide, joint_codes, labelled_samples
 from midsight.probes.scored import (
     CROSS_VALIDATED,
     Evaluation,
@@ -31,6 +31,7 @@ from midsight.probes.scored import (
 from midsight.store.reader import Run
 from midsight.store.vectors import same_as
 
+METHODS = ("ridge", "logistic", "mlp")
 PACKAGES = ("numpy", "scipy", "scikit-learn")
 """Packages whose versions a finding records."""
 CONSTANT = "all rows are equal (constant), so that nothing can be learned from it"
@@ -58,6 +59,10 @@ class StudyOptions:
     """How often labels are permuted."""
     seed: int = 0
     """Of folds and permutations."""
+    methods: tuple[str, ...] = ("ridge",)
+    """`ridge` is always there; also `logistic` and `mlp`, for named columns."""
+    halp: bool = False
+    """Whether to show what the paper's recipe gives for the named columns."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +127,10 @@ def study(run: Run, options: StudyOptions, other: Run | None = None, on_progress
         if options.columns and len(probes) < len(columns):
             constant = next(name for name in columns if name not in probes)
             raise MidsightError(f"In the column {constant}, {CONSTANT}; leave it out of ", Option("columns"), ".")
-        finding = _conclude(samples, other_samples, division, probes, columns, options)
+        extra = _other_methods(division, probes, options)
+        finding = _conclude(samples, other_samples, division, probes, extra, columns, options)
+    if options.halp:
+        finding = replace(finding, halp=_as_halp(samples, [*probes], options.seed))
     return Study(finding, probes, division)
 
 
@@ -146,6 +154,13 @@ def _require_sense(options: StudyOptions, other: Run | None) -> None:
         raise MidsightError(Option("holdout", options.holdout), " is not a share from 0.05 to 0.9.")
     if options.holdout is not None and other is not None:
         raise MidsightError(Option("holdout"), " and ", Option("evaluate_on"), " are two tests; give one of them.")
+    for name in options.methods:
+        if name not in METHODS:
+            raise MidsightError(Option("methods", name), f" is not a method; choose from {', '.join(METHODS)}.")
+    if options.columns is None and (options.halp or {*options.methods} - {"ridge"}):
+        what = Option("halp", True) if options.halp else Option("methods", ",".join(options.methods))
+        raise MidsightError(what, " is for chosen columns, because it takes minutes for each; name them with ",
+                            Option("columns"), ".")  # fmt: skip
     if options.permutations < 0:
         raise MidsightError(Option("permutations", options.permutations), " is negative; give 0 or more.")
 
@@ -187,6 +202,32 @@ def read_column(division: Division, name: str) -> np.ndarray:
     return features
 
 
+def _other_methods(division: Division, probes: Mapping[str, ColumnProbe], options: StudyOptions) -> list[Scored]:
+    """The scores of logistic and network probes, if they were asked for."""
+    if not {*options.methods} - {"ridge"}:
+        return []
+    from midsight.probes.methods import score_logistic, score_network
+
+    found = []
+    for name, probe in probes.items():
+        if "logistic" in options.methods:
+            features = read_column(division, name)
+            found.append(score_logistic(name, features, division.design, image_only=probe.image_only))
+        if "mlp" in options.methods:
+            features = read_column(division, name)
+            found.append(score_network(name, features, division.design, options.seed, image_only=probe.image_only))
+    return found
+
+
+def _as_halp(samples: Samples, columns: Sequence[str], seed: int) -> tuple[HalpResult, ...]:
+    from midsight.probes.methods import score_as_halp
+
+    images = joint_codes([samples.table["image_id"].to_pylist()], len(samples.y))
+    return tuple(
+        score_as_halp(name, samples.run.matrix(name, samples=samples.ids), samples.y, images, seed) for name in columns
+    )
+
+
 def _is_image_only(features: np.ndarray, images: np.ndarray) -> bool:
     """Whether the vectors of questions on one image are equal, judged by the first images with several questions."""
     shared = np.flatnonzero(np.bincount(images) > 1)[:100]
@@ -208,6 +249,7 @@ def _conclude(
     other: Samples | None,
     division: Division,
     probes: Mapping[str, ColumnProbe],
+    extra: Sequence[Scored],
     columns: Sequence[str],
     options: StudyOptions,
 ) -> Finding:
@@ -215,6 +257,7 @@ def _conclude(
     found = baselines(division.table, division.strata)
     confidence = confidence_features(found)
     scored = [scored_fit(name, probe.fit, image_only=probe.image_only) for name, probe in probes.items()]
+    scored += extra
     picked: tuple[str, ...] = ()
     if len(probes) > 1:
         choice, picked = scored_choice({name: probe.fit for name, probe in probes.items()}, design)
@@ -251,6 +294,7 @@ def _conclude(
         chosen=next((results[id(one)] for one in scored if one.name == "chosen"), None),
         chosen_columns=picked,
         baselines=tuple(results[id(one)] for one in scored if one.baseline),
+        halp=(),
         skipped=tuple(SkippedColumn(column=name, reason=CONSTANT) for name in columns if name not in probes),
         abstention=_abstention(scored, division),
         warnings=(*division.warnings, *_one_class_warnings(strata), *_confidence_warning(confidence)),

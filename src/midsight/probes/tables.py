@@ -66,6 +66,7 @@ def as_markdown(finding: Finding) -> str:
         "| --- |" + " --- |" * (len(heads) - 1),
         *("| " + " | ".join(row) + " |" for row in rows),
         "",
+        *(f"* {line}" for line in halp_lines(finding)),
         *(f"* {warning}" for warning in finding.warnings),
     ]
     return "\n".join(lines).rstrip() + "\n"
@@ -82,7 +83,7 @@ def render_finding(finding: Finding) -> RenderableType:
         )  # fmt: skip
         table.add_row(Text(_short(one)), *cells)
     blocks: list[RenderableType] = [Text(". ".join(describe(finding)) + "."), table]
-    blocks += [Text(sentence) for sentence in conclude(finding)]
+    blocks += [Text(sentence) for sentence in (*conclude(finding), *halp_lines(finding))]
     blocks += [Text(f"Warning: {warning}", style="yellow") for warning in finding.warnings]
     return Group(*blocks)
 
@@ -122,6 +123,16 @@ def conclude(finding: Finding) -> list[str]:
     return said
 
 
+def halp_lines(finding: Finding) -> list[str]:
+    """What the paper's recipe gives, marked as such."""
+    return [
+        f"HALP's own recipe on {one.column}: AUROC {one.auroc:.3f}, {one.train_auroc:.3f} in training. "
+        f"{one.tested_on_training_images} of its {one.tested} test rows show an image that it was trained on; "
+        "do not compare it with the figures above."
+        for one in finding.halp
+    ]
+
+
 def _all(finding: Finding) -> list[ScoreResult]:
     return [*finding.columns, *([finding.chosen] if finding.chosen else []), *finding.baselines]
 
@@ -140,7 +151,7 @@ def _cells(one: ScoreResult) -> list[str]:
 def _short(one: ScoreResult) -> str:
     notes: Sequence[str] = [
         *(["image only"] if one.image_only else []),
-        *([one.method] if one.method in ("mlp", "halp") else []),
+        *([one.method] if one.position and one.method != "ridge" else []),
         *(["after the answer"] if one.when == "after the answer" else []),
     ]
     return one.column.replace("_representation", "") + (f" [{', '.join(notes)}]" if notes else "")
