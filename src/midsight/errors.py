@@ -81,6 +81,15 @@ class OtherRunError(DamagedRunError):
         self.run_id = run_id
 
 
+class RenamedError(DamagedRunError):
+    """A commit record that is whole and has another name than it was written with."""
+
+    def __init__(self, message: str, name: str) -> None:
+        """`name` is the name that it was written with, without its suffix."""
+        super().__init__(message)
+        self.name = name
+
+
 class BrokenOffError(MidsightError):
     """Work that ended early for a reason outside the samples: a stream's network, a lost device."""
 

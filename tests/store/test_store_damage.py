@@ -220,8 +220,8 @@ def test_a_renamed_commit_is_named(run_folder):
     record.with_suffix(".parquet").rename(renamed.with_suffix(".parquet"))
     record.rename(renamed)
     sentence = (
-        f"The commit record {renamed} was renamed: it was written as {record.stem}; delete it and "
-        f"{renamed.stem}.parquet, and run the same extract command again."
+        f"The commit record {renamed} was renamed: it was written as {record.stem}; rename it and its part back, or "
+        f"delete both if {record.stem}.json is there."
     )
     for act in (lambda: open_run(run_folder), lambda: write_run(run_folder, []), lambda: compact(run_folder)):
         with pytest.raises(DamagedRunError, match=f"^{re.escape(sentence)}$"):

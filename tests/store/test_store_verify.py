@@ -14,10 +14,12 @@ from midsight.store.commits import Commit, part_path, read_record, write_commit
 from midsight.store.compact import compact
 from midsight.store.parts import digest_part, encode_part
 from midsight.store.schema import records_to_table
+from midsight.store.spec import write_spec
 from midsight.store.verify import drop_bad, verify_run
 from support.made_up import (
     QUERY_0,
     RUN_ID,
+    WIDTHS,
     content_of,
     files_of,
     make_dataset_spec,
@@ -111,7 +113,7 @@ def test_a_commit_without_any_file_left_is_noted(run_folder):
             (run_folder / "parts" / f"0-of-1-{counter:06d}{suffix}").unlink()
     report = verify_run(run_folder)
     assert report.sound
-    assert report.notes[0] == "2 commits of shard 0-of-1 are not there (2, 3): dropped, or lost."
+    assert report.notes[0] == "2 commits of shard 0-of-1 are not there (2 to 3): dropped, or lost."
     assert report.absent == 10
     finish(run_folder)
     assert verify_run(run_folder).absent == 0
@@ -158,7 +160,7 @@ def test_a_merged_part_is_dropped_with_what_is_left_of_its_commits(run_folder):
     assert content_of(run_folder) == expected
 
 
-def test_a_sample_that_is_stored_twice_is_found_and_the_later_one_dropped(run_folder):
+def test_a_sample_that_is_stored_twice_is_refused_and_no_row_that_is_nowhere_else_is_dropped(run_folder):
     expected = content_of(run_folder)
     commit_as(run_folder, 10, records_to_table([make_record(4), make_record(5)], make_spec().columns))
     commit_as(run_folder, 11, records_to_table([make_record(40), make_record(40)], make_spec().columns))
@@ -168,7 +170,13 @@ def test_a_sample_that_is_stored_twice_is_found_and_the_later_one_dropped(run_fo
     assert "its sample 's4' is in 0-of-1-000001 already" in first.problem
     assert "its sample 's40' is in 0-of-1-000011 already" in second.problem
     assert report.rows == 30
-    drop_bad(run_folder)
+    with pytest.raises(DamagedRunError, match="The row 4 of the dataset is in two commits, 0-of-1-000001 and 0-of-1-0"):
+        open_run(run_folder)
+    assert [finding.dropped for finding in drop_bad(run_folder).findings] == [True, False]
+    with pytest.raises(DamagedRunError, match="row 40 of the dataset is in two commits, 0-of-1-000011 and 0-of-1-0000"):
+        open_run(run_folder)
+    for file in (run_folder / "parts").glob("0-of-1-000011.*"):
+        file.unlink()
     assert content_of(run_folder) == expected
 
 
@@ -185,7 +193,7 @@ def test_a_row_of_the_dataset_that_is_stored_under_two_ids_is_found(run_folder):
 def test_what_a_dead_writer_left_goes_with_the_last_commit_and_the_run_opens(run_folder):
     expected = content_of(run_folder)
     part = files_of(run_folder, ".parquet")[9]
-    part.with_name("0-of-1-000010.parquet").write_bytes(part.read_bytes())
+    part.with_name("0-of-1-000010.parquet").write_bytes(b"half a part")
     part.write_bytes(b"")
     assert [finding.file for finding in drop_bad(run_folder).findings] == [f"parts/{part.name}"]
     assert len(files_of(run_folder, ".parquet")) == 9
@@ -216,15 +224,17 @@ def rename_commit(run_folder, old, new):
         (run_folder / f"parts/0-of-1-{old:06d}{suffix}").rename(run_folder / f"parts/0-of-1-{new:06d}{suffix}")
 
 
-def test_a_commit_copied_from_another_run_is_found_and_dropped(run_folder, tmp_path):
+def test_a_commit_copied_from_another_run_is_found_and_never_dropped(run_folder, tmp_path):
     expected = content_of(run_folder)
     copy_from_another_run(run_folder, tmp_path / "other", 4)
     report = verify_run(run_folder)
     (finding,) = report.findings
     assert finding.file == "parts/0-of-1-000004.json"
-    assert "was copied from run of another run; delete it and 0-of-1-000004.parquet" in finding.problem
+    assert "was copied from run of another run; move it and its part back there, or delete both" in finding.problem
     assert report.rows == 27
-    assert drop_bad(run_folder).sound
+    assert not drop_bad(run_folder).sound
+    for file in (run_folder / "parts").glob("0-of-1-000004.*"):
+        file.unlink()
     finish(run_folder)
     assert content_of(run_folder) == expected
 
@@ -259,7 +269,7 @@ def test_no_commit_is_dropped_where_run_json_and_a_commit_are_of_other_runs(run_
     assert sorted(path.name for path in (run_folder / "parts").iterdir()) == expected
 
 
-def test_a_renamed_commit_is_found_and_dropped(run_folder):
+def test_a_renamed_commit_is_found_and_never_dropped(run_folder):
     expected = content_of(run_folder)
     rename_commit(run_folder, 4, 12)
     report = verify_run(run_folder)
@@ -267,9 +277,28 @@ def test_a_renamed_commit_is_found_and_dropped(run_folder):
     assert finding.file == "parts/0-of-1-000012.json"
     assert "was renamed: it was written as 0-of-1-000004" in finding.problem
     assert report.rows == 27
-    assert drop_bad(run_folder).sound
-    finish(run_folder)
+    assert not drop_bad(run_folder).sound
+    rename_commit(run_folder, 12, 4)
+    assert verify_run(run_folder).sound
+    (run_folder / "parts/0-of-1-000004.json").rename(run_folder / f"parts/0-of-1-{10**17}.json")
+    report = drop_bad(run_folder)
+    assert [(finding.file[-15:], finding.dropped) for finding in report.findings] == [
+        ("-000004.parquet", False),
+        ("0000000000.json", False),
+    ]
+    assert f"{10**17 - 10} commits of shard 0-of-1 are not there" in report.notes[0] + report.notes[1]
+    (run_folder / f"parts/0-of-1-{10**17}.json").rename(run_folder / "parts/0-of-1-000004.json")
     assert content_of(run_folder) == expected
+
+
+@pytest.mark.parametrize(
+    "name", ["0-of-1-0000004", "00-of-1-000004", "1-of-1-000004", "0-of-1-٠٠٠٠٠٤", "0-of-1-٤00004"]
+)
+def test_only_canonical_names_count(run_folder, name):
+    for suffix in (".json", ".parquet"):
+        shutil.copy(run_folder / f"parts/0-of-1-000004{suffix}", run_folder / f"parts/{name}{suffix}")
+    assert verify_run(run_folder).sound
+    assert len(open_run(run_folder)) == 30
 
 
 def test_with_a_damaged_run_json_names_are_compared_and_run_ids_are_not(run_folder, tmp_path):
@@ -279,13 +308,31 @@ def test_with_a_damaged_run_json_names_are_compared_and_run_ids_are_not(run_fold
     assert [finding.file for finding in verify_run(run_folder).findings] == ["parts/0-of-1-000012.json", "run.json"]
 
 
-def test_columns_that_are_not_those_of_run_json_are_found(run_folder):
+def test_whole_parts_with_other_columns_are_refused_named_and_never_dropped(run_folder):
     table = records_to_table([make_record(40)], make_spec().columns)
     commit_as(run_folder, 10, table.drop_columns(["hard", QUERY_0]))
-    commit_as(run_folder, 11, table.select([*reversed(table.schema.names)]))
-    problems = [finding.problem for finding in verify_run(run_folder).findings]
-    assert f"its columns are not those of run.json: hard, {QUERY_0}" in problems[0]
-    assert "its columns are not those of run.json: another order" in problems[1]
+    other = records_to_table([make_record(41)], make_spec().columns)
+    commit_as(run_folder, 11, other.select([*reversed(table.schema.names)]))
+    findings = drop_bad(run_folder).findings
+    assert f"is whole and its columns are not those of run.json (hard, {QUERY_0})" in findings[0].problem
+    assert "is whole and its columns are not those of run.json (another order)" in findings[1].problem
+    assert not findings[0].dropped
+    assert not findings[1].dropped
+    with pytest.raises(DamagedRunError, match=r"not those of run\.json"):
+        open_run(run_folder)
+
+
+def test_a_run_json_with_other_columns_is_blamed_and_not_the_parts(run_folder):
+    spec = make_spec(vectors={**WIDTHS, QUERY_0: 9}, dataset=make_dataset_spec(rows=31))
+    own = (run_folder / "run.json").read_bytes()
+    write_spec(run_folder, spec)
+    (finding,) = drop_bad(run_folder).findings
+    assert (finding.file, finding.dropped) == ("run.json", False)
+    assert f"not those of run.json ({QUERY_0})" in finding.problem
+    with pytest.raises(DamagedRunError, match=r"not those of run\.json"):
+        open_run(run_folder)
+    (run_folder / "run.json").write_bytes(own)
+    assert verify_run(run_folder).sound
 
 
 def test_vectors_that_are_not_finite_are_found(run_folder):

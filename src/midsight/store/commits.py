@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from midsight.errors import DamagedRunError, OtherRunError
+from midsight.errors import DamagedRunError, OtherRunError, RenamedError
 from midsight.samples.sample import Failure
 from midsight.store.files import (
     PARTS,
@@ -127,8 +127,8 @@ def read_commits(path: Path, run_id: str) -> tuple[Commit, ...]:
 def read_record(path: Path, shard: Shard, counter: int, run_id: str | None) -> Commit:
     """The commit that one record describes, without looking at its part.
 
-    Raises DamagedRunError if the record is not what was written, was renamed, or is of another run
-    than `run_id`; with None it may be of any run.
+    Raises DamagedRunError if the record is not what was written, RenamedError if it was renamed, OtherRunError if it
+    is of another run than `run_id`; with None it may be of any run.
     """
     file = record_path(path, shard, counter)
     content = open_seal(file, read_json(file))
@@ -143,7 +143,14 @@ def read_record(path: Path, shard: Shard, counter: int, run_id: str | None) -> C
             stored.run_id,
         )
     if stored.name != file.stem:
-        raise DamagedRunError(f"The commit record {file} was renamed: it was written as {stored.name}; {remedy(file)}.")
+        raise RenamedError(
+            f"The commit record {file} was renamed: it was written as {stored.name}; rename it and its part back, or "
+            f"delete both if {stored.name}.json is there.",
+            stored.name,
+        )
+    if not all(0 <= replaced < counter for replaced in stored.replaces):
+        raise DamagedRunError(f"The commit record {file} is damaged: it replaces a commit that is not before it; "
+                              f"{remedy(file)}.")  # fmt: skip
     return Commit(shard, counter, stored.part, stored.failures, stored.created, stored.replaces)
 
 

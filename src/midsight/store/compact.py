@@ -120,12 +120,12 @@ def _bytes_in_memory(path: Path, commit: Commit, spec: RunSpec) -> int:
 
 def _merge(path: Path, spec: RunSpec, group: Sequence[Commit], counter: int) -> None:
     shard = group[0].shard
-    columns = run_schema(spec.columns).names
+    schema = run_schema(spec.columns)
     rows = [
         batch
         for commit in group
         if commit.part
-        for batch in read_part(part_path(path, shard, commit.counter), commit.part, columns)
+        for batch in read_part(part_path(path, shard, commit.counter), commit.part, schema.names, schema)
     ]
     with _removed_unless_committed(path, shard, counter) as file:
         merged = Commit(

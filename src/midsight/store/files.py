@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,8 +23,8 @@ PARTS = "parts"
 LOCKS = "locks"
 START_LOCK = "run.lock"
 
-_STEM = re.compile(r"(\d+)-of-(\d+)-(\d{6,})")
-_SHARD = re.compile(r"(\d+)-of-(\d+)")
+_SHARD = re.compile(r"([0-9]{1,9})-of-([0-9]{1,9})")
+_STEM = re.compile(_SHARD.pattern + r"-([0-9]{6,18})")
 
 
 def shard_name(shard: Shard) -> str:
@@ -32,9 +33,10 @@ def shard_name(shard: Shard) -> str:
 
 
 def parse_shard_name(name: str) -> Shard | None:
-    """The shard that `name` spells as file names do; None for any other name."""
+    """The shard that `name` spells exactly as `shard_name` does; None for any other name."""
     match = _SHARD.fullmatch(name)
-    return match and (int(match[1]), int(match[2]))
+    shard = match and (int(match[1]), int(match[2]))
+    return shard if shard and shard[0] < shard[1] and shard_name(shard) == name else None
 
 
 def validate_shard(shard: Shard) -> None:
@@ -46,7 +48,7 @@ def validate_shard(shard: Shard) -> None:
 
 def parse_shard(text: str) -> Shard:
     """The shard that `I/N` spells; raises MidsightError."""
-    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
     if match is None:
         raise MidsightError(
             Option("shard", text), " is not a share of a dataset; write I/N, like 0/4 for the first of four."
@@ -68,9 +70,12 @@ def commit_stem(shard: Shard, counter: int) -> str:
 
 
 def parse_stem(stem: str) -> tuple[Shard, int] | None:
-    """Shard and counter in the name of a part or record, without its suffix; None for any other name."""
+    """Shard and counter in the name of a part or record, spelled exactly as `commit_stem` does; None for another."""
     match = _STEM.fullmatch(stem)
-    return match and ((int(match[1]), int(match[2])), int(match[3]))
+    if match is None:
+        return None
+    shard, counter = (int(match[1]), int(match[2])), int(match[3])
+    return (shard, counter) if shard[0] < shard[1] and commit_stem(shard, counter) == stem else None
 
 
 def temporary_name(name: str) -> str:
@@ -141,6 +146,8 @@ def write_sealed_json(path: Path, body: Mapping[str, Any], *, indent: int | None
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in `path`, its seal not yet compared; raises DamagedRunError if it holds none."""
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise DamagedRunError(f"{path} is damaged: it is not a file; {remedy(path)}.")
         body = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise DamagedRunError(f"{path} is damaged: it is not JSON ({error}); {remedy(path)}.") from error
@@ -156,7 +163,11 @@ def read_json(path: Path) -> dict[str, Any]:
 def open_seal(path: Path, body: Mapping[str, Any]) -> dict[str, Any]:
     """`body`, as read from `path`, without its seal; raises DamagedRunError if the seal is not its SHA-256."""
     content = {key: value for key, value in body.items() if key != "seal"}
-    if body.get("seal") != _seal(content):
+    try:
+        is_whole = body.get("seal") == _seal(content)
+    except RecursionError:  # so deeply nested that it can be read and not written
+        is_whole = False
+    if not is_whole:
         raise DamagedRunError(f"{path} is damaged: its content does not match its seal; {remedy(path)}.")
     return content
 

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from midsight.errors import DamagedRunError
+from midsight.store.files import RUN_JSON
 from midsight.store.schema import is_vector
 
 ROW_GROUP_BYTES = 64 * 2**20
@@ -81,11 +82,14 @@ def digest_part(data: pa.Buffer) -> PartDigest:
     )
 
 
-def read_part(path: Path, digest: PartDigest, columns: Sequence[str]) -> Iterator[pa.Table]:
+def read_part(
+    path: Path, digest: PartDigest, columns: Sequence[str], schema: pa.Schema | None = None
+) -> Iterator[pa.Table]:
     """The `columns` of the part at `path`, in that order, one table per row group.
 
     Reads only the footer and those columns, and decodes exactly the bytes that it compared with
-    `digest`. Raises DamagedRunError if they differ or cannot be read.
+    `digest`. Raises DamagedRunError if they differ or cannot be read, or if the part does not have the columns
+    of `schema`, the run's.
     """
     # Untouched pages of zeros take no memory; only the bytes that are read from the file do.
     image = np.zeros(digest.bytes, np.uint8)
@@ -93,11 +97,16 @@ def read_part(path: Path, digest: PartDigest, columns: Sequence[str]) -> Iterato
     footer = slice(digest.bytes - digest.footer_bytes, digest.bytes)
     try:
         with path.open("rb") as file:
+            if not 8 < digest.footer_bytes <= digest.bytes:
+                raise damaged_part(path, f"its record says that its footer has {digest.footer_bytes} bytes")
             _read_into(view, footer, file)
             if hashlib.sha256(view[footer]).hexdigest() != digest.footer_sha256:
                 raise damaged_part(path, "its footer does not match its SHA-256")
             # On this thread only: if an Arrow thread frees our buffer while Python exits, the process aborts.
             part = pq.ParquetFile(pa.py_buffer(image), page_checksum_verification=True, pre_buffer=False)
+            _require_shape(path, part.metadata, digest)
+            if schema is not None and not part.schema_arrow.equals(schema):
+                raise other_columns(path, schema, part.schema_arrow)
             # Every column of a run has one leaf, so its index in the schema is also its chunk's index.
             leaves = {name: i for i, name in enumerate(part.schema_arrow.names)}
             for group, crcs in enumerate(digest.chunk_crc32):
@@ -107,12 +116,31 @@ def read_part(path: Path, digest: PartDigest, columns: Sequence[str]) -> Iterato
                     if zlib.crc32(view[chunk]) != crcs[leaves[name]]:
                         raise damaged_part(path, f"its column {name} does not match its checksum in row group {group}")
                 yield part.read_row_group(group, columns=list(columns), use_threads=False).select(list(columns))
-    except (FileNotFoundError, EOFError, pa.ArrowException) as error:
+    except (FileNotFoundError, EOFError, KeyError, pa.ArrowException) as error:
         raise damaged_part(path, f"it cannot be read ({error})") from error
     except OSError as error:
         raise DamagedRunError(
             f"The part {path} cannot be read: {error.strerror or error}; check the disk and its permissions."
         ) from error
+
+
+def _require_shape(path: Path, metadata: pq.FileMetaData, digest: PartDigest) -> None:
+    """Raise DamagedRunError unless the part at `path` has the rows and columns that `digest` speaks of."""
+    if metadata.num_rows != digest.rows:
+        raise damaged_part(path, f"it has {metadata.num_rows} rows instead of {digest.rows}")
+    if [len(crcs) for crcs in digest.chunk_crc32] != [metadata.num_columns] * metadata.num_row_groups:
+        raise damaged_part(path, "it has other row groups and columns than its record")
+
+
+def other_columns(path: Path, wanted: pa.Schema, stored: pa.Schema) -> DamagedRunError:
+    """The error for a whole part at `path` whose columns are not the `wanted` ones of run.json."""
+    pairs = ((wanted, stored), (stored, wanted))
+    differing = dict.fromkeys(field.name for one, other in pairs for field in one if field not in list(other))
+    return DamagedRunError(
+        f"The part {path} is whole and its columns are not those of {RUN_JSON} "
+        f"({', '.join(differing) or 'another order'}), so one of the two is of another run; restore {RUN_JSON} from a "
+        "copy, or move the part and its record out of the folder."
+    )
 
 
 def damaged_part(path: Path, why: str) -> DamagedRunError:

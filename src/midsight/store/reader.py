@@ -266,7 +266,7 @@ class Run:
         if not commit.part:
             return
         try:
-            yield from read_part(part_path(self.path, *commit.key), commit.part, columns)
+            yield from read_part(part_path(self.path, *commit.key), commit.part, columns, self._schema)
         except DamagedRunError as error:
             if not is_run(self.path):
                 raise RunError(f"{self.path} was not found; it was moved or deleted after it was opened.") from error
@@ -317,8 +317,30 @@ class Run:
     @cached_property
     def _order(self) -> np.ndarray:
         """Index of the stored row, for every row in dataset order, int64 [n]."""
+        return np.argsort(self._indices, kind="stable")
+
+    @cached_property
+    def _indices(self) -> np.ndarray:
+        """The row in the dataset of every stored row, int64 [n]."""
         indices = [batch.column("input_index").to_numpy() for batch in self.batches(["input_index"])]
-        return np.argsort(np.concatenate([np.empty(0, np.int64), *indices]), kind="stable")
+        return np.concatenate([np.empty(0, np.int64), *indices])
+
+    def require_distinct_rows(self) -> None:
+        """Raises DamagedRunError, naming two parts, if they hold the same row of the dataset."""
+        order = self._order
+        indices = self._indices[order]
+        repeated = np.flatnonzero(indices[1:] == indices[:-1])
+        if len(repeated):
+            first, second = (self._part_of(int(order[repeated[0] + place])) for place in (0, 1))
+            raise DamagedRunError(
+                f"The row {indices[repeated[0]]} of the dataset is in two commits, {first} and {second}, so files of "
+                f"two runs were mixed; `midsight verify {self.path}` names them."
+            )
+
+    def _part_of(self, stored: int) -> str:
+        """The name of the commit that holds the stored row with the index `stored`."""
+        ends = np.cumsum([commit.rows for commit in self.commits])
+        return self.commits[int(np.searchsorted(ends, stored, side="right"))].name
 
     def _rows(self, samples: Samples | None) -> Rows:
         if samples is None:
@@ -376,11 +398,21 @@ def open_run(path: str | Path) -> Run:
     Raises:
         MidsightError: `path` is not a run folder.
         RunError: The run's format is newer than this midsight.
-        DamagedRunError: run.json, a commit record or a part's size is not what was written.
+        DamagedRunError: run.json, a commit record or a part's size is not what was written, or a row is there twice.
     """
     path = Path(path).absolute()
     spec = read_spec(path)
-    return Run(path, spec, read_commits(path, spec.run_id))
+    while True:
+        run = Run(path, spec, read_commits(path, spec.run_id))
+        try:
+            run.require_distinct_rows()
+        except DamagedRunError:
+            raise
+        except RunError:
+            if not is_run(path):
+                raise
+            continue  # it was compacted in between
+        return run
 
 
 def _opened_before(path: Path, run_id: str, keys: tuple[CommitKey, ...]) -> Run:

@@ -18,6 +18,8 @@ from midsight.store.typed_json import WrongJsonError, field_types, from_json, to
 from midsight.taps.tap import Tap
 from midsight.version import __version__
 
+LONGEST_VECTOR = 2**24
+"""Maximum width of a vector column."""
 FORMAT_VERSION = 1
 """The newest format of a run folder that this midsight reads, and the one that it writes."""
 
@@ -191,6 +193,11 @@ class RunSpec:
             except (TypeError, ValueError) as error:
                 raise MidsightError(f"The {name} of a run cannot be written as JSON: {error}.") from error
             object.__setattr__(self, name, value)
+        for name, width in self.vectors.items():
+            if not 0 < width <= LONGEST_VECTOR:
+                raise MidsightError(
+                    f"The vector column {name!r} has the width {width}; a width is 1 to {LONGEST_VECTOR}."
+                )
         for name in self.vectors:
             if name not in (VISION_ONLY, PROCESSOR_POOLED_PIXELS):
                 Tap.parse(name)

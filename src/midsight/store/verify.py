@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from midsight.errors import CommitError, DamagedRunError, OtherRunError, RunError
+from midsight.errors import CommitError, DamagedRunError, OtherRunError, RenamedError, RunError
 from midsight.store.commits import (
     Commit,
     CommitKey,
@@ -28,7 +29,7 @@ from midsight.store.commits import (
 )
 from midsight.store.files import PARTS, RUN_JSON, commit_stem, flush_folder, remedy, shard_name
 from midsight.store.lock import hold_shards
-from midsight.store.parts import PartDigest, damaged_part, read_part
+from midsight.store.parts import PartDigest, damaged_part, other_columns, read_part
 from midsight.store.schema import is_vector, run_schema
 from midsight.store.spec import RunSpec, read_spec
 from midsight.store.vectors import vectors_of
@@ -46,7 +47,8 @@ class Finding:
     problem: str
     """One sentence: what is wrong, and the remedy."""
     droppable: bool = True
-    """Whether deleting the commit fixes it: not for run.json, nor for a file that could not be read."""
+    """Whether deleting the commit fixes it: not for run.json, nor for a file that could not be read, nor for a part
+    that is as its record says and whose rows are nowhere else."""
     dropped: bool = False
     """Whether the commit was deleted."""
 
@@ -80,6 +82,10 @@ class VerifyReport:
         return all(finding.dropped for finding in self.findings)
 
 
+class _WholeAndWrongError(Exception):
+    """A part that is as its record says, and holds what midsight never writes."""
+
+
 @dataclass
 class _Tally:
     """What is collected while commits are examined."""
@@ -88,6 +94,10 @@ class _Tally:
     sound: list[Commit] = field(default_factory=list)
     rows: list[pa.Table] = field(default_factory=list)
     """Their KEYS, by sound commit."""
+    renamed: set[str] = field(default_factory=set)
+    """The names that renamed records were written with."""
+    strangers: dict[str, str] = field(default_factory=dict)
+    """Problem by file, for whole parts whose columns are not those of run.json."""
 
     def add(self, file: str, problem: str, *, droppable: bool = True) -> None:
         self.findings.setdefault(file, Finding(file, problem, droppable))
@@ -128,8 +138,10 @@ def drop_bad(path: str | Path) -> VerifyReport:
                     if commit_stem(*key) in bad:
                         remove_commit(path, *key)
                 # The part that a dead writer left may no longer be the next after the newest record.
+                kept = {Path(finding.file).stem for finding in report.findings if not finding.droppable}
                 for key in {*list_commits(path, ".parquet")} - {*list_commits(path, ".json")}:
-                    remove_commit(path, *key)
+                    if commit_stem(*key) not in kept:
+                        remove_commit(path, *key)
                 flush_folder(path / PARTS)
     except OSError as error:
         raise CommitError(
@@ -158,10 +170,13 @@ def _verify(path: Path, listed: list[CommitKey]) -> tuple[VerifyReport, list[Com
     commits, replaced = _records(path, listed, spec, tally)
     for commit in commits:
         _examine(path, spec, commit, tally)
+    _blame_strangers(tally)
+    _spare_whole_parts(path, commits, tally)
     lost, notes = _strays(path, listed, replaced)
     for key, why in lost.items():
         file = part_path(path, *key)
-        tally.add(_within(path, file), str(damaged_part(file, why)))
+        # The part of a renamed record only needs its record back.
+        tally.add(_within(path, file), str(damaged_part(file, why)), droppable=file.stem not in tally.renamed)
     _find_repeats(path, tally, "sample_id", "sample {!r}")
     _find_repeats(path, tally, "input_index", "row of the dataset, {},")
     good = [c for c in tally.sound if _within(path, part_path(path, *c.key)) not in tally.findings]
@@ -225,8 +240,15 @@ def _records(
         try:
             commit = read_record(path, *key, spec.run_id if spec else None)
         except OtherRunError as error:
-            problem = f"The commit record {file} was copied from run {error.run_id}; {remedy(file)}."
-            tally.add(_within(path, file), problem)
+            problem = (
+                f"The commit record {file} was copied from run {error.run_id}; move it and its part back there, or "
+                "delete both."
+            )
+            tally.add(_within(path, file), problem, droppable=False)
+            continue
+        except RenamedError as error:
+            tally.renamed.add(error.name)
+            tally.add(_within(path, file), str(error), droppable=False)
             continue
         except DamagedRunError as error:
             unreadable = isinstance(error.__cause__, OSError)
@@ -239,17 +261,24 @@ def _records(
 
 def _examine(path: Path, spec: RunSpec | None, commit: Commit, tally: _Tally) -> None:
     rows = KEYS.empty_table()
+    file = part_path(path, *commit.key)
+    if not commit.part and file.exists():
+        problem = f"The part {file} is there, and its record says that there is none; restore the record from a copy."
+        tally.add(_within(path, file), problem, droppable=False)
     if commit.part:
-        file = part_path(path, *commit.key)
         try:
             require_size(file, commit.part)
-            rows = _examine_part(file, commit.part, spec)
+            rows = _examine_part(file, commit.part)
+            if spec is not None and not (wanted := run_schema(spec.columns)).equals(stored := pq.read_schema(file)):
+                tally.strangers[_within(path, file)] = str(other_columns(file, wanted, stored))
         except DamagedRunError as error:
             tally.add(_within(path, file), str(error))
             return
         except (pa.ArrowException, KeyError) as error:
             tally.add(_within(path, file), str(damaged_part(file, f"it cannot be read ({error})")))
             return
+        except _WholeAndWrongError as error:
+            tally.add(_within(path, file), str(error), droppable=False)
         except OSError as error:
             problem = f"The part {file} cannot be read: {error.strerror or error}; check the disk and its permissions."
             tally.add(_within(path, file), problem, droppable=False)
@@ -258,7 +287,43 @@ def _examine(path: Path, spec: RunSpec | None, commit: Commit, tally: _Tally) ->
     tally.rows.append(rows)
 
 
-def _examine_part(file: Path, digest: PartDigest, spec: RunSpec | None) -> pa.Table:
+def _spare_whole_parts(path: Path, commits: list[Commit], tally: _Tally) -> None:
+    """Bad parts whose bytes are those of a record are not dropped: they were renamed, or only their record is wrong."""
+    written = {commit.part.sha256: commit for commit in commits if commit.part}
+    named = {part_path(path, *key) for key in list_commits(path, ".parquet")}
+    of_commits = {part_path(path, *commit.key) for commit in commits}
+    for file in sorted(named):
+        name = _within(path, file)
+        if (name not in tally.findings and file in of_commits) or (commit := written.get(_sha256(file))) is None:
+            continue
+        own = part_path(path, *commit.key)
+        problem = f"The part {file} holds the bytes of {commit.name}.parquet, so it was renamed; rename it back."
+        if own == file:
+            problem = tally.findings[name].problem
+        elif _within(path, own) in tally.findings:
+            tally.findings[_within(path, own)] = Finding(_within(path, own), problem, droppable=False)
+        tally.findings[name] = Finding(name, problem, droppable=False)
+
+
+def _sha256(file: Path) -> str | None:
+    with suppress(OSError), file.open("rb") as stored:
+        return hashlib.file_digest(stored, "sha256").hexdigest()
+    return None
+
+
+def _blame_strangers(tally: _Tally) -> None:
+    """Add a finding for run.json if no whole part has its columns, else for the parts that do not have them."""
+    if not tally.strangers:
+        return
+    if len(tally.strangers) == sum(commit.part is not None for commit in tally.sound):
+        (problem, *_) = tally.strangers.values()
+        tally.add(RUN_JSON, problem, droppable=False)
+        return
+    for file, problem in tally.strangers.items():
+        tally.add(file, problem, droppable=False)
+
+
+def _examine_part(file: Path, digest: PartDigest) -> pa.Table:
     """The KEYS of the part at `file`. Raises DamagedRunError unless all of it is sound, OSError."""
     with file.open("rb") as stored:
         whole = hashlib.file_digest(stored, "sha256").hexdigest() == digest.sha256
@@ -266,20 +331,14 @@ def _examine_part(file: Path, digest: PartDigest, spec: RunSpec | None) -> pa.Ta
         _blame_a_column(file, digest)
         raise damaged_part(file, "it does not match its SHA-256")
     schema = pq.read_schema(file)
-    if spec is not None and not schema.equals(wanted := run_schema(spec.columns)):
-        differing = dict.fromkeys(field_.name for one, other in ((wanted, schema), (schema, wanted)) for field_ in one
-                                  if field_ not in list(other))  # fmt: skip
-        raise damaged_part(file, f"its columns are not those of {RUN_JSON}: {', '.join(differing) or 'another order'}")
     groups: list[pa.Table] = []
     for batch in read_part(file, digest, schema.names):
         for field_ in schema:
             if is_vector(field_) and not np.isfinite(vectors_of(batch, field_.name)).all():
-                raise damaged_part(file, f"its column {field_.name} holds values that are not finite")
+                raise _WholeAndWrongError(f"The part {file} is as it was written, and its column {field_.name} holds "
+                                          "values that are not finite; do not use that column.")  # fmt: skip
         groups.append(pa.table([batch.column(name) for name in KEYS.names], names=KEYS.names))
-    rows = pa.concat_tables([KEYS.empty_table(), *groups])
-    if len(rows) != digest.rows:
-        raise damaged_part(file, f"it has {len(rows)} rows instead of {digest.rows}")
-    return rows
+    return pa.concat_tables([KEYS.empty_table(), *groups])
 
 
 def _blame_a_column(file: Path, digest: PartDigest) -> None:
@@ -305,10 +364,12 @@ def _strays(path: Path, listed: list[CommitKey], replaced: set[CommitKey]) -> tu
     if left := replaced & {*parts, *listed}:
         notes.append(f"{len(left)} commits that were merged are still there; the next start or compact deletes them.")
     known = {*listed, *parts, *replaced}
-    for shard, counter in sorted(newest.items()):
-        if gaps := [number for number in range(counter) if (shard, number) not in known]:
+    for shard in sorted(newest):
+        missing = _gaps([number for of, number in known if of == shard and number <= newest[shard]])
+        if missing:
             notes.append(
-                f"{len(gaps)} commits of shard {shard_name(shard)} are not there ({_ranges(gaps)}): dropped, or lost."
+                f"{sum(map(len, missing))} commits of shard {shard_name(shard)} are not there ({_listed(missing)}): "
+                "dropped, or lost."
             )
     return lost, notes
 
@@ -325,6 +386,7 @@ def _find_repeats(path: Path, tally: _Tally, key: str, what: str) -> None:
     if not often.any():
         return
     repeated = {*counts.field("values").filter(pa.array(often)).to_pylist()}
+    redundant = _redundant(tally)
     first: dict[str | int, Commit] = {}
     for number, chunk in zip(commits, chunks, strict=True):
         commit = tally.sound[number]
@@ -334,7 +396,19 @@ def _find_repeats(path: Path, tally: _Tally, key: str, what: str) -> None:
                 continue
             file = part_path(path, *commit.key)
             why = f"its {what.format(value)} is in {first[value].name} already"
-            tally.add(_within(path, file), str(damaged_part(file, why)))
+            tally.add(_within(path, file), str(damaged_part(file, why)), droppable=number in redundant)
+
+
+def _redundant(tally: _Tally) -> set[int]:
+    """The sound commits, by number, whose rows of the dataset are all in earlier ones, so that none is lost."""
+    kept: set[int] = set()
+    redundant: set[int] = set()
+    for number, rows in enumerate(tally.rows):
+        indices = {*rows.column("input_index").to_pylist()}
+        if indices <= kept:
+            redundant.add(number)
+        kept |= indices
+    return redundant
 
 
 def _failures(tally: _Tally) -> int:
@@ -344,9 +418,16 @@ def _failures(tally: _Tally) -> int:
     return len(failed)
 
 
-def _ranges(numbers: list[int]) -> str:
-    shown = [str(number) for number in numbers[:8]]
-    return ", ".join(shown) + (", ..." if len(numbers) > 8 else "")
+def _gaps(counters: list[int]) -> list[range]:
+    """The counters that are missing before each of these."""
+    ordered = sorted(counters)
+    gaps = (range(before + 1, after) for before, after in pairwise([-1, *ordered]))
+    return [gap for gap in gaps if gap]
+
+
+def _listed(gaps: list[range]) -> str:
+    shown = [str(gap.start) if len(gap) == 1 else f"{gap.start} to {gap.stop - 1}" for gap in gaps[:8]]
+    return ", ".join(shown) + (", ..." if len(gaps) > 8 else "")
 
 
 def _within(path: Path, file: Path) -> str:
