@@ -305,10 +305,11 @@ def _spare_whole_parts(path: Path, commits: list[Commit], tally: _Tally) -> None
         tally.findings[name] = Finding(name, problem, droppable=False)
 
 
-def _sha256(file: Path) -> str | None:
+def _sha256(file: Path) -> str:
+    """The SHA-256 of a file, empty if it cannot be read."""
     with suppress(OSError), file.open("rb") as stored:
         return hashlib.file_digest(stored, "sha256").hexdigest()
-    return None
+    return ""
 
 
 def _blame_strangers(tally: _Tally) -> None:
