@@ -6,7 +6,7 @@ import re
 import pytest
 from rich.console import Console
 
-from midsight.commands.extract import load_with_notes, run_with_progress
+from midsight.commands.demo import extract_questions
 from midsight.demo.scenes import KINDS, ask
 from midsight.demo.show import LAYER, SCENES, TRAINED, run_demo
 
@@ -20,7 +20,7 @@ def shown(tmp_path_factory):
     console = Console(file=io.StringIO(), width=140)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        run = run_demo(out, load_with_notes, run_with_progress, console, scenes=FEW)
+        run = run_demo(out, extract_questions, console, scenes=FEW)
     return out, run, console.file.getvalue()  # type: ignore[attr-defined]
 
 

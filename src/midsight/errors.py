@@ -22,6 +22,11 @@ class Option:
         return self.name if self.value is None else f"{self.name}={self.value!r}"
 
 
+def spell_parts(parts: Iterable[Any], spell: Callable[[Option], str]) -> str:
+    """The text of a sentence's parts, each Option written by `spell`."""
+    return "".join(spell(part) if isinstance(part, Option) else str(part) for part in parts)
+
+
 class MidsightError(Exception):
     """A call that cannot be carried out; the command exits with 2.
 
@@ -43,7 +48,7 @@ class MidsightError(Exception):
         Returns:
             One sentence, or a few.
         """
-        return "".join(spell(part) if isinstance(part, Option) else str(part) for part in self.args)
+        return spell_parts(self.args, spell)
 
 
 class SampleError(MidsightError):
@@ -92,6 +97,12 @@ class RenamedError(DamagedRunError):
 
 class BrokenOffError(MidsightError):
     """Work that ended early for a reason outside the samples: a stream's network, a lost device."""
+
+    resumable = True
+
+
+class AllFailedError(MidsightError):
+    """The first samples of a run all failed, so it stopped: something is wrong with all of them."""
 
     resumable = True
 

@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 import midsight
 from midsight.cli import app
 from midsight.errors import MidsightError
-from midsight.extraction.job import forecast
+from midsight.extraction.job import look_ahead, make_job
+from midsight.extraction.task import make_task
 from support.pictures import write_csv
 
 CALL = {"layers": [0, 7], "max_new_tokens": 2}
@@ -19,6 +20,11 @@ CALL = {"layers": [0, 7], "max_new_tokens": 2}
 def data(tmp_path_factory):
     rows = [f"q{n},{n % 4}.png,What is {n}?" for n in range(12)]
     return write_csv(tmp_path_factory.mktemp("plan"), [(64, 64)] * 4, [*rows, "bad,0.png,"])
+
+
+def forecast(data, *, model, **call):
+    """The progress of the run before it starts."""
+    return look_ahead(make_job(make_task(data, model=None, **call), model.loaded)).progress
 
 
 def command(data, checkpoint, out, *more):

@@ -12,8 +12,8 @@ import pytest
 import midsight
 from midsight.errors import LOAD_OPTIONS, MidsightError
 from midsight.extraction import describe
-from midsight.extraction.job import DATASET_OPTIONS, OWN_OPTIONS, split_options
 from midsight.extraction.request import REQUEST_OPTIONS, Request, RequestKeywords
+from midsight.extraction.task import DATASET_OPTIONS, OWN_OPTIONS, split_options
 from midsight.samples.options import DatasetOptions
 from midsight.samples.tables import make_samples
 from support.pictures import CASES, encoded, picture, write_csv

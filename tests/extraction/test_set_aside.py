@@ -69,7 +69,7 @@ def test_kills_from_outside_fail_no_good_sample(data, model, whole, tmp_path):
     for sample_ids in (["q3", "q5"], ["q3", "q5"], ["q3"], ["q3"]):
         killed_while_working_on(tmp_path / "run", whole, *sample_ids, alone=len(sample_ids) == 1)
     seen = []
-    run = midsight.extract(data, model=model, out=tmp_path / "run", on_progress=seen.append, **CALL)
+    run = midsight.extract(data, model=model, out=tmp_path / "run", progress=seen.append, **CALL)
     assert run.sample_ids() == whole.sample_ids()
     assert run.table()["answer_token_ids"] == whole.table()["answer_token_ids"]
     for name in run.vector_columns:

@@ -45,9 +45,7 @@ def assert_same(run, whole):
 def test_every_shard_does_its_images_and_the_run_is_the_whole(data, model, whole, tmp_path):
     seen = []
     for number in (2, 0, 1):
-        run = midsight.extract(
-            data, model=model, out=tmp_path / "run", shard=(number, 3), on_progress=seen.append, **CALL
-        )
+        run = midsight.extract(data, model=model, out=tmp_path / "run", shard=(number, 3), progress=seen.append, **CALL)
     assert_same(run, whole)
     assert {commit.shard for commit in run.commits} == {(0, 3), (1, 3), (2, 3)}
     starts = [progress for progress in seen if progress.done + progress.failed == 0]
@@ -75,9 +73,7 @@ def test_the_number_of_shards_may_change_between_starts(data, model, whole, tmp_
     assert 0 < done_before < ROWS
     seen = []
     for number in range(3):
-        run = midsight.extract(
-            data, model=model, out=tmp_path / "run", shard=(number, 3), on_progress=seen.append, **CALL
-        )
+        run = midsight.extract(data, model=model, out=tmp_path / "run", shard=(number, 3), progress=seen.append, **CALL)
     assert_same(run, whole)
     starts = [progress for progress in seen if progress.done + progress.failed == 0]
     assert sum(progress.already for progress in starts) == done_before

@@ -38,7 +38,7 @@ def by_id(run):
 
 def test_a_stream_gives_the_rows_that_the_same_images_give_in_a_list(hub, model, tmp_path):
     seen = []
-    run = midsight.extract("hf://owner/name", model=model, out=tmp_path / "run", on_progress=seen.append, **CALL)
+    run = midsight.extract("hf://owner/name", model=model, out=tmp_path / "run", progress=seen.append, **CALL)
     pairs = [(IMAGES[i], f"What is {n}?") for n, i in enumerate(ORDER)]
     listed = midsight.extract(pairs, model=model, out=tmp_path / "list", **CALL)
     assert run.table()["question"].to_pylist() == [question for _, question in pairs]
@@ -63,7 +63,7 @@ def test_a_stream_goes_on_where_it_was_left_and_a_row_that_is_bad_fails_alone(hu
     first = midsight.extract("hf://owner/name", model=model, out=tmp_path / "run", limit=2, **CALL)
     assert len(first) == 2
     seen = []
-    run = midsight.extract("hf://owner/name", model=model, out=tmp_path / "run", on_progress=seen.append, **CALL)
+    run = midsight.extract("hf://owner/name", model=model, out=tmp_path / "run", progress=seen.append, **CALL)
     assert (len(run), [failure.input_index for failure in run.failures()]) == (5, [3])
     assert (seen[0].already, seen[-1].done, seen[-1].failed) == (2, 3, 1)
 

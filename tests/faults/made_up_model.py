@@ -111,18 +111,18 @@ def replace_forward_pass(behaviour: Behaviour) -> None:
         command.may_use_gpu = lambda _: True
         fill.can_fork = isolated.can_fork = lambda _: False
     if behaviour.counted is not None:
-        display.progress_display = _count_into(behaviour.counted)
+        display.terminal_display = _count_into(behaviour.counted)
 
 
 def _count_into(file: Path) -> Any:
     @contextmanager
-    def progress_display(_: Any) -> Iterator[Any]:
+    def terminal_display(*_: Any) -> Iterator[Any]:
         def show(progress: Progress) -> None:
             write_atomically(file, f"{progress.already + progress.done + progress.failed}".encode(), flush=False)
 
-        yield show
+        yield display.Silent(show)
 
-    return progress_display
+    return terminal_display
 
 
 def write_dataset(folder: Path, samples: int, *, missing: int | None = MISSING_IMAGE) -> Path:

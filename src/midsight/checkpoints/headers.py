@@ -102,6 +102,17 @@ def read_index(folder: Path) -> dict[str, str] | None:
     return index
 
 
+def count_layers(folder: Path) -> int | None:
+    """Number of decoder layers that config.json says; None if it cannot be read, or is not in this folder."""
+    try:
+        config = read_json(folder / "config.json")
+    except MidsightError:
+        return None
+    text = config.get("text_config")
+    layers = (text if isinstance(text, dict) else config).get("num_hidden_layers")
+    return layers if type(layers) is int and layers > 0 else None
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON file of the folder; raises MidsightError if it is missing, not a JSON object, or names a key twice."""
     try:

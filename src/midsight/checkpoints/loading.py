@@ -70,6 +70,11 @@ class LoadedModel:
     """What a user should know about the load, one sentence each."""
 
     @property
+    def has_weights(self) -> bool:
+        """Whether the weights are in memory."""
+        return not isinstance(self.hf_model, WithoutWeights)
+
+    @property
     def tokenizer(self) -> Any:
         """Transformers' tokenizer."""
         return self.processor.tokenizer
@@ -213,7 +218,7 @@ def open_model(
 
 def add_weights(model: LoadedModel) -> LoadedModel:
     """The model with its weights in memory and its bugs fixed; unchanged if they are there. Raises MidsightError."""
-    if not isinstance(model.hf_model, WithoutWeights):
+    if model.has_weights:
         return model
     hf_model = model.hf_model.load()
     return replace(

@@ -19,10 +19,11 @@ def compact(
     with reported_errors(debug=debug):
         from rich.filesize import decimal
 
+        from midsight.reports.terminal import counted
         from midsight.store.compact import compact as compact_run
 
         done = compact_run(run, target_bytes=target_mb * 2**20)
         typer.echo(
-            f"{run}: {done.commits_before} commits became {done.commits_after}, {decimal(done.bytes_before)} became "
-            f"{decimal(done.bytes_after)}."
+            f"{run}: {counted(done.commits_before, 'commit')} became {done.commits_after:,}, "
+            f"{decimal(done.bytes_before)} became {decimal(done.bytes_after)}."
         )

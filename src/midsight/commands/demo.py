@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from midsight.commands.extract import load_with_notes, run_with_progress
+from midsight.commands.extract import extract_shown
 from midsight.commands.outcome import Debug, reported_errors
+
+if TYPE_CHECKING:
+    from midsight.store.reader import Run
 
 ELSEWHERE = "name a folder that is not there yet, on a disk with room"
 """The remedy if `demo` cannot write a model."""
@@ -42,4 +45,12 @@ def demo(
             return
         from midsight.demo.show import run_demo
 
-        run_demo(out, load_with_notes, run_with_progress, Console(highlight=False))
+        run_demo(out, extract_questions, Console(highlight=False))
+
+
+def extract_questions(questions: Path, *, model: Path, images: Path, out: Path) -> Run:
+    """The run of the demo's questions, with short answers."""
+    from midsight.extraction.task import make_task
+
+    task = make_task(questions, model=model, out=out, images=images, max_new_tokens=8)
+    return extract_shown(task, str(model), {}, batch_size="auto", keep_going=False, commit_seconds=60.0)

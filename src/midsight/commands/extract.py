@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.console import Console
-from rich.text import Text
 
 from midsight.commands.outcome import RESUMES, SOME_FAILED, STOPPED, Debug, handling_signals, reported_errors
 from midsight.commands.supervisor import become_worker, may_use_gpu
+from midsight.errors import spell_parts
 from midsight.extraction.stopping import EndNow
+from midsight.flags import as_flag
+
+if TYPE_CHECKING:
+    from midsight.extraction.request import Vision
+    from midsight.extraction.task import BatchSize, Task
+    from midsight.families.resizing import Pixels
+    from midsight.store.files import Shard
+    from midsight.store.reader import Run
+    from midsight.store.schema import StoreDtype
 
 Out = Annotated[Path, typer.Option("--out", help="The run folder; an unfinished run is resumed.")]
 
@@ -73,24 +83,27 @@ def extract(
     shard: Annotated[str, typer.Option(metavar="I/N", help="Which shard: 0/4 to 3/4 fill one run together.")] = "0/1",
     store_dtype: Annotated[str, typer.Option(help="float32 or float16.")] = "float32",
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed samples again.")] = False,
+    keep_going: Annotated[
+        bool, typer.Option("--keep-going", help="Go on even if the first 100 samples all fail.")
+    ] = False,
     commit_seconds: Annotated[float, typer.Option(help="Maximum seconds between two commits.")] = 60.0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what there is to do; write nothing.")] = False,
     debug: Debug = False,
 ) -> None:
     """Extract a dataset into a run folder; the same command resumes it."""
     with reported_errors(debug=debug):
-        from midsight.extraction.budget import parse_batch_size
-        from midsight.extraction.display import describe_start
-        from midsight.extraction.job import forecast
-        from midsight.samples.open import open_dataset
-        from midsight.samples.options import DatasetOptions
+        # what can be judged without the model is, before torch is imported
+        from midsight.extraction.task import make_task, parse_batch_size
         from midsight.store.files import parse_shard
 
         most = parse_batch_size(batch_size)
         own = parse_shard(shard)
         if may_use_gpu(device) and not dry_run:
             become_worker(out, own)
-        options = DatasetOptions(
+        task = make_task(
+            data,
+            model=model,
+            out=out,
             images=images,
             image_column=image_column,
             question_column=question_column,
@@ -99,34 +112,29 @@ def extract(
             question=question,
             split=split,
             allow_urls=allow_urls,
+            prompt=with_line_breaks(prompt),
+            system=system,
+            prompt_template=prompt_template,
+            layers=layers,
+            positions=positions,
+            residual=residual,
+            vision=cast("Vision", vision),
+            processor_pooled_pixels=processor_pooled_pixels,
+            pixels=cast("Pixels | None", pixels),
+            answers=answers,
+            max_new_tokens=max_new_tokens,
+            share=share,
+            store_dtype=cast("StoreDtype", store_dtype),
+            limit=limit,
+            shard=own,
+            retry_failed=retry_failed,
         )
-        dataset = open_dataset(data, options)
-        report_renamed(dataset.extras)
-        loaded = load_with_notes(model, revision=revision, dtype=dtype, device=device, lora=lora, weights=not dry_run)
-        call: dict[str, Any] = {
-            "model": loaded,
-            "out": out,
-            "layers": layers,
-            "positions": positions,
-            "residual": residual,
-            "vision": vision,
-            "processor_pooled_pixels": processor_pooled_pixels,
-            "pixels": pixels,
-            "prompt": with_line_breaks(prompt),
-            "system": system,
-            "prompt_template": prompt_template,
-            "answers": answers,
-            "max_new_tokens": max_new_tokens,
-            "share": share,
-            "store_dtype": store_dtype,
-            "limit": limit,
-            "shard": own,
-            "retry_failed": retry_failed,
-        }
+        loading = {"revision": revision, "dtype": dtype, "device": device, "lora": lora}
         if dry_run:
-            typer.echo(f"{describe_start(forecast(dataset, **call))} Nothing was written.")
+            say_start(task, model, loading)
             return
-        report_failures(run_with_progress(dataset, batch_size=most, commit_seconds=commit_seconds, **call))
+        run = extract_shown(task, model, loading, batch_size=most, keep_going=keep_going, commit_seconds=commit_seconds)
+        report_end(run, task.shard)
 
 
 def with_line_breaks(text: str) -> str:
@@ -134,44 +142,50 @@ def with_line_breaks(text: str) -> str:
     return re.sub(r"\\(\\n|n)", lambda found: "\n" if found[1] == "n" else found[1], text)
 
 
-def load_with_notes(model: str, **options: Any) -> Any:
-    """Loads a model and prints what the user should know about it."""
-    from midsight.extraction.model import load
+def say_start(task: Task, model: str, loading: Mapping[str, Any]) -> None:
+    """Says what there is to do; reads the model's headers, and writes nothing."""
+    from midsight.checkpoints.loading import load_model
+    from midsight.extraction.display import describe_start
+    from midsight.extraction.job import look_ahead, make_job
 
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
-    with console.status(Text(f"Loading {model}")):
-        loaded = load(model, **options)
-    for sentence in (*loaded.loaded.notes, *loaded.loaded.fixes):
-        console.print(sentence, markup=False)
-    return loaded
-
-
-def report_renamed(extras: Iterable[str]) -> None:
-    """Says which input columns are stored under another name."""
-    from midsight.reports.terminal import describe_renamed
-    from midsight.store.schema import renamed_columns
-
-    if renamed := renamed_columns(extras):
-        typer.echo(f"Note: {describe_renamed(renamed)}.", err=True)
+    start = look_ahead(make_job(task, load_model(model, weights=False, **loading)))
+    for parts in start.notes:
+        typer.echo(spell_parts(parts, as_flag))
+    typer.echo(f"{describe_start(start.progress)} Nothing was written.")
 
 
-def run_with_progress(data: Any, **arguments: Any) -> Any:
+def extract_shown(
+    task: Task,
+    model: str,
+    loading: Mapping[str, Any],
+    *,
+    batch_size: BatchSize,
+    keep_going: bool,
+    commit_seconds: float,
+) -> Run:
     """The main job with a live display."""
-    from midsight.extraction.display import progress_display
-    from midsight.extraction.run import extract as extract_dataset
+    from midsight.checkpoints.loading import open_model
+    from midsight.extraction.display import terminal_display
+    from midsight.extraction.job import make_job
+    from midsight.extraction.run import run_job
 
     console = Console(stderr=True, soft_wrap=True, highlight=False)
-    with handling_signals(EndNow(STOPPED, RESUMES)), progress_display(console) as show:
-        return extract_dataset(data, on_progress=show, **arguments)
+    job = make_job(task, open_model(model, **loading))
+    with handling_signals(EndNow(STOPPED, RESUMES)), terminal_display(console, as_flag) as shown:
+        return run_job(job, batch_size=batch_size, keep_going=keep_going, commit_seconds=commit_seconds, shown=shown)
 
 
-def report_failures(run: Any) -> None:
+def report_end(run: Run, shard: Shard) -> None:
     """Says how the run ended; exits with 1 if samples failed."""
-    from midsight.reports.terminal import in_one_line
+    from midsight.reports.reasons import commonest_reason
+    from midsight.reports.terminal import counted, in_one_line
 
     failures = run.failures()
-    typer.echo(f"{run.path}: {len(run)} samples stored, {len(failures)} failed.")
+    of = "" if shard[1] == 1 else f" by all {shard[1]} shards so far"
+    typer.echo(f"{run.path}: {counted(len(run), 'sample')} stored, {len(failures):,} failed{of}.")
     if failures:
-        typer.echo(f"{in_one_line(failures[0].sample_id)}: {in_one_line(failures[0].reason)}")
-        typer.echo(f"See all with: midsight show {run.path} --failures")
+        example, count = commonest_reason(failures)
+        alike = "" if len(failures) == 1 else f" ({count:,} like this)"
+        typer.echo(f"{in_one_line(example.sample_id)}: {in_one_line(example.reason)}{alike}")
+        typer.echo(f"See all with: midsight show {shlex.quote(str(run.path))} --failures")
         raise typer.Exit(SOME_FAILED)

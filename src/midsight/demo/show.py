@@ -65,9 +65,7 @@ def accuracy_table(shares: Mapping[str, Share]) -> Table:
     return table
 
 
-def run_demo(
-    out: Path, load: Callable[..., Any], extract: Callable[..., Run], console: Console, *, scenes: int = SCENES
-) -> Run:
+def run_demo(out: Path, extract: Callable[..., Run], console: Console, *, scenes: int = SCENES) -> Run:
     """Writes pictures and questions to `out`, extracts them, and shows the answers and how to read the run."""
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -80,7 +78,7 @@ def run_demo(
     questions = out / "questions.jsonl"
     images = write_questions(questions, scenes=scenes)
     console.print(f"The model is in {model}, the questions are in {questions}.", soft_wrap=True, markup=False)
-    run = extract(questions, model=load(str(model)), images=images, out=out / "run", max_new_tokens=8)
+    run = extract(questions, model=model, images=images, out=out / "run")
     columns = ["image", "question", "kind", "reference_answers", "answer"]
     rows = run.table().select(columns).to_pylist()
     shares = by_kind(rows)

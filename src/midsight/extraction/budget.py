@@ -7,15 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import psutil
 import torch
 
-from midsight.errors import MidsightError, Option
-
-BatchSize = int | Literal["auto"]
-"""Maximum number of samples in one call of the model, or as many as memory holds."""
+from midsight.extraction.task import BatchSize, validate_batch_size
 
 FIRST_SAMPLES = 8
 """Samples in the first call of `auto`, and in every call if memory cannot be measured."""
@@ -70,20 +66,6 @@ class Budget:
         """After out-of-memory, caps calls at half its tokens; a part that fits (`enough`) raises the cap to its own."""
         self.fitting = max(self.fitting, tokens) if enough else min(self.fitting, tokens / 2)
         self.tokens = self.fitting
-
-
-def parse_batch_size(text: str) -> BatchSize:
-    """The batch size that `text` spells; raises MidsightError if it is neither `auto` nor a whole number from 1."""
-    with suppress(ValueError):
-        return validate_batch_size("auto" if text == "auto" else int(text))
-    raise MidsightError(Option("batch_size"), f" is {text}; give auto, or 1 or more.")
-
-
-def validate_batch_size(batch_size: BatchSize) -> BatchSize:
-    """Returns the batch size; raises MidsightError if it is neither `auto` nor a whole number from 1."""
-    if batch_size != "auto" and (type(batch_size) is not int or batch_size < 1):
-        raise MidsightError(Option("batch_size"), f" is {batch_size}; give auto, or 1 or more.")
-    return batch_size
 
 
 def make_budget(batch_size: BatchSize, device: torch.device) -> Budget:

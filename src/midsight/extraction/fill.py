@@ -11,7 +11,7 @@ from midsight.errors import SampleError
 from midsight.extraction.budget import Budget
 from midsight.extraction.extract_call import Outcome
 from midsight.extraction.isolated import can_fork, set_aside, try_alone
-from midsight.extraction.job import Job
+from midsight.extraction.job import FIRST_SAMPLES, Job, all_failed
 from midsight.extraction.pipeline import extract_all, map_in_background
 from midsight.extraction.stopping import stopping_on_signals
 from midsight.extraction.todo import Progress, Todo
@@ -29,9 +29,9 @@ class _Results:
     waiting: deque[Outcome] = field(default_factory=deque)
     """Computed, and not stored yet."""
 
-    def store_waiting(self, _: object = None) -> list[bool]:
-        """Stores what waits; True for a row, False for a failure."""
-        stored: list[bool] = []
+    def store_waiting(self, _: object = None) -> list[Failure | None]:
+        """Stores what waits; returns the failures that were stored, None for each row."""
+        stored: list[Failure | None] = []
         with self.writer.lock:
             while self.waiting:
                 outcome = self.waiting.popleft()
@@ -54,22 +54,33 @@ class _Results:
         self.writer.commit()
 
 
-def fill(writer: RunWriter, job: Job, todo: Todo, *, budget: Budget, on_progress: Callable[[Progress], None]) -> None:
+def fill(
+    writer: RunWriter,
+    job: Job,
+    todo: Todo,
+    *,
+    budget: Budget,
+    keep_going: bool,
+    on_progress: Callable[[Progress], None],
+) -> None:
     """Extracts what is to do, and stores finished samples while the next ones are in the model.
 
     Samples that were in work when a process died come last, and alone. Signals commit what is computed, and end the
-    process.
+    process. Raises AllFailedError if a run without rows begins with failures only, unless it is to keep going.
     """
-    progress = job.before(todo, writer.path)
+    progress = job.before(todo)
     on_progress(progress)
     results = _Results(writer)
     suspects: list[Sample] = []
+    opening = Opening(todo.unusable, watched=not keep_going and writer.done <= writer.failed)
 
-    def count(stored: Sequence[bool]) -> None:
+    def count(stored: Sequence[Failure | None]) -> None:
         nonlocal progress
-        rows = sum(stored)
-        progress = replace(progress, done=progress.done + rows, failed=progress.failed + len(stored) - rows)
+        failures = [failure for failure in stored if failure is not None]
+        rows = len(stored) - len(failures)
+        progress = replace(progress, done=progress.done + rows, failed=progress.failed + len(failures))
         on_progress(progress)
+        opening.add(failures, stored=rows)
 
     def unsuspected(rows: Iterable[SampleOrFailure]) -> Iterator[SampleOrFailure]:
         for row in rows:
@@ -94,6 +105,24 @@ def fill(writer: RunWriter, job: Job, todo: Todo, *, budget: Budget, on_progress
             results.commit()
 
 
+class Opening:
+    """The samples that a run begins with, as long as all of them fail."""
+
+    def __init__(self, unusable: Iterable[Failure], *, watched: bool) -> None:
+        """`unusable` are the rows that were known to fail; they do not count."""
+        self._known = {failure.sample_id for failure in unusable}
+        self._watched = watched
+        self._failures: list[Failure] = []
+
+    def add(self, failures: Sequence[Failure], *, stored: int) -> None:
+        """Counts the outcomes of one call; raises AllFailedError if there are enough, all of them failures."""
+        self._watched = self._watched and not stored
+        if self._watched:
+            self._failures += [failure for failure in failures if failure.sample_id not in self._known]
+            if len(self._failures) >= FIRST_SAMPLES:
+                raise all_failed(self._failures, recorded=True)
+
+
 def collect(calls: Iterable[list[Outcome]], waiting: deque[Outcome]) -> Iterator[None]:
     """Adds the outcomes of each call to `waiting` as soon as they are computed."""
     for outcomes in calls:
@@ -114,20 +143,21 @@ def judge(writer: RunWriter, job: Job, sample: Sample) -> Outcome:
     return try_alone(job.model, job.request, sample, attempts)
 
 
-def store(writer: RunWriter, outcome: Outcome) -> bool:
-    """Stores an outcome; returns True for a row, False for a failure.
+def store(writer: RunWriter, outcome: Outcome) -> Failure | None:
+    """Stores an outcome; returns the failure that was stored, None for a row.
 
     A record with values that the run cannot hold becomes a failure.
     """
     if isinstance(outcome, Failure):
         writer.fail(outcome)
-        return False
+        return outcome
     try:
         writer.add(outcome)
     except SampleError as error:
-        writer.fail(Failure(outcome.sample_id, outcome.input_index, str(error)))
-        return False
-    return True
+        failure = Failure(outcome.sample_id, outcome.input_index, str(error))
+        writer.fail(failure)
+        return failure
+    return None
 
 
 def _is_verdict(attempts: Attempts, outcome: Outcome) -> bool:

@@ -1,85 +1,75 @@
-"""A call of extract: its options are validated with model and dataset before anything is written."""
+"""A call of extract with its model: what the run holds, what is left to do, and whether it can start."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
+import itertools
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Unpack, get_args
 
+import numpy as np
 from rich.filesize import decimal
 
-from midsight.checkpoints.loading import LoadedModel
-from midsight.errors import MidsightError, Option, unknown_option
-from midsight.extraction.describe import describe_run
-from midsight.extraction.model import Model, load
-from midsight.extraction.request import (
-    REQUEST_OPTIONS,
-    Request,
-    RequestKeywords,
-    ResolvedRequest,
-    make_request,
-    resolve,
-    validate_choice,
-)
+from midsight.checkpoints.loading import LoadedModel, add_weights
+from midsight.errors import AllFailedError, MidsightError, Option
+from midsight.extraction.describe import describe_model, describe_run
+from midsight.extraction.request import ResolvedRequest, resolve
+from midsight.extraction.task import Task
 from midsight.extraction.todo import Progress, Todo, choose, estimate_bytes
+from midsight.reports.reasons import describe_reasons
+from midsight.reports.terminal import describe_renamed
 from midsight.samples.columns import prompt_columns
-from midsight.samples.open import Data, open_dataset
-from midsight.samples.options import DatasetKeywords, DatasetOptions
-from midsight.samples.streams import SampleStream
+from midsight.samples.missing import MissingImages, does_not_exist, find_missing
+from midsight.samples.packed import images_at
+from midsight.samples.sample import Failure, ImageSource
 from midsight.samples.tables import Dataset
-from midsight.store.files import Shard, free_bytes, validate_shard
-from midsight.store.schema import StoreDtype
+from midsight.store.files import free_bytes
+from midsight.store.schema import renamed_columns
 from midsight.store.spec import RunSpec
 from midsight.store.writer import samples_done
 
-DATASET_OPTIONS = frozenset(DatasetKeywords.__annotations__)
-OWN_OPTIONS = frozenset(
-    ("model", "out", "batch_size", "store_dtype", "limit", "shard", "retry_failed", "commit_seconds", "on_progress")
-)
-"""The arguments of `extract` itself."""
-
-
-class ExtractKeywords(DatasetKeywords, RequestKeywords, total=False):
-    """All further arguments of `extract`: the fields of DatasetOptions and of Request."""
+FIRST_SAMPLES = 100
+"""If this many samples fail at the start and none is extracted, the run stops."""
 
 
 @dataclass(frozen=True)
 class Job:
     """What one call of extract does."""
 
-    data: Dataset | SampleStream
-    """The samples."""
+    task: Task
+    """What the call asks for."""
     model: LoadedModel
-    """The model that extracts them."""
+    """The model that extracts the samples; its weights may come later."""
     request: ResolvedRequest
     """What is extracted from every sample."""
     spec: RunSpec
     """What run.json holds."""
-    shard: Shard
-    """Which shard of the data this call does."""
-    limit: int | None
-    """Process only the first rows, this many; None for all."""
-    retry_failed: bool
-    """Whether samples that failed before are tried again."""
 
-    def todo(self, done: Collection[str]) -> Todo:
-        """The work that is left after the samples with the ids `done`."""
-        return choose(self.data, done, shard=self.shard, limit=self.limit)
+    def todo(self, done: Collection[str], failed: Collection[str]) -> Todo:
+        """The work that is left after the samples with the ids `done`, of which those in `failed` have failed."""
+        return choose(self.task.data, done, failed, shard=self.task.shard, limit=self.task.limit)
 
-    def before(self, todo: Todo, out: Path) -> Progress:
-        """The progress of the run in `out` before `todo`; raises MidsightError if `todo` does not fit on its disk."""
+    def before(self, todo: Todo) -> Progress:
+        """The progress of the run before `todo`; raises MidsightError if `todo` does not fit on its disk."""
         size = None
         if todo.remaining is not None and todo.remaining_images is not None:
-            store_dtype = self.spec.request.store_dtype
             size = estimate_bytes(
-                self.model, self.request, store_dtype, samples=todo.remaining, images=todo.remaining_images
+                self.model, self.request, self.task.store_dtype, samples=todo.remaining, images=todo.remaining_images
             )
-        progress = Progress(todo.samples, todo.images, todo.already, 0, 0, size, free_bytes(out))
+        progress = Progress(
+            samples=todo.samples,
+            images=todo.images,
+            already=todo.already,
+            already_failed=todo.already_failed,
+            done=0,
+            failed=0,
+            estimated_bytes=size,
+            free_bytes=free_bytes(self.task.out),
+        )
         if size is not None and size > progress.free_bytes:
             raise MidsightError(
-                f"{out} will take about {decimal(size)} more and its disk has {decimal(progress.free_bytes)} free; "
-                "free some, choose another ",
+                f"{self.task.out} will take about {decimal(size)} more and its disk has "
+                f"{decimal(progress.free_bytes)} free; free some, choose another ",
                 Option("out"),
                 ", fewer ",
                 Option("layers"),
@@ -89,73 +79,100 @@ class Job:
             )
         return progress
 
+    def images(self, order: np.ndarray) -> Iterator[tuple[ImageSource, ...]]:
+        """The images of each of the samples with these indices."""
+        samples = self.task.data.samples if isinstance(self.task.data, Dataset) else ()
+        return (images_at(samples, index) for index in order.tolist())
 
-def make_job(
-    data: Data,
-    *,
-    model: Model | str | Path,
-    store_dtype: StoreDtype = "float32",
-    limit: int | None = None,
-    shard: Shard = (0, 1),
-    retry_failed: bool = False,
-    **options: Unpack[ExtractKeywords],
-) -> Job:
-    """A call of extract with its options validated; raises MidsightError."""
-    validate_choice("store_dtype", store_dtype, get_args(StoreDtype))
-    if limit is not None and limit < 1:
-        raise MidsightError(Option("limit"), f" is {limit}; give 1 or more.")
-    validate_shard(shard)
-    dataset_options, request = split_options(options)
-    source = open_data(data, dataset_options)
-    loaded = (model if isinstance(model, Model) else load(model)).loaded
-    resolved = resolve(request, loaded, prompt_columns(source.extras, source.options))
-    spec = describe_run(source, loaded, request, resolved, store_dtype)
-    return Job(source, loaded, resolved, spec, shard, limit, retry_failed)
+    def with_weights(self) -> Job:
+        """The same job with its model in memory; raises MidsightError."""
+        model = add_weights(self.model)
+        return replace(self, model=model, spec=replace(self.spec, model=describe_model(model)))
 
 
-def open_data(data: Data, options: DatasetOptions) -> Dataset | SampleStream:
-    """Opens the data; raises MidsightError if dataset options are given for samples from Python."""
-    if isinstance(data, str | Path):
-        return open_dataset(data, options)
-    for name, value in asdict(options).items():
-        if value not in (None, False):
-            raise MidsightError(Option(name), " is for a file, a folder or an hf:// name; leave it out.")
-    return data if isinstance(data, Dataset | SampleStream) else open_dataset(data)
+@dataclass(frozen=True)
+class Start:
+    """What is known before a job starts."""
+
+    done: Collection[str]
+    """Ids of the samples that need no more work."""
+    todo: Todo
+    """The work that is left."""
+    progress: Progress
+    """The progress of the run."""
+    extras: Collection[str]
+    """The extra input columns."""
+    missing: MissingImages | None
+    """The image files that do not exist; None if all do."""
+
+    @property
+    def notes(self) -> tuple[Sequence[str | Option], ...]:
+        """What a user should know about the data, as the parts of sentences."""
+        renamed = renamed_columns(self.extras)
+        notes = [(f"Note: {describe_renamed(renamed)}.",)] if renamed else []
+        return (*notes, *([self.missing.describe()] if self.missing else []))
 
 
-def split_options(options: Mapping[str, Any]) -> tuple[DatasetOptions, Request]:
-    """The keywords of a call as DatasetOptions and Request; raises MidsightError for a name that neither has."""
-    for name in options:
-        if name not in DATASET_OPTIONS | REQUEST_OPTIONS:
-            raise unknown_option(name, DATASET_OPTIONS | REQUEST_OPTIONS | OWN_OPTIONS)
-    of_dataset = {name: value for name, value in options.items() if name in DATASET_OPTIONS}
-    of_request = {name: value for name, value in options.items() if name in REQUEST_OPTIONS}
-    return DatasetOptions(**of_dataset), make_request(of_request)
+def make_job(task: Task, model: LoadedModel) -> Job:
+    """A task for one model, which may have no weights yet; raises MidsightError."""
+    resolved = resolve(task.request, model, prompt_columns(task.data.extras, task.data.options))
+    spec = describe_run(task.data, model, task.request, resolved, task.store_dtype)
+    return Job(task, model, resolved, spec)
 
 
-def forecast(
-    data: Data,
-    *,
-    model: Model | str | Path,
-    out: str | Path,
-    store_dtype: StoreDtype = "float32",
-    limit: int | None = None,
-    shard: Shard = (0, 1),
-    retry_failed: bool = False,
-    **options: Unpack[ExtractKeywords],
-) -> Progress:
-    """The progress of the run `out` before `extract` with the same arguments; writes nothing.
+def look_ahead(job: Job) -> Start:
+    """What the job will do; writes nothing.
 
-    `model` may be one that was loaded without weights. Raises MidsightError as `extract` would.
+    Raises MidsightError if the run was started with other options, or if the rest of it does not fit on its disk.
     """
-    job = make_job(
-        data,
-        model=model,
-        store_dtype=store_dtype,
-        limit=limit,
-        shard=shard,
-        retry_failed=retry_failed,
-        **options,
+    task = job.task
+    done, failed = samples_done(task.out, job.spec, shard=task.shard, retry_failed=task.retry_failed)
+    todo = job.todo(done, failed)
+    progress = job.before(todo)
+    images = itertools.chain.from_iterable(job.images(todo.order))
+    missing = find_missing(images, folder_of_images(task.data))
+    return Start(done, todo, progress, task.data.extras, missing)
+
+
+def folder_of_images(data: object) -> Path:
+    """The folder that image paths start from."""
+    if not isinstance(data, Dataset):
+        return Path()
+    if isinstance(images := data.options["images"], str):
+        return Path(images)
+    if data.path is None:
+        return Path()
+    return data.path if data.path.is_dir() else data.path.parent
+
+
+def require_a_chance(job: Job, start: Start) -> None:
+    """Raises AllFailedError if a run without rows would stop at its start because its first samples all fail."""
+    stored = start.progress.already - start.progress.already_failed
+    if stored:
+        return
+    if start.todo.remaining == 0 and len(start.todo.unusable) >= FIRST_SAMPLES:
+        raise all_failed(start.todo.unusable, recorded=False)
+    if start.missing is None or len(start.todo.order) < FIRST_SAMPLES:
+        return
+    first = job.images(start.todo.order[:FIRST_SAMPLES])
+    if all(any(isinstance(image, Path) and does_not_exist(image) for image in images) for images in first):
+        raise AllFailedError(
+            *start.missing.describe(),
+            f" None of the first {FIRST_SAMPLES} samples has its image, so nothing was started; correct ",
+            Option("images"),
+            ", or go on with ",
+            Option("keep_going", True),
+            ".",
+        )
+
+
+def all_failed(failures: Collection[Failure], *, recorded: bool) -> AllFailedError:
+    """The error for a start at which every sample fails; `recorded` if the run holds the failures."""
+    again = (", then add ", Option("retry_failed", True)) if recorded else ()
+    return AllFailedError(
+        f"The first {len(failures):,} samples all failed: {describe_reasons([*failures])}. Correct that",
+        *again,
+        ", or go on with ",
+        Option("keep_going", True),
+        ".",
     )
-    done = samples_done(Path(out), job.spec, shard=job.shard, retry_failed=job.retry_failed)
-    return job.before(job.todo(done), Path(out))

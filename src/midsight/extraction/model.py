@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from midsight.checkpoints.loading import LoadedModel, Lora, load_model, wrap_model
-from midsight.errors import SampleError
-from midsight.extraction.budget import BatchSize, make_budget
+from midsight.errors import MidsightError, SampleError
+from midsight.extraction.budget import make_budget
 from midsight.extraction.pipeline import extract_all
 from midsight.extraction.request import Request, RequestKeywords, make_request, resolve
+from midsight.extraction.task import BatchSize
 from midsight.extraction.todo import group_by_image
 from midsight.records import Record
 from midsight.samples.columns import prompt_columns
@@ -71,6 +72,8 @@ class Model:
     def _extract(
         self, pairs: Iterable[Sample | tuple[ImageSource | str, str]], request: Request, batch_size: BatchSize
     ) -> list[Record | Failure]:
+        if not self.loaded.has_weights:
+            raise MidsightError(f"{self.loaded.name} was loaded with weights=False; load it again without that.")
         budget = make_budget(batch_size, self.loaded.device)
         dataset = make_samples(pairs)
         resolved = resolve(request, self.loaded, prompt_columns(dataset.extras, dataset.options))
@@ -99,7 +102,8 @@ def load(
         device: `auto`, `cpu`, `mps`, `cuda` or `cuda:N`.
         lora: `auto`, `merged`, `unmerged` or `off`: how a LoRA that image input needs is applied.
         audio: Load the audio tower too, which no image prompt uses.
-        weights: If False, only config and processor are loaded, which is enough for a dry run.
+        weights: If False, only config and processor are loaded; `midsight.extract` loads the weights when it needs
+            them.
 
     Returns:
         The model.

@@ -6,16 +6,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, TypedDict, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
-from midsight.checkpoints.loading import LoadedModel
 from midsight.errors import MidsightError, Option, unknown_option
-from midsight.extraction.attention import takes_token_masks
-from midsight.families.family import Pixels
+from midsight.families.resizing import Pixels
 from midsight.prompts.prompt import PromptFormat, make_prompt_format
 from midsight.records import PROCESSOR_POOLED_PIXELS, VISION_ONLY
 from midsight.samples.columns import ColumnSource
 from midsight.taps.tap import DEFAULT_POSITIONS, Tap, choose_layers, choose_positions, choose_taps
+
+if TYPE_CHECKING:
+    from midsight.checkpoints.loading import LoadedModel
 
 Vision = Literal["mean", "none"]
 """How the vision encoder's output is pooled; `none` leaves it out."""
@@ -120,17 +121,11 @@ def resolve(
 
     `columns` are those of the data that the prompt may use.
     """
+    from midsight.extraction.attention import takes_token_masks  # imports torch
+
+    validate_request(request, model.n_layers)
     family = model.family
     pixels = request.pixels or family.vision.default_pixels
-    validate_choice("vision", request.vision, get_args(Vision))
-    validate_choice("pixels", pixels, get_args(Pixels))
-    if request.max_new_tokens < 1:
-        raise MidsightError(
-            Option("max_new_tokens"),
-            f" is {request.max_new_tokens}; give 1 or more, or ",
-            Option("answers", False),
-            ".",
-        )
     prompt = make_prompt_format(
         model.processor,
         family.prompt,
@@ -162,6 +157,23 @@ def resolve(
         longrope_threshold=model.longrope_threshold,
         vectors=vectors,
     )
+
+
+def validate_request(request: Request, n_layers: int | None) -> None:
+    """Raises MidsightError for a value that no model takes, or no model with `n_layers` decoder layers if known."""
+    if n_layers is not None:
+        choose_layers(request.layers, n_layers)
+    choose_positions(request.positions)
+    validate_choice("vision", request.vision, get_args(Vision))
+    if request.pixels is not None:
+        validate_choice("pixels", request.pixels, get_args(Pixels))
+    if request.max_new_tokens < 1:
+        raise MidsightError(
+            Option("max_new_tokens"),
+            f" is {request.max_new_tokens}; give 1 or more, or ",
+            Option("answers", False),
+            ".",
+        )
 
 
 def validate_choice(option: str, value: Any, choices: Sequence[str]) -> None:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Unpack
+from typing import Literal, Unpack
 
 from midsight.analysis import Run, open_run
-from midsight.extraction.budget import BatchSize, make_budget
+from midsight.checkpoints.loading import open_model
+from midsight.errors import MidsightError
+from midsight.extraction.budget import make_budget
+from midsight.extraction.display import Display, display
 from midsight.extraction.fill import fill
-from midsight.extraction.job import ExtractKeywords, make_job
+from midsight.extraction.job import Job, look_ahead, make_job, require_a_chance
 from midsight.extraction.model import Model
+from midsight.extraction.task import BatchSize, ExtractKeywords, make_task
 from midsight.extraction.todo import Progress
+from midsight.reports.reasons import describe_reasons
+from midsight.reports.terminal import counted
 from midsight.samples.open import Data
 from midsight.store.files import Shard
 from midsight.store.schema import StoreDtype
-from midsight.store.spec import is_run
 from midsight.store.writer import RunWriter
 
 
@@ -29,18 +35,20 @@ def extract(
     limit: int | None = None,
     shard: Shard = (0, 1),
     retry_failed: bool = False,
+    keep_going: bool = False,
     commit_seconds: float = 60.0,
-    on_progress: Callable[[Progress], None] = lambda _: None,
+    progress: Callable[[Progress], None] | Literal["bar"] | None = "bar",
     **options: Unpack[ExtractKeywords],
 ) -> Run:
     """Extracts a whole dataset into the run folder `out` and opens it.
 
-    If `out` is a run, it resumes from its last commit; options that would make other rows are refused. A sample
-    that cannot be extracted becomes one of the run's failures, and the others continue.
+    If `out` is a run, it resumes from its last commit; options that would make other rows are refused, and a finished
+    run is opened at once. A sample that cannot be extracted becomes one of the run's failures, and the others
+    continue; at the end a warning says how many failed and why.
 
     Args:
-        data: A table file, Parquet shards, a saved Hugging Face dataset, an `hf://` name, a folder of images,
-            (image, question) pairs, or Samples.
+        data: A table file, Parquet shards, a saved Hugging Face dataset, an `hf://` name, a folder of images; a
+            pandas or polars DataFrame, a `datasets.Dataset`, a list of dicts; or (image, question) pairs or Samples.
         model: A loaded model, or its folder or hub id.
         out: The run folder; it is made if it does not exist.
         batch_size: Maximum number of samples in one call of the model; `auto` measures what memory holds.
@@ -48,32 +56,71 @@ def extract(
         limit: Process only the first `limit` rows.
         shard: (I, N) does shard I of N, from 0; several processes may fill one run, each with its own shard.
         retry_failed: Try samples that failed before again.
+        keep_going: Go on even if the first 100 samples all fail.
         commit_seconds: Maximum time between two commits, in seconds.
-        on_progress: Called with the progress, at the start and after every call of the model.
-        **options: The fields of DatasetOptions (columns, images, split, ...) and of Request (layers, positions,
-            prompt, ...), each documented there.
+        progress: `bar` shows the progress, in a terminal, a notebook or as lines of a log; None shows nothing. A
+            function is called with the progress, at the start and after every call of the model.
+        **options: What to extract, and how the data are read:
 
     Returns:
         The opened run.
 
     Raises:
-        MidsightError: A call that cannot be carried out; the sentence names the argument and a remedy.
+        MidsightError: A call that cannot be carried out, or no sample could be extracted; the sentence names the
+            argument and a remedy.
     """
-    job = make_job(
+    source = None if isinstance(model, Model) else model
+    task = make_task(
         data,
-        model=model,
+        model=source,
+        out=out,
         store_dtype=store_dtype,
         limit=limit,
         shard=shard,
         retry_failed=retry_failed,
         **options,
     )
+    job = make_job(task, model.loaded if isinstance(model, Model) else open_model(model))
+    with display(progress) as shown:
+        run = run_job(job, batch_size=batch_size, keep_going=keep_going, commit_seconds=commit_seconds, shown=shown)
+    tell_failures(run)
+    return run
+
+
+def tell_failures(run: Run) -> None:
+    """Warns of the samples of a run that failed; raises MidsightError if all did."""
+    failures = run.failures()
+    if not failures:
+        return
+    if not len(run):
+        raise MidsightError(
+            f"No sample could be extracted; {counted(len(failures), 'sample')} failed: {describe_reasons(failures)}; "
+            f"midsight.open_run({str(run.path)!r}).failures() lists them."
+        )
+    warnings.warn(
+        f"{counted(len(failures), 'sample')} failed, {len(run):,} stored: {describe_reasons(failures)}; "
+        "run.failures() lists them.",
+        stacklevel=3,
+    )
+
+
+def run_job(job: Job, *, batch_size: BatchSize, keep_going: bool, commit_seconds: float, shown: Display) -> Run:
+    """Does a job, and returns its run; a finished run is opened at once, without weights. Raises MidsightError."""
     budget = make_budget(batch_size, job.model.device)
-    out = Path(out)
-    todo = None
-    if not is_run(out):  # nothing is written if the whole run cannot fit
-        todo = job.todo(())
-        job.before(todo, out)
-    with RunWriter(out, job.spec, shard=shard, retry_failed=retry_failed, commit_seconds=commit_seconds) as writer:
-        fill(writer, job, todo or job.todo(writer.done), budget=budget, on_progress=on_progress)
-    return open_run(out)
+    task = job.task
+    start = look_ahead(job)
+    shown.start(start.progress, start.notes)
+    if start.todo.is_empty:
+        shown.progress(start.progress)
+        return open_run(task.out)
+    if not keep_going:
+        require_a_chance(job, start)
+    if start.todo.remaining != 0 and not job.model.has_weights:
+        job = shown.loading(job.model, job.with_weights)
+    with RunWriter(
+        task.out, job.spec, shard=task.shard, retry_failed=task.retry_failed, commit_seconds=commit_seconds
+    ) as writer:
+        # another process may have done this shard in the meantime
+        todo = start.todo if writer.done == start.done else job.todo(writer.done, writer.failed)
+        fill(writer, job, todo, budget=budget, keep_going=keep_going, on_progress=shown.progress)
+    return open_run(task.out)

@@ -7,7 +7,7 @@ import itertools
 import math
 from array import array
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -45,6 +45,8 @@ class Progress:
     """Distinct images among them, by image key."""
     already: int
     """Samples that were stored or failed before this call; for a stream, all of the run's."""
+    already_failed: int
+    """How many of those failed."""
     done: int
     """Samples stored by this call."""
     failed: int
@@ -59,6 +61,11 @@ class Progress:
         """Samples still to do."""
         return None if self.samples is None else self.samples - self.already - self.done - self.failed
 
+    @property
+    def all_failed(self) -> int:
+        """Samples that failed, in this call or before."""
+        return self.already_failed + self.failed
+
 
 @dataclass(frozen=True)
 class Todo:
@@ -72,28 +79,51 @@ class Todo:
     """Distinct images among them, by image key."""
     already: int
     """Samples of this shard that the run has; for a stream, whose rows are not known yet, all that the run has."""
+    already_failed: int
+    """How many of those failed."""
     remaining: int | None
     """Samples to extract."""
     remaining_images: int | None
     """Distinct images among those, by image key."""
+    unusable: tuple[Failure, ...] = ()
+    """Rows to record that cannot become samples; those of a stream are not known yet."""
+    order: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    """Indices in the dataset's samples of those to extract, in the order of the work; empty for a stream."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is left to extract or to record."""
+        return self.remaining == 0 and not self.unusable
 
 
-def choose(data: Dataset | SampleStream, done: Collection[str], *, shard: Shard, limit: int | None) -> Todo:
-    """The rows of the shard among the dataset's first `limit` rows whose ids are not in `done`."""
+def choose(
+    data: Dataset | SampleStream,
+    done: Collection[str],
+    failed: Collection[str] = (),
+    *,
+    shard: Shard,
+    limit: int | None,
+) -> Todo:
+    """The rows of the shard among the dataset's first `limit` rows whose ids are not in `done`.
+
+    `failed` are the ids of the samples that failed before.
+    """
     if isinstance(data, SampleStream):
         own = rows_in_shard(itertools.islice(data.rows(), limit), shard)
         left = (row for row in own if row.sample_id not in done)
-        return Todo(grouped(left), None, None, len(done), None, None)
+        return Todo(grouped(left), None, None, len(done), len({*failed}.intersection(done)), None, None)
     end = math.inf if limit is None else limit
-    failures = [failure for failure in rows_in_shard(data.failures, shard) if failure.input_index < end]
+    failures = [failure for failure in data.failures if is_in_shard(failure, shard) and failure.input_index < end]
     failures_left = [failure for failure in failures if failure.sample_id not in done]
     done_images: list[str] = []
+    already_failed = len(failures) - len(failures_left)
     indices, images = array("q"), list[str]()
     for index, key in enumerate(keys_of(data.samples)):
         if key.input_index >= end or not is_in_shard(key, shard):
             continue
         if key.sample_id in done:
             done_images.append(key.image_key)
+            already_failed += key.sample_id in failed
         else:
             indices.append(index)
             images.append(key.image_key)
@@ -104,8 +134,11 @@ def choose(data: Dataset | SampleStream, done: Collection[str], *, shard: Shard,
         samples=already + len(failures_left) + len(images),
         images=len({*done_images, *images}),
         already=already,
+        already_failed=already_failed,
         remaining=len(images),
         remaining_images=len({*images}),
+        unusable=tuple(failures_left),
+        order=order,
     )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from PIL import Image
@@ -20,11 +20,9 @@ from midsight.families.inputs import (
     insert_image_embeddings,
     sequential_positions,
 )
+from midsight.families.resizing import Pixels
 from midsight.prompts.declaration import FamilyPrompt
 from midsight.prompts.token_layout import TokenLayout
-
-Pixels = Literal["pil", "transformers"]
-"""Which resizing makes the model's pixels: PIL's on 8-bit images, or transformers' own on tensors."""
 
 
 class ReadSize(Protocol):

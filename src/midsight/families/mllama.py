@@ -22,9 +22,9 @@ from transformers.models.mllama.processing_mllama import (
 )
 
 from midsight.errors import ModelFileError
-from midsight.families.family import Decoder, Family, Modules, Pixels, Reference, StoredTensors, Vision
+from midsight.families.family import Decoder, Family, Modules, Reference, StoredTensors, Vision
 from midsight.families.inputs import DecoderInputs, EncodedImage, ImageInputs
-from midsight.families.resizing import with_resizing
+from midsight.families.resizing import Pixels, with_resizing
 from midsight.prompts.declaration import FamilyPrompt
 from midsight.prompts.token_layout import TokenLayout
 

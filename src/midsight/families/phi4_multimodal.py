@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from transformers.masking_utils import create_bidirectional_mask
 
 from midsight.errors import ModelFileError, SampleError
-from midsight.families.family import Decoder, Family, Modules, Pixels, Reference, StoredTensors, Vision
+from midsight.families.family import Decoder, Family, Modules, Reference, StoredTensors, Vision
 from midsight.families.inputs import ImageInputs
+from midsight.families.resizing import Pixels
 from midsight.prompts.declaration import FamilyPrompt
 
 IMAGE_TOKEN = "<|endoftext10|>"  # noqa: S105  (a token of the vocabulary, no password)

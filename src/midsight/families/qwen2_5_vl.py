@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from transformers import Qwen2VLImageProcessor, Qwen2VLImageProcessorPil
 
 from midsight.errors import ModelFileError, SampleError
-from midsight.families.family import Decoder, Family, Modules, Pixels, Reference, StoredTensors, Vision
+from midsight.families.family import Decoder, Family, Modules, Reference, StoredTensors, Vision
 from midsight.families.inputs import ImageInputs
-from midsight.families.resizing import with_resizing
+from midsight.families.resizing import Pixels, with_resizing
 from midsight.prompts.declaration import FamilyPrompt
 from midsight.prompts.token_layout import TokenLayout
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
-from midsight.families.family import Pixels
+Pixels = Literal["pil", "transformers"]
+"""Which resizing makes the model's pixels: PIL's on 8-bit images, or transformers' own on tensors."""
 
 
 def with_resizing(image_processor: Any, pixels: Pixels, *, pil: type, tensors: type) -> Any:

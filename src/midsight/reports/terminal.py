@@ -23,6 +23,11 @@ def in_one_line(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
+def counted(count: int, noun: str) -> str:
+    """`1 sample`, `2,000 samples`."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
 def render_summary(summary: Summary) -> RenderableType:
     """The tables of `summary`, for a rich console to print."""
     blocks: list[RenderableType] = [_overview(summary), _columns(summary), _vectors(summary)]

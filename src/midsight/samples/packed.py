@@ -44,6 +44,10 @@ class PackedSamples(Sequence[Sample]):
             sample_id = self._sample_id(position)
             yield SampleKey(sample_id, index, reference or sample_id)
 
+    def images_at(self, position: int) -> tuple[ImageSource, ...]:
+        """The images of one sample, without unpacking the sample."""
+        return self._images[position]
+
     def __len__(self) -> int:
         return len(self._images)
 
@@ -81,6 +85,11 @@ class PackedSamples(Sequence[Sample]):
             reference_answers=tuple(answers),
             extras=extras,
         )
+
+
+def images_at(samples: Sequence[Sample], position: int) -> tuple[ImageSource, ...]:
+    """The images of one sample, packed or not."""
+    return samples.images_at(position) if isinstance(samples, PackedSamples) else samples[position].images
 
 
 def keys_of(samples: Sequence[Sample]) -> Iterator[SampleKey]:

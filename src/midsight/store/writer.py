@@ -225,14 +225,17 @@ class RunWriter:
             )
 
 
-def samples_done(path: Path, spec: RunSpec, *, shard: Shard, retry_failed: bool) -> set[str]:
-    """What RunWriter.done will hold, without writing anything; raises RunError if `spec` is not the run's."""
+def samples_done(path: Path, spec: RunSpec, *, shard: Shard, retry_failed: bool) -> tuple[set[str], set[str]]:
+    """What RunWriter's `done` and `failed` will hold, without writing anything.
+
+    Raises RunError if `spec` is not the run's.
+    """
     if not is_run(path):
-        return set()
+        return set(), set()
     require_same_run(path, read_spec(path), spec)
     run = open_run(path)
     failed = failed_ids(run)
-    return done_ids(run, set() if retry_failed else failed - read_suspicions(path, shard).once_more())
+    return done_ids(run, set() if retry_failed else failed - read_suspicions(path, shard).once_more()), failed
 
 
 def failed_ids(run: Run) -> set[str]:

@@ -1,0 +1,126 @@
+"""What a call of extract asks for, judged as far as that needs no model: torch is not imported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Unpack, get_args
+
+from midsight.checkpoints.headers import count_layers
+from midsight.errors import MidsightError, Option, unknown_option
+from midsight.extraction.request import (
+    REQUEST_OPTIONS,
+    Request,
+    RequestKeywords,
+    make_request,
+    validate_choice,
+    validate_request,
+)
+from midsight.prompts.user_text import parse_user_text
+from midsight.samples.columns import prompt_columns
+from midsight.samples.open import Data, open_dataset
+from midsight.samples.options import DatasetKeywords, DatasetOptions
+from midsight.samples.streams import SampleStream
+from midsight.samples.tables import Dataset
+from midsight.store.files import Shard, validate_shard
+from midsight.store.place import validate_place
+from midsight.store.schema import StoreDtype
+
+BatchSize = int | Literal["auto"]
+"""Maximum number of samples in one call of the model, or as many as memory holds."""
+
+DATASET_OPTIONS = frozenset(DatasetKeywords.__annotations__)
+OWN_OPTIONS = frozenset(
+    (
+        "model", "out", "batch_size", "store_dtype", "limit", "shard", "retry_failed", "keep_going", "commit_seconds",
+        "progress",
+    )
+)  # fmt: skip
+"""The arguments of `extract` itself."""
+
+
+class ExtractKeywords(DatasetKeywords, RequestKeywords, total=False):
+    """All further arguments of `extract`: the fields of DatasetOptions and of Request."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """The data, the request and the run folder of one call of extract."""
+
+    data: Dataset | SampleStream
+    """The samples."""
+    request: Request
+    """What is extracted from every sample."""
+    out: Path
+    """The run folder."""
+    store_dtype: StoreDtype
+    """Type of the stored vectors' elements."""
+    limit: int | None
+    """Process only the first rows, this many; None for all."""
+    shard: Shard
+    """Which shard of the data this call does."""
+    retry_failed: bool
+    """Whether samples that failed before are tried again."""
+
+
+def make_task(
+    data: Data,
+    *,
+    model: str | Path | None,
+    out: str | Path,
+    store_dtype: StoreDtype = "float32",
+    limit: int | None = None,
+    shard: Shard = (0, 1),
+    retry_failed: bool = False,
+    **options: Unpack[ExtractKeywords],
+) -> Task:
+    """A call of extract with its options judged; raises MidsightError.
+
+    `model` is the folder or hub id, None for a model in memory.
+    """
+    validate_choice("store_dtype", store_dtype, get_args(StoreDtype))
+    if limit is not None and limit < 1:
+        raise MidsightError(Option("limit"), f" is {limit}; give 1 or more.")
+    validate_shard(shard)
+    dataset_options, request = split_options(options)
+    validate_request(request, None if model is None else count_layers(Path(model)))
+    validate_place(Path(out))
+    opened = open_data(data, dataset_options)
+    parse_user_text(request.prompt, prompt_columns(opened.extras, opened.options))
+    return Task(opened, request, Path(out), store_dtype, limit, shard, retry_failed)
+
+
+def parse_batch_size(text: str) -> BatchSize:
+    """The batch size that `text` spells; raises MidsightError if it is neither `auto` nor a whole number from 1."""
+    with suppress(ValueError):
+        return validate_batch_size("auto" if text == "auto" else int(text))
+    raise MidsightError(Option("batch_size"), f" is {text}; give auto, or 1 or more.")
+
+
+def validate_batch_size(batch_size: BatchSize) -> BatchSize:
+    """Returns the batch size; raises MidsightError if it is neither `auto` nor a whole number from 1."""
+    if batch_size != "auto" and (type(batch_size) is not int or batch_size < 1):
+        raise MidsightError(Option("batch_size"), f" is {batch_size}; give auto, or 1 or more.")
+    return batch_size
+
+
+def open_data(data: Data, options: DatasetOptions) -> Dataset | SampleStream:
+    """Opens the data; raises MidsightError if dataset options are given for samples from Python."""
+    if isinstance(data, str | Path):
+        return open_dataset(data, options)
+    for name, value in asdict(options).items():
+        if value not in (None, False):
+            raise MidsightError(Option(name), " is for a file, a folder or an hf:// name; leave it out.")
+    return data if isinstance(data, Dataset | SampleStream) else open_dataset(data)
+
+
+def split_options(options: Mapping[str, Any]) -> tuple[DatasetOptions, Request]:
+    """The keywords of a call as DatasetOptions and Request; raises MidsightError for a name that neither has."""
+    for name in options:
+        if name not in DATASET_OPTIONS | REQUEST_OPTIONS:
+            raise unknown_option(name, DATASET_OPTIONS | REQUEST_OPTIONS | OWN_OPTIONS)
+    of_dataset = {name: value for name, value in options.items() if name in DATASET_OPTIONS}
+    of_request = {name: value for name, value in options.items() if name in REQUEST_OPTIONS}
+    return DatasetOptions(**of_dataset), make_request(of_request)

@@ -1,0 +1,87 @@
+"""Image files that a dataset names and that do not exist, found before the model is loaded."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from midsight.errors import Option
+from midsight.samples.sample import ImageSource
+
+MOST_FILES = 100_000
+"""Files that are looked for; of more, as many are looked for at equal distances."""
+LOOKING = 16
+"""Threads that look, because a network disk answers slowly."""
+MOST_FOLDERS = 1_000
+"""Folders in which a missing file is looked for."""
+
+
+@dataclass(frozen=True)
+class MissingImages:
+    """What was found when image files were looked for."""
+
+    files: int
+    """Image files of the samples to do."""
+    checked: int
+    """How many of them were looked for."""
+    missing: int
+    """How many of those do not exist."""
+    first: Path
+    """The first that does not exist."""
+    likely: Path | None
+    """A folder that holds that file under the same name; None if none was found."""
+
+    def describe(self) -> tuple[str | Option, ...]:
+        """One sentence, as the parts of a MidsightError."""
+        looked = f"{self.missing:,} of {self.files:,} image files do"
+        if self.checked < self.files:
+            looked = f"{self.missing:,} of {self.checked:,} image files that were looked for, of {self.files:,}, do"
+        found = (f"; a file of this name is below {self.likely}, so try ", Option("images", str(self.likely)))
+        return (f"{looked} not exist, the first is {self.first}", *(found if self.likely else ()), ".")
+
+
+def find_missing(images: Iterable[ImageSource], root: Path) -> MissingImages | None:
+    """Looks for those of the images that are files; None if all that were looked for exist.
+
+    `root` is the folder that paths start from.
+    """
+    files = [*dict.fromkeys(image for image in images if isinstance(image, Path))]
+    chosen = files[:: -(-len(files) // MOST_FILES) or 1]
+    with ThreadPoolExecutor(LOOKING) as pool:
+        missing = [*itertools.compress(chosen, pool.map(does_not_exist, chosen))]
+    if not missing:
+        return None
+    return MissingImages(len(files), len(chosen), len(missing), missing[0], likely_folder(missing[0], root))
+
+
+def does_not_exist(file: Path) -> bool:
+    """Whether there is no such file; one that cannot be asked about counts as there, and fails with its own reason."""
+    try:
+        file.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except (OSError, ValueError):
+        return False
+    return False
+
+
+def likely_folder(missing: Path, root: Path) -> Path | None:
+    """The folder near `root` or the current one from which the missing file's name leads to a file."""
+    root = root.resolve()
+    if not missing.is_relative_to(root):
+        return None
+    name = missing.relative_to(root)
+    near = dict.fromkeys((root, Path.cwd(), root.parent))
+    folders = itertools.chain(near, *(subfolders(folder) for folder in near))
+    return next((folder for folder in itertools.islice(folders, MOST_FOLDERS) if (folder / name).is_file()), None)
+
+
+def subfolders(folder: Path) -> Iterator[Path]:
+    """The folders inside a folder, by name; none if it cannot be read."""
+    try:
+        yield from sorted(inside for inside in folder.iterdir() if inside.is_dir() and not inside.name.startswith("."))
+    except OSError:
+        return

@@ -1,0 +1,263 @@
+"""What a new user meets: mistakes found before the model is loaded, images looked for, finished runs, failures told."""
+
+import json
+import re
+import sys
+from types import ModuleType
+
+import pytest
+from typer.testing import CliRunner
+
+import midsight
+from midsight.cli import app
+from midsight.extraction import display
+from midsight.extraction.todo import Progress
+from midsight.samples import missing
+from support.pictures import encoded, picture
+
+CALL = {"layers": [0], "max_new_tokens": 1}
+
+
+def write_data(folder, names, *, images="", id="r"):
+    """A table with a question on each image; the images that exist are written with `write_images`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [{"id": f"{id}{n}", "image": f"{images}{name}", "question": "What?"} for n, name in enumerate(names)]
+    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder / "data.jsonl"
+
+
+def write_images(folder, names):
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, name in enumerate(names):
+        (folder / name).write_bytes(encoded(picture((32, 32), number)))
+
+
+def command(data, checkpoint, out, *more):
+    call = ["extract", data, "--model", checkpoint, "--device", "cpu", "--out", out, "--layers", 0]
+    return CliRunner().invoke(app, [*map(str, [*call, "--max-new-tokens", 1, *more])])
+
+
+@pytest.fixture
+def no_weights(monkeypatch):
+    """Fails a test that loads weights."""
+    monkeypatch.setattr("midsight.checkpoints.loading.LoadChoice", None)
+
+
+def test_missing_images_are_counted_before_the_start_and_their_folder_is_suggested(
+    checkpoint, tmp_path, no_weights, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    data = write_data(tmp_path / "data", ["0.png", "1.png", "2.png"])
+    write_images(tmp_path / "data", ["2.png"])
+    write_images(tmp_path / "data" / "pictures", ["0.png", "1.png"])
+    planned = command(data, checkpoint, tmp_path / "run", "--dry-run")
+    folder = tmp_path / "data"
+    assert planned.output.splitlines()[0] == (
+        f"2 of 3 image files do not exist, the first is {folder / '0.png'}; a file of this name is below "
+        f"{folder / 'pictures'}, so try --images {folder / 'pictures'}."
+    )
+    assert planned.exit_code == 0
+
+
+def test_only_some_of_very_many_images_are_looked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(missing, "MOST_FILES", 10)
+    found = missing.find_missing([tmp_path / str(n) for n in range(35)], tmp_path)
+    assert found is not None
+    assert (found.files, found.checked, found.missing, found.likely) == (35, 9, 9, None)
+    assert "".join(map(str, found.describe())) == (
+        f"9 of 9 image files that were looked for, of 35, do not exist, the first is {tmp_path / '0'}."
+    )
+
+
+def test_a_run_that_would_lack_its_first_100_images_is_not_started(checkpoint, tmp_path, no_weights):
+    data = write_data(tmp_path, [f"{n}.png" for n in range(101)])
+    write_images(tmp_path, ["100.png"])
+    stopped = command(data, checkpoint, tmp_path / "run")
+    assert stopped.exit_code == 3
+    assert "None of the first 100 samples has its image, so nothing was started; correct --images, or go on with " in (
+        stopped.output
+    )
+    assert "--keep-going." in stopped.output
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_run_whose_first_100_samples_fail_stops_with_the_commonest_reason(checkpoint, tmp_path):
+    data = write_data(tmp_path, [f"{n}.png" for n in range(101)])
+    for n in range(100):
+        (tmp_path / f"{n}.png").write_bytes(b"no image")
+    write_images(tmp_path, ["100.png"])
+    stopped = command(data, checkpoint, tmp_path / "run", "--batch-size", 1)
+    assert stopped.exit_code == 3, stopped.output
+    assert "The first 100 samples all failed: The image" in stopped.output
+    assert "(all 100 are like this). Correct that, then add --retry-failed, or go on with --keep-going." in (
+        stopped.output
+    )
+    assert len(midsight.open_run(tmp_path / "run").failures()) >= 100
+    again = command(data, checkpoint, tmp_path / "run", "--batch-size", 1, "--keep-going")
+    assert again.exit_code == 1
+    assert f"{tmp_path / 'run'}: 1 sample stored, 100 failed." in again.output
+
+
+def test_rows_that_are_no_samples_do_not_stop_a_run_with_good_ones(model, tmp_path):
+    write_images(tmp_path, ["0.png"])
+    data = write_data(tmp_path, ["../outside.png"] * 120 + ["0.png"])
+    with pytest.warns(UserWarning, match=r"^120 samples failed, 1 stored: .*\(all 120 are like this\); run.failures"):
+        run = midsight.extract(data, model=model, out=tmp_path / "run", **CALL)
+    assert len(run) == 1
+
+
+def test_a_table_without_a_usable_row_is_not_started(checkpoint, tmp_path, no_weights):
+    data = write_data(tmp_path, ["../outside.png"] * 120)
+    stopped = command(data, checkpoint, tmp_path / "run")
+    assert stopped.exit_code == 3
+    assert "The first 120 samples all failed: " in stopped.output
+    assert not (tmp_path / "run").exists()
+    assert command(data, checkpoint, tmp_path / "run", "--keep-going").exit_code == 1
+
+
+@pytest.mark.parametrize(("lost", "exit_code"), [(0, 0), (1, 1)])
+def test_a_finished_run_loads_no_weights_and_ends_as_it_did(checkpoint, tmp_path, monkeypatch, lost, exit_code):
+    write_images(tmp_path, ["0.png", "1.png"])
+    data = write_data(tmp_path, ["0.png", "1.png", "2.png"][: 2 + lost])
+    first = command(data, checkpoint, tmp_path / "run")
+    monkeypatch.setattr("midsight.checkpoints.loading.LoadChoice", None)
+    again = command(data, checkpoint, tmp_path / "run")
+    assert first.exit_code == again.exit_code == exit_code, again.output
+    assert "nothing to do." in again.output
+    assert first.output.splitlines()[-2 * lost - 1 :][0] == f"{tmp_path / 'run'}: 2 samples stored, {lost} failed."
+    assert again.output.splitlines()[-2 * lost - 1 :] == first.output.splitlines()[-2 * lost - 1 :]
+
+
+def test_counts_before_the_start_and_at_the_end_agree(model, tmp_path):
+    write_images(tmp_path, ["0.png", "1.png"])
+    data = write_data(tmp_path, ["0.png", "1.png", "2.png"])
+    seen = []
+    midsight.extract(data, model=model, out=tmp_path / "run", limit=1, progress=seen.append, **CALL)
+    midsight.extract(data, model=model, out=tmp_path / "run", progress=seen.append, **CALL)
+    midsight.extract(data, model=model, out=tmp_path / "run", progress=seen.append, **CALL)
+    last = seen[-1]
+    assert (last.samples, last.already, last.already_failed, last.all_failed, last.remaining) == (3, 3, 1, 1, 0)
+    assert "3 done before (1 of them failed), nothing to do." in display.describe_start(last)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda out: out.write_text("x"), "run is a file, and a run is a folder; give another --out."),
+        (
+            lambda out: write_images(out, ["a.png"]),
+            "run holds other files, like a.png, and is not a run; give --out a folder that is new, empty or a run.",
+        ),
+    ],
+)
+def test_a_folder_that_is_no_run_is_refused(checkpoint, tmp_path, no_weights, make, said):
+    data = write_data(tmp_path / "data", ["0.png"])
+    make(tmp_path / "run")
+    refused = command(data, checkpoint, tmp_path / "run")
+    assert refused.exit_code == 2
+    assert refused.output.splitlines()[-1] == f"Error: {tmp_path}/{said}"
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_else(checkpoint, tmp_path, no_weights, monkeypatch):
+    def refuse(dir):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    refused = command(tmp_path / "nope.jsonl", checkpoint, tmp_path / "new" / "run")
+    assert refused.exit_code == 2
+    assert refused.output.splitlines()[-1] == (
+        f"Error: {tmp_path / 'new' / 'run'} cannot be written: Permission denied in {tmp_path}; give another --out, or "
+        "change its permissions."
+    )
+
+
+def test_what_a_dead_process_left_before_run_json_is_no_obstacle(model, tmp_path):
+    for folder in ("parts", "locks"):
+        (tmp_path / "run" / folder).mkdir(parents=True)
+    write_images(tmp_path, ["0.png"])
+    assert len(midsight.extract(write_data(tmp_path, ["0.png"]), model=model, out=tmp_path / "run", **CALL)) == 1
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--layers", "0,99"], "--layers contains 99, and the model has the layers 0 to 7"),
+        (["--positions", "middle"], "--positions contains 'middle'"),
+        (["--prompt", "Hi"], "--prompt is 'Hi'"),
+        (["--limit", "0"], "--limit is 0"),
+    ],
+)
+def test_wrong_options_are_found_before_the_model_is_opened(checkpoint, tmp_path, monkeypatch, more, said):
+    monkeypatch.setattr("midsight.checkpoints.loading.open_model", None)
+    refused = command(tmp_path / "nope.jsonl", checkpoint, tmp_path / "run", *more)
+    assert refused.exit_code == 2
+    assert said in refused.output
+
+
+def test_another_spec_than_the_runs_is_found_before_the_weights_are_loaded(checkpoint, tmp_path, monkeypatch):
+    write_images(tmp_path, ["0.png"])
+    data = write_data(tmp_path, ["0.png"])
+    command(data, checkpoint, tmp_path / "run")
+    monkeypatch.setattr("midsight.checkpoints.loading.LoadChoice", None)
+    refused = command(data, checkpoint, tmp_path / "run", "--residual")
+    assert refused.exit_code == 2
+    assert "was started with no --residual, and this call has --residual" in refused.output
+
+
+def test_a_model_without_weights_is_loaded_when_it_is_needed(checkpoint, tmp_path):
+    bare = midsight.load(checkpoint, device="cpu", weights=False)
+    with pytest.raises(midsight.MidsightError, match=r"was loaded with weights=False; load it again without that\.$"):
+        bare.extract(encoded(picture((32, 32), 1)), "What?")
+    write_images(tmp_path, ["0.png"])
+    run = midsight.extract(write_data(tmp_path, ["0.png"]), model=bare, out=tmp_path / "run", **CALL)
+    assert run.spec.model.attention == "sdpa"
+    assert run.spec.model.fixes
+
+
+def test_python_shows_the_progress_unless_it_is_told_not_to(checkpoint, tmp_path, capsys):
+    write_images(tmp_path, ["0.png", "1.png"])
+    data = write_data(tmp_path, ["0.png", "1.png"])
+    midsight.extract(data, model=checkpoint, out=tmp_path / "run", **CALL)
+    shown = capsys.readouterr().err.splitlines()
+    assert shown[0].startswith("2 samples on 2 images, 0 done before, 2 to do; about ")
+    assert shown[1] == f"Loading {checkpoint}."
+    assert "attention made bidirectional" in shown[2]
+    assert re.fullmatch(r"2 of 2 samples, 0 failed, [\d.,]+ per second", shown[-1])
+    midsight.extract(data, model=checkpoint, out=tmp_path / "quiet", progress=None, **CALL)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_notebook_gets_one_line_that_is_replaced(monkeypatch, capsys):
+    shown = []
+
+    class Handle:
+        def update(self, data, raw):
+            shown.append(data["text/plain"])
+
+    notebook = ModuleType("IPython.display")
+    notebook.__dict__["display"] = lambda *_, **__: Handle()
+    monkeypatch.setitem(sys.modules, "IPython", ModuleType("IPython"))
+    monkeypatch.setitem(sys.modules, "IPython.display", notebook)
+    monkeypatch.setattr("rich.console.Console.is_jupyter", property(lambda _: True), raising=False)
+    monkeypatch.setattr("midsight.extraction.display.Console", lambda **_: Jupyter())
+    with display.display("bar") as spoken:
+        spoken.start(progress(done=0), [("Hello.",)])
+        spoken.progress(progress(done=0))
+        spoken.progress(progress(done=4))
+    assert capsys.readouterr().err.splitlines()[0] == "Hello."
+    assert [line.split(" samples")[0] for line in shown] == ["4 of 4"]
+
+
+class Jupyter:
+    is_jupyter = True
+
+
+def progress(done):
+    return Progress(
+        samples=4, images=2, already=0, already_failed=0, done=done, failed=0, estimated_bytes=1, free_bytes=1
+    )
+
+
+def test_a_line_of_progress_says_what_is_left():
+    assert display.describe_progress(progress(done=1), 2.0) == "1 of 4 samples, 0 failed, 0.5 per second, 0:00:06 left"
