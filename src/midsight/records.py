@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from midsight.errors import MidsightError
+from midsight.taps.shown import as_html, in_lines, shorten
 from midsight.taps.tap import Position, Tap
 
 VISION_ONLY = "vision_only_representation"
@@ -63,6 +64,20 @@ class Record:
     """Index in the prompt of its last token, from 0."""
     vectors: Mapping[str, np.ndarray] = field(default_factory=dict)
     """float32 [width] by column name; each entry is a column."""
+
+    def __repr__(self) -> str:
+        return in_lines(f"Record({self.sample_id!r})", self._facts(), self._widths())
+
+    def _repr_html_(self) -> str:
+        return as_html(f"Record {self.sample_id}", self._facts(), self._widths())
+
+    def _facts(self) -> dict[str, str]:
+        texts = {"image": self.image or "in memory", "question": self.question, "answer": self.answer}
+        shown = {name: shorten(repr(text)) for name, text in texts.items() if text is not None}
+        return {**shown, "tokens": f"{self.prompt_tokens:,} of the prompt, {self.image_tokens:,} of them for images"}
+
+    def _widths(self) -> dict[str, int]:
+        return {name: len(vector) for name, vector in self.vectors.items()}
 
     @property
     def vision_only_representation(self) -> np.ndarray:

@@ -190,7 +190,7 @@ def test_what_a_dead_process_left_before_run_json_is_no_obstacle(model, tmp_path
 )
 def test_wrong_options_are_found_before_the_model_is_opened(checkpoint, tmp_path, monkeypatch, more, said):
     monkeypatch.setattr("midsight.checkpoints.loading.open_model", None)
-    refused = command(tmp_path / "nope.jsonl", checkpoint, tmp_path / "run", *more)
+    refused = command(write_data(tmp_path, ["0.png"]), checkpoint, tmp_path / "run", *more)
     assert refused.exit_code == 2
     assert said in refused.output
 

@@ -27,6 +27,16 @@ class Model:
     loaded: LoadedModel
     """transformers' model and processor, and what was found at load."""
 
+    def __repr__(self) -> str:
+        loaded = self.loaded
+        weights = "" if loaded.has_weights else ", without weights"
+        dtype = str(loaded.dtype).removeprefix("torch.")
+        return (
+            f"Model({loaded.name!r})\n  {loaded.family.name}, {dtype} on {loaded.device}, LoRA {loaded.lora}{weights}\n"
+            f"  {loaded.n_layers} layers of width {loaded.hidden_size}, vision encoder of width "
+            f"{loaded.family.vision.width(loaded.config)}"
+        )
+
     def extract(self, image: ImageSource | str, question: str, **options: Unpack[RequestKeywords]) -> Record:
         """The record of one image and one question.
 

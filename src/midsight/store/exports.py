@@ -25,6 +25,7 @@ from midsight.store.reader import Run
 from midsight.store.rows import Rows, stored_indices
 from midsight.store.schema import is_vector, run_schema
 from midsight.store.vectors import vectors_of
+from midsight.taps.shown import no_such_column
 
 FORMATS = ("hdf5", "safetensors", "npz", "npy", "csv")
 """What a run can be exported to."""
@@ -158,7 +159,7 @@ def _chosen_columns(run: Run, format: str, columns: Sequence[str] | None) -> lis
         )
     for name in columns:
         if name not in fields:
-            raise MidsightError(f"{run.path} has no column {name!r}; it has {', '.join(fields)}.")
+            raise no_such_column(run.path, name, list(fields))
         if format == "csv" and is_vector(fields[name]):
             raise MidsightError(
                 f"The column {name} holds vectors, which csv cannot; use ", Option("format", "npy"), "."

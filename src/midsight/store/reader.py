@@ -21,6 +21,7 @@ from midsight.store.schema import is_vector, run_schema
 from midsight.store.spec import RunSpec, is_run, read_spec
 from midsight.store.tables import dataset_of, ordered_table, pandas_frame, vector_array
 from midsight.store.vectors import VectorBatch, array_for, layer_number, vector_batch, vectors_of
+from midsight.taps.shown import as_html, in_lines, layers_held, no_such_column
 from midsight.taps.tap import POSITIONS, Position, Tap
 
 if TYPE_CHECKING:
@@ -45,6 +46,22 @@ class Run:
 
     def __len__(self) -> int:
         return sum(commit.rows for commit in self.commits)
+
+    def __repr__(self) -> str:
+        return in_lines(f"Run({str(self.path)!r})", self._facts(), self.spec.vectors)
+
+    def _repr_html_(self) -> str:
+        return as_html(f"Run {self.path}", self._facts(), self.spec.vectors)
+
+    def _facts(self) -> dict[str, str]:
+        failed = {failure.sample_id for commit in self.commits for failure in commit.failures}
+        rows = self.spec.dataset.rows
+        return {
+            "samples": f"{len(self):,} stored" + ("" if rows is None else f", of {rows:,} rows"),
+            **({"failed, now or earlier": f"{len(failed):,}"} if failed else {}),
+            "data": self.spec.dataset.path or "from Python",
+            "model": f"{self.spec.model.name} ({self.spec.model.family}), {self.spec.model.dtype}",
+        }
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -288,7 +305,7 @@ class Run:
         columns = [*dict.fromkeys(columns)]
         for name in columns:
             if name not in self.columns:
-                raise MidsightError(f"{self.path} has no column {name!r}; it has {', '.join(self.columns)}.")
+                raise no_such_column(self.path, name, self.columns)
         return columns
 
     def _known_or_scalar(self, columns: Sequence[str] | None) -> list[str]:
@@ -367,6 +384,13 @@ class Run:
             positions: dict[str, Position] = {f"{position}_representation": position for position in POSITIONS}
             stage = "residual" if residual else "layer"
             column = str(Tap(positions[name], number, stage)) if name in positions and number >= 0 else ""
+        layers = layers_held(name, self.vector_columns) if layer is None else []
+        if layers:
+            raise MidsightError(
+                f"{self.path} has {name} at the layers {', '.join(map(str, layers))}; choose one with ",
+                Option("layer", layers[-1]),
+                ".",
+            )
         if column not in self.spec.vectors:
             asked = f"{name!r}" + ("" if layer is None else f" at layer {layer}") + (" (residual)" if residual else "")
             raise MidsightError(
