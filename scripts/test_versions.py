@@ -20,7 +20,8 @@ RESOLUTIONS = {"oldest": "lowest-direct", "newest": "highest"}
 TESTS = ("tests/families/test_family_parity.py", "tests/store/test_store_roundtrip.py", "tests/samples/test_images.py")
 """The parity of every family, and what pyarrow and Pillow do for it; large images are left out."""
 SHOWN = ("transformers", "torch", "torchvision", "pyarrow", "pillow", "accelerate", "huggingface-hub", "numpy")
-TEST_TOOLS = ("pytest", "hypothesis", "pandas", "peft")
+TEST_TOOLS = ("pytest>=8.2", "hypothesis>=6.150", "pandas>=2.2", "peft>=0.21")
+"""With lower bounds of their own, so that installing them changes no other version."""
 START, END = "<!-- written by make test-versions -->", "<!-- end -->"
 
 
@@ -56,8 +57,7 @@ def make_environment(folder: Path, resolution: str) -> Path:
     install = [uv, "pip", "install", "--quiet", "--python", str(python)]
     for command in (
         [uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(folder)],
-        [*install, "--resolution", resolution, "--editable", str(ROOT)],
-        [*install, *TEST_TOOLS],
+        [*install, "--resolution", resolution, *TEST_TOOLS, "--editable", str(ROOT)],
     ):
         subprocess.run(command, check=True, cwd=ROOT)  # noqa: S603
     return python

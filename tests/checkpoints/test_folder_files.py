@@ -88,7 +88,15 @@ def test_a_config_that_names_a_field_twice(folder):
     refuse(folder, "config.json", "hidden_size", "twice")
 
 
-@pytest.mark.parametrize("architectures", [None, [], ["LlamaForCausalLM"], "Phi4MMForCausalLM", [3], {}])
+@pytest.mark.parametrize("architectures", [None, []], ids=repr)
+def test_a_config_without_architectures_is_known_by_its_model_type(folder, architectures):
+    edit_json(folder / "config.json", lambda config: config.update(architectures=architectures))
+    assert midsight.load(folder, device="cpu").loaded.family.architecture == "Phi4MultimodalForCausalLM"
+    edit_json(folder / "config.json", lambda config: config.pop("architectures"))
+    assert read_facts(folder).family == "Phi-4-multimodal"
+
+
+@pytest.mark.parametrize("architectures", [[["x"]], ["LlamaForCausalLM"], "Phi4MMForCausalLM", [3], {}])
 def test_an_architecture_that_midsight_does_not_know(folder, architectures):
     edit_json(folder / "config.json", lambda config: config.update(architectures=architectures))
     refuse(folder, "architecture")

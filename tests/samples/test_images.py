@@ -16,6 +16,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -97,10 +98,12 @@ def damaged_exif() -> bytes:
 
 
 def test_damaged_exif_is_an_error_only_if_warnings_are_errors():
+    """Pillow 13 reads the orientation that is not damaged; Pillow 12 reads nothing."""
+    reads_a_part = int(PIL.__version__.partition(".")[0]) >= 13
     data = encoded(picture(), "PNG", exif=damaged_exif())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        assert decode_image(data).size == (12, 20)
+        assert decode_image(data).size == ((12, 20) if reads_a_part else (20, 12))
     with pytest.raises(SampleError, match="image in memory cannot be decoded"):
         decode_image(data)
 

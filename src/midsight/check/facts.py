@@ -67,6 +67,8 @@ class ModelFacts:
     """Longest prompt, in tokens, that uses the short rotary factors; None without longrope."""
     chat_template: str
     """Where the chat template is from: `folder` or `family`; `none` if neither has one for an image and a text."""
+    notes: tuple[str, ...]
+    """What a user should know about the folder, one sentence each."""
     prompt_notes: tuple[str, ...]
     """How the prompt differs from the published model's, one sentence each."""
     example_prompt: str
@@ -123,6 +125,7 @@ def read_facts(source: str | Path, *, revision: str | None = None) -> ModelFacts
         stop_ids=stop_ids,
         longrope_threshold_tokens=family.decoder.longrope_threshold(config),
         chat_template=template.source if template else "none",
+        notes=checkpoint.notes,
         prompt_notes=notes,
         example_prompt=prompt,
         example_token_ids=tokenise(processor.tokenizer, prompt),

@@ -59,6 +59,7 @@ def describe(facts: ModelFacts) -> dict[str, str]:
         "longrope threshold": f"{facts.longrope_threshold_tokens} tokens"
         if facts.longrope_threshold_tokens
         else "none",
+        **({"notes": " ".join(facts.notes)} if facts.notes else {}),
         **describe_prompt(facts),
         **memory,
         "free here": free,

@@ -40,6 +40,8 @@ class Checkpoint:
     """Makes the model with its weights; raises MidsightError."""
     load_processor: Callable[[], Any]
     """Makes transformers' processor from the folder's files, or ProcessorParts; raises MidsightError."""
+    notes: tuple[str, ...] = ()
+    """What a user should know about the folder, one sentence each."""
 
 
 @dataclass(frozen=True)

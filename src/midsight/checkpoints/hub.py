@@ -10,6 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL_CLASSES
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as IMAGE_TEXT_CLASSES
+
 from midsight.checkpoints.headers import INDEX, ONLY_WEIGHTS, read_index, read_json
 from midsight.errors import MidsightError, ModelFileError, Option, first_line
 from midsight.families.catalogue import FAMILIES, find_family
@@ -141,8 +144,15 @@ def lora_folder(folder: Path) -> str | None:
 
 
 def read_architectures(folder: Path) -> list[str]:
-    """`architectures` of the folder's config.json; empty if it is not a list."""
-    architectures = read_json(folder / "config.json").get("architectures")
+    """`architectures` of the folder's config.json; if it has none, those that transformers has for its model type.
+
+    Empty if the field is not a list of names.
+    """
+    config = read_json(folder / "config.json")
+    architectures = config.get("architectures")
+    if architectures in (None, []):
+        named = (names.get(str(config.get("model_type"))) for names in (IMAGE_TEXT_CLASSES, CAUSAL_CLASSES))
+        return [name for name in named if isinstance(name, str)]
     return [name for name in architectures if isinstance(name, str)] if isinstance(architectures, list) else []
 
 

@@ -212,7 +212,7 @@ def open_model(
         attention="not loaded",
         lora=mode or ("in the weights" if family.stored.lora_folder else "none"),
         fixes=(),
-        notes=(*dtype_notes, *lora_notes, *template_notes),
+        notes=(*checkpoint.notes, *dtype_notes, *lora_notes, *template_notes),
     )
 
 

@@ -17,7 +17,7 @@ from midsight.checkpoints.hub import read_architectures
 from midsight.checkpoints.lora import apply_loras
 from midsight.checkpoints.peft_folder import find_lora, fit_lora, read_peft_folder
 from midsight.checkpoints.reading import tensor_reader
-from midsight.errors import MidsightError, ModelFileError, first_line
+from midsight.errors import MidsightError, ModelFileError, Option, first_line
 from midsight.families.catalogue import find_family
 from midsight.families.family import Family
 
@@ -33,12 +33,20 @@ def open_native(folder: Path) -> Checkpoint:
     lora_folder = find_lora(folder, family)
     adapters = [read_peft_folder(lora_folder)] if lora_folder else []
 
+    # fine-tuning for images may remove the modules that no image prompt uses
+    has_unused = any(name.startswith(f"{path}.") for name in headers for path in family.stored.unused_modules.values())
+
     def account() -> None:
-        on_meta = load_weights(folder, family, LoadChoice(torch.bfloat16, torch.device("meta"), None, unused=True))
+        on_meta = LoadChoice(torch.bfloat16, torch.device("meta"), None, unused=has_unused)
+        hf_model = load_weights(folder, family, on_meta)
         for adapter in adapters:
-            fit_lora(adapter, on_meta, family)
+            fit_lora(adapter, hf_model, family)
 
     def load(choice: LoadChoice) -> Any:
+        if choice.unused and family.stored.unused_modules and not has_unused:
+            raise MidsightError(f"{folder} has no audio tower; leave ", Option("audio"), " out.")
+        if has_unused and not choice.unused:
+            account()  # a damaged part is an error whether it is loaded or not
         hf_model = load_weights(folder, family, choice)
         if choice.lora in ("merged", "unmerged"):
             loras = [fit_lora(adapter, hf_model, family) for adapter in adapters]

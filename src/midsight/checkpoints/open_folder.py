@@ -7,6 +7,7 @@ from pathlib import Path
 
 import transformers
 
+from midsight.checkpoints.bounds import validate_files
 from midsight.checkpoints.checkpoint import Checkpoint
 from midsight.checkpoints.headers import read_json
 from midsight.checkpoints.native import open_native
@@ -35,6 +36,7 @@ def read_model_type(folder: Path) -> str:
     """`model_type` of the folder's config.json; raises MidsightError if it has none."""
     if not folder.is_dir():
         raise MidsightError(f"{folder} is not a folder; give the folder of a downloaded model.")
+    validate_files(folder)
     path = folder / "config.json"
     model_type = read_json(path).get("model_type")
     if not isinstance(model_type, str):

@@ -122,8 +122,9 @@ def fit_lora(adapter: PeftFolder, hf_model: nn.Module, family: Family) -> Lora:
         else:
             raise no_fit(adapter, family, stored, "has no counterpart")
     for path in sorted({*factors, *targets(adapter.config, modules)}):
-        if path not in factors or {*factors[path]} != {"A", "B"}:
-            raise no_fit(adapter, family, path, "has no whole LoRA, though adapter_config.json targets it")
+        for letter in "AB":
+            if letter not in factors.get(path, ()):
+                raise no_fit(adapter, family, f"{path}.lora_{letter}.weight", "is missing")
     pairs = {path: make_pair(adapter, path, modules[path], found, family) for path, found in factors.items()}
     return Lora(adapter.headers, pairs, replaced)
 

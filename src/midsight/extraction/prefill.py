@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from midsight.checkpoints.loading import LoadedModel
 from midsight.extraction.attention import PADDING, SHARED, make_mask
@@ -127,18 +128,21 @@ def prefill(
     mask = padded.prompt_ids != PADDING
     if all(layout.prompt.start == 0 for layout in padded.layouts):  # causal attention never reads later padding
         mask = torch.ones_like(mask)
+    decoder = model.hf_model.get_submodule(model.family.modules.decoder)
+    cache_name = name_of_cache(decoder)
+    cache = unlimited_cache() if keep_cache and model.sliding_window else None
     with capture(model.hf_model, model.family, taps, padded.layouts, padded.rows) as states:
-        output: Any = model.hf_model.get_submodule(model.family.modules.decoder)(
+        output: Any = decoder(
             **inputs.prefill,
             attention_mask=mask.long(),
             position_ids=padded.position_ids,
-            past_key_values=unlimited_cache() if keep_cache and model.sliding_window else None,
+            **{cache_name: cache},
             use_cache=keep_cache,
         )
     return Prefill(
         states=states,
         end_states=end_states(output, padded),
-        cache=output.past_key_values if keep_cache else None,
+        cache=getattr(output, cache_name) if keep_cache else None,
         later=inputs.later,
         prompt_ids=padded.prompt_ids,
         rows=padded.rows,
@@ -180,14 +184,20 @@ def run_on_cache(
     """
     one_prompt_a_row = len(more.rows) == len(more.prompt_ids)
     attention_mask = make_mask(model, before, more.prompt_ids, one_prompt_a_row=one_prompt_a_row)
-    return model.hf_model.get_submodule(model.family.modules.decoder)(
+    decoder = model.hf_model.get_submodule(model.family.modules.decoder)
+    return decoder(
         input_ids=more.token_ids,
         attention_mask=attention_mask,
         position_ids=more.position_ids,
-        past_key_values=cache,
+        **{name_of_cache(decoder): cache},
         use_cache=True,
         **later,
     )
+
+
+def name_of_cache(decoder: nn.Module) -> str:
+    """What the decoder calls its KV cache, in arguments and output: `cache` since transformers 5.24."""
+    return "cache" if "cache" in signature(type(decoder).forward).parameters else "past_key_values"
 
 
 def end_states(output: Any, padded: PaddedRows) -> Tensor:

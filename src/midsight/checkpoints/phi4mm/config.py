@@ -139,6 +139,24 @@ AUDIO_KINDS: Mapping[str, Kind] = {
 }
 """Kinds of the fields in AUDIO that are not sizes."""
 
+HARMLESS = frozenset(
+    (
+        "_attn_implementation_autoset", "_attn_implementation_internal", "_commit_hash", "add_cross_attention",
+        "bad_words_ids", "begin_suppress_tokens", "chunk_size_feed_forward", "decoder_start_token_id",
+        "diversity_penalty", "do_sample", "early_stopping", "encoder_no_repeat_ngram_size",
+        "exponential_decay_length_penalty", "finetuning_task", "forced_bos_token_id", "forced_eos_token_id", "id2label",
+        "is_encoder_decoder", "label2id", "length_penalty", "max_length", "min_length", "no_repeat_ngram_size",
+        "num_beam_groups", "num_beams", "num_return_sequences", "output_attentions", "output_hidden_states",
+        "output_scores", "prefix", "problem_type", "remove_invalid_values", "repetition_penalty", "return_dict",
+        "return_dict_in_generate", "sep_token_id", "suppress_tokens", "task_specific_params", "temperature",
+        "tokenizer_class", "top_k", "top_p", "torchscript", "trust_remote_code", "typical_p", "unsloth_fixed",
+        "unsloth_version", "use_bfloat16",
+    )
+)  # fmt: skip
+"""Fields of transformers' own config classes, and of training tools, that say nothing about the hidden states.
+
+transformers 4 writes some of them. It reads generation settings from generation_config.json, as midsight does."""
+
 Shapes = Mapping[str, tuple[int, ...]]
 """Shape of every tensor, by name."""
 
@@ -162,6 +180,19 @@ def lora_scale(raw: Mapping[str, Any]) -> LoraScale:
     """Rank and alpha of the vision LoRA."""
     lora = raw["vision_lora"]
     return LoraScale(int(lora["r"]), float(lora["lora_alpha"]))
+
+
+def normalise(raw: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The fields that say something about the model, by their published names; and notes about the others."""
+    found = sorted(name for name in raw if name in HARMLESS)
+    kept = {name: value for name, value in raw.items() if name not in HARMLESS}
+    if "torch_dtype" not in kept and "dtype" in kept:  # the name in newer versions of transformers
+        kept["torch_dtype"] = kept.pop("dtype")
+    if kept.get("architectures") in (None, []):
+        kept["architectures"] = FIXED["architectures"]
+    if not found:
+        return kept, ()
+    return kept, (f"config.json has fields that say nothing about the numbers, and are ignored: {', '.join(found)}.",)
 
 
 def native_config(raw: Mapping[str, Any], shapes: Shapes) -> Phi4MultimodalConfig:
@@ -288,11 +319,11 @@ def vision_sizes(shapes: Shapes) -> dict[str, int]:
             "published encoder's"
         ) from None
     in_layers = re.compile(rf"{re.escape(VISION_TOWER)}\.encoder\.layers\.(\d+)\.")
-    layers = [int(found[1]) for found in map(in_layers.match, shapes) if found]
+    layers = {found[1] for found in map(in_layers.match, shapes) if found}
     return {
         "hidden_size": width,
         "intermediate_size": mlp_width,
-        "num_hidden_layers": 1 + max(layers),
+        "num_hidden_layers": len(layers),
         "num_attention_heads": VISION_HEADS,
         "num_channels": channels,
         "image_size": math.isqrt(positions) * patch,

@@ -30,6 +30,7 @@ def open_published(folder: Path) -> Checkpoint:
         account=lambda: None,  # done above
         load_weights=lambda choice: load_published(folder, published, choice),
         load_processor=lambda: load_processor(folder),
+        notes=published.notes,
     )
 
 

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 from transformers import Phi4MultimodalConfig, Phi4MultimodalForCausalLM
 
+from midsight.checkpoints.bounds import validate_sizes
 from midsight.checkpoints.checkpoint import LoadChoice
 from midsight.checkpoints.class_parts import without_modules
 from midsight.checkpoints.headers import Headers, read_headers, read_json
 from midsight.checkpoints.lora import Lora, apply_loras
-from midsight.checkpoints.phi4mm.config import LoraScale, Shapes, lora_scale, native_config
+from midsight.checkpoints.phi4mm.config import LoraScale, Shapes, lora_scale, native_config, normalise
 from midsight.checkpoints.phi4mm.tensors import Accounts, account_for
 from midsight.checkpoints.reading import tensor_reader
 from midsight.errors import MidsightError, ModelFileError, first_line
@@ -33,6 +34,8 @@ class PublishedFolder:
     """Every stored tensor, by published name."""
     native: Shapes
     """Shape of every tensor of transformers' class, by native name."""
+    notes: tuple[str, ...]
+    """What a user should know about the folder, one sentence each."""
 
     def account(self, *, audio: bool = False) -> Accounts:
         """What is done with every tensor; raises MidsightError if one is missing, extra or misshapen."""
@@ -46,8 +49,9 @@ class PublishedFolder:
 
 def read_published(folder: Path) -> PublishedFolder:
     """Reads config and tensor headers. Raises MidsightError."""
-    raw = read_json(folder / "config.json")
+    raw, notes = normalise(read_json(folder / "config.json"))
     headers = read_headers(folder)
+    validate_sizes(raw, headers, folder / "config.json")
     config = native_config(raw, {name: header.shape for name, header in headers.items()})
     lora = lora_scale(raw)
     try:
@@ -58,7 +62,7 @@ def read_published(folder: Path) -> PublishedFolder:
             f"{folder / 'config.json'} does not describe a model ({first_line(error)}); correct config.json."
         ) from error
     native = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    return PublishedFolder(config, lora, headers, native)
+    return PublishedFolder(config, lora, headers, native, notes)
 
 
 def load_published(folder: Path, published: PublishedFolder, choice: LoadChoice) -> Any:

@@ -1,0 +1,60 @@
+"""Bounds for folders of unknown origin, so that a hostile or broken one is refused before it takes time or memory."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from midsight.checkpoints.headers import Headers
+from midsight.errors import MidsightError
+
+LARGEST_TEXT = 64 * 1024**2
+"""Largest size of a file that is not weights, in bytes; the largest published tokenizer.json has half of it."""
+LARGEST_NUMBER = 2**31
+"""Largest integer in config.json."""
+LAYER_COUNT = re.compile(r"(^|_)(depth|layers|blocks)$")
+"""How fields are named that say how often a layer is repeated."""
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".msgpack", ".h5")
+"""Endings of files that midsight does not read as a whole, or not at all."""
+
+
+def validate_files(folder: Path) -> None:
+    """Raises MidsightError for an entry that is neither a file nor a folder, or a text that is too large to read."""
+    for path in sorted(folder.iterdir()):
+        if path.is_dir():
+            continue
+        if path.exists() and not path.is_file():
+            raise MidsightError(f"{path} is not a regular file; remove it, or give the folder of a downloaded model.")
+        if path.exists() and path.suffix not in WEIGHTS and path.stat().st_size > LARGEST_TEXT:
+            raise MidsightError(
+                f"{path} has {path.stat().st_size / 1e6:.0f} MB, more than the {LARGEST_TEXT / 1e6:.0f} MB that "
+                "midsight reads of such a file; remove it if it is not part of the model."
+            )
+
+
+def validate_sizes(config: Mapping[str, Any], headers: Headers, path: Path) -> None:
+    """Raises MidsightError for a number in config.json that no model of these tensors has.
+
+    A module is made for each layer, so a wrong number of layers would take hours and all memory.
+    """
+    for name, value in _integers(config):
+        if abs(value) > LARGEST_NUMBER:
+            raise MidsightError(f"{path} says {value:.3g} for {name}, which is too large; correct it.")
+        if LAYER_COUNT.search(name.rpartition(".")[2]) and value > len(headers):
+            raise MidsightError(
+                f"{path} says {value} for {name}, but the folder has only {len(headers)} tensors; use config.json and "
+                "weights of the same model."
+            )
+
+
+def _integers(value: Any, name: str = "") -> Iterator[tuple[str, int]]:
+    if isinstance(value, Mapping):
+        for key, inside in value.items():
+            yield from _integers(inside, f"{name}.{key}" if name else key)
+    elif isinstance(value, list):
+        for inside in value:
+            yield from _integers(inside, name)
+    elif type(value) is int:
+        yield name, value
