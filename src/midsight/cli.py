@@ -15,9 +15,10 @@ from midsight.commands.export import export
 from midsight.commands.extract import extract
 from midsight.commands.label import label
 from midsight.commands.models import models
-from midsight.commands.outcome import DONE
+from midsight.commands.outcome import DONE, WRONG_CALL
 from midsight.commands.probe import probe
 from midsight.commands.show import show
+from midsight.commands.streams import forgive_streams, problem_of
 from midsight.commands.verify import verify
 from midsight.version import __version__
 
@@ -52,8 +53,10 @@ def options_of_all_commands(
 def main() -> None:
     """Entry point of the `midsight` command."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    output = forgive_streams()
     try:
         app()
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(DONE)
+    finally:
+        if problem := problem_of(output):
+            sys.stderr.write(f"Error: The output could not be written: {problem}.\n")
+            sys.exit(WRONG_CALL)
