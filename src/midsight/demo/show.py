@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from midsight.demo.findings import show_findings
 from midsight.demo.scenes import ask, draw, make_scene
 from midsight.demo.score import Share, by_kind, is_right
 from midsight.demo.seeing import seeing_model
@@ -19,7 +20,7 @@ from midsight.reports.summary import summarise
 from midsight.reports.terminal import render_summary
 from midsight.store.reader import Run
 
-SCENES = 80
+SCENES = 240
 SHOWN_ANSWERS = 8
 SHEET_PICTURES = 24
 LAYER = 3
@@ -88,6 +89,7 @@ def run_demo(out: Path, extract: Callable[..., Run], console: Console, *, scenes
     console.print(answers_table(rows))
     console.print(accuracy_table(shares))
     console.print(render_summary(summarise(run)))
+    show_findings(run, console)
     matrix = run.matrix("query_token_representation", layer=LAYER)
     console.print(f"Pictures with answers: {sheet}\nRead the run in Python:\n", markup=False, soft_wrap=True)
     console.print(

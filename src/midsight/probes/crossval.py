@@ -12,6 +12,9 @@ from midsight.probes.folds import OBSERVED
 from midsight.probes.metrics import many_aurocs
 from midsight.probes.ridge import PENALTIES, FoldedFeatures, Weights
 
+SCORE_DECIMALS = 5
+"""Scores have standard deviation 1; rounding gives equal vectors equal scores, whatever the order of summation."""
+
 
 @dataclass(frozen=True)
 class Split:
@@ -124,7 +127,7 @@ def fit_column(features: np.ndarray, design: Design, penalties: Sequence[float] 
             training[index, design.fold_slice(fold)] = held_scores[index, fold][chosen[index, OBSERVED]]
     best = int(means[:, :, OBSERVED].mean(axis=0).argmax())
     return ColumnFit(
-        scores=outer[OBSERVED],
+        scores=outer[OBSERVED].round(SCORE_DECIMALS),
         training_scores=training,
         statistics=many_aurocs(design.labels[:, design.tested], outer[:, design.tested]),
         fold_aurocs=fold_aurocs,
