@@ -73,14 +73,14 @@ def row(text, name):
 
 
 def test_presence_and_answer_are_read_from_the_late_layer(printed):
-    there, says, _ = row(printed[1], "prompt's last token, layer 1")
+    there, says, _ = row(printed[1], "prompt's last, 1")
     assert there > 0.9
     assert says > 0.9
-    assert max(row(printed[1], "prompt's last token, layer 0")[:2]) < 0.7
+    assert max(row(printed[1], "prompt's last, 0")[:2]) < 0.7
 
 
 def test_image_vectors_stay_at_one_half_exactly(printed):
-    assert row(printed[1], "image's last token, layer 0")[0] == 0.5
+    assert row(printed[1], "image's last, 0")[0] == 0.5
 
 
 def test_the_error_probe_is_compared_with_confidence_and_the_curve_falls(printed):

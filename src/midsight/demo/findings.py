@@ -80,14 +80,14 @@ def _probe(run: Run, label: str) -> Finding:
 
 
 def _by_layer(*findings: Finding) -> Table:
-    table = Table("vectors", title="What linear probes read from the vectors: AUROC (95 % interval)")
-    for heading in ("the thing is there", "the model will say yes", "the answer is right"):
+    table = Table(title="What linear probes read from the vectors: AUROC (95 %)")
+    for heading in ("token, layer", "thing is there", "model says yes", "answer is right"):
         table.add_column(heading, no_wrap=True)
     by_column = [{one.column: one for one in finding.columns} for finding in findings]
     for column in _in_order(name for results in by_column for name in results):
         table.add_row(_named(column), *(_cell(results.get(column)) for results in by_column))
     confidence = [finding.baseline("confidence") for finding in findings]
-    table.add_row("first token's confidence", "", "", _cell(confidence[2]))
+    table.add_row("confidence", "", "", _cell(confidence[2]))
     return table
 
 
@@ -99,18 +99,18 @@ def _in_order(names: Iterable[str]) -> list[str]:
 def _named(column: str) -> str:
     words = {
         "vision_only_representation": "vision encoder",
-        "vision_token_representation": "image's last token",
-        "query_token_representation": "prompt's last token",
+        "vision_token_representation": "image's last",
+        "query_token_representation": "prompt's last",
     }
     representation, _, layer = column.partition(".layer_")
-    return words.get(representation, representation) + (f", layer {layer}" if layer else "")
+    return words.get(representation, representation) + (f", {layer}" if layer else "")
 
 
 def _cell(result: ScoreResult | None) -> str:
     if result is None:
         return "constant"
     low, high = result.auroc_interval
-    return f"{result.auroc:.2f} ({low:.2f} to {high:.2f})"
+    return f"{result.auroc:.2f} ({low:.2f}-{high:.2f})"
 
 
 def _abstention(finding: Finding) -> Table:
