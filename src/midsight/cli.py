@@ -27,11 +27,24 @@ app = typer.Typer(
     help="Record what a vision-language model computes on its way to an answer.",
     epilog="Exit codes: 0 all done, 1 finished with failed samples, 2 wrong call, 3 stopped early but resumable.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (extract, show, label, probe, verify, compact, export, check, models, demo):
-    app.command()(command)
+EXAMPLES = {
+    extract: "midsight extract questions.jsonl --images images/ --model microsoft/Phi-4-multimodal-instruct "
+    "--out runs/first --limit 10",
+    show: "midsight show runs/first",
+    label: "midsight label runs/first --judge yes_no",
+    probe: "midsight probe runs/first --label correct",
+    verify: "midsight verify runs/first",
+    compact: "midsight compact runs/first",
+    export: "midsight export runs/first --format hdf5 --out first.h5",
+    check: "midsight check microsoft/Phi-4-multimodal-instruct --run",
+    models: "midsight models microsoft/Phi-4-multimodal-instruct my-models/finetuned",
+    demo: "midsight demo --out demo-run",
+}
+"""The commands, each with an example for its help."""
+for command, example in EXAMPLES.items():
+    app.command(epilog=f"Example: {example}")(command)
 
 
 def print_version(wanted: bool) -> None:

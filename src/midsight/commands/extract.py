@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 from rich.console import Console
 
-from midsight.commands.outcome import RESUMES, SOME_FAILED, STOPPED, Debug, handling_signals, reported_errors
+from midsight.commands.outcome import SOME_FAILED, STOPPED, Debug, handling_signals, reported_errors, stopped
 from midsight.commands.supervisor import become_worker, may_use_gpu
 from midsight.errors import spell_parts
 from midsight.extraction.stopping import EndNow
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from midsight.store.reader import Run
     from midsight.store.schema import StoreDtype
 
-Out = Annotated[Path, typer.Option("--out", help="The run folder; an unfinished run is resumed.")]
+DATA, WHAT, MODEL, RUNNING, STORING = "Data", "What to extract", "Model", "Running", "Storing"
+"""Groups of the options in the help."""
 
 
 def extract(
@@ -33,65 +34,157 @@ def extract(
         str,
         typer.Argument(help="JSONL, JSON, CSV, TSV or Parquet file, saved dataset, folder of images, or hf:// name."),
     ],
-    model: Annotated[str, typer.Option("--model", help="Folder or hub id of the model.")],
-    out: Out,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
+    model: Annotated[str, typer.Option("--model", help="Folder or hub id of the model.", rich_help_panel=MODEL)],
+    out: Annotated[
+        Path,
+        typer.Option("--out", help="The run folder; an unfinished run is resumed.", rich_help_panel=STORING),
+    ],
     images: Annotated[
-        Path | None, typer.Option(help="Folder that image paths start from; by default the file's.")
+        Path | None,
+        typer.Option(
+            help="Folder that image paths start from; by default the folder of the table.", rich_help_panel=DATA
+        ),
     ] = None,
-    image_column: Annotated[str | None, typer.Option(help="Column of images; by default image.")] = None,
-    question_column: Annotated[str | None, typer.Option(help="Column of questions; by default question.")] = None,
+    image_column: Annotated[
+        str | None, typer.Option(help="Column of images; by default image.", rich_help_panel=DATA)
+    ] = None,
+    question_column: Annotated[
+        str | None, typer.Option(help="Column of questions; by default question.", rich_help_panel=DATA)
+    ] = None,
     answer_column: Annotated[
-        str | None, typer.Option(help="Column of right answers; by default answer or answers.")
+        str | None, typer.Option(help="Column of right answers; by default answer or answers.", rich_help_panel=DATA)
     ] = None,
-    id_column: Annotated[str | None, typer.Option(help="Column of unique ids; by default id.")] = None,
-    question: Annotated[str | None, typer.Option(help="The question about each image of a folder.")] = None,
-    split: Annotated[str | None, typer.Option(help="Which split, if the data have several.")] = None,
-    allow_urls: Annotated[bool, typer.Option("--allow-urls", help="Download images that are web addresses.")] = False,
-    prompt: Annotated[
-        str, typer.Option(help="The user's text: {question}, any {COLUMN}, \\n; or mcq for multiple choice.")
-    ] = "{question}",
-    system: Annotated[str | None, typer.Option(help="Text of a system turn; empty text: no system turn.")] = None,
-    prompt_template: Annotated[
-        str, typer.Option(metavar="auto|raw|FILE", help="The folder's own chat template, none, or that of a file.")
-    ] = "auto",
-    layers: Annotated[str, typer.Option(help="default, all, or decoder layers like 0,8,16.")] = "default",
-    residual: Annotated[bool, typer.Option("--residual", help="Also the last layer before the final norm.")] = False,
-    positions: Annotated[
-        str, typer.Option(help="Any of vision_token, query_token, image_mean.")
-    ] = "vision_token,query_token",
-    vision: Annotated[str, typer.Option(help="mean or none: pooling of the vision encoder.")] = "mean",
-    processor_pooled_pixels: Annotated[
-        bool, typer.Option("--processor-pooled-pixels", help="Also the averaged pixels of earlier scripts.")
+    id_column: Annotated[
+        str | None, typer.Option(help="Column of unique ids; by default id, else ids are made.", rich_help_panel=DATA)
+    ] = None,
+    question: Annotated[
+        str | None, typer.Option(help="One question to ask about every image of a folder.", rich_help_panel=DATA)
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Which split, like test, if the data have several.", rich_help_panel=DATA)
+    ] = None,
+    allow_urls: Annotated[
+        bool, typer.Option("--allow-urls", help="Download images that are web addresses.", rich_help_panel=DATA)
     ] = False,
-    pixels: Annotated[
-        str | None, typer.Option(help="pil or transformers: which resizes images; by default as published.")
+    limit: Annotated[int | None, typer.Option(help="Process only the first N rows.", rich_help_panel=DATA)] = None,
+    prompt: Annotated[
+        str,
+        typer.Option(
+            help="The user's text: {question}, any {COLUMN}, \\n; or mcq for multiple choice.", rich_help_panel=WHAT
+        ),
+    ] = "{question}",
+    system: Annotated[
+        str | None, typer.Option(help="Text of a system turn; empty text: no system turn.", rich_help_panel=WHAT)
     ] = None,
-    answers: Annotated[bool, typer.Option(help="Whether to decode answers.")] = True,
-    max_new_tokens: Annotated[int, typer.Option(help="Maximum number of new tokens.")] = 200,
-    share: Annotated[bool, typer.Option(help="Whether questions on an image share one prefix.")] = True,
+    prompt_template: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|raw|FILE",
+            help="auto: the model folder's own chat template; raw: none; or a file with one.",
+            rich_help_panel=WHAT,
+        ),
+    ] = "auto",
+    layers: Annotated[
+        str,
+        typer.Option(
+            help="Decoder layers: default (first, quarters, last), all, or numbers like 0,8,-1.", rich_help_panel=WHAT
+        ),
+    ] = "default",
+    positions: Annotated[
+        str,
+        typer.Option(
+            help="Tokens whose hidden states are stored: vision_token (the last of the image), query_token (the last "
+            "of the prompt), image_mean (all of the image, averaged).",
+            rich_help_panel=WHAT,
+        ),
+    ] = "vision_token,query_token",
+    residual: Annotated[
+        bool,
+        typer.Option("--residual", help="Also the last layer's state before the final norm.", rich_help_panel=WHAT),
+    ] = False,
+    vision: Annotated[
+        str,
+        typer.Option(
+            help="mean: the vision encoder's output, averaged over the image; none: not stored.", rich_help_panel=WHAT
+        ),
+    ] = "mean",
+    processor_pooled_pixels: Annotated[
+        bool,
+        typer.Option(
+            "--processor-pooled-pixels",
+            help="Also the averaged pixels that earlier scripts stored as vision features.",
+            rich_help_panel=WHAT,
+        ),
+    ] = False,
+    answers: Annotated[bool, typer.Option(help="Whether to let the model answer.", rich_help_panel=WHAT)] = True,
+    max_new_tokens: Annotated[
+        int, typer.Option(help="Maximum number of tokens of an answer.", rich_help_panel=WHAT)
+    ] = 200,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit of a hub id.", rich_help_panel=MODEL)
+    ] = None,
+    dtype: Annotated[
+        str,
+        typer.Option(
+            help="Precision: float32, bfloat16 or float16; auto: the checkpoint's on a GPU, float32 on a CPU if that "
+            "fits.",
+            rich_help_panel=MODEL,
+        ),
+    ] = "auto",
+    device: Annotated[
+        str, typer.Option(help="cpu, mps, cuda or cuda:N; auto: a GPU if there is one.", rich_help_panel=MODEL)
+    ] = "auto",
+    lora: Annotated[
+        str,
+        typer.Option(
+            help="How the model's LoRA for images is applied: auto, merged, unmerged or off.", rich_help_panel=MODEL
+        ),
+    ] = "auto",
+    pixels: Annotated[
+        str | None,
+        typer.Option(help="Who resizes images: pil or transformers; by default as published.", rich_help_panel=MODEL),
+    ] = None,
     batch_size: Annotated[
         str,
         typer.Option(
-            metavar="auto|N", help="Maximum number of samples in one call of the model; auto: what memory holds."
+            metavar="auto|N",
+            help="Maximum number of samples in one call of the model; auto: what memory holds.",
+            rich_help_panel=RUNNING,
         ),
     ] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu, mps, cuda or cuda:N.")] = "auto",
-    lora: Annotated[str, typer.Option(help="auto, merged, unmerged or off: the LoRA for images.")] = "auto",
-    limit: Annotated[int | None, typer.Option(help="Process only the first N rows.")] = None,
-    shard: Annotated[str, typer.Option(metavar="I/N", help="Which shard: 0/4 to 3/4 fill one run together.")] = "0/1",
-    store_dtype: Annotated[str, typer.Option(help="float32 or float16.")] = "float32",
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed samples again.")] = False,
-    keep_going: Annotated[
-        bool, typer.Option("--keep-going", help="Go on even if the first 100 samples all fail.")
+    share: Annotated[
+        bool,
+        typer.Option(help="Whether questions on one image share its computation.", rich_help_panel=RUNNING),
+    ] = True,
+    shard: Annotated[
+        str,
+        typer.Option(metavar="I/N", help="Which shard: 0/4 to 3/4 fill one run together.", rich_help_panel=RUNNING),
+    ] = "0/1",
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try failed samples again.", rich_help_panel=RUNNING)
     ] = False,
-    commit_seconds: Annotated[float, typer.Option(help="Maximum seconds between two commits.")] = 60.0,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what there is to do; write nothing.")] = False,
+    keep_going: Annotated[
+        bool,
+        typer.Option("--keep-going", help="Go on even if the first 100 samples all fail.", rich_help_panel=RUNNING),
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Only say what there is to do and what is missing; write nothing.",
+            rich_help_panel=RUNNING,
+        ),
+    ] = False,
+    store_dtype: Annotated[
+        str, typer.Option(help="Precision of stored vectors: float32 or float16.", rich_help_panel=STORING)
+    ] = "float32",
+    commit_seconds: Annotated[
+        float, typer.Option(help="Maximum seconds between two commits.", rich_help_panel=STORING)
+    ] = 60.0,
     debug: Debug = False,
 ) -> None:
     """Extract a dataset into a run folder; the same command resumes it."""
-    with reported_errors(debug=debug):
+    with reported_errors(debug=debug, run=out):
         # what can be judged without the model is, before torch is imported
         from midsight.extraction.task import make_task, parse_batch_size
         from midsight.store.files import parse_shard
@@ -171,7 +264,7 @@ def extract_shown(
 
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     job = make_job(task, open_model(model, **loading))
-    with handling_signals(EndNow(STOPPED, RESUMES)), terminal_display(console, as_flag) as shown:
+    with handling_signals(EndNow(STOPPED, lambda: stopped(task.out))), terminal_display(console, as_flag) as shown:
         return run_job(job, batch_size=batch_size, keep_going=keep_going, commit_seconds=commit_seconds, shown=shown)
 
 

@@ -7,6 +7,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Annotated
 
@@ -18,20 +19,28 @@ from midsight.extraction.stopping import STOPPING
 from midsight.flags import as_flag
 
 DONE, SOME_FAILED, WRONG_CALL, STOPPED = 0, 1, 2, 3
-RESUMES = "Stopped. What was finished is stored; the same command resumes from there."
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
 
+def stopped(run: Path | None) -> str:
+    """What a user should know after a signal, if the command writes a run."""
+    if run is None:
+        return "Stopped."
+    if any((run / "parts").glob("*.json")):
+        return "Stopped. What was finished is stored; the same command resumes from there."
+    return "Stopped before anything was stored; the same command starts again."
+
+
 @contextmanager
-def reported_errors(*, debug: bool) -> Iterator[None]:
-    """Turns errors into one sentence and an exit code; `debug` adds the traceback."""
+def reported_errors(*, debug: bool, run: Path | None = None) -> Iterator[None]:
+    """Turns errors into one sentence and an exit code; `debug` adds the traceback, `run` is the run that is written."""
     errors = Console(stderr=True, soft_wrap=True, highlight=False)
     try:
         with handling_signals(signal.default_int_handler):
             yield
     except KeyboardInterrupt:
-        errors.print(RESUMES)
+        errors.print(stopped(run))
         raise typer.Exit(STOPPED) from None
     except MidsightError as error:
         if debug:

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from midsight.commands.outcome import RESUMES, STOPPED
+from midsight.commands.outcome import STOPPED, stopped
 from midsight.extraction.stopping import CRASHES, STOPPING, say
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def become_worker(run: Path, shard: Shard) -> None:
         if code >= 0 and not left_work:
             _end(code)
         if is_stopped:
-            say(RESUMES)
+            say(stopped(run))
             _end(STOPPED)
         ended = "lost its device" if code == STOPPED else f"ended with {_name(code)}"
         if not left_work:

@@ -31,12 +31,12 @@ class EndNow:
 
     exit_code: int
     """The exit code of the process."""
-    message: str
-    """One sentence for standard error."""
+    message: Callable[[], str]
+    """Makes the sentence for standard error, when the process ends."""
 
     def __call__(self, _number: int, _frame: FrameType | None) -> None:
         """Says the message and ends the process."""
-        say(self.message)
+        say(self.message())
         os._exit(self.exit_code)
 
 
