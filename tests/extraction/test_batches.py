@@ -132,16 +132,6 @@ def test_auto_grows_while_memory_is_measured_to_hold_it(monkeypatch):
     assert (now.samples, now.tokens) == (32, 200), "a call smaller than another says nothing either"
 
 
-def test_a_containers_limit_is_its_free_memory(monkeypatch, tmp_path):
-    monkeypatch.setattr(budget, "CONTAINER", tmp_path)
-    whole = budget.free_memory()
-    (tmp_path / "memory.current").write_text("1000\n")
-    (tmp_path / "memory.max").write_text("max\n")
-    assert budget.free_memory() > 0.5 * whole
-    (tmp_path / "memory.max").write_text("5000\n")
-    assert budget.free_memory() == 4000
-
-
 def test_without_a_measure_auto_stays_as_it_began(monkeypatch, tmp_path):
     monkeypatch.setattr(budget, "PROCESS", tmp_path / "there is none")
     now = make_budget("auto", CPU)

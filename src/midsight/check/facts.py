@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 from midsight.checkpoints.checkpoint import Checkpoint, count_parameters, left_out_parts, loaded_parameters
@@ -17,6 +16,7 @@ from midsight.checkpoints.hub import find_model_folder, how_to_download_again
 from midsight.checkpoints.loading import closest_to_float32, find_chat_template, load_processor, vocab_size
 from midsight.checkpoints.open_folder import open_checkpoint
 from midsight.checkpoints.quiet import quiet_transformers
+from midsight.memory import free_memory
 from midsight.prompts.chat_template import render
 from midsight.prompts.prompt import adds_special_tokens
 from midsight.taps.tap import choose_layers
@@ -130,7 +130,7 @@ def read_facts(source: str | Path, *, revision: str | None = None) -> ModelFacts
         example_prompt=prompt,
         example_token_ids=tokenise(processor.tokenizer, prompt),
         memory_bytes={str(dtype).removeprefix("torch."): memory_in(dtype, checkpoint) for dtype in DTYPES},
-        free_bytes=free_memory(),
+        free_bytes=free_bytes(),
     )
 
 
@@ -157,9 +157,9 @@ def describe_lora(checkpoint: Checkpoint) -> str:
     return "beside the weights"
 
 
-def free_memory() -> dict[str, int]:
+def free_bytes() -> dict[str, int]:
     """Free memory of the machine and of every CUDA device, in bytes."""
-    free = {"cpu": psutil.virtual_memory().available}
+    free = {"cpu": free_memory()}
     for index in range(torch.cuda.device_count()):
         free[f"cuda:{index}"] = torch.cuda.mem_get_info(index)[0]
     return free

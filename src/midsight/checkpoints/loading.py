@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import psutil
 import torch
 
 from midsight.checkpoints.checkpoint import Checkpoint, CheckpointFormat, LoadChoice, LoraMode, loaded_parameters
@@ -20,6 +19,7 @@ from midsight.errors import MidsightError, ModelFileError, Option
 from midsight.families.catalogue import FAMILIES, find_family
 from midsight.families.family import Family
 from midsight.families.inputs import layer_types, sliding_window
+from midsight.memory import free_memory
 from midsight.prompts.chat_template import ChatTemplate, describe_template, find_template
 
 Lora = Literal["auto", "merged", "unmerged", "off"]
@@ -373,7 +373,7 @@ def choose_dtype(dtype: str, device: torch.device, checkpoint: Checkpoint) -> tu
     if device.type != "cpu":
         return stored, ()
     needed = 4 * loaded_parameters(checkpoint, "merged")
-    free = psutil.virtual_memory().available
+    free = free_memory()
     if needed <= SPARE_MEMORY * free:
         return torch.float32, ()
     note = (

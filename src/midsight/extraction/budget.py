@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import torch
 
 from midsight.extraction.task import BatchSize, validate_batch_size
+from midsight.memory import free_memory
 
 FIRST_SAMPLES = 8
 """Samples in the first call of `auto`, and in every call if memory cannot be measured."""
@@ -21,9 +21,6 @@ MEMORY_SHARE = {"cpu": 0.5, "cuda": 0.8}
 """Share of the memory free at the start that a call may take."""
 PROCESS = Path("/proc/self")
 """Linux: writing 5 to `clear_refs` resets the peak in `status`."""
-
-CONTAINER = Path("/sys/fs/cgroup")
-"""Linux: memory limit and use of a container."""
 
 
 @dataclass
@@ -76,14 +73,6 @@ def make_budget(batch_size: BatchSize, device: torch.device) -> Budget:
         return Budget(device, FIRST_SAMPLES, FIRST_SAMPLES)
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
     return Budget(device, FIRST_SAMPLES, MOST_SAMPLES[device.type], free_bytes=MEMORY_SHARE[device.type] * free)
-
-
-def free_memory() -> int:
-    """Free bytes of this machine, or of this container if it has a limit."""
-    free = psutil.virtual_memory().available
-    with suppress(OSError, ValueError):  # no container, or no limit
-        free = min(free, int((CONTAINER / "memory.max").read_text()) - int((CONTAINER / "memory.current").read_text()))
-    return max(0, free)
 
 
 def start_peak(device: torch.device) -> int | None:

@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 
 import numpy as np
-import psutil
 from threadpoolctl import threadpool_limits
 
 from midsight.errors import MidsightError, Option
+from midsight.memory import free_memory
 from midsight.probes.baselines import baselines, confidence_features
 from midsight.probes.crossval import ColumnFit, fit_column
 from midsight.probes.finding import CurvePoint, Finding, HalpResult, SkippedColumn, StratumResult
@@ -239,7 +239,7 @@ def _workers(division: Division, columns: Sequence[str]) -> int:
     run, n = division.parts[0][0], division.design.bounds[-1]
     width = max(run.spec.vectors[name] for name in columns)
     each = 4 * (n * width + 8 * width * min(width, n) + n * (len(division.design.labels) + 2 * len(columns)))
-    room = int(psutil.virtual_memory().available * 0.5 // each)
+    room = int(free_memory() * 0.5 // each)
     return max(1, min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
                       len(columns), room))  # fmt: skip
 
