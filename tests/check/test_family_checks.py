@@ -4,20 +4,17 @@ import pytest
 import torch
 
 from midsight import load
-from midsight.check import family_checks
+from midsight.check import states
 from midsight.check.check import Check
-from midsight.check.family_checks import check_family, check_prefix, check_taps
-from midsight.check.full_forward import full_forward
+from midsight.check.family_checks import check_family
+from midsight.check.states import check_prefix, check_taps
+from midsight.check.subject import make_subject
 from midsight.extraction.extract_call import extract_samples
-from midsight.extraction.prepare import prepare
-from midsight.extraction.request import Request, resolve
 from midsight.families.phi4_multimodal import FAMILY
 from midsight.prompts.token_layout import TokenLayout
-from midsight.samples.sample import Failure
-from midsight.taps.tap import POSITIONS
 from midsight.testing.phi4_multimodal import write_phi4_multimodal
 from support.once import checkpoint_of_the_run
-from support.parity import extract_records, samples_of
+from support.parity import samples_of
 from support.pictures import CASES
 
 SAMPLES = samples_of([CASES[0], CASES[1], CASES[3]])
@@ -31,14 +28,18 @@ def small(run_folder):
     return checkpoint_of_the_run(run_folder, write_phi4_multimodal, layers=3)
 
 
+SECTIONS = ("states", "vision features", "useful patches", "shared prefix")
+
+
 def failing(checkpoint, group, **declared):
     """Names of the checks that fail for a family with some declarations of a group replaced."""
     model = load(checkpoint, device="cpu")
     family = dataclasses.replace(FAMILY, **{group: dataclasses.replace(getattr(FAMILY, group), **declared)})
     model = dataclasses.replace(model, loaded=dataclasses.replace(model.loaded, family=family))
-    return {check.name for check in check_family(model, FEW, max_new_tokens=3) if not check.passed}
+    return {check.name for check in check_family(model, FEW, max_new_tokens=3, sections=SECTIONS) if not check.passed}
 
 
+@pytest.mark.slow
 def test_phi4_multimodal_keeps_what_it_declares(checkpoint):
     checks = check_family(load(checkpoint, device="cpu"), SAMPLES)
     assert [check for check in checks if not check.passed] == []
@@ -98,24 +99,20 @@ def test_crops_in_the_wrong_order_are_caught(small):
 @pytest.mark.parametrize("shift", [-1, 1])
 def test_a_vision_token_off_by_one_is_caught(small, monkeypatch, shift):
     """The token just behind the image is of another kind, so its kind must not decide where the image is."""
-    model = load(small, device="cpu").loaded
-    request = resolve(Request(layers="all", answers=False, positions=POSITIONS), model)
-    prepared = [item for item in prepare(model, request, FEW) if not isinstance(item, Failure)]
-    forwards = [full_forward(model, item) for item in prepared]
+    subject = make_subject(load(small, device="cpu").loaded, FEW, limit=1e-5, max_new_tokens=1, prompt_template="auto")
+    assert subject.forwards
     original = vars(TokenLayout)["vision_token"].fget
     monkeypatch.setattr(TokenLayout, "vision_token", property(lambda self: original(self) + shift))
-    records = [item for item in extract_samples(model, request, FEW) if not isinstance(item, Failure)]
-    found = check_taps(model, request, records, prepared, forwards, 1e-5)
+    found = check_taps(subject)
     assert [check.name.partition(" ")[0] for check in found if not check.passed] == ["vision_token"]
 
 
 def test_the_prefix_check_extracts_each_sample_once(small, monkeypatch):
-    model = load(small, device="cpu").loaded
-    request = resolve(Request(layers="all", answers=False), model)
-    alone = extract_records(load(small, device="cpu"), request, FEW)
+    subject = make_subject(load(small, device="cpu").loaded, FEW, limit=1e-5, max_new_tokens=1, prompt_template="auto")
+    assert subject.alone
     calls = []
-    monkeypatch.setattr(family_checks, "extract_samples", lambda *args: calls.append(args) or extract_samples(*args))
-    assert check_prefix(model, request, FEW, alone, 1e-5).passed
+    monkeypatch.setattr(states, "extract_samples", lambda *args: calls.append(args) or extract_samples(*args))
+    assert all(check.passed for check in check_prefix(subject))
     assert len(calls) == len(FEW)
 
 
@@ -123,11 +120,21 @@ def test_a_fix_left_out_is_caught(small):
     model = load(small, device="cpu")
     for layer in model.loaded.hf_model.model.embed_tokens_extend.image_embed.img_processor.encoder.layers:
         layer.self_attn.is_causal = True
-    found = {check.name for check in check_family(model, FEW, max_new_tokens=3) if not check.passed}
-    assert "known bugs left to fix" in found
+    checks = check_family(model, FEW, max_new_tokens=3, sections=["declarations"])
+    assert "known bugs left to fix" in {check.name for check in checks if not check.passed}
 
 
 @pytest.mark.parametrize("figure", [float("nan"), float("inf")])
 @pytest.mark.parametrize("must_differ", [True, False])
 def test_a_figure_that_is_not_finite_never_passes(figure, must_differ):
     assert not Check("any", figure, 1.0, must_differ).passed
+
+
+def test_a_section_that_raises_is_a_check_that_fails(small, monkeypatch):
+    def broken(*_args, **_options):
+        raise ValueError("no such mask")
+
+    monkeypatch.setattr(states, "continue_prefill", broken)
+    checks = check_family(load(small, device="cpu"), FEW, max_new_tokens=1, sections=["states", "continued prefix"])
+    (failed,) = [check for check in checks if not check.passed]
+    assert (failed.name, failed.error) == ("continued prefix: could not be compared", "ValueError: no such mask")

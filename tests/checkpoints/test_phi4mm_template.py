@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 import midsight
-from midsight.check.processor_prompt import processor_token_ids
+from midsight.check.processor import processor_inputs
 from midsight.checkpoints.open_folder import open_checkpoint
 from midsight.extraction.prepare import PreparedSample, prepare
 from midsight.extraction.request import Request, resolve
@@ -52,7 +52,9 @@ def prompt_of(folder):
     sample = Sample("s", 0, IMAGES, QUESTION)
     (item,) = prepare(model, request, [sample])
     assert isinstance(item, PreparedSample)
-    assert list(item.prompt.token_ids) == processor_token_ids(model, request, sample)
+    theirs = processor_inputs(model, request, sample)
+    assert theirs is not None
+    assert list(item.prompt.token_ids) == theirs["input_ids"][0].tolist()
     return model, item.prompt
 
 

@@ -9,7 +9,7 @@ from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from transformers import AutoProcessor
 
 from midsight import load, wrap
-from midsight.check.family_checks import largest_error
+from midsight.check.full_forward import largest_error
 from midsight.extraction import extract_call, prefill
 from midsight.extraction.request import Request, resolve
 from midsight.families import inputs
@@ -24,6 +24,7 @@ from support.reference import Reference, load_reference_model, relative_error
 EVERYTHING = Request(layers="all", residual=True, positions=POSITIONS, max_new_tokens=16)
 DAMAGED_CASES = [CASES[0], CASES[1], CASES[3], CASES[4]]
 """One tile, one that is filled, two by two, and four in a line; grids of patches that are not squares."""
+VISION = ("useful patches", "vision features", "states")
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +50,9 @@ def declaring(model):
     return partial(damages.declaring, model)
 
 
-def failing(model):
-    checks = check_family(model, samples_of(DAMAGED_CASES), max_new_tokens=3)
+def failing(model, *sections):
+    """Names of the checks that fail in some sections of the proof."""
+    checks = check_family(model, samples_of(DAMAGED_CASES), max_new_tokens=3, sections=sections)
     return {check.name for check in checks if not check.passed}
 
 
@@ -118,7 +120,7 @@ def test_decode_positions_counted_over_padding(compare, model, monkeypatch):
 
 
 def test_a_prefix_declared_unshareable_is_caught(declaring):
-    assert failing(declaring(shares_image_prefix=False)) == {"image states under another question"}
+    assert failing(declaring(shares_image_prefix=False), "shared prefix") == {"image states under another question"}
 
 
 def test_embeddings_in_the_wrong_order_are_caught(declaring, model):
@@ -127,7 +129,7 @@ def test_embeddings_in_the_wrong_order_are_caught(declaring, model):
     def turned(hf_model, features, image):
         return original(hf_model, features, image).flip(0)
 
-    assert "query_token at every layer and the full forward" in failing(declaring(image_embeddings=turned))
+    assert "query_token at every layer and the full forward" in failing(declaring(image_embeddings=turned), "states")
 
 
 @pytest.mark.parametrize("name", ["phi4_multimodal"], indirect=True)
@@ -236,17 +238,17 @@ class TestLlama:
 
         with pytest.raises(AssertionError, match="vision_only_representation is off by"):
             compare(declaring(useful_patches=without_class_token))
-        assert failing(declaring(useful_patches=without_class_token)) == {
+        assert failing(declaring(useful_patches=without_class_token), *VISION) == {
             "patches of filled crops that it sees and are not useful"
         }
 
     def test_padding_tiles_counted_are_caught(self, declaring):
-        assert failing(declaring(useful_patches=lambda image: torch.ones((4, 65), dtype=torch.bool))) == {
+        assert failing(declaring(useful_patches=lambda image: torch.ones((4, 65), dtype=torch.bool)), *VISION) == {
             "useful patches that the decoder never sees"
         }
 
     def test_the_mask_of_a_question_on_a_prefix_is_proved(self, changing):
-        assert failing(changing(lambda prefill, later: (prefill, {}))) >= {
+        assert failing(changing(lambda prefill, later: (prefill, {})), "continued prefix") >= {
             "a question on the image's prefix and the full forward",
             "several questions on one prefix and the full forward",
         }
@@ -272,8 +274,8 @@ class TestQwen:
             behind = positions.shape[1] + torch.arange(more)
             return torch.cat([positions, behind.expand(len(positions), more)], dim=1)
 
-        monkeypatch.setattr("midsight.check.family_checks.continue_positions", count_on)
-        assert "a question on the image's prefix and the full forward" in failing(model)
+        monkeypatch.setattr("midsight.check.states.continue_positions", count_on)
+        assert "a question on the image's prefix and the full forward" in failing(model, "continued prefix")
 
     def test_what_an_earlier_call_left_on_the_model_changes_nothing(self, compare, model):
         model.loaded.hf_model.model.rope_deltas = torch.tensor([[-77]])

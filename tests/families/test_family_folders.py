@@ -15,7 +15,7 @@ from transformers import AutoConfig, MllamaForConditionalGeneration
 
 import midsight
 from midsight.check.facts import read_facts
-from midsight.check.family_checks import largest_error
+from midsight.check.full_forward import largest_error
 from midsight.families.mllama import FAMILY
 from midsight.reports.summary import summarise
 from midsight.taps.tap import choose_layers

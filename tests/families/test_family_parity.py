@@ -6,7 +6,7 @@ from itertools import product
 
 import pytest
 
-from midsight.check.processor_prompt import processor_token_ids
+from midsight.check.processor import processor_inputs
 from midsight.extraction.calls import plan_whole
 from midsight.extraction.prepare import prepare
 from midsight.extraction.request import Request, resolve
@@ -53,7 +53,9 @@ def test_images_between_texts_equal_the_full_forward(model, reference, monkeypat
     resolved = resolve(EVERYTHING, model.loaded)
     (item,) = prepare(model.loaded, resolved, [sample])
     assert not isinstance(item, Failure)
-    assert list(item.prompt.token_ids) == processor_token_ids(model.loaded, resolved, sample)
+    theirs = processor_inputs(model.loaded, resolved, sample)
+    assert theirs is not None
+    assert list(item.prompt.token_ids) == theirs["input_ids"][0].tolist()
     before, between, after = item.prompt.text.split(model.loaded.family.prompt.image_token)
     assert ("Is " in before, " like " in between, "? Say why." in after) == (True, True, True)
     monkeypatch.setattr(reference, "prompt", lambda *args, **options: item.prompt.text)

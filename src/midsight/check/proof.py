@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from PIL import Image
 
-from midsight.check.family_checks import Check, check_family, compare_lora
+from midsight.check.check import Check
+from midsight.check.family_checks import SECTIONS, run_section, run_sections
+from midsight.check.lora import check_factors, compare_lora, extract_each
+from midsight.check.subject import make_subject
 from midsight.checkpoints.hub import find_model_folder
 from midsight.checkpoints.loading import LoadedModel, Lora
-from midsight.errors import MidsightError
-from midsight.extraction.model import Model, load
+from midsight.extraction.model import load
 from midsight.extraction.request import Request, resolve
 from midsight.prompts.image_places import images_first
-from midsight.records import Record
-from midsight.samples.sample import Failure, Sample
+from midsight.samples.sample import Sample
 
 NEW_TOKENS = 12
 """Maximum number of new tokens in the answers that are compared."""
@@ -114,19 +114,19 @@ def prove(
     limit = LIMITS[loaded.dtype]
     if loaded.dtype == torch.float32 and loaded.device.type != "cpu":
         limit = LIMIT_ON_ACCELERATORS
-    checks = check_family(model, samples, limit=limit, max_new_tokens=NEW_TOKENS, prompt_template=prompt_template)
+    subject = make_subject(loaded, samples, limit=limit, max_new_tokens=NEW_TOKENS, prompt_template=prompt_template)
+    checks = (*run_sections(subject, SECTIONS), *run_section("LoRA", lambda: check_factors(subject, folder)))
     proof = as_loaded(loaded, checks, render_example(loaded, samples[0], prompt_template))
     if loaded.lora != "merged":
         return proof
-    with_lora = extract_vectors(model, samples, prompt_template)
+    with_lora, request = subject.alone, subject.without_answers
     # a merged LoRA cannot be switched off: free the memory, and load the model again without it
     loaded.hf_model.to("meta")
     gc.collect()
     # dtype and device of the first load, because `auto` depends on the memory that is free
-    other = load(folder, dtype=proof.dtype, device=proof.device, lora="off")
-    return replace(
-        proof, checks=(*proof.checks, compare_lora(extract_vectors(other, samples, prompt_template), with_lora))
-    )
+    other = load(folder, dtype=proof.dtype, device=proof.device, lora="off").loaded
+    off_and_on = run_section("LoRA", lambda: [compare_lora(extract_each(other, request, samples), with_lora)])
+    return replace(proof, checks=(*proof.checks, *off_and_on))
 
 
 def render_example(loaded: LoadedModel, sample: Sample, prompt_template: str | Path) -> str:
@@ -150,12 +150,3 @@ def as_loaded(loaded: LoadedModel, checks: tuple[Check, ...], prompt: str) -> Pr
         notes=notes,
         checks=checks,
     )
-
-
-def extract_vectors(model: Model, samples: Sequence[Sample], prompt_template: str | Path) -> list[Record]:
-    """A record of each sample, without answers; raises MidsightError if a sample fails."""
-    outcomes = model.extract_many(samples, layers="all", answers=False, prompt_template=prompt_template)
-    failed = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
-    if failed:
-        raise MidsightError(f"The shipped sample {failed[0].sample_id} failed: {failed[0].reason}")
-    return [outcome for outcome in outcomes if isinstance(outcome, Record)]

@@ -88,11 +88,12 @@ def render_proof(proof: Proof) -> RenderableType:
     prompt = Text(f"Prompt: {proof.prompt!r}.")
     loaded = Text(f"Loaded in {proof.dtype} on {proof.device}, attention {proof.attention}, LoRA {proof.lora}.")
     sentences = [Text(sentence) for sentence in (*proof.notes, *proof.fixes)]
-    table = Table("what was compared", "figure", "limit", "verdict")
+    table = Table("what was compared", "figure", "limit", "in", "verdict")
     for check in proof.checks:
         bound = f"at least {check.limit:.3g}" if check.must_differ else f"at most {check.limit:.3g}"
         verdict = Text("ok", style="green") if check.passed else Text("MISSED", style="red")
-        table.add_row(Text(check.name), f"{check.figure:.3g}", bound, verdict)
+        name = f"{check.name} ({check.error})" if check.error else check.name
+        table.add_row(Text(name), f"{check.figure:.3g}", bound, check.unit, verdict)
     missed = sum(not check.passed for check in proof.checks)
     total = len(proof.checks)
     closing = f"{missed} of {total} limits missed." if missed else f"All {total} limits kept."

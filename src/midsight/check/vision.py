@@ -7,23 +7,29 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from midsight.check.check import Check
+from midsight.check.check import Check, count
 from midsight.check.full_forward import FullForward, relative_error, worst
+from midsight.check.subject import Subject
 from midsight.checkpoints.loading import LoadedModel
 from midsight.extraction.prepare import PreparedSample
 from midsight.families.inputs import ImageInputs
 from midsight.records import VISION_ONLY, Record
 
 
+def check_vision_features(subject: Subject) -> list[Check]:
+    """The mean of the vision features against that of the tower in the full forward."""
+    error = vision_error(subject.model, subject.alone, subject.prepared, subject.forwards)
+    return [Check("vision features and transformers' tower", error, subject.limit)]
+
+
 @torch.inference_mode()
-def check_vision_features(
+def vision_error(
     model: LoadedModel,
     records: Sequence[Record],
     prepared: Sequence[PreparedSample],
     forwards: Sequence[FullForward],
-    limit: float,
-) -> Check:
-    """The mean of the vision features against that of the tower in the full forward."""
+) -> float:
+    """Largest relative error of the vision features against the tower's in full forwards of the same samples."""
     errors = []
     for record, item, forward in zip(records, prepared, forwards, strict=True):
         useful = [
@@ -31,17 +37,18 @@ def check_vision_features(
             for features, image in zip(forward.tower_features, item.images, strict=True)
         ]
         errors.append(relative_error(record.vectors[VISION_ONLY], torch.cat(useful).double().mean(dim=0).numpy()))
-    return Check("vision features and transformers' tower", worst(errors), limit)
+    return worst(errors)
 
 
-def check_useful_patches(model: LoadedModel, prepared: Sequence[PreparedSample]) -> list[Check]:
+def check_useful_patches(subject: Subject) -> list[Check]:
     """The patches that reach the decoder, found by gradients, against those declared useful.
 
     Pooling may join the last odd row or column of the image with padding. So a few more patches may reach the decoder
     than are useful, but none from crops that the image fills.
     """
+    model = subject.model
     unseen = seen = extra = left_out = 0
-    for image in (image for item in prepared for image in item.images):
+    for image in (image for item in subject.prepared for image in item.images):
         useful = model.family.vision.useful_patches(image)
         reaches = patches_seen(model, image, useful)
         unseen += int((useful & ~reaches).sum())
@@ -51,9 +58,9 @@ def check_useful_patches(model: LoadedModel, prepared: Sequence[PreparedSample])
         filled = image.patch_mask.flatten(1).all(dim=1)
         left_out += int(not_useful.view(len(filled), -1)[filled].sum())
     return [
-        Check("useful patches that the decoder never sees", unseen, 0),
-        Check("patches of filled crops that it sees and are not useful", left_out, 0),
-        Check("share of the patches it sees that are not useful", extra / seen, 1 / 16),
+        count("useful patches that the decoder never sees", unseen),
+        count("patches of filled crops that it sees and are not useful", left_out),
+        Check("share of the patches it sees that are not useful", extra / seen, 1 / 16, unit="share"),
     ]
 
 

@@ -1,8 +1,8 @@
-"""The token ids that the folder's own processor gives for a question and its images."""
+"""What the folder's own processor makes of a sample."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from PIL import Image
@@ -15,10 +15,10 @@ from midsight.samples.images import decode_image
 from midsight.samples.sample import Sample
 
 
-def processor_token_ids(model: LoadedModel, request: ResolvedRequest, sample: Sample) -> list[int] | None:
-    """Token ids from the processor's own `apply_chat_template(..., tokenize=True)`; None if there is no processor.
+def processor_inputs(model: LoadedModel, request: ResolvedRequest, sample: Sample) -> Mapping[str, Any] | None:
+    """What the processor's own `apply_chat_template(..., tokenize=True)` gives; None if there is no processor.
 
-    For a raw prompt they are from the processor's call on images and text. The request must not have a system turn.
+    For a raw prompt it is from the processor's call on images and text. The request must not have a system turn.
     """
     processor, template = model.processor, request.prompt.template
     if not hasattr(processor, "apply_chat_template"):
@@ -29,20 +29,19 @@ def processor_token_ids(model: LoadedModel, request: ResolvedRequest, sample: Sa
     if template.text is None:
         text = render_places(processor, model.family.prompt, template, turn.places)
         add_special_tokens = adds_special_tokens(processor.tokenizer, text)
-        return as_list(processor(text=text, images=images, add_special_tokens=add_special_tokens))
+        return processor(text=text, images=images, add_special_tokens=add_special_tokens, return_tensors="pt")
     content: Any = user_text(model.family.prompt, turn.places)
     given: dict[str, Any] = {"images": images}
     if template.content == "parts":
         content, given = [as_part(part, decoded) for part in turn.parts], {}
-    return as_list(
-        processor.apply_chat_template(
-            [{"role": "user", "content": content}],
-            chat_template=template.text,
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            processor_kwargs=given,
-        )
+    own = template.source in ("folder", "family") and isinstance(getattr(processor, "chat_template", None), str)
+    return processor.apply_chat_template(
+        [{"role": "user", "content": content}],
+        chat_template=None if own else template.text,
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        processor_kwargs={**given, "return_tensors": "pt"},
     )
 
 
@@ -51,7 +50,10 @@ def as_part(part: str | int, images: Sequence[Image.Image]) -> dict[str, Any]:
     return {"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "image": images[part]}
 
 
-def as_list(encoded: Any) -> list[int]:
-    """The token ids in a processor's output for one prompt."""
-    (ids,) = encoded["input_ids"]
-    return list(map(int, ids))
+def takes(model: LoadedModel, request: ResolvedRequest, sample: Sample) -> bool:
+    """Whether the folder's own processor, if there is one, takes a sample; some take one image only."""
+    try:
+        processor_inputs(model, request, sample)
+    except Exception:  # templates and processors raise many types
+        return False
+    return True

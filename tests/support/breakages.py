@@ -1,0 +1,648 @@
+"""Breakages made on purpose, one for each way in which a number has gone wrong or could; the proof has to see them.
+
+Each is a patch of a function in memory. `section` is the part of the proof that sees it, `row` how the check starts
+that fails.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from transformers import DynamicCache
+
+from midsight import Model
+from midsight.check import subject
+from midsight.extraction import attention, calls, decode, extract_call, prefill, prepare, sharing
+from midsight.families import inputs
+from midsight.prompts import prompt
+from midsight.samples import images
+from midsight.taps import capture, positions
+from support import damages
+
+TOGETHER, SINGLE_ROWS = "questions on two images of one size in one call", "the same questions, no prefix shared"
+LOW_THRESHOLD = "prompts on both sides of a longrope threshold set low"
+
+
+@dataclass(frozen=True)
+class Breakage:
+    """What is broken, and how the proof says so."""
+
+    name: str
+    damage: Callable[[pytest.MonkeyPatch, Model], Model | None]
+    """Breaks midsight, or returns a broken model."""
+    section: str
+    row: str
+    on: str = "qwen2_vl"
+    """The small checkpoint on which it shows."""
+    alone: bool = False
+    """Whether it changes the model's modules, and so needs a copy of them."""
+
+
+def patch(
+    owner: Any, name: str, change: Callable[[Any], Callable[..., Any]]
+) -> Callable[[pytest.MonkeyPatch, Model], None]:
+    """Replaces a function by what `change` makes of it."""
+
+    def damage(monkeypatch: pytest.MonkeyPatch, _model: Model) -> None:
+        monkeypatch.setattr(owner, name, change(getattr(owner, name)))
+
+    return damage
+
+
+def after(owner: Any, name: str, edit: Callable[[Any], Any]) -> Callable[[pytest.MonkeyPatch, Model], None]:
+    """Changes what a function returns."""
+    return patch(owner, name, lambda original: lambda *args, **options: edit(original(*args, **options)))
+
+
+def declare(**declared: Callable[[Any], Any]) -> Callable[[pytest.MonkeyPatch, Model], Model]:
+    """Replaces declarations of the family; each is a function of the original."""
+
+    def damage(_monkeypatch: pytest.MonkeyPatch, model: Model) -> Model:
+        family = model.loaded.family
+        originals = {
+            name: next(getattr(getattr(family, g), name) for g in damages.GROUPS if hasattr(getattr(family, g), name))
+            for name in declared
+        }
+        return damages.declaring(model, **{name: make(originals[name]) for name, make in declared.items()})
+
+    return damage
+
+
+def replaced(**fields: Any) -> Callable[[pytest.MonkeyPatch, Model], Model]:
+    """A loaded model with other fields."""
+    return lambda _monkeypatch, model: Model(dataclasses.replace(model.loaded, **fields))
+
+
+def change_property(
+    owner: type, name: str, change: Callable[[Any], Any]
+) -> Callable[[pytest.MonkeyPatch, Model], None]:
+    """Changes the value of a property."""
+    original = vars(owner)[name].fget
+    return lambda monkeypatch, _model: monkeypatch.setattr(owner, name, property(lambda self: change(original(self))))
+
+
+def edit_rows(edit: Callable[[prefill.PaddedRows], prefill.PaddedRows]) -> Callable[[Any], Callable[..., Any]]:
+    return lambda original: lambda *args, **options: edit(original(*args, **options))
+
+
+def later_positions(rows: prefill.PaddedRows) -> prefill.PaddedRows:
+    return dataclasses.replace(rows, position_ids=rows.position_ids + 1)
+
+
+def first_rows_stay(monkeypatch: pytest.MonkeyPatch, _model: Model) -> None:
+    original = DynamicCache.batch_select_indices
+    monkeypatch.setattr(
+        DynamicCache, "batch_select_indices", lambda self, rows: original(self, torch.arange(len(rows)))
+    )
+
+
+def open_padding(monkeypatch: pytest.MonkeyPatch, _model: Model) -> None:
+    def everything(_model: Any, before: Any, new: Any, *, one_prompt_a_row: bool) -> Any:
+        prompt_ids = torch.cat([before, new], dim=1)
+        return (
+            torch.ones_like(prompt_ids) if one_prompt_a_row else original(_model, before, new, one_prompt_a_row=False)
+        )
+
+    original = prefill.make_mask
+    monkeypatch.setattr(prefill, "make_mask", everything)
+
+
+def read_other_questions(_original: Any) -> Callable[..., Any]:
+    def readable(before: Any, new: Any) -> Any:
+        prompt_ids = torch.cat([before, new], dim=1)
+        reads = (prompt_ids != attention.PADDING)[:, None].expand(-1, new.shape[1], -1)
+        return reads & torch.ones(reads.shape[1:], dtype=torch.bool).tril(before.shape[1])
+
+    return readable
+
+
+def each_answer(edit: Callable[[Any], Any]) -> Callable[[pytest.MonkeyPatch, Model], None]:
+    """Changes the records that have answers."""
+    return after(extract_call, "make_outcome", lambda record: edit(record) if record.answer is not None else record)
+
+
+def edit_first_tokens(edit: Callable[[Any], Any]) -> Callable[[pytest.MonkeyPatch, Model], None]:
+    return after(extract_call, "describe_first_token", edit)
+
+
+def turn_order(items: Any) -> Any:
+    return [dataclasses.replace(item, images=item.images[::-1]) if hasattr(item, "images") else item for item in items]
+
+
+def turn_images(monkeypatch: pytest.MonkeyPatch, _model: Model) -> None:
+    original = prepare.prepare
+    for module in (subject, extract_call):
+        monkeypatch.setattr(module, "prepare", lambda *args: turn_order(original(*args)))
+
+
+def render_differently(edit: Callable[[str], str]) -> Callable[[pytest.MonkeyPatch, Model], None]:
+    return after(prompt, "render_places", edit)
+
+
+def no_refill(original: Any) -> Callable[..., Any]:
+    def decode_until(*args: Any, threshold: int | None, **options: Any) -> Any:
+        return original(*args, threshold=None, **options)
+
+    return decode_until
+
+
+def residual_after_norm(original: Any) -> Callable[..., Any]:
+    return lambda hf_model, family, tap: original(hf_model, family, dataclasses.replace(tap, stage="layer"))
+
+
+def one_tap_later(original: Any) -> Callable[..., Any]:
+    def tapped_module(hf_model: Any, family: Any, tap: Any) -> Any:
+        last = len(hf_model.get_submodule(family.modules.layers)) - 1
+        return original(hf_model, family, dataclasses.replace(tap, layer=min(tap.layer + 1, last)))
+
+    return tapped_module
+
+
+def change_inputs(edit: Callable[[dict, dict], tuple[dict, dict]]) -> Callable[[pytest.MonkeyPatch, Model], Model]:
+    """Changes what the family gives the decoder, in prefill and later."""
+    return declare(
+        inputs=lambda original: (
+            lambda *args: (lambda made: inputs.DecoderInputs(*edit(dict(made.prefill), dict(made.later))))(
+                original(*args)
+            )
+        )
+    )
+
+
+def open_all_tiles(made: dict, later: dict) -> tuple[dict, dict]:
+    return {**made, "cross_attention_mask": torch.zeros_like(made["cross_attention_mask"])}, later
+
+
+def one_feature_layer_less(original: Any) -> Callable[..., Any]:
+    def encode(hf_model: Any, images: Any) -> Any:
+        config = hf_model.model.embed_tokens_extend.image_embed.img_processor.config
+        layer = config.feature_layer
+        config.feature_layer = layer - 1
+        try:
+            return original(hf_model, images)
+        finally:
+            config.feature_layer = layer
+
+    return encode
+
+
+def other_pixels(edit: Callable[[Any], Any]) -> Callable[[pytest.MonkeyPatch, Model], Model]:
+    return declare(
+        image_inputs=lambda original: (
+            lambda *args: (lambda made: dataclasses.replace(made, pixel_values=edit(made.pixel_values)))(
+                original(*args)
+            )
+        )
+    )
+
+
+def nearest(original: Any) -> Callable[..., Any]:
+    return lambda processor, image, pixels, config: original(
+        processor, image.resize((16, 16), Image.Resampling.NEAREST).resize(image.size), pixels, config
+    )
+
+
+def ignore_orientation(monkeypatch: pytest.MonkeyPatch, _model: Model) -> None:
+    monkeypatch.setattr(images, "_orientation", lambda image: 1)
+
+
+def mean_without_last(monkeypatch: pytest.MonkeyPatch, _model: Model) -> None:
+    def mean(states: Any, layouts: Any, rows: Any) -> Any:
+        return torch.stack(
+            [states[row, one.image_indices()[:-1]].float().mean(dim=0) for row, one in zip(rows, layouts, strict=True)]
+        )
+
+    monkeypatch.setitem(positions._READERS, "image_mean", mean)
+
+
+def round_frequencies(_monkeypatch: pytest.MonkeyPatch, model: Model) -> Model:
+    rotary = model.loaded.hf_model.model.language_model.rotary_emb
+    rotary.inv_freq = rotary.inv_freq.bfloat16()
+    return model
+
+
+def undo_silence(_monkeypatch: pytest.MonkeyPatch, model: Model) -> Model:
+    """The model as transformers has it, and a family that sees no bug in it."""
+    for layer in model.loaded.hf_model.model.language_model.layers:
+        layer._forward_pre_hooks.clear()
+        layer._forward_pre_hooks_with_kwargs.clear()
+        if hasattr(layer, "cross_attn"):
+            layer.cross_attn._forward_hooks.clear()
+    return damages.declaring(model, fixes=lambda _model: ())
+
+
+def turn_tower_causal(_monkeypatch: pytest.MonkeyPatch, model: Model) -> Model:
+    for layer in model.loaded.hf_model.model.embed_tokens_extend.image_embed.img_processor.encoder.layers:
+        layer.self_attn.is_causal = True
+    return damages.declaring(model, fixes=lambda _model: ())
+
+
+EXTRACTION = [
+    Breakage(
+        "the first prefix used for all rows",
+        patch(
+            sharing,
+            "prefill",
+            lambda original: (
+                lambda m, rows, images, taps, **options: original(m, rows, [images[0]] * len(images), taps, **options)
+            ),
+        ),
+        "calls of several samples",
+        TOGETHER,
+    ),
+    Breakage(
+        "a prefix that is known without its image",
+        change_property(prepare.PreparedSample, "prefix_key", lambda key: key[0]),
+        "calls of several samples",
+        TOGETHER,
+    ),
+    Breakage(
+        "positions of a question on a prefix off by one",
+        patch(sharing, "pad_suffixes", edit_rows(later_positions)),
+        "calls of several samples",
+        TOGETHER,
+    ),
+    Breakage(
+        "questions on another image's prefix",
+        patch(
+            sharing,
+            "pad_suffixes",
+            lambda original: lambda m, items, rows: original(m, items, [max(rows) - row for row in rows]),
+        ),
+        "calls of several samples",
+        TOGETHER,
+    ),
+    Breakage("cache rows mixed up after an answer ends", first_rows_stay, "calls of several samples", SINGLE_ROWS),
+    Breakage("padding read while decoding", open_padding, "calls of several samples", SINGLE_ROWS),
+    Breakage(
+        "other questions on the prefix read",
+        patch(attention, "readable", read_other_questions),
+        "calls of several samples",
+        TOGETHER,
+    ),
+    Breakage(
+        "padding counted in decode positions",
+        lambda monkeypatch, _model: damages.count_padding_in_decode(monkeypatch),
+        "calls of several samples",
+        SINGLE_ROWS,
+    ),
+    Breakage(
+        "decode positions off by one",
+        after(
+            extract_call,
+            "continue_from",
+            lambda start: dataclasses.replace(start, position_offsets=[n + 1 for n in start.position_offsets]),
+        ),
+        "answers",
+        "log-probabilities of answers",
+    ),
+    Breakage(
+        "a sliding window that is not kept",
+        patch(attention, "last_of", lambda _: lambda reads, _window: reads),
+        "calls of several samples",
+        TOGETHER,
+        on="sliding",
+    ),
+    Breakage(
+        "a sliding cache that drops tokens of padded rows",
+        patch(prefill, "unlimited_cache", lambda _: lambda: None),
+        "calls of several samples",
+        "calls of several samples: could not be compared",
+        on="sliding",
+    ),
+    Breakage(
+        "entropy in bits",
+        edit_first_tokens(lambda made: [dataclasses.replace(t, entropy=t.entropy / math.log(2)) for t in made]),
+        "answers",
+        "entropy and ten likeliest",
+    ),
+    Breakage(
+        "likeliest tokens from the end",
+        edit_first_tokens(lambda made: [dataclasses.replace(t, top_ids=t.top_ids[::-1]) for t in made]),
+        "answers",
+        "entropy and ten likeliest",
+    ),
+    Breakage(
+        "first tokens of other samples",
+        edit_first_tokens(lambda made: made[::-1]),
+        "calls of several samples",
+        TOGETHER,
+    ),
+    Breakage(
+        "log-probabilities at another temperature",
+        patch(decode, "to_logprobs", lambda original: lambda logits: original(logits / 2)),
+        "answers",
+        "log-probabilities of answers",
+    ),
+    Breakage(
+        "log-probabilities rounded to 16 bits",
+        after(decode, "to_logprobs", lambda made: made.bfloat16().double()),
+        "answers",
+        "log-probabilities of answers",
+    ),
+    Breakage(
+        "an answer that is not the likeliest",
+        patch(decode, "to_logprobs", lambda original: lambda logits: original(logits.roll(1, dims=-1))),
+        "answers",
+        "answers that differ from generate",
+    ),
+    Breakage(
+        "finish_reason always length",
+        each_answer(lambda record: dataclasses.replace(record, finish_reason="length")),
+        "calls of several samples",
+        f"{TOGETHER}: answers",
+    ),
+    Breakage(
+        "answer text without its last character",
+        each_answer(lambda record: dataclasses.replace(record, answer=record.answer[:-1])),
+        "answers",
+        "texts and finish reasons",
+    ),
+    Breakage(
+        "an answer that goes on after its stop token",
+        patch(
+            decode,
+            "take_tokens",
+            lambda f: lambda rows, *, stop_ids, max_new_tokens: f(rows, stop_ids=(), max_new_tokens=max_new_tokens),
+        ),
+        "calls of several samples",
+        f"{TOGETHER}: answers",
+    ),
+    Breakage(
+        "one new token less than asked for",
+        patch(
+            decode,
+            "take_tokens",
+            lambda f: (
+                lambda rows, *, stop_ids, max_new_tokens: f(rows, stop_ids=stop_ids, max_new_tokens=max_new_tokens - 1)
+            ),
+        ),
+        "calls of several samples",
+        "the same questions, no stop id: answers",
+    ),
+    Breakage(
+        "vectors of other samples",
+        after(extract_call, "collect_vectors", lambda made: made[::-1]),
+        "batches",
+        "one batch",
+    ),
+    Breakage(
+        "the attention mask dropped",
+        patch(
+            extract_call,
+            "pad_rows",
+            edit_rows(lambda rows: dataclasses.replace(rows, prompt_ids=rows.prompt_ids.clamp(min=0))),
+        ),
+        "batches",
+        "one batch, padded left",
+    ),
+    Breakage(
+        "images of other samples",
+        lambda monkeypatch, _model: damages.exchange_images(monkeypatch),
+        "calls of several samples",
+        TOGETHER,
+    ),
+    Breakage(
+        "a sample twice after a call is halved",
+        patch(calls.Call, "halves", lambda f: lambda self: (f(self)[0], f(self)[0])),
+        "calls of several samples",
+        "calls of several samples: could not be compared",
+    ),
+    Breakage(
+        "every layer off by one", patch(capture, "tapped_module", one_tap_later), "states", "query_token at every layer"
+    ),
+    Breakage(
+        "the residual after the norm",
+        patch(capture, "tapped_module", residual_after_norm),
+        "states",
+        "query_token at every layer",
+    ),
+    Breakage(
+        "the query token off by one",
+        patch(
+            positions, "_at", lambda f: lambda states, rows, indices: f(states, rows, [max(0, i - 1) for i in indices])
+        ),
+        "states",
+        "query_token at every layer",
+    ),
+    Breakage(
+        "the mean of the image without its last token",
+        mean_without_last,
+        "states",
+        "image_mean at every layer",
+    ),
+    Breakage(
+        "an index in the record off by one",
+        after(
+            extract_call,
+            "make_outcome",
+            lambda made: dataclasses.replace(made, vision_token_index=made.vision_token_index + 1),
+        ),
+        "records",
+        "records whose numbers of tokens",
+    ),
+    Breakage("the order of two images turned", turn_images, "pixels", "pixels, resized as in a run"),
+    Breakage(
+        "an image_id that is the same for all",
+        patch(prepare, "image_id", lambda _: lambda image: "0" * 64),
+        "images",
+        "records whose image_id",
+    ),
+    Breakage("EXIF orientation ignored", ignore_orientation, "images", "an image with an EXIF orientation"),
+    Breakage(
+        "longrope's threshold ignored",
+        declare(longrope_threshold=lambda _: lambda config: None),
+        "longrope",
+        "longrope threshold found",
+        on="phi4_multimodal",
+    ),
+    Breakage(
+        "longrope's threshold off by one",
+        patch(
+            calls,
+            "is_long",
+            lambda f: (
+                lambda item, request: (
+                    request.longrope_threshold is not None and len(item.prompt.token_ids) >= request.longrope_threshold
+                )
+            ),
+        ),
+        "longrope",
+        LOW_THRESHOLD,
+        on="phi4_multimodal",
+    ),
+    Breakage(
+        "an answer that crosses the threshold on the old cache",
+        patch(extract_call, "decode_until", no_refill),
+        "longrope",
+        LOW_THRESHOLD,
+        on="phi4_multimodal",
+    ),
+    Breakage(
+        "both regimes in one call",
+        patch(calls, "kind_of", lambda f: lambda row: (False, f(row)[1])),
+        "longrope",
+        LOW_THRESHOLD,
+        on="phi4_multimodal",
+    ),
+]
+
+PROMPTS = [
+    Breakage(
+        "the first token added twice",
+        patch(prompt, "adds_special_tokens", lambda _: lambda tokenizer, text: True),
+        "prompts",
+        "prompts whose token ids",
+        on="mllama that adds its first token",
+    ),
+    Breakage(
+        "no start of the assistant's turn",
+        render_differently(lambda text: text.removesuffix("<|im_start|>assistant\n")),
+        "prompts",
+        "prompts whose token ids",
+    ),
+    Breakage(
+        "the template's own system turn lost",
+        render_differently(
+            lambda text: text.replace("<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n", "")
+        ),
+        "prompts",
+        "prompts whose token ids",
+    ),
+    Breakage(
+        "another family's template",
+        render_differently(lambda text: text.replace("<|im_start|>", "").replace("<|im_end|>", "")),
+        "prompts",
+        "prompts whose token ids",
+    ),
+    Breakage(
+        "an image token too few",
+        patch(
+            prompt,
+            "expand_image_tokens",
+            lambda f: (
+                lambda *args, image_tokens, **options: f(*args, image_tokens=[n - 1 for n in image_tokens], **options)
+            ),
+        ),
+        "prompts",
+        "prompts whose token ids",
+    ),
+]
+
+CHECKPOINTS = [
+    Breakage("stop ids of the tokenizer", replaced(stop_ids=(151645,)), "declarations", "stop ids"),
+    Breakage("rotary frequencies in 16 bits", round_frequencies, "declarations", "rotary frequencies", alone=True),
+    Breakage(
+        "another image token",
+        declare(image_token_id=lambda _: lambda config: 151656),
+        "declarations",
+        "image token's id",
+    ),
+]
+
+FAMILIES = [
+    Breakage(
+        "crops in the wrong order",
+        declare(image_embeddings=lambda f: lambda *args: f(*args).flip(0)),
+        "states",
+        "vision_token at every layer",
+        on="phi4_multimodal",
+    ),
+    Breakage(
+        "another feature layer",
+        declare(encode=one_feature_layer_less),
+        "vision features",
+        "vision features",
+        on="phi4_multimodal",
+    ),
+    Breakage(
+        "padding patches counted",
+        declare(useful_patches=lambda _: lambda image: torch.ones_like(image.patch_mask.flatten(1))),
+        "vision features",
+        "vision features",
+        on="phi4_multimodal",
+    ),
+    Breakage(
+        "patches left out of the mean",
+        declare(useful_patches=lambda f: lambda image: f(image) & (torch.arange(len(image.patch_mask)) == 0)[:, None]),
+        "useful patches",
+        "patches of filled crops",
+        on="phi4_multimodal",
+    ),
+    Breakage(
+        "the vision tower causal",
+        turn_tower_causal,
+        "attention kernel",
+        "sdpa and eager attention",
+        on="phi4_multimodal",
+        alone=True,
+    ),
+    Breakage(
+        "colours exchanged",
+        other_pixels(lambda pixels: pixels.flip(1)),
+        "pixels",
+        "pixels, resized by transformers",
+        on="phi4_multimodal",
+    ),
+    Breakage(
+        "pixels without normalisation",
+        other_pixels(lambda pixels: pixels * 0.5 + 0.5),
+        "pixels",
+        "pixels, resized by transformers",
+    ),
+    Breakage("images resized twice", declare(image_inputs=nearest), "pixels", "pixels, resized by transformers"),
+    Breakage(
+        "positions counted like text",
+        declare(positions=lambda _: inputs.sequential_positions),
+        "states",
+        "query_token at every layer",
+    ),
+    Breakage(
+        "rows and columns exchanged",
+        declare(positions=lambda f: lambda *args: f(*args)[[0, 2, 1]]),
+        "states",
+        "query_token at every layer",
+    ),
+    Breakage(
+        "a prefix declared to depend on the question",
+        declare(shares_image_prefix=lambda _: False),
+        "shared prefix",
+        "image states under another question",
+    ),
+    Breakage(
+        "tokens before the image read it",
+        undo_silence,
+        "states before the image",
+        "states before the image",
+        on="mllama",
+        alone=True,
+    ),
+    Breakage(
+        "padding tiles read by the question",
+        change_inputs(open_all_tiles),
+        "states",
+        "query_token at every layer",
+        on="mllama",
+    ),
+    Breakage(
+        "padding tiles counted",
+        declare(useful_patches=lambda f: lambda image: torch.ones_like(f(image))),
+        "useful patches",
+        "useful patches that the decoder never sees",
+        on="mllama",
+    ),
+    Breakage(
+        "no cross-attention mask while decoding",
+        change_inputs(lambda made, _later: (made, {})),
+        "calls of several samples",
+        SINGLE_ROWS,
+        on="mllama",
+    ),
+]
+
+BREAKAGES = [*EXTRACTION, *PROMPTS, *CHECKPOINTS, *FAMILIES]
