@@ -104,6 +104,7 @@ class TestAChangedTemplate:
     def test_a_note_at_load_says_so(self, changed):
         assert load(changed, device="cpu").loaded.notes == (note_of(changed),)
 
+    @pytest.mark.slow
     def test_every_check_passes_on_it(self, changed, small_images):
         checks = check_family(load(changed, device="cpu"), SAMPLES, max_new_tokens=3)
         assert [check for check in checks if not check.passed] == []
@@ -148,6 +149,7 @@ class TestWithoutATemplate:
         assert done.exit_code == 2
         assert "--prompt-template raw goes with --run; add it, or leave both out." in done.output.replace("\n", " ")
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("choice", ["raw", "a file"])
     def test_the_proof_runs_with_the_option(self, without, changed, choice, small_images):
         named = changed / TEMPLATE if choice == "a file" else choice
