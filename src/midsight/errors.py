@@ -108,7 +108,12 @@ class AllFailedError(MidsightError):
 
 
 class RepeatedIdError(MidsightError):
-    """An id that a stream repeats; the rows before it are good."""
+    """An id that a dataset repeats; of a stream, the rows before it are good."""
+
+    @property
+    def problem(self) -> str:
+        """The sentence without its remedy."""
+        return str(self.args[0])
 
 
 class CommitError(RunError):

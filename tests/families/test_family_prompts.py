@@ -14,7 +14,7 @@ from midsight.check.facts import read_facts
 from midsight.errors import MidsightError, SampleError
 from midsight.extraction.prepare import prepare
 from midsight.extraction.request import Request, resolve
-from midsight.prompts.image_places import PLACEHOLDER
+from midsight.samples.placeholders import PLACEHOLDER
 from midsight.samples.sample import Failure, Sample
 from support.family_reference import WITHOUT_PHI
 from support.parity import extract_records, rgb, samples_of

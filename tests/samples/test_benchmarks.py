@@ -87,7 +87,7 @@ def test_llava_asks_the_first_question_and_keeps_the_conversation(tmp_path, suff
     assert dataset.failures == ()
     assert [(s.image, s.question, s.reference_answers) for s in dataset.samples] == [
         ("a.jpg", "What is it?", ("A dog.",)),
-        ("a.jpg", "Describe it.", ("Brown.",)),
+        ("a.jpg", "Describe it.\n<image>", ("Brown.",)),
         ('["a.jpg", "b.jpg"]', "Same?", ("No.",)),
         ("c.jpg", "And this?", ()),
     ]
@@ -101,7 +101,7 @@ def test_llava_with_columns_named(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", rows)
     assert {s.question for s in read_table(path).samples} == {"Own?"}
     named = read_table(path, DatasetOptions(question_column="conversations", answer_column="label", id_column="id"))
-    assert [s.question for s in named.samples] == ["What is it?", "Describe it.", "Same?", "And this?"]
+    assert [s.question for s in named.samples] == ["What is it?", "Describe it.\n<image>", "Same?", "And this?"]
     assert [s.sample_id for s in named.samples] == ["0", "1", "2", "3"]
     assert {s.reference_answers for s in named.samples} == {("x",)}
 
@@ -114,7 +114,7 @@ def test_llava_with_columns_named(tmp_path):
         ({"conversations": None}, "the conversation is null"),
         ({}, "the conversation is null"),
         ({"conversations": [{"from": "gpt", "value": "x"}]}, "it must begin with a turn from 'human'"),
-        ({"conversations": [{"from": "human", "value": 5}]}, "it must begin with a turn from 'human'"),
+        ({"conversations": [{"from": "human", "value": 5}]}, "a turn of the conversation is 5, not text"),
         ({"conversations": turns("<image>")}, "the question is empty"),
         ({"conversations": turns("<image> and <image>?")}, "2 placeholders <image>, but the sample has 1 images"),
         ({"image": None, "conversations": turns("What?")}, "the image is null"),
@@ -201,7 +201,8 @@ def test_an_index_is_an_id_in_vlmevalkits_tsv_only(tmp_path):
         MidsightError,
         match=r"the id '0' twice, in line 2 and line 3; .*choose others with id_column, or leave them out",
     ):
-        read_table(write_tsv(tmp_path / "a.tsv", rows))
+        read_table(write_tsv(tmp_path / "a.tsv", rows), DatasetOptions(id_column="index"))
+    assert len(read_table(tmp_path / "a.tsv").samples) == 2
 
 
 def test_the_examples_of_the_documentation_are_read(tmp_path):

@@ -152,13 +152,15 @@ def test_images_that_a_table_names_by_path_stay_in_their_folder(tmp_path):
 @pytest.mark.parametrize(
     ("value", "reason"),
     [
-        (text(ENCODED[0])[:-5], "the image is damaged base64"),
+        (text(ENCODED[0])[:-3], "the image is damaged base64"),
         (text(ENCODED[0])[:300] + "!" + text(ENCODED[0])[300:], "the image is damaged base64"),
-        (f"data:image/png;base64,{text(ENCODED[0])}=", "the image is damaged base64"),
-        ({"bytes": text(ENCODED[0])}, "not text"),
+        (f"data:image/png;base64,{text(ENCODED[0])[:200]}!", "the image is damaged base64"),
+        ({"bytes": 5}, "not text"),
         ([text(ENCODED[0]), 7], "a list must hold one or more paths or images"),
         ([[text(ENCODED[0])]], "a list must hold one or more paths or images"),
-        ("data:text/plain;base64,AAAA" + "A" * 60, "is a URL"),
+        ("data:text/plain,AAAA" + "A" * 60, "is a data URI, but not of an image in base64"),
+        (repr(ENCODED[0])[:90], "bytes as Python prints them, and cut off"),
+        ("[137, 80, 78, 710" + ", 7" * 30 + "]", "a list that is not one of bytes"),
         ("a" * 250 + ".png", None),
         ("a/" * 150 + "a.png", None),
         ("iVBORw0KGgo" + "A" * 60 + ".png", None),
@@ -180,7 +182,7 @@ def test_embedded_bytes_that_are_not_an_image_fail_when_decoded(tmp_path):
         with pytest.raises(SampleError, match=reason) as refusal:
             decode_image(sample.images[0])
         assert f"{tmp_path / 'a.parquet'}, row {sample.input_index + 1}, column 'image'" in str(refusal.value)
-    avif = text(b"\0\0\0\x20ftypavif" + bytes(300))
+    avif = text(b"\0\0\0\x20ftypjpx " + bytes(300))
     (sample,) = read_table(write_text(tmp_path / "a.jsonl", [avif])).samples
     with pytest.raises(SampleError, match="contains no PNG, JPEG"):
         decode_image(sample.images[0])

@@ -347,7 +347,7 @@ def test_a_relative_root_works_too(root, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "reference", ["../images-secret/b.png", "/etc/passwd", "day/../../x.png", "outside.png", "folder/b.png", ".."]
+    "reference", ["../images-secret/b.png", "/etc/passwd", "day/../../x.png", "folder/../b.png", ".."]
 )
 def test_paths_outside_the_root_are_refused(root, reference):
     with pytest.raises(SampleError, match="lies outside the image folder") as refusal:
@@ -367,9 +367,9 @@ def test_absolute_paths_of_a_sibling_with_the_same_beginning_are_refused(root):
         (" \t", r"the image path ' \\t' is blank"),
         ("http://example.org/a.png", "is a URL"),
         ("HTTPS://example.org/a.png", "is a URL"),
-        ("file:///etc/passwd", "is a URL"),
-        ("file:/etc/passwd", "is a URL"),
-        ("data:image/png;base64," + "A" * 5000, "is a URL"),
+        ("file:///etc/my%20file", "is a file: address; write it as a path: '/etc/my file'"),
+        ("file:/etc/passwd", "is a file: address; write it as a path: '/etc/passwd'"),
+        ("data:image/png;base64," + "A" * 5000, "is a data URI, but not of an image in base64"),
         ("s3://bucket/a.png", "is a URL"),
         ("a\0b.png", "is not a usable path"),
         ("\ud800.png", "is not a usable path"),

@@ -17,7 +17,7 @@ import pytest
 import midsight.samples
 from midsight.errors import MidsightError, Option
 from midsight.samples.open import open_dataset
-from midsight.samples.options import DatasetKeywords, DatasetOptions
+from midsight.samples.options import NOT_RECORDED, DatasetKeywords, DatasetOptions
 from midsight.samples.sample import Failure
 from midsight.samples.streams import SampleStream
 from midsight.samples.tables import Dataset, make_samples, read_table
@@ -25,6 +25,7 @@ from support.hub_rows import image_rows, iterable, stand_in
 from support.made_tables import ENCODED
 
 FIELDS = [field.name for field in fields(DatasetOptions)]
+RECORDED = [name for name in FIELDS if name not in NOT_RECORDED]
 OF_EXTRACT = {"limit", "out"}
 """Arguments of midsight.extract that errors of this room name."""
 ROOM = Path(inspect.getfile(midsight.samples)).parent
@@ -91,11 +92,11 @@ def test_a_table_records_the_options_in_use(table, tmp_path):
 def test_a_folder_of_images_and_pairs_record_all_options(tmp_path):
     (tmp_path / "a.png").write_bytes(ENCODED[0])
     asked = read_table(tmp_path, DatasetOptions(question="What?")).options
-    assert list(asked) == FIELDS
+    assert list(asked) == RECORDED
     assert (asked["question"], asked["image_column"], asked["question_column"]) == ("What?", "image", "question")
     pairs = make_samples([("a.png", "b?")]).options
-    assert pairs == {**dict.fromkeys(FIELDS), "allow_urls": False}
-    assert list(pairs) == FIELDS
+    assert pairs == {**dict.fromkeys(RECORDED), "allow_urls": False}
+    assert list(pairs) == RECORDED
 
 
 def test_a_stream_records_the_options_in_use(monkeypatch, tmp_path):
@@ -113,7 +114,7 @@ def test_a_stream_records_the_options_in_use(monkeypatch, tmp_path):
         "split": "test",
         "allow_urls": False,
     }
-    assert list(stream.options) == FIELDS
+    assert list(stream.options) == RECORDED
     with pytest.raises(MidsightError, match=r"^hf://owner/name has questions of its own; leave question out\.$"):
         open_dataset("hf://owner/name", DatasetOptions(question="What?"))
 

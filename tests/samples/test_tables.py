@@ -155,7 +155,7 @@ DEEP = '{"image": "a.png", "question": "b?", "x": ' + "[" * 101 + "]" * 101 + "}
         ({"image": "a.png"}, r"there is no question \(column 'question'\)"),
         ({**PAIR, "image": None}, "the image is null, not text"),
         ({**PAIR, "image": 5}, "the image is 5, not text"),
-        ({**PAIR, "image": {"bytes": "x" * 500}}, r"the image is \{.*\.\.\., not text"),
+        ({**PAIR, "image": {"bytes": "!" * 500}}, r"the image is \{.*\.\.\., not text"),
         ({**PAIR, "image": []}, r"the image is \[\]"),
         ({**PAIR, "image": ["a.png", None]}, "a list must hold one or more paths"),
         ({**PAIR, "image": ""}, "the image path '' is blank"),
@@ -234,13 +234,14 @@ def test_a_quote_that_is_never_closed_is_reported(csv_file):
         ("data", b"", "supported are"),
         ("data.jsonl", b"", "no row with values.*it is empty"),
         ("data.jsonl", b"\n \n", "it is empty"),
-        ("data.jsonl", b'[\n{"image": "a"},\n]', "one JSON object per line; line 1: it cannot be read as JSON"),
+        ("data.jsonl", b'[\n{"image": "a"},\n]', "no column 'question'; it has 'image'"),
+        ("data.jsonl", b'{"image": "a', "one JSON object per line; line 1: it cannot be read as JSON"),
         ("data.jsonl", b"{}\n", "line 1: it names no values"),
         ("data.jsonl", '{"image": "a"}'.encode("utf-16"), "UTF-16; save it as UTF-8"),
         (
             "data.jsonl",
-            b'{"img": "a", "question": "b"}',
-            "no column 'image'; it has 'img', 'question': choose one with image_column",
+            b'{"view": "a", "question": "b"}',
+            "no column 'image'; it has 'view', 'question': choose one with image_column",
         ),
         (
             "data.jsonl",
@@ -252,7 +253,7 @@ def test_a_quote_that_is_never_closed_is_reported(csv_file):
         ("data.csv", "image,question\na,b".encode("utf-16-be"), "no column 'image'"),
         ("data.csv", "image,question\na,b".encode("utf-16"), "UTF-16; save it as UTF-8"),
         ("data.csv", b"image,qu\xe9stion\na,b", r"is not encoded as UTF-8 \(line 1\)"),
-        ("data.csv", b"image;question\na;b", "no column 'image'; it has 'image;question'"),
+        ("data.csv", b"image^question\na^b", "no column 'image'; it has 'image\\^question'"),
         ("data.csv", b"image,question,n,n\n", "several columns named 'n'"),
         ("data.csv", b'image,"question', "has a bad header: it cannot be read as CSV: a quote is not closed"),
     ],
@@ -269,7 +270,7 @@ def test_a_path_that_is_not_a_file_is_refused(tmp_path):
     (tmp_path / "folder.csv").mkdir()
     os.mkfifo(tmp_path / "pipe.jsonl")
     for name, reason in {
-        "folder.csv": "is a folder without .parquet",
+        "folder.csv": "is a folder without table files",
         "pipe.jsonl": "is not a regular file",
         "none.csv": "does not exist",
     }.items():
@@ -313,13 +314,23 @@ def test_ids_are_text_and_rows_without_one_get_a_made_id(jsonl):
 def test_ids_that_repeat_are_refused_with_both_lines(jsonl, ids):
     path = jsonl("", *({**PAIR, "id": given} for given in ids))
     with pytest.raises(MidsightError, match=f"twice, in line 2 and line {len(ids) + 1}") as refusal:
-        read_table(path)
+        read_table(path, DatasetOptions(id_column="id"))
     assert repr(str(ids[-1])) in str(refusal.value)
+    guessed = read_table(path)
+    assert [sample.sample_id for sample in guessed.samples] == [
+        make_sample_id(index, PAIR["image"], PAIR["question"]) for index in range(len(ids))
+    ]
+    assert [sample.extras["id"] for sample in guessed.samples] == list(ids)
+    assert guessed.options["id_column"] is None
+    assert guessed.notes == (
+        f"{path} has the id {str(ids[-1])!r} twice, in line 2 and line {len(ids) + 1}, so its rows get ids of their "
+        "own, and 'id' is kept as an extra.",
+    )
 
 
 def test_the_id_of_a_failed_row_must_be_unique_too(jsonl):
     with pytest.raises(MidsightError, match="'x' twice, in line 1 and line 2"):
-        read_table(jsonl({**PAIR, "id": "x"}, {**PAIR, "id": "x", "question": ""}))
+        read_table(jsonl({**PAIR, "id": "x"}, {**PAIR, "id": "x", "question": ""}), DatasetOptions(id_column="id"))
 
 
 @pytest.mark.parametrize(
@@ -334,7 +345,8 @@ def test_the_id_of_a_failed_row_must_be_unique_too(jsonl):
         (2.5, ("2.5",)),
         (True, ("true",)),
         ([1, None, "ä", False], ("1", "ä", "false")),
-        ({"answer": "ä"}, ('{"answer": "ä"}',)),
+        ({"text": "ä"}, ('{"text": "ä"}',)),
+        ([{"answer": "ä", "answer_id": 1}, {"answer": 2.0}, {"answer": None}], ("ä", "2")),
         ([["a"]], ('["a"]',)),
     ],
 )

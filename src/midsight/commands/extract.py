@@ -32,7 +32,10 @@ DATA, WHAT, MODEL, RUNNING, STORING = "Data", "What to extract", "Model", "Runni
 def extract(
     data: Annotated[
         str,
-        typer.Argument(help="JSONL, JSON, CSV, TSV or Parquet file, saved dataset, folder of images, or hf:// name."),
+        typer.Argument(
+            help="JSONL, JSON, CSV, TSV, Parquet or tar file, pattern or folder of these, saved dataset, folder of "
+            "images, or hf:// name."
+        ),
     ],
     model: Annotated[str, typer.Option("--model", help="Folder or hub id of the model.", rich_help_panel=MODEL)],
     out: Annotated[
@@ -46,7 +49,10 @@ def extract(
         ),
     ] = None,
     image_column: Annotated[
-        str | None, typer.Option(help="Column of images; by default image.", rich_help_panel=DATA)
+        list[str] | None,
+        typer.Option(
+            help="Column of images, repeated for several, or a pattern like {image_id:012}.jpg.", rich_help_panel=DATA
+        ),
     ] = None,
     question_column: Annotated[
         str | None, typer.Option(help="Column of questions; by default question.", rich_help_panel=DATA)
@@ -55,7 +61,14 @@ def extract(
         str | None, typer.Option(help="Column of right answers; by default answer or answers.", rich_help_panel=DATA)
     ] = None,
     id_column: Annotated[
-        str | None, typer.Option(help="Column of unique ids; by default id, else ids are made.", rich_help_panel=DATA)
+        str | None,
+        typer.Option(help="Column of unique ids, or none; by default id, else ids are made.", rich_help_panel=DATA),
+    ] = None,
+    answers_from: Annotated[
+        Path | None, typer.Option(help="File with the right answers, joined with --on.", rich_help_panel=DATA)
+    ] = None,
+    on: Annotated[
+        str | None, typer.Option(help="Column that DATA and --answers-from have in common.", rich_help_panel=DATA)
     ] = None,
     question: Annotated[
         str | None, typer.Option(help="One question to ask about every image of a folder.", rich_help_panel=DATA)
@@ -65,6 +78,12 @@ def extract(
     ] = None,
     allow_urls: Annotated[
         bool, typer.Option("--allow-urls", help="Download images that are web addresses.", rich_help_panel=DATA)
+    ] = False,
+    follow_links: Annotated[
+        bool,
+        typer.Option(
+            "--follow-links", help="Follow links that lead out of the folder of the images.", rich_help_panel=DATA
+        ),
     ] = False,
     limit: Annotated[int | None, typer.Option(help="Process only the first N rows.", rich_help_panel=DATA)] = None,
     prompt: Annotated[
@@ -198,13 +217,16 @@ def extract(
             model=model,
             out=out,
             images=images,
-            image_column=image_column,
+            image_column=image_column[0] if image_column and len(image_column) == 1 else image_column or None,
             question_column=question_column,
             answer_column=answer_column,
             id_column=id_column,
+            answers_from=answers_from,
+            on=on,
             question=question,
             split=split,
             allow_urls=allow_urls,
+            follow_links=follow_links,
             prompt=with_line_breaks(prompt),
             system=system,
             prompt_template=prompt_template,

@@ -18,6 +18,7 @@ from midsight.extraction.task import Task
 from midsight.extraction.todo import Progress, Todo, choose, estimate_bytes
 from midsight.reports.reasons import describe_reasons
 from midsight.reports.terminal import describe_renamed
+from midsight.prompts.user_text import describe_choices
 from midsight.samples.columns import prompt_columns
 from midsight.samples.missing import MissingImages, does_not_exist, find_missing
 from midsight.samples.packed import images_at
@@ -102,6 +103,8 @@ class Start:
     """The progress of the run."""
     extras: Collection[str]
     """The extra input columns."""
+    about_data: Sequence[str]
+    """How the data were read, one sentence each."""
     missing: MissingImages | None
     """The image files that do not exist; None if all do."""
 
@@ -109,7 +112,8 @@ class Start:
     def notes(self) -> tuple[Sequence[str | Option], ...]:
         """What a user should know about the data, as the parts of sentences."""
         renamed = renamed_columns(self.extras)
-        notes = [(f"Note: {describe_renamed(renamed)}.",)] if renamed else []
+        sentences = [*self.about_data, *([f"{describe_renamed(renamed)}."] if renamed else [])]
+        notes = [(f"Note: {sentence}",) for sentence in sentences]
         return (*notes, *([self.missing.describe()] if self.missing else []))
 
 
@@ -131,7 +135,8 @@ def look_ahead(job: Job) -> Start:
     progress = job.before(todo)
     images = itertools.chain.from_iterable(job.images(todo.order))
     missing = find_missing(images, folder_of_images(task.data))
-    return Start(done, todo, progress, task.data.extras, missing)
+    about_data = (*task.data.notes, *describe_choices(task.request.prompt, task.data.extras))
+    return Start(done, todo, progress, task.data.extras, about_data, missing)
 
 
 def folder_of_images(data: object) -> Path:

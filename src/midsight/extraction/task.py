@@ -111,7 +111,7 @@ def open_data(data: Data, options: DatasetOptions) -> Dataset | SampleStream:
     if isinstance(data, str | Path):
         return open_dataset(data, options)
     for name, value in asdict(options).items():
-        if value not in (None, False):
+        if value not in (None, False) and name != "allow_urls":  # the caller chose the addresses
             raise MidsightError(Option(name), " is for a file, a folder or an hf:// name; leave it out.")
     return data if isinstance(data, Dataset | SampleStream) else open_dataset(data)
 

@@ -8,11 +8,7 @@ from dataclasses import dataclass
 
 from midsight.errors import SampleError
 from midsight.prompts.user_text import FilledText
-
-PLACEHOLDER = re.compile(
-    r"<\|?(?:image|img)[ _-]?(?P<number>\d+)\|?>|<\|?image\|?>|<image_?(?:here|placeholder)>", re.IGNORECASE
-)
-"""`<image>`, `<image 1>`, `<|image_1|>` and their like."""
+from midsight.samples.placeholders import PLACEHOLDER
 
 
 @dataclass(frozen=True)

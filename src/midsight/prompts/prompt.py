@@ -12,11 +12,12 @@ from typing import Any
 from midsight.errors import MidsightError, Option, SampleError, first_line
 from midsight.prompts.chat_template import MARK, ChatTemplate, can_interleave, choose_template, render_places
 from midsight.prompts.declaration import FamilyPrompt
-from midsight.prompts.image_places import PLACEHOLDER, UserTurn, place_images
+from midsight.prompts.image_places import UserTurn, place_images
 from midsight.prompts.system_turn import NO_SYSTEM_TURN, SystemTurn, make_system_turn
 from midsight.prompts.token_layout import Span, TokenLayout, runs_of
 from midsight.prompts.user_text import QUESTION_ALONE, UserText, parse_user_text
 from midsight.samples.columns import ColumnSource
+from midsight.samples.placeholders import PLACEHOLDER
 from midsight.samples.sample import Sample
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,6 +116,14 @@ def parse_user_text(spelled: str, columns: Mapping[str, ColumnSource]) -> UserTe
     if len(asked) != 1 or asked[0].optional:
         raise MidsightError(Option("prompt"), f" is {spelled!r}; it has to contain {QUESTION} exactly once.")
     return UserText(spelled, tuple(map(tuple, _lines(pieces))))
+
+
+def describe_choices(spelled: str, extras: Iterable[str]) -> tuple[str, ...]:
+    """A note if the data have choices and the option `prompt` is the question alone."""
+    choices = [name for name in extras if is_choice_column(name)]
+    if not choices or spelled != QUESTION:
+        return ()
+    return (f"{quoted_names(choices)} look like choices, which are not part of the prompt; the prompt mcq has them.",)
 
 
 def _pieces(spelled: str, columns: Mapping[str, ColumnSource]) -> Iterator[Piece]:

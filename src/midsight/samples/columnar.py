@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from midsight.errors import MidsightError
 from midsight.samples.locations import TableLocation
 from midsight.samples.rows import Row, Table, quoted_names
+from midsight.samples.text_files import close_compressed_files
 
 _PIECE_BYTES = 16_000_000
 """How much of a table is turned into Python values at once."""
@@ -32,8 +33,8 @@ def open_parquet(path: Path, files: Sequence[Path], root: Path) -> Table:
     schemas = [_read_file(file, pq.read_schema) for file in files]
     _validate_columns(files, schemas)
     return Table(
-        path, "parquet", "row", tuple(schemas[0].names), joint_sha256(files),
-        lambda image: _numbered(_parquet_rows(file, _columns_to_read(schemas[0], image)) for file in files),
+        path, "parquet", "row", tuple(schemas[0].names), lambda: joint_sha256(files),
+        lambda images: _numbered(_parquet_rows(file, _columns_to_read(schemas[0], images)) for file in files),
         root, binary_columns(schemas[0]),
     )  # fmt: skip
 
@@ -50,8 +51,8 @@ def open_arrow(path: Path, files: Sequence[Path]) -> Table:
             f"{path} has dictionary-encoded columns ({quoted_names(encoded)}); save them as plain ones."
         )
     return Table(
-        path, "arrow", "row", tuple(schemas[0].names), joint_sha256(files),
-        lambda image: _numbered(_arrow_rows(file, _columns_to_read(schemas[0], image)) for file in files),
+        path, "arrow", "row", tuple(schemas[0].names), lambda: joint_sha256(files),
+        lambda images: _numbered(_arrow_rows(file, _columns_to_read(schemas[0], images)) for file in files),
         path, binary_columns(schemas[0]),
     )  # fmt: skip
 
@@ -91,6 +92,7 @@ def binary_columns(schema: pa.Schema) -> frozenset[str]:
 
 def close_cached_files() -> None:
     """Closes the files that stay open for the images in them."""
+    close_compressed_files()
     _row_group.cache_clear()
     _arrow_file.cache_clear()
 
@@ -116,9 +118,9 @@ def _validate_columns(files: Sequence[Path], schemas: Sequence[pa.Schema]) -> No
             )
 
 
-def _columns_to_read(schema: pa.Schema, image: str) -> list[str]:
+def _columns_to_read(schema: pa.Schema, images: Collection[str]) -> list[str]:
     binary = binary_columns(schema)
-    return [name for name in schema.names if name == image or name not in binary]
+    return [name for name in schema.names if name in images or name not in binary]
 
 
 def _is_binary(type_: pa.DataType) -> bool:

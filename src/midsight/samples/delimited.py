@@ -22,6 +22,7 @@ from midsight.samples.rows import (
     skip_byte_order_mark,
     too_long_reason,
 )
+from midsight.samples.text_files import open_bytes
 
 _INSIDE_QUOTES = re.compile(rb'[^"]*+(?:""[^"]*+)*+')
 _QUOTED_CELL = re.compile(r'"([^"]*+(?:""[^"]*+)*+)"')
@@ -32,13 +33,34 @@ LocatedText = tuple[TextLocation, bytes, str]
 """Where a row is, its bytes, and the problem that keeps it from being read, or an empty text."""
 
 
+OTHER_DELIMITERS = (",", ";", "\t", "|")
+
+
+def find_delimiter(path: Path, usual: str) -> str:
+    """What separates the cells of the header: `usual`, unless it finds one column and another separator several."""
+    if len(header(path, usual)) > 1:
+        return usual
+    return next((other for other in OTHER_DELIMITERS if _columns_with(path, other) > 1), usual)
+
+
+def _columns_with(path: Path, delimiter: str) -> int:
+    try:
+        return len(header(path, delimiter))
+    except MidsightError:
+        return 0
+
+
 def header(path: Path, delimiter: str) -> tuple[str, ...]:
-    """The column names in the first row; raises MidsightError if it is not a header."""
+    """The column names in the first row; a column without a name gets the one that pandas gives it.
+
+    Raises MidsightError if the row is not a header.
+    """
     for location, data, problem in _read_rows(path, delimiter):
         if problem:
             raise MidsightError(f"{path} has a bad header: {problem}")
         try:
-            columns = split_row(data, delimiter)
+            named = split_row(data, delimiter)
+            columns = [name or f"Unnamed: {index}" for index, name in enumerate(named)]
         except UnicodeDecodeError as error:
             line = location.number
             raise MidsightError(f"{path} is not encoded as UTF-8 (line {line}); save it as UTF-8.") from error
@@ -111,7 +133,7 @@ def _next_cell(text: str, begin: int, delimiter: str) -> tuple[str, int]:
 
 
 def _read_rows(path: Path, delimiter: str) -> Iterator[LocatedText]:
-    with path.open("rb") as file:
+    with open_bytes(path) as file:
         yield from _rows(file, path, delimiter.encode())
 
 

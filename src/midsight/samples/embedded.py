@@ -2,56 +2,111 @@
 
 from __future__ import annotations
 
+import ast
 import binascii
 import hashlib
+import json
 import re
 from typing import Any
+from urllib.parse import unquote
 
 from midsight.errors import MidsightError, SampleError
 from midsight.samples.columnar import read_cell
+from midsight.samples.conversations import images_of_conversation
 from midsight.samples.delimited import split_row
 from midsight.samples.json_rows import json_cells
-from midsight.samples.locations import EmbeddedImage, TextLocation
+from midsight.samples.locations import EmbeddedImage, TarLocation, TextLocation
+from midsight.samples.text_files import read_again
+from midsight.samples.webdataset import read_member
 
-_DATA_URI = re.compile(r"data:image/[\w.+-]+;base64,", re.IGNORECASE)
-_BASE64_OF_IMAGE = re.compile(r"iVBORw0KGgo|/9j/|UklGR|R0lGOD|Qk|SUkq|SUkr|TU0A")
-"""How base64 of PNG, JPEG, WEBP, GIF, BMP and TIFF begins."""
-_BASE64 = re.compile(r"[A-Za-z0-9+/\s]+=*\s*")
+_DATA_URI = re.compile(r"data:[^,]*;base64,", re.IGNORECASE)
+_BASE64_OF_IMAGE = re.compile(r"iVBORw0KGgo|[/_]9j[/_]|UklGR|R0lGOD|Qk|SUkq|SUkr|TU0A|AAAA..Z0eX")
+"""How base64 of PNG, JPEG, WEBP, GIF, BMP, TIFF, and of AVIF and HEIC begins."""
+_BASE64 = re.compile(r"[A-Za-z0-9+/_\-\s]+=*\s*")
+_BYTES_AS_PYTHON = re.compile(r"""b(['"])""")
 _LONGER_THAN_FILE_NAME = 256
 _SHORTEST_BASE64 = 64
 """Shorter text is never taken for an image."""
 _LIST_OF_TEXTS = re.compile(r"""\[\s*(?:'[^'\\]*'|"[^"\\]*")(?:\s*,\s*(?:'[^'\\]*'|"[^"\\]*"))*\s*,?\s*\]""")
 _TEXT_IN_LIST = re.compile(r"""'([^'\\]*)'|"([^"\\]*)\"""")
+_LIST_OF_NUMBERS = re.compile(r"\[\s*\d{1,3}\s*,")
 
 
 def image_values(cell: Any) -> list[Any]:
-    """One value per image of a cell: the items of a list, also of one written as text, else the cell itself."""
-    if isinstance(cell, str) and cell.startswith("[") and _LIST_OF_TEXTS.fullmatch(cell.strip()):
-        return [single or double for single, double in _TEXT_IN_LIST.findall(cell)]
-    return cell if isinstance(cell, list) else [cell]
+    """One value per image of a cell: the items of a list, also of one written as text, else the cell itself.
+
+    A list of numbers is the bytes of one image. Of a conversation, the values are the images in its first question.
+    """
+    if isinstance(cell, str) and cell.startswith("["):
+        if _LIST_OF_TEXTS.fullmatch(cell.strip()):
+            return [single or double for single, double in _TEXT_IN_LIST.findall(cell)]
+        if _LIST_OF_NUMBERS.match(cell):
+            return [_bytes_of_text(cell)]
+    if not isinstance(cell, list):
+        return [cell]
+    if _is_list_of_bytes(cell):
+        return [bytes(cell)]
+    if cell and isinstance(cell[0], dict) and cell[0].keys() & {"role", "from"}:
+        return images_of_conversation(cell) or [None]
+    return cell
 
 
 def embedded_bytes(value: Any) -> bytes | None:
-    """The encoded image in a value: bytes, {bytes, path} or base64; None for any other value.
+    """The encoded image in a value: bytes, a list of them, base64, or a struct with one of these; None for any other.
 
     Text is base64 if it has only base64 characters, and begins like base64 of an image or is longer than a
     file name: a path never meets this rule. Raises SampleError for damaged base64.
     """
-    if isinstance(value, dict) and value.keys() <= {"bytes", "path"} and isinstance(value.get("bytes"), bytes):
-        return value["bytes"]
+    if isinstance(value, dict):
+        inner = value.get("bytes") if value.get("bytes") is not None else value.get("data")
+        if isinstance(inner, str) and len(inner) < _SHORTEST_BASE64:
+            return None
+        value = inner
     if isinstance(value, bytes):
         return value
-    if not isinstance(value, str) or len(value) < _SHORTEST_BASE64:
-        return None
-    uri = _DATA_URI.match(value)
+    if isinstance(value, list) and _is_list_of_bytes(value):
+        return bytes(value)
+    return _bytes_of_text(value) if isinstance(value, str) and len(value) >= _SHORTEST_BASE64 else None
+
+
+def _is_list_of_bytes(values: list[Any]) -> bool:
+    return len(values) > 1 and all(type(value) is int and 0 <= value < 256 for value in values)
+
+
+def _bytes_of_text(text: str) -> bytes | None:
+    """The encoded image that a text is: a data URI, base64, or numbers or bytes as Python writes them."""
+    uri = _DATA_URI.match(text)
     if uri:
-        value = value[uri.end() :]
-    elif not _looks_like_base64(value):
-        return None
+        return _decode_base64(unquote(text[uri.end() :]) if "%" in text else text[uri.end() :])
+    if _BYTES_AS_PYTHON.match(text):
+        return _bytes_as_python(text.strip())
+    if _LIST_OF_NUMBERS.match(text):
+        try:
+            return bytes(json.loads(text))
+        except (ValueError, TypeError) as error:
+            raise SampleError(f"the image is a list that is not one of bytes: {error}.") from error
+    return _decode_base64(text) if _looks_like_base64(text) else None
+
+
+def _decode_base64(text: str) -> bytes:
+    """Standard and URL-safe base64, with or without line breaks and padding."""
+    compact = "".join(text.split()).rstrip("=").replace("-", "+").replace("_", "/")
     try:
-        return binascii.a2b_base64(b"".join(value.encode("ascii").split()), strict_mode=True)
+        return binascii.a2b_base64((compact + "=" * (-len(compact) % 4)).encode("ascii"), strict_mode=True)
     except (binascii.Error, UnicodeEncodeError) as error:
         raise SampleError(f"the image is damaged base64: {error}.") from error
+
+
+def _bytes_as_python(text: str) -> bytes:
+    """The bytes that a text like `b'...'` spells, or those of the base64 in it."""
+    try:
+        spelled = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        raise SampleError(
+            "the image is bytes as Python prints them, and cut off; write the bytes themselves, or base64."
+        ) from None
+    as_base64 = _BASE64_OF_IMAGE.match(spelled[:64].decode("latin-1"))
+    return _decode_base64(spelled.decode("latin-1")) if as_base64 else spelled
 
 
 def _looks_like_base64(text: str) -> bool:
@@ -79,11 +134,11 @@ def read_embedded(image: EmbeddedImage) -> bytes:
 
 def _cell(image: EmbeddedImage) -> Any:
     location = image.location
+    if isinstance(location, TarLocation):
+        return read_member(location, image.column)
     if not isinstance(location, TextLocation):
         return read_cell(location, image.column)
-    with location.file.open("rb") as file:
-        file.seek(location.offset_bytes)
-        row = file.read(location.length_bytes)
+    row = read_again(location)
     if location.columns:
         return split_row(row, location.delimiter)[location.columns.index(image.column)]
     return json_cells(row)[image.column]

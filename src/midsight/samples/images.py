@@ -10,11 +10,17 @@ import hashlib
 import io
 import re
 import stat
+import unicodedata
+import warnings
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 from PIL import ExifTags, Image
+from PIL.AvifImagePlugin import AvifImageFile
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.ImageFile import ImageFile
@@ -43,7 +49,11 @@ _READERS: tuple[tuple[re.Pattern[bytes], type[ImageFile]], ...] = (
     (re.compile(rb"GIF8[79]a"), GifImageFile),
     (re.compile(rb"BM"), BmpImageFile),
     (re.compile(rb"II[*+]\0|MM\0[*+]"), TiffImageFile),
+    (re.compile(rb"....ftypavi[fs]", re.DOTALL), AvifImageFile),
 )
+_HEIC = re.compile(rb"....ftyp(heic|heix|hevc|heim|heis|mif1|msf1)", re.DOTALL)
+_TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
+"""Parts of a PNG that say nothing about its pixels, and that Pillow refuses if they are large."""
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -55,16 +65,26 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
+_PERCENT = re.compile(r"%[0-9A-Fa-f]{2}")
+
+NEARLY_BLACK = 32
+"""An image whose brightest 8-bit value is below this shows next to nothing."""
+
+
+class NearlyBlackWarning(UserWarning):
+    """An image comes out nearly black."""
+
+
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://|(data|file|https?):", re.IGNORECASE)
 
 
 def decode_image(source: ImageSource, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """The image as RGB pixels (mode RGB, 8 bits per channel), upright by its EXIF orientation.
 
-    Reads PNG, JPEG, WEBP, GIF, BMP and TIFF, recognised by content and not by name, and the first of
-    several frames. Transparency is dropped as Pillow's `convert("RGB")` drops it: the colours under it
-    show. 16-bit grey keeps the high byte of each value, as Pillow does for 16-bit colour. A decoded
-    image is copied, not changed.
+    Reads PNG, JPEG, WEBP, GIF, BMP, TIFF and AVIF, and HEIC with the package pillow-heif, recognised by content and
+    not by name, and the first of several frames. Transparency is dropped as Pillow's `convert("RGB")` drops it: the
+    colours under it show. 16-bit grey keeps the high byte of each value, as Pillow does for 16-bit colour; if that is
+    nearly black, a NearlyBlackWarning says so. A decoded image is copied, not changed.
 
     Raises SampleError, with file name and reason, if the source is not a regular file, is damaged or
     truncated, or has no 8-bit RGB form (32-bit integers, floats). The same holds above `max_bytes` or
@@ -81,15 +101,46 @@ def decode_image(source: ImageSource, *, max_bytes: int = MAX_BYTES, max_pixels:
         raise SampleError(f"{name} is empty (0 bytes).")
     if len(encoded) > max_bytes:
         raise SampleError(f"{name} has more than {max_bytes:,} bytes; make it smaller.")
-    reader = next((reader for magic, reader in _READERS if magic.match(encoded)), None)
-    if reader is None:
-        raise SampleError(f"{name} contains no PNG, JPEG, WEBP, GIF, BMP or TIFF data; convert it to one of these.")
+    reader = next((reader for magic, reader in _READERS if magic.match(encoded)), None) or _heif_reader(encoded, name)
+    try:
+        return _read(reader, encoded, name, max_pixels)
+    except SampleError:
+        bare = without_text_chunks(encoded) if reader is PngImageFile else encoded
+        if len(bare) == len(encoded):
+            raise
+        return _read(reader, bare, name, max_pixels)
+
+
+def _read(reader: Any, encoded: bytes, name: str, max_pixels: int) -> Image.Image:
     try:
         opened = reader(io.BytesIO(encoded))
     except Exception as error:  # Pillow's readers raise many types on damaged data, SyntaxError among them
         raise _damaged(name, error) from error
     with opened:
         return _to_rgb(opened, name, max_pixels)
+
+
+def _heif_reader(encoded: bytes, name: str) -> Any:
+    """The reader of HEIC, which is in a package of its own; raises SampleError if there is no reader for the data."""
+    if not _HEIC.match(encoded):
+        raise SampleError(
+            f"{name} contains no PNG, JPEG, WEBP, GIF, BMP, TIFF or AVIF data; convert it to one of these."
+        )
+    try:
+        return import_module("pillow_heif.as_plugin").HeifImageFile
+    except ImportError:
+        raise SampleError(f"{name} is HEIC; install the package pillow-heif, or convert it to JPEG.") from None
+
+
+def without_text_chunks(encoded: bytes) -> bytes:
+    """A PNG without text and colour profiles, which do not change the pixels that are read."""
+    kept, position = [encoded[:8]], 8
+    while position + 8 <= len(encoded):
+        stop = position + 12 + int.from_bytes(encoded[position : position + 4], "big")
+        if encoded[position + 4 : position + 8] not in _TEXT_CHUNKS:
+            kept.append(encoded[position:stop])
+        position = stop
+    return b"".join(kept)
 
 
 def image_id(image: Image.Image) -> str:
@@ -102,32 +153,86 @@ def joint_image_id(ids: Sequence[str]) -> str:
     return ids[0] if len(ids) == 1 else hashlib.sha256("".join(ids).encode()).hexdigest()
 
 
-def resolve_image_path(reference: str, root: Path, resolved_root: Path | None = None) -> Path:
+def resolve_image_path(
+    reference: str, root: Path, resolved_root: Path | None = None, *, follow_links: bool = False
+) -> Path:
     """The file that a dataset's `reference` names, relative to `root` or absolute, with symlinks resolved.
 
     `resolved_root` is `root.resolve()`, to save the time for each of many images. The file need not exist:
-    `decode_image` finds that out. Raises SampleError for a URL, a blank reference, a NUL character, and any
-    path outside `root`, because a dataset must not choose which other files are read.
+    `decode_image` finds that out. A name outside ASCII may be spelled in another Unicode form. A link may lead out of
+    the root into the files of the same download of the Hub, or anywhere with `follow_links`.
+
+    Raises SampleError for a URL, a blank reference, a NUL character, and any other path outside `root`, because a
+    dataset must not choose which other files are read.
     """
     if not reference.strip():
         raise SampleError(f"the image path {reference!r} is blank; give a path.")
     shown = repr(_shortened(reference))
     if _URL.match(reference):
-        allow = Option("allow_urls")
-        raise SampleError(f"{shown} is a URL; allow web addresses with the option ", allow, ", or give a path.")
+        raise _is_address(reference, shown)
     try:
         resolved_root = resolved_root or root.resolve()
-        resolved = (resolved_root / reference).resolve()
+        path = resolved_root / reference
+        resolved = path.resolve() if reference.isascii() else in_existing_form(path, resolved_root).resolve()
     except (OSError, ValueError, RuntimeError) as error:  # NUL, not encodable, a loop of symlinks
         raise SampleError(f"{shown} is not a usable path: {error}.") from error
-    if not resolved.is_relative_to(resolved_root):
-        images = Option("images")
+    if resolved.is_relative_to(resolved_root):
+        return resolved
+    link = _first_link(path, resolved_root)
+    if link is None:
         raise SampleError(
             f"{shown} lies outside the image folder {root}; name the folder that holds all images with the option ",
-            images,
+            Option("images"),
             ".",
         )
-    return resolved
+    if follow_links or _in_same_download(resolved, resolved_root):
+        return resolved
+    raise SampleError(
+        f"{shown} leads out of the image folder {root} by the link {link} to {resolved}; follow links with the option ",
+        Option("follow_links"),
+        ", or name the folder that holds all images with the option ",
+        Option("images"),
+        ".",
+    )
+
+
+def _is_address(reference: str, shown: str) -> SampleError:
+    """The error for a reference with a scheme: a web address, a file: address or a data URI."""
+    scheme = reference.partition(":")[0].lower()
+    if scheme == "file":
+        path = unquote(urlsplit(reference).path)
+        return SampleError(f"{shown} is a file: address; write it as a path: {_shortened(path)!r}.")
+    if scheme == "data":
+        return SampleError(f"{shown} is a data URI, but not of an image in base64; write the image's bytes as base64.")
+    allow = Option("allow_urls")
+    return SampleError(f"{shown} is a URL; allow web addresses with the option ", allow, ", or give a path.")
+
+
+def in_existing_form(path: Path, root: Path) -> Path:
+    """The path, each part below the root in the Unicode form in which it exists, if it does in any."""
+    if path.exists() or not path.is_relative_to(root):
+        return path
+    found = root
+    for part in path.relative_to(root).parts:
+        if part != ".." and not (found / part).exists() and found.is_dir():
+            wanted = unicodedata.normalize("NFC", part)
+            part = next((e.name for e in found.iterdir() if unicodedata.normalize("NFC", e.name) == wanted), part)
+        found /= part
+    return found
+
+
+def _first_link(path: Path, root: Path) -> Path | None:
+    """The first link on the way from the root to the path; None if the path leaves the root in another way."""
+    if not path.is_relative_to(root) or ".." in path.parts:
+        return None
+    ways = [*reversed([folder for folder in path.parents if folder.is_relative_to(root)]), path]
+    return next((way for way in ways if way.is_symlink()), None)
+
+
+def _in_same_download(resolved: Path, root: Path) -> bool:
+    """Whether a file is a blob of the repository of the Hub whose snapshot holds the root."""
+    snapshots = next((folder for folder in (root, *root.parents) if folder.parent.name == "snapshots"), None)
+    return snapshots is not None and resolved.is_relative_to(snapshots.parent.parent / "blobs")
 
 
 def _encoded(source: Path | bytes | EmbeddedImage | ImageUrl, name: str, max_bytes: int) -> bytes:
@@ -152,9 +257,16 @@ def _read_file(path: Path, name: str, max_bytes: int) -> bytes:
         with path.open("rb") as file:
             return file.read(max_bytes + 1)
     except FileNotFoundError:
-        raise SampleError(f"{name} does not exist.") from None
+        raise SampleError(f"{name} does not exist{_hint(str(path))}.") from None
     except (OSError, ValueError) as error:
         raise SampleError(f"{name} cannot be read: {_one_line(error)}.") from error
+
+
+def _hint(name: str) -> str:
+    """What may be wrong with the name of a file that does not exist; empty if nothing is known."""
+    if "\\" in name:
+        return "; write / and not \\ between folders"
+    return "; its name has signs as in a web address, so write %20 as a space" if _PERCENT.search(name) else ""
 
 
 def _to_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
@@ -176,9 +288,25 @@ def _to_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
         upright.info = {}
         if upright.mode.startswith("I;16"):
             upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+            note_if_black(upright)
         return upright if upright.mode == "RGB" else upright.convert("RGB")
     except Exception as error:
         raise _damaged(name, error) from error
+
+
+def note_if_black(image: Image.Image) -> None:
+    """Warns of 16-bit grey that uses a small part of its range, so that its high byte is nearly black.
+
+    The text is always the same, so that Python shows it once, however many images there are.
+    """
+    brightest = image.getextrema()[1]
+    if isinstance(brightest, int) and brightest < NEARLY_BLACK:
+        warnings.warn(
+            "An image stores 16-bit grey values that are all below 8,192 of 65,535, and comes out nearly black; scale "
+            "the values of such images to the whole range.",
+            NearlyBlackWarning,
+            stacklevel=2,
+        )
 
 
 def _orientation(image: Image.Image) -> int:

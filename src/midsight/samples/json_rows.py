@@ -1,69 +1,214 @@
-"""JSON objects as rows: one per line (JSONL), or the elements of one array."""
+"""JSON objects as rows: one per line (JSONL), the elements of one array, or the members of one object."""
 
 from __future__ import annotations
 
 import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
-from midsight.errors import MidsightError, SampleError
+from midsight.errors import MidsightError, Option, SampleError
 from midsight.samples import rows as limits
 from midsight.samples.locations import TextLocation
 from midsight.samples.rows import (
     NOT_UTF_8,
     Row,
+    quoted_names,
     read_lines,
     skip_byte_order_mark,
     too_long_reason,
     validate_nesting,
     validate_storable,
 )
+from midsight.samples.text_files import open_bytes, table_suffix
 
+NAMES_IN_ROWS = frozenset(("image", "images", "question", "query", "text", "conversations", "messages"))
+"""An object with one of these names is a row, or a table written column by column, but not a dict of rows."""
+NAMES_OF_ROWS = frozenset(("data", "questions", "rows", "samples", "examples", "instances"))
+"""A list of objects with one of these names is the table, whatever else the object holds."""
 _CHUNK_BYTES = 1 << 20
+_LINES_LOOKED_AT = 10
+_MEMBERS_LOOKED_AT = 100
 _decode = json.JSONDecoder().decode
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|["\[\]{},]', re.DOTALL)
 """Whole strings, brackets and commas; a lone quote is a string that continues in the next chunk."""
 
 
-def jsonl_columns(path: Path, limit: int | None) -> tuple[str, ...]:
-    """Every name that occurs in the first `limit` rows; raises MidsightError if there is none."""
-    with path.open("rb") as file:
-        lines = ((number, line) for number, _, line in read_lines(file, path) if line.strip())
-        cells = ((number, *_cells(line)) for number, line in lines)
-        return _columns(cells, path, limit, "write one JSON object per line")
+@dataclass(frozen=True)
+class JsonShape:
+    """How a JSON file holds its rows."""
+
+    kind: Literal["lines", "array", "members"]
+    """One object a line, the elements of an array, or the members of an object, whose names are ids."""
+    offset: int = 0
+    """Where the array or object begins, in bytes."""
+    inside: bool = False
+    """Whether the array is the value of a member of an object."""
+
+    @property
+    def unit(self) -> Literal["line", "element"]:
+        """What is counted."""
+        return "line" if self.kind == "lines" else "element"
 
 
-def jsonl_rows(path: Path) -> Iterator[Row]:
-    """All lines that are not blank; a line that cannot be read has a problem and no cells."""
-    with path.open("rb") as file:
-        for number, offset, line in read_lines(file, path):
-            if line.strip():
-                yield _row(line, TextLocation(path, offset, len(line), number))
+LINES = JsonShape("lines")
 
 
-def array_columns(path: Path, limit: int | None) -> tuple[str, ...]:
-    """Every name that occurs in the first `limit` elements; raises MidsightError if there is none."""
-    with path.open("rb") as file:
-        elements = enumerate(_elements(file, path), start=1)
-        cells = (
-            (number, {}, problem) if problem else (number, *_cells(data)) for number, (_, data, problem) in elements
-        )
-        return _columns(cells, path, limit, "write one array of JSON objects")
+@dataclass
+class _Members:
+    """The members of a file's first object."""
+
+    kinds: dict[str, str]
+    """Of the first members: name -> `{` for an object, `[` for a list, empty for anything else."""
+    lists: dict[str, int]
+    """Name of each list of objects, up to the first that is surely the table -> where it begins, in bytes."""
+    followed: bool = False
+    """Whether another value follows."""
 
 
-def array_rows(path: Path) -> Iterator[Row]:
-    """All elements of the array in a file, which is read in chunks.
+def json_shape(path: Path, split: str | None = None) -> JsonShape:
+    """How the file holds its rows, whatever its name ends in; `split` names one of several lists in an object.
 
-    An element that cannot be read has a problem and no cells. Raises MidsightError if the file does not begin
-    as an array.
+    Raises MidsightError if it holds no rows.
     """
-    with path.open("rb") as file:
-        for number, (offset, data, problem) in enumerate(_elements(file, path), start=1):
-            location = TextLocation(path, offset, len(data), number)
-            yield Row(number, _text_of(data), {}, problem, location) if problem else _row(data, location)
+    with open_bytes(path) as file:
+        start = skip_byte_order_mark(file, path)
+        text = file.read(_CHUNK_BYTES)
+    begin = text.lstrip()
+    offset = start + len(text) - len(begin)
+    is_json = table_suffix(path) == ".json"
+    if begin.startswith(b"[") and (is_json or begin[1:].lstrip()[:1] in (b"{", b"]", b"")):
+        return JsonShape("array", offset)
+    lines = [line for line in begin.split(b"\n", _LINES_LOOKED_AT)[:_LINES_LOOKED_AT] if line.strip()]
+    if not begin.startswith(b"{"):
+        if is_json and lines:
+            raise MidsightError(f"{path} is not JSON with rows; write [{{...}}, ...], or one object per line.")
+        return LINES
+    if len(lines) > 1 and any(not read_cells(line)[1] for line in lines[: 1 if is_json else None]):
+        return LINES
+    members = _read_members(path, offset)
+    return LINES if members.followed else _shape_of_object(path, offset, members, split)
+
+
+def _shape_of_object(path: Path, offset: int, members: _Members, split: str | None) -> JsonShape:
+    """The shape of a file that is one object: a row, a table within, or rows by id."""
+    named = {name: kind for name, kind in members.kinds.items() if name in NAMES_IN_ROWS and name not in members.lists}
+    if any(named[name] for name in named.keys() & {"image", "question"}) and len({*named.values()}) == 1:
+        raise MidsightError(f"{path} holds columns, not rows; with pandas, write to_json(..., orient='records').")
+    if named or {"conversations", "messages"} & members.lists.keys():
+        return LINES
+    if members.lists:
+        last = list(members.lists)[-1]
+        chosen = last if last in NAMES_OF_ROWS else choose_split(path, list(members.lists), split)
+        return JsonShape("array", members.lists[chosen], inside=True)
+    return JsonShape("members", offset) if {*members.kinds.values()} == {"{"} else LINES
+
+
+def choose_split(path: Path, splits: Sequence[str], split: str | None) -> str:
+    """The split with this name, or the only one; raises MidsightError."""
+    if split is None and len(splits) == 1:
+        return splits[0]
+    if split is None or split not in splits:
+        problem = "several splits" if split is None else f"no split {split!r}"
+        shown = quoted_names(splits[:20])
+        raise MidsightError(f"{path} has {problem}; choose one of {shown} with ", Option("split"), ".")
+    return split
+
+
+def _read_members(path: Path, offset: int) -> _Members:
+    """The members of the object at the offset, as far as they decide its shape."""
+    members = _Members({}, {})
+    depth, name, previous, opened_at = 0, "", b"", 0
+    with open_bytes(path) as file:
+        for token, at in _tokens(file, offset):
+            if depth == 0 and previous:
+                members.followed = True
+                return members
+            if depth == 1 and previous in (b"{", b",") and token.startswith(b'"'):
+                if len(members.kinds) == _MEMBERS_LOOKED_AT:
+                    return members
+                name = _text_of(token[1:-1])
+                members.kinds[name] = ""
+            elif depth == 1 and token in (b"{", b"["):
+                members.kinds[name] = token.decode()
+            elif depth == 2 and token == b"{" and previous == b"[":
+                members.lists[name] = opened_at
+                if name in NAMES_OF_ROWS:
+                    return members
+            if token in (b"{", b"["):
+                depth, opened_at = depth + 1, at
+            elif token in (b"}", b"]"):
+                depth -= 1
+            previous = token
+    return members
+
+
+def _tokens(file: BinaryIO, offset: int) -> Iterator[tuple[bytes, int]]:
+    """Whole strings, brackets and commas from the offset on, each with where it is in the file, in bytes."""
+    file.seek(offset)
+    text, more = b"", file.read(_CHUNK_BYTES)
+    while more:
+        text += more
+        position = 0
+        for token in _TOKEN.finditer(text):
+            position = token.start()
+            if token[0] == b'"':
+                break
+            yield token[0], offset + position
+            position = token.end()
+        else:
+            position = len(text)
+        offset, text = offset + position, text[position:]
+        more = b"" if len(text) > limits.MAX_ROW_BYTES else file.read(max(_CHUNK_BYTES, len(text)))
+
+
+def json_columns(path: Path, shape: JsonShape, limit: int | None) -> tuple[str, ...]:
+    """Every name that occurs in the first `limit` rows; raises MidsightError if there is none."""
+    columns: dict[str, None] = {}
+    first: Row | None = None
+    for row in itertools.islice(json_rows(path, shape), limit):
+        first = first or row
+        if not row.cells.keys() <= columns.keys():
+            columns.update(dict.fromkeys(row.cells))
+    if not columns:
+        remedy = "write one JSON object per line" if shape.kind == "lines" else "write one array of JSON objects"
+        why = f"{shape.unit} {first.number}: {first.problem or 'it names no values.'}" if first else "it is empty."
+        raise MidsightError(f"{path} has no row with values, {remedy}; {why}")
+    return tuple(columns)
+
+
+def json_rows(path: Path, shape: JsonShape, key_column: str = "") -> Iterator[Row]:
+    """All rows of a file that are not blank; one that cannot be read has a problem and no cells.
+
+    The name of a member becomes the cell of `key_column`.
+    """
+    with open_bytes(path) as file:
+        if shape.kind == "lines":
+            for number, offset, line in read_lines(file, path):
+                if line.strip():
+                    yield _row(line, TextLocation(path, offset, len(line), number))
+            return
+        elements = _elements(file, shape.offset, alone=not shape.inside)
+        for number, (offset, data, problem) in enumerate(elements, start=1):
+            name, value = _member(data) if shape.kind == "members" and not problem else ("", data)
+            location = TextLocation(path, offset + len(data) - len(value), len(value), number)
+            row = Row(number, _text_of(data), {}, problem, location) if problem else _row(value, location)
+            yield replace(row, cells={key_column: name, **row.cells}) if key_column and row.cells else row
+
+
+def _member(data: bytes) -> tuple[str, bytes]:
+    """Name and value of a member of an object; the value is empty if it is damaged."""
+    name = _TOKEN.match(data)
+    value = data[name.end() :].lstrip() if name else b""
+    if name is None or not name[0].startswith(b'"') or not value.startswith(b":"):
+        return "", b""
+    try:
+        return json.loads(name[0]), value[1:].lstrip()
+    except ValueError:
+        return "", b""
 
 
 def json_cells(data: bytes) -> Any:
@@ -71,37 +216,18 @@ def json_cells(data: bytes) -> Any:
     return _decode(data.decode("utf-8"))
 
 
-def _columns(
-    rows: Iterable[tuple[int, Mapping[str, Any], str]], path: Path, limit: int | None, remedy: str
-) -> tuple[str, ...]:
-    columns: dict[str, None] = {}
-    first: tuple[int, str] | None = None
-    for number, cells, problem in itertools.islice(rows, limit):
-        first = first or (number, problem)
-        if not cells.keys() <= columns.keys():
-            columns.update(dict.fromkeys(cells))
-    if not columns:
-        why = f"{_unit(path)} {first[0]}: {first[1] or 'it names no values.'}" if first else "it is empty."
-        raise MidsightError(f"{path} has no row with values, {remedy}; {why}")
-    return tuple(columns)
-
-
-def _unit(path: Path) -> str:
-    return "element" if path.suffix.lower() == ".json" else "line"
-
-
 def _text_of(data: bytes) -> str:
     return data.decode("utf-8", "backslashreplace").rstrip("\r\n")
 
 
 def _row(data: bytes, location: TextLocation) -> Row:
-    cells, problem = _cells(data)
+    cells, problem = read_cells(data)
     raw_text = _text_of(data if len(data) <= limits.MAX_ROW_BYTES else data[:100])
     return Row(location.number, raw_text, cells, problem, location)
 
 
-def _cells(data: bytes) -> tuple[Mapping[str, Any], str]:
-    """The values of a row, or the problem with it."""
+def read_cells(data: bytes) -> tuple[Mapping[str, Any], str]:
+    """The values of a row, or the problem with it: a sentence about "it"."""
     if len(data) > limits.MAX_ROW_BYTES:
         return {}, too_long_reason()
     try:
@@ -121,17 +247,16 @@ def _cells(data: bytes) -> tuple[Mapping[str, Any], str]:
     return cells, ""
 
 
-def _elements(file: BinaryIO, path: Path) -> Iterator[tuple[int, bytes, str]]:
-    """Offset, bytes and problem of each element of the array; the problem is empty if the element may be read.
+def _elements(file: BinaryIO, offset: int, *, alone: bool) -> Iterator[tuple[int, bytes, str]]:
+    """Offset, bytes and problem of each element of the array, or member of the object, that begins at the offset.
 
-    Only strings, brackets and commas separate elements, so a broken element does not affect the others.
+    The problem is empty if the element may be read. Only strings, brackets and commas separate elements, so a broken
+    element does not affect the others. `alone` says whether nothing may follow the array.
     """
-    offset = skip_byte_order_mark(file, path)  # of text[0]
+    file.seek(offset)  # of text[0]
     text = file.read(_CHUNK_BYTES)
-    if not text.lstrip().startswith(b"["):
-        raise MidsightError(f"{path} does not begin as a JSON array; write [{{...}}, ...], or JSONL as .jsonl.")
-    begin = position = text.index(b"[") + 1
-    opened = [b"["]
+    begin = position = 1
+    opened = [text[:1]]
     while opened:
         token = _TOKEN.search(text, position)
         if token is None or token[0] == b'"':
@@ -154,6 +279,8 @@ def _elements(file: BinaryIO, path: Path) -> Iterator[tuple[int, bytes, str]]:
             if element.strip():
                 yield offset + begin + len(element) - len(element.lstrip()), element.strip(), ""
             begin = position
+    if not alone:
+        return
     rest = text[begin:].strip() or next((more for more in iter(lambda: file.read(_CHUNK_BYTES).strip(), b"")), b"")
     if rest:
         yield offset + begin, rest[:100], "there is text after the array."

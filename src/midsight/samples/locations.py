@@ -39,10 +39,26 @@ class TableLocation:
 
 
 @dataclass(frozen=True, slots=True)
+class TarLocation:
+    """A row of a WebDataset shard."""
+
+    file: Path
+    """The tar file."""
+    number: int
+    """Row of the whole table, from 1; used in messages."""
+    images: tuple[tuple[str, int, int], ...]
+    """Of each image: its column, and where it begins and how long it is in the file, in bytes."""
+
+
+RowLocation = TextLocation | TableLocation | TarLocation
+"""Where a row is."""
+
+
+@dataclass(frozen=True, slots=True)
 class EmbeddedImage:
     """An encoded image inside a table; samples on the same image share this value."""
 
-    location: TextLocation | TableLocation
+    location: RowLocation
     """The first row that holds the image."""
     column: str
     """The image's column."""
@@ -53,7 +69,7 @@ class EmbeddedImage:
 
     def __str__(self) -> str:
         file = self.location.file
-        if isinstance(self.location, TableLocation):
+        if not isinstance(self.location, TextLocation):
             unit = "row"
         else:
             unit = "element" if file.suffix.lower() == ".json" else "line"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypedDict
@@ -17,41 +17,60 @@ class DatasetOptions:
 
     images: str | Path | None = None
     """Folder that image paths start from and must stay inside. Default: the table's own folder."""
-    image_column: str | None = None
-    """Column of the images. Default: `image`, or the one of a known benchmark."""
+    image_column: str | Sequence[str] | None = None
+    """Column of the images, or several, in order; or a pattern of paths like `{image_id:012}.jpg`. Default: `image`, or
+    the columns of a known benchmark, or the first of the usual names."""
     question_column: str | None = None
-    """Column of the questions. Default: `question`, or the one of a known benchmark."""
+    """Column of the questions. Default: `question`, or the one of a known benchmark, or the first of the usual
+    names."""
     answer_column: str | None = None
     """Column of the reference answers. Default: the one of a known benchmark, else `answer` or `answers` if present."""
     id_column: str | None = None
-    """Column of the sample ids, which must be unique. Default: the one of a known benchmark, else `id` if present."""
+    """Column of the sample ids, which must be unique; `none` gives rows ids of their own. Default: the one of a known
+    benchmark, else `id` if present, unless it repeats."""
+    answers_from: str | Path | None = None
+    """File with the reference answers, joined to the rows by the column `on`."""
+    on: str | None = None
+    """Column that data and `answers_from` have in common, or `COLUMN=COLUMN` if it has two names."""
     question: str | None = None
     """Question to ask about every image; makes a folder of images a dataset."""
     split: str | None = None
     """Split to read; required if the dataset has several."""
     allow_urls: bool = False
     """Accept http and https addresses as images, and download each image when it is decoded."""
+    follow_links: bool = False
+    """Follow links to files and folders outside the folder of the images."""
 
 
 class DatasetKeywords(TypedDict, total=False):
     """The fields of DatasetOptions as keyword arguments."""
 
     images: str | Path | None
-    image_column: str | None
+    image_column: str | Sequence[str] | None
     question_column: str | None
     answer_column: str | None
     id_column: str | None
+    answers_from: str | Path | None
+    on: str | None
     question: str | None
     split: str | None
     allow_urls: bool
+    follow_links: bool
 
 
 DEFAULT_OPTIONS = DatasetOptions()
+NOT_RECORDED = ("answers_from", "on", "follow_links")
+"""Options that run.json does not hold."""
 
 
 def resolved_options(
     options: DatasetOptions, *, images: Path | None = None, columns: Mapping[str, str | None] | None = None
 ) -> ResolvedOptions:
-    """All options with the values in use: the `images` folder as an absolute path, `columns` by option name."""
+    """The options that a run records, with the values in use: the `images` folder as an absolute path.
+
+    `columns` are by option name. The content of `answers_from` counts as content of the dataset, and a link that is not
+    followed is a failure.
+    """
     folder = None if images is None else str(images.resolve())
-    return {**asdict(options), "images": folder, **(columns or {})}
+    resolved = {**asdict(options), "images": folder, **(columns or {})}
+    return {name: value for name, value in resolved.items() if name not in NOT_RECORDED}

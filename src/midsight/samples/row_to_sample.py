@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from midsight.errors import SampleError
-from midsight.samples.benchmarks import Roles, first_exchange
+from midsight.samples.answers import reference_answers, text_of_id
 from midsight.samples.columnar import json_value
+from midsight.samples.conversations import first_exchange
 from midsight.samples.image_cells import ImageCells
+from midsight.samples.placeholders import without_leading
+from midsight.samples.roles import Roles
 from midsight.samples.rows import Row, Table, shortened_json
 from midsight.samples.sample import Failure, ImageSource, Sample, SampleOrFailure, make_sample_id
 
@@ -19,18 +22,22 @@ MAX_TEXT = 1_000_000
 """Maximum number of characters in a cell that is not an image, because every sample's text stays in memory."""
 
 _LONGEST_INDEX = 64
+_WHOLE_FLOAT = re.compile(r"\d{1,15}\.0")
+"""An id that pandas made a float before it wrote it as CSV."""
 _NO_EXTRAS: Mapping[str, Any] = {}
 
 
 class SampleMaker:
     """Makes the samples of one table."""
 
-    def __init__(self, table: Table, roles: Roles, root: Path | None, *, allow_urls: bool = False) -> None:
+    def __init__(
+        self, table: Table, roles: Roles, root: Path | None, *, allow_urls: bool = False, follow_links: bool = False
+    ) -> None:
         """`root` is the folder of image files; a stream may have none."""
         self._table = table
         self._roles = roles
         self._not_extras = roles.not_extras
-        self._image_cells = ImageCells(root, allow_urls=allow_urls)
+        self._image_cells = ImageCells(root, allow_urls=allow_urls, follow_links=follow_links)
         self._rows_without_image: list[tuple[int, int]] = []
         """VLMEvalKit rows that name another row's image: index and row number."""
         self._images_by_index: dict[str, tuple[str, tuple[ImageSource, ...]]] = {}
@@ -42,7 +49,7 @@ class SampleMaker:
         try:
             if row.problem:
                 raise SampleError(row.problem)
-            given_id = _given_id(row.cells.get(self._roles.id) if self._roles.id is not None else None)
+            given_id = self._given_id(row.cells)
             image, images = self._images(row, index)
             question, answer = self._question_and_answer(row.cells, len(images))
             validate_question(question)
@@ -52,7 +59,7 @@ class SampleMaker:
                 images=images,
                 question=question,
                 image=image,
-                reference_answers=_answers(answer),
+                reference_answers=reference_answers(answer),
                 extras=self._extras(row.cells),
             )
         except SampleError as error:
@@ -75,13 +82,14 @@ class SampleMaker:
 
     def _images(self, row: Row, index: int) -> tuple[str, tuple[ImageSource, ...]]:
         """Image reference and images; none yet for a VLMEvalKit row that names another row's image."""
-        if self._roles.benchmark != "vlmevalkit":
-            return self._image_cells.read(row, self._roles.image)
-        cell = row.cells[self._roles.image].strip()
+        columns = list(self._roles.images)
+        if self._roles.benchmark != "vlmevalkit" or len(columns) > 1:
+            return self._image_cells.read(row, columns, self._roles.image_pattern)
+        cell = str(row.cells.get(columns[0]) or "").strip()
         if len(cell) <= _LONGEST_INDEX and cell.isdecimal():
             self._rows_without_image.append((index, row.number))
             return cell, ()
-        image, images = self._image_cells.read(row, self._roles.image)
+        image, images = self._image_cells.read(row, columns)
         if images:
             self._images_by_index[str(row.cells.get("index"))] = (image, images)
         return image, images
@@ -90,19 +98,25 @@ class SampleMaker:
         """The question, and the cell or text of the answer."""
         roles = self._roles
         answer = cells.get(roles.answer) if roles.answer is not None else None
-        if roles.benchmark == "llava":
+        if roles.benchmark == "conversation":
             question, reply = first_exchange(cells.get(roles.question), images)
-            return question, answer if roles.answer is not None else reply
+            return without_leading(question, images), answer if roles.answer is not None else reply
         if roles.question not in cells:
             raise SampleError(f"there is no question (column {roles.question!r}).")
         question = cells[roles.question]
         if not isinstance(question, str):
             raise SampleError(f"the question is {shortened_json(question)}, not text.")
-        return question, answer
+        return without_leading(question, images), answer
+
+    def _given_id(self, cells: Mapping[str, Any]) -> str | None:
+        value = cells.get(self._roles.id) if self._roles.id is not None else None
+        if self._table.kind in ("csv", "tsv") and isinstance(value, str) and _WHOLE_FLOAT.fullmatch(value.strip()):
+            value = float(value)
+        return text_of_id(value)
 
     def _extras(self, cells: Mapping[str, Any]) -> Mapping[str, Any]:
         for name, value in cells.items():
-            if isinstance(value, str) and len(value) > MAX_TEXT and name != self._roles.image:
+            if isinstance(value, str) and len(value) > MAX_TEXT and name not in self._roles.images:
                 raise SampleError(
                     f"column {name!r} has {len(value):,} characters; only images may have more than {MAX_TEXT:,}."
                 )
@@ -119,20 +133,3 @@ def validate_question(question: str) -> None:
     """Raises SampleError if the question is blank."""
     if not question.strip():
         raise SampleError("the question is empty.")
-
-
-def _given_id(value: Any) -> str | None:
-    if value is None or (isinstance(value, str) and not value.strip()):
-        return None
-    if isinstance(value, bool) or not isinstance(value, str | int):
-        raise SampleError(f"the id is {shortened_json(value)}; give text or a whole number.")
-    return str(value)
-
-
-def _answers(value: Any) -> tuple[str, ...]:
-    """Reference answers as text, without nulls and empty texts."""
-    if value is None or isinstance(value, str):
-        return (value,) if value else ()
-    values = [json_value(item) for item in (value if isinstance(value, list) else [value])]
-    texts = (item if isinstance(item, str) else json.dumps(item, ensure_ascii=False) for item in values)
-    return tuple(text for item, text in zip(values, texts, strict=True) if item is not None and text)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from midsight.errors import MidsightError, SampleError
-from midsight.samples.locations import TableLocation, TextLocation
+from midsight.samples.locations import RowLocation
 
 MAX_ROW_BYTES = 256_000_000
 """Longest row of a text file, with room for several images in base64; longer rows fail."""
 
-TableKind = Literal["jsonl", "json", "csv", "tsv", "parquet", "arrow", "images", "stream"]
+TableKind = Literal["jsonl", "json", "csv", "tsv", "parquet", "arrow", "tar", "images", "stream"]
 """How rows are stored; `images` are the files of a folder, a `stream` arrives over the network."""
 
 NOT_UTF_8 = "it is not encoded as UTF-8."
@@ -36,7 +36,7 @@ class Row:
     """Column name -> value; empty if there is a problem."""
     problem: str = ""
     """Why the row has no cells: a sentence about "it", or empty."""
-    location: TextLocation | TableLocation | None = None
+    location: RowLocation | None = None
     """Where the cells can be read again; None for a stream."""
 
 
@@ -52,14 +52,20 @@ class Table:
     """What `Row.number` counts."""
     columns: tuple[str, ...]
     """Header or schema, or for JSON all names that occur, in the order of the file."""
-    sha256: str
-    """Hash of the file's bytes; for several files, of their digests in order."""
-    rows: Callable[[str], Iterator[Row]]
-    """Name of the image column -> the rows, without blank lines."""
+    sha256: Callable[[], str]
+    """Hash of the file's bytes; for several files, of their digests in order. It takes as long as reading them."""
+    rows: Callable[[Collection[str]], Iterator[Row]]
+    """Names of the image columns -> the rows, without blank lines."""
     root: Path
     """The folder that image paths start from by default."""
     binary_columns: frozenset[str] = frozenset()
-    """Columns that hold bytes; they are not read, except for the image column."""
+    """Columns that hold bytes; they are not read, except for image columns."""
+    id_column: str | None = None
+    """Column of ids that the table has by its form, such as the names in an object of rows."""
+    image_columns: tuple[str, ...] = ()
+    """Columns that hold images by the table's form; empty if only names tell."""
+    notes: Sequence[str] = ()
+    """What the user should know about how the table was read; complete once all rows are read."""
 
 
 def validate_storable(value: Any) -> None:

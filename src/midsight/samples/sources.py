@@ -1,143 +1,189 @@
-"""Opens what the user named as data: a table file, Parquet shards, a saved Hugging Face dataset, a folder of images."""
+"""Opens what the user named as data: a table file, a pattern or folder of shards, a saved Hugging Face dataset."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from midsight.errors import MidsightError, Option
 from midsight.samples.columnar import joint_sha256, open_arrow, open_parquet
-from midsight.samples.delimited import delimited_rows, header
-from midsight.samples.json_rows import array_columns, array_rows, jsonl_columns, jsonl_rows
-from midsight.samples.rows import Row, Table, quoted_names
+from midsight.samples.delimited import delimited_rows, find_delimiter, header
+from midsight.samples.folders import is_folder
+from midsight.samples.json_rows import choose_split, json_columns, json_rows, json_shape
+from midsight.samples.rows import Row, Table, TableKind, quoted_names
+from midsight.samples.text_files import COMPRESSED, guarded, table_stem, table_suffix
+from midsight.samples.webdataset import open_tar
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-_KINDS = {
+_KINDS: Mapping[str, TableKind] = {
     ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv", ".json": "json", ".parquet": "parquet",
+    ".tar": "tar",
 }  # fmt: skip
-_SHARD = re.compile(r"(?P<split>.+?)-(?P<number>\d{5})-of-(?P<count>\d{5})(?:-[0-9a-f]+)?\.parquet")
+_REMEDIES = {
+    **dict.fromkeys((".xlsx", ".xls", ".ods"), "save the sheet as CSV"),
+    **dict.fromkeys((".pkl", ".pickle", ".pt", ".pth", ".npy", ".npz", ".joblib"), "such files can run code, so write "
+                    "the rows as Parquet or JSON Lines"),
+    **dict.fromkeys((".zip", ".tgz", ".7z", ".rar", ".zst"), "unpack it"),
+    **dict.fromkeys((".arrow", ".feather"), "name the folder that save_to_disk wrote, or write Parquet"),
+    ".txt": "write CSV, TSV or JSON Lines",
+}  # fmt: skip
+"""Suffix -> what to do with such a file."""
+_SHARD = re.compile(r"(?P<split>.+?)-(?P<number>\d{5})-of-(?P<count>\d{5})(?:-[0-9a-f]+)?")
+_SPLITS = frozenset(("train", "training", "val", "valid", "validation", "dev", "test", "testmini", "eval"))
+"""Names of files that are splits of a dataset and not parts of one table."""
 
 
 def open_table(path: Path, split: str | None = None, limit: int | None = None) -> Table:
     """The table in a file, in files that match a pattern like `data/train-*.parquet`, or in a folder.
 
-    A folder holds Parquet files or a dataset that `datasets` saved; `split` chooses one of several splits. The
-    columns of JSON are those of the first `limit` rows. Raises MidsightError if the path is something else, does
+    A folder holds table files of one kind or a dataset that `datasets` saved; `split` chooses one of several splits.
+    The columns of JSON are those of the first `limit` rows. Raises MidsightError if the path is something else, does
     not exist or cannot be read.
     """
     try:
         if is_folder(path):
-            return _open_folder(path, split)
-        if split is not None:
-            raise MidsightError(f"{path} has no splits; leave ", Option("split", split), " out.")
-        if not path.exists() and any(sign in path.name for sign in "*?["):
-            files = sorted(file for file in path.parent.glob(path.name) if file.suffix == ".parquet")
+            return _open_folder(path, split, limit)
+        if not path.exists() and any(sign in str(path) for sign in "*?["):
+            root = _fixed_folder(path)
+            files = sorted(file for file in root.glob(str(path.relative_to(root))) if _kind(file))
             if not files:
-                raise MidsightError(f"{path} matches no .parquet file.")
-            return open_parquet(path, _validate_files(files), path.parent)
-        return _open_file(path, limit)
+                raise MidsightError(f"{path} matches no table file; supported are {', '.join(_KINDS)}.")
+            return _open_files(path, files, root, split, limit)
+        return _open_files(path, [path], path.parent, split, limit)
     except OSError as error:
         raise MidsightError(f"{path} cannot be read: {error.strerror or error}.") from error
 
 
-def is_folder(path: Path) -> bool:
-    """Whether the path is a folder; raises MidsightError if it cannot be read, as with a name that is too long."""
-    try:
-        return path.is_dir()
-    except OSError as error:
-        raise MidsightError(f"{path} cannot be read: {error.strerror or error}.") from error
+def _fixed_folder(pattern: Path) -> Path:
+    """The folder before the first part of a pattern that has a sign in it."""
+    return next(folder for folder in pattern.parents if not any(sign in str(folder) for sign in "*?["))
 
 
-def image_folder(path: Path, question: str) -> Table:
-    """A table with every image below a folder, each with the same question; raises MidsightError without images.
-
-    Images are recognised by suffix and sorted by path. Names that begin with a dot are left out, and links to
-    folders are not followed.
-    """
-    found: list[str] = []
-    for folder, subfolders, names in os.walk(path):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        images = (name for name in names if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."))
-        found.extend((Path(folder) / name).relative_to(path).as_posix() for name in images)
-    if not found:
-        raise MidsightError(f"{path} contains no image; image files end in {', '.join(IMAGE_SUFFIXES)}.")
-    found.sort()
-    digest = hashlib.sha256(json.dumps([question, found]).encode()).hexdigest()
-
-    def rows(_: str) -> Iterator[Row]:
-        for number, name in enumerate(found, start=1):
-            yield Row(number, name, {"image": name, "question": question})
-
-    return Table(path, "images", "row", ("image", "question"), digest, rows, path)
+def _kind(path: Path) -> TableKind | None:
+    kind = _KINDS.get(table_suffix(path))
+    return None if kind in ("parquet", "tar") and path.suffix.lower() in COMPRESSED else kind
 
 
-def _open_file(path: Path, limit: int | None) -> Table:
-    kind: Any = _KINDS.get(path.suffix.lower())
-    if kind is None:
-        raise MidsightError(f"{path} is not a supported table; supported are {', '.join(_KINDS)}, and folders.")
-    _validate_files([path])
-    match kind:
-        case "jsonl":
-            return _text_table(path, kind, "line", jsonl_columns(path, limit), lambda _: jsonl_rows(path))
-        case "json":
-            return _text_table(path, kind, "element", array_columns(path, limit), lambda _: array_rows(path))
-        case "csv" | "tsv":
-            delimiter = "," if kind == "csv" else "\t"
-            columns = header(path, delimiter)
-            return _text_table(path, kind, "line", columns, lambda _: delimited_rows(path, delimiter, columns))
-    return open_parquet(path, [path], path.parent)
+def _open_files(path: Path, files: Sequence[Path], root: Path, split: str | None, limit: int | None) -> Table:
+    """The rows of files of one kind, one file after the other."""
+    kinds = {_kind(file) for file in files}
+    if None in kinds:
+        remedy = _REMEDIES.get(path.suffix.lower(), "")
+        if path.name.lower().endswith((".tar.gz", ".tar.bz2", ".tar.xz")):
+            remedy = "unpack it to a .tar file"
+        supported = f"supported are {', '.join(_KINDS)}, text also with {', '.join(COMPRESSED)}, and folders"
+        raise MidsightError(f"{path} is not a supported table; {remedy + ', ' if remedy else ''}{supported}.")
+    if len(kinds) > 1:
+        names = ", ".join(sorted({table_suffix(file) for file in files}))
+        raise MidsightError(f"{path} has tables of several kinds ({names}); name one, or a pattern like '*.jsonl'.")
+    kind = _kind(_validate_files(files)[0])
+    if split is not None and kind != "json":
+        raise MidsightError(f"{path} has no splits; leave ", Option("split", split), " out.")
+    if kind == "parquet":
+        return open_parquet(path, files, root)
+    if kind == "tar":
+        return open_tar(path, files, root, limit)
+    tables = [_open_text(file, kind, split, limit) for file in files]
+    return tables[0] if len(files) == 1 else _join(path, files, tables, root)
 
 
-def _text_table(path: Path, kind: Any, unit: Any, columns: tuple[str, ...], rows: Any) -> Table:
-    return Table(path, kind, unit, columns, joint_sha256([path]), rows, path.parent)
+def _open_text(path: Path, kind: Any, split: str | None, limit: int | None) -> Table:
+    if kind in ("csv", "tsv"):
+        usual = "," if kind == "csv" else "\t"
+        delimiter = find_delimiter(path, usual)
+        columns = header(path, delimiter)
+        rows = partial(delimited_rows, path, delimiter, columns)
+        notes = () if delimiter == usual else (f"The cells of {path} are separated by {delimiter!r}.",)
+        return _text_table(path, kind, "line", columns, rows, notes=notes)
+    shape = json_shape(path, split)
+    if split is not None and not shape.inside:
+        raise MidsightError(f"{path} has no splits; leave ", Option("split", split), " out.")
+    columns = json_columns(path, shape, limit)
+    if shape.kind != "members":
+        return _text_table(path, kind, shape.unit, columns, partial(json_rows, path, shape))
+    key = next(name for name in ("id", "key", "__key__") if name not in columns)
+    return _text_table(path, kind, "element", (key, *columns), partial(json_rows, path, shape, key), id_column=key)
 
 
-def _open_folder(path: Path, split: str | None) -> Table:
+def _text_table(path: Path, kind: Any, unit: Any, columns: tuple[str, ...], rows: Any, **options: Any) -> Table:
+    return Table(
+        path, kind, unit, columns, lambda: joint_sha256([path]), lambda _: guarded(path, rows()), path.parent, **options
+    )
+
+
+def _join(path: Path, files: Sequence[Path], tables: Sequence[Table], root: Path) -> Table:
+    """Text files of one kind as one table; raises MidsightError if the headers of CSV or TSV differ."""
+    columns = dict.fromkeys(name for table in tables for name in table.columns)
+    for file, table in zip(files, tables, strict=True):
+        if table.kind in ("csv", "tsv") and {*table.columns} != {*columns}:
+            raise MidsightError(
+                f"{file} has the columns {quoted_names(table.columns)}, but {files[0].name} has "
+                f"{quoted_names(tables[0].columns)}; all files of a dataset need the same columns."
+            )
+
+    def rows(images: Collection[str]) -> Iterator[Row]:
+        chained = chain.from_iterable(table.rows(images) for table in tables)
+        return (replace(row, number=number) for number, row in enumerate(chained, start=1))
+
+    id_columns = {table.id_column for table in tables}
+    return Table(
+        path, tables[0].kind, "row", tuple(columns), lambda: joint_sha256(files), rows, root,
+        id_column=id_columns.pop() if len(id_columns) == 1 else None,
+        notes=tuple(dict.fromkeys(note for table in tables for note in table.notes)),
+    )  # fmt: skip
+
+
+def _open_folder(path: Path, split: str | None, limit: int | None) -> Table:
     if (path / "dataset_dict.json").is_file():
         names = _read_object(path / "dataset_dict.json").get("splits")
         splits = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
-        return _open_saved(path / _choose_split(path, splits, split))
+        return _open_saved(path / choose_split(path, splits, split))
     if (path / "state.json").is_file():
         if split is not None:
             saved = f"{path} is one saved dataset without splits; leave "
             raise MidsightError(saved, Option("split", split), " out.")
         return _open_saved(path)
-    return _open_shards(path, split)
+    return _open_shards(path, split, limit)
 
 
-def _open_shards(path: Path, split: str | None) -> Table:
-    """The Parquet files of a folder; those named like `train-00000-of-00004.parquet` are shards of a split."""
-    shards = _validate_files(sorted(path.glob("*.parquet")))
+def _open_shards(path: Path, split: str | None, limit: int | None) -> Table:
+    """The table files of a folder; those named like `train-00000-of-00004.parquet` are shards of a split."""
+    shards = _shards(path)
+    if not shards and is_folder(path / "data"):
+        return replace(_open_shards(path / "data", split, limit), root=path)
     if not shards:
         raise MidsightError(
-            f"{path} is a folder without .parquet files or a saved Hugging Face dataset; for a folder of images give ",
+            f"{path} is a folder without table files ({', '.join(_KINDS)}) or a saved Hugging Face dataset; for a "
+            "folder of images give ",
             Option("question"),
             ", else name a table file.",
         )
-    matched = {file: _SHARD.fullmatch(file.name) for file in shards}
-    if split is None and not any(matched.values()):
-        return open_parquet(path, shards, path)
-    split_of = {file: match["split"] if match else file.stem for file, match in matched.items()}
-    chosen = _choose_split(path, list(dict.fromkeys(split_of.values())), split)
+    stems = {file: table_stem(file) for file in shards}
+    matched = {file: _SHARD.fullmatch(stem) for file, stem in stems.items()}
+    splits = [stem for stem in stems.values() if stem in _SPLITS]
+    if split is None and len(splits) < 2 and not any(matched.values()):
+        return _open_files(path, shards, path, None, limit)
+    split_of = {file: match["split"] if match else stems[file] for file, match in matched.items()}
+    chosen = choose_split(path, list(dict.fromkeys(split_of.values())), split)
     files = [file for file in shards if split_of[file] == chosen]
     counts = {int(match["count"]) for file in files if (match := matched[file])}
     if counts and counts != {len(files)}:
         raise MidsightError(f"{path} has {len(files)} of the {max(counts)} files of {chosen}; download the others.")
-    return open_parquet(path, files, path)
+    return _open_files(path, files, path, None, limit)
 
 
-def _choose_split(path: Path, splits: Sequence[str], split: str | None) -> str:
-    if split is None and len(splits) == 1:
-        return splits[0]
-    if split is None or split not in splits:
-        problem = "several splits" if split is None else f"no split {split!r}"
-        raise MidsightError(f"{path} has {problem}; choose one of {quoted_names(splits)} with ", Option("split"), ".")
-    return split
+def _shards(path: Path) -> Sequence[Path]:
+    """The Parquet files of a folder; without them its tar files, else its text files, `.json` last."""
+    files = sorted(file for file in path.iterdir() if _kind(file) and not file.name.startswith("."))
+    for kinds in (("parquet",), ("tar",), ("jsonl", "csv", "tsv"), ("json",)):
+        if chosen := [file for file in files if _kind(file) in kinds]:
+            return _validate_files(chosen)
+    return ()
 
 
 def _open_saved(path: Path) -> Table:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
 from midsight.errors import BrokenOffError, MidsightError, Option, RepeatedIdError, first_line
-from midsight.samples.benchmarks import assign_roles
 from midsight.samples.columnar import binary_columns
 from midsight.samples.extras import ExtraType, type_of_column
 from midsight.samples.options import DEFAULT_OPTIONS, DatasetOptions, ResolvedOptions, resolved_options
+from midsight.samples.roles import assign_roles
 from midsight.samples.row_to_sample import SampleMaker
 from midsight.samples.rows import Row, Table
 from midsight.samples.sample import Failure, Sample, SampleOrFailure
@@ -65,6 +66,8 @@ class SampleStream:
     """Field of DatasetOptions -> the value in use."""
     rows: Callable[[], Iterator[SampleOrFailure]]
     """Starts the stream; each row is a sample or a failure. Iterating raises BrokenOffError and RepeatedIdError."""
+    notes: tuple[str, ...] = ()
+    """What the user should know about how it is read, one sentence each."""
 
 
 def open_hub(name: str, options: DatasetOptions = DEFAULT_OPTIONS) -> SampleStream:
@@ -75,6 +78,8 @@ def open_hub(name: str, options: DatasetOptions = DEFAULT_OPTIONS) -> SampleStre
     """
     if options.question is not None:
         raise MidsightError(f"{name} has questions of its own; leave ", Option("question"), " out.")
+    if options.answers_from is not None:
+        raise MidsightError(Option("answers_from"), f" is for files, and {name} is a stream; leave it out.")
     hub = HubDataset.parse(name)
     commit, split, dataset = _load(hub, options.split)
     identity = hashlib.sha256(f"{hub.repository}/{hub.config}@{commit}:{split}".encode()).hexdigest()
@@ -97,22 +102,22 @@ def stream_rows(
     schema = features.arrow_schema
     binary = binary_columns(schema)
 
-    def rows(image: str) -> Iterator[Row]:
-        return _read_rows(dataset, name, [column for column in features if column == image or column not in binary])
+    def rows(images: Collection[str]) -> Iterator[Row]:
+        return _read_rows(dataset, name, [column for column in features if column in images or column not in binary])
 
-    table = Table(name, "stream", "row", tuple(features), sha256, rows, Path(), binary)
+    table = Table(name, "stream", "row", tuple(features), lambda: sha256, rows, Path(), binary)
     roles = assign_roles(table, options)
     images = None if options.images is None else Path(options.images)
     not_extras = roles.not_extras | binary
+    maker = partial(SampleMaker, table, roles, images, allow_urls=options.allow_urls, follow_links=options.follow_links)
     return SampleStream(
         name=name,
         sha256=sha256,
         revision=revision,
         extras={column: type_of_column(schema.field(column).type) for column in features if column not in not_extras},
         options=resolved_options(options, images=images, columns=roles.as_options()),
-        rows=lambda: _unique(
-            table.rows(roles.image), SampleMaker(table, roles, images, allow_urls=options.allow_urls), name
-        ),
+        rows=lambda: _unique(table.rows(roles.images), maker(), name),
+        notes=roles.notes,
     )
 
 
@@ -207,7 +212,7 @@ def _unique(rows: Iterator[Row], make: SampleMaker, name: str) -> Iterator[Sampl
             raise RepeatedIdError(
                 f"{name} has the id {made.sample_id!r} twice, the second time in row {row.number}; the rows before it "
                 "are stored; choose other ids with ",
-                Option("id_column"),
+                Option("id_column", "none"),
                 " and another ",
                 Option("out"),
                 ".",

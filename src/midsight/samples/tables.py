@@ -20,15 +20,24 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from midsight.errors import MidsightError, Option, SampleError
-from midsight.samples.benchmarks import assign_roles
+from midsight.errors import MidsightError, Option, RepeatedIdError, SampleError
+from midsight.samples.answers import join_answers
+from midsight.samples.embedded import embedded_bytes
 from midsight.samples.extras import ExtraType, ExtraTypes
+from midsight.samples.folders import image_folder, is_folder
+from midsight.samples.locations import ImageUrl
 from midsight.samples.options import DEFAULT_OPTIONS, DatasetOptions, ResolvedOptions, resolved_options
 from midsight.samples.packed import PackedSamples
+from midsight.samples.roles import Roles, assign_roles
 from midsight.samples.row_to_sample import SampleMaker, validate_question
 from midsight.samples.rows import Table, validate_storable
 from midsight.samples.sample import Failure, ImageSource, Sample, SampleOrFailure, make_sample_id
-from midsight.samples.sources import image_folder, is_folder, open_table
+from midsight.samples.sources import open_table
+from midsight.samples.urls import is_web_address
+
+LARGE_BYTES = 20_000_000
+ROWS_LOOKED_AT = 10_000
+"""A file that is larger is refused if its first rows do not have the columns that are needed."""
 
 
 @dataclass(frozen=True)
@@ -50,31 +59,46 @@ class Dataset:
     options: ResolvedOptions = field(default_factory=lambda: resolved_options(DEFAULT_OPTIONS))
     """Field of DatasetOptions -> the value in use. `images` is None for the table's own folder, and all values are
     defaults for samples from Python."""
+    notes: tuple[str, ...] = ()
+    """What the user should know about how it was read, one sentence each."""
 
 
 def read_table(path: str | Path, options: DatasetOptions = DEFAULT_OPTIONS, *, limit: int | None = None) -> Dataset:
-    """Reads a table file, Parquet shards, a saved Hugging Face dataset or a folder of images.
+    """Reads a table file, a pattern or folder of shards, a saved Hugging Face dataset or a folder of images.
 
     `limit` keeps the first rows only; docs/datasets.md describes files, columns and benchmarks. Image files are
     first read when they are decoded, and images inside the table stay there until then. Every column without a
     role is an extra, except for columns of bytes; extras keep their values, which are text in CSV and TSV.
 
     Raises MidsightError for a problem of the whole table: a file that cannot be read or has an unknown format, a
-    missing column, repeated ids.
+    missing column, repeated ids in a column that was named.
     """
     path = Path(path)
     if limit is not None and limit < 1:
         raise MidsightError(Option("limit"), f" is {limit}; give 1 or more.")
-    table = _open(path, options, limit)
-    root = table.root if options.images is None else Path(options.images)
-    if not is_folder(root):
-        raise MidsightError(f"{root} is not a folder; name the folder of the images with ", Option("images"), ".")
+    if options.images is not None and not is_folder(Path(options.images)):
+        named = Option("images")
+        raise MidsightError(f"{options.images} is not a folder; name the folder of the images with ", named, ".")
+    table, options = _open(path, options, limit)
     roles = assign_roles(table, options)
-    make = SampleMaker(table, roles, root, allow_urls=options.allow_urls)
+    try:
+        return _read(path, table, roles, options, limit)
+    except RepeatedIdError as error:
+        if not roles.id_is_guessed:
+            raise
+        note = f"{error.problem}, so its rows get ids of their own, and {roles.id!r} is kept as an extra."
+        roles = replace(roles, id=None, id_is_guessed=False, notes=(*roles.notes, note))
+        return _read(path, table, roles, options, limit)
+
+
+def _read(path: Path, table: Table, roles: Roles, options: DatasetOptions, limit: int | None) -> Dataset:
+    """All samples of a table; raises RepeatedIdError if two rows have one id."""
+    root = table.root if options.images is None else Path(options.images)
+    make = SampleMaker(table, roles, root, allow_urls=options.allow_urls, follow_links=options.follow_links)
     numbers = array("q")
 
     def read() -> Iterator[SampleOrFailure]:
-        for index, row in enumerate(itertools.islice(table.rows(roles.image), limit)):
+        for index, row in enumerate(itertools.islice(table.rows(roles.images), limit)):
             numbers.append(row.number)
             yield make(row, index)
 
@@ -84,15 +108,36 @@ def read_table(path: str | Path, options: DatasetOptions = DEFAULT_OPTIONS, *, l
     samples, failures, extras = _collect(rows, extra_names, lambda index: f"{table.unit} {numbers[index]}", str(path))
     images = None if root.resolve() == table.root.resolve() else root
     resolved = resolved_options(options, images=images, columns=roles.as_options())
-    return Dataset(samples, failures, extras, table.sha256, path, len(numbers), resolved)
+    notes = tuple(dict.fromkeys((*table.notes, *roles.notes)))
+    return Dataset(samples, failures, extras, table.sha256(), path, len(numbers), resolved, notes)
 
 
-def _open(path: Path, options: DatasetOptions, limit: int | None) -> Table:
-    if options.question is None:
-        return open_table(path, options.split, limit)
-    if is_folder(path) and options.split is None:
-        return image_folder(path, options.question)
-    raise MidsightError(f"{path} is not a folder of images; leave ", Option("question"), " out, a table has its own.")
+def _open(path: Path, options: DatasetOptions, limit: int | None) -> tuple[Table, DatasetOptions]:
+    """The table, with its answers joined; and the options, with the column of those answers."""
+    if options.question is not None:
+        if is_folder(path) and options.split is None:
+            return image_folder(path, options.question, follow_links=options.follow_links), options
+        raise MidsightError(
+            f"{path} is not a folder of images; leave ", Option("question"), " out, a table has its own."
+        )
+    joins = options.answers_from is not None
+    if _is_large(path):  # a wrong table is refused before all of it is read
+        first = replace(options, answer_column=None) if joins else options
+        assign_roles(open_table(path, options.split, min(limit or ROWS_LOOKED_AT, ROWS_LOOKED_AT)), first)
+    table = open_table(path, options.split, limit)
+    if joins:
+        table, answer = join_answers(table, options)
+        return table, replace(options, answer_column=answer)
+    if options.on is not None:
+        raise MidsightError(Option("on"), " goes with ", Option("answers_from"), "; add it, or leave both out.")
+    return table, options
+
+
+def _is_large(path: Path) -> bool:
+    try:
+        return path.is_file() and path.stat().st_size > LARGE_BYTES
+    except OSError:
+        return False
 
 
 def _collect(
@@ -114,7 +159,8 @@ def _collect(
 def make_samples(items: Iterable[tuple[ImageSource | str, str] | Sample]) -> Dataset:
     """The dataset of (image, question) pairs and Samples, in their order.
 
-    An image is a path, encoded bytes or a decoded image. Paths may lead anywhere, because the caller chose them.
+    An image is a path, a web address, encoded bytes, a decoded image, or a list of these. Paths and addresses may lead
+    anywhere, because the caller chose them.
     A Sample keeps its id, and its `input_index` becomes its index in the list. `sha256` covers ids, image references
     and questions, but no pixels.
 
@@ -136,19 +182,40 @@ def make_samples(items: Iterable[tuple[ImageSource | str, str] | Sample]) -> Dat
 
 
 def _sample_of(item: Any, index: int) -> Sample:
+    if isinstance(item, Sample):
+        return replace(item, input_index=index)
     match item:
-        case Sample():
-            return replace(item, input_index=index)
-        case (str() | Path() as image, str() as question):
-            reference, source = str(image), Path(image)
-        case (bytes() | Image.Image() as image, str() as question):
-            reference, source = "", image
+        case (list() | tuple() as images, str() as question):
+            shown = [found for image in images if (found := _image_of_pair(image))]
+            complete = len(shown) == len(images) > 0
+        case (image, str() as question):
+            shown = [found] if (found := _image_of_pair(image)) else []
+            complete = bool(shown)
         case _:
-            raise MidsightError(
-                f"Item {index} is {reprlib.repr(item)}; give (image, question) pairs, the image as path, bytes or "
-                "PIL image and the question as text, or Sample objects."
-            )
-    return Sample(make_sample_id(index, reference, question), index, (source,), question, image=reference)
+            shown, question, complete = [], "", False
+    if not complete:
+        raise MidsightError(
+            f"Item {index} is {reprlib.repr(item)}; give (image, question) pairs, the image as path, bytes, PIL image, "
+            "web address or a list of these and the question as text, or Sample objects."
+        )
+    references = [reference for reference, _ in shown]
+    reference = references[0] if len(references) == 1 else json.dumps(references) if all(references) else ""
+    sources = tuple(source for _, source in shown)
+    return Sample(make_sample_id(index, reference, question), index, sources, question, image=reference)
+
+
+def _image_of_pair(image: Any) -> tuple[str, ImageSource] | None:
+    """Reference and source of an image that the caller gives; None if it is not an image."""
+    match image:
+        case str() if is_web_address(image):
+            return image, ImageUrl(image)
+        case str() if image[:5].lower() == "data:" and (encoded := embedded_bytes(image)) is not None:
+            return "", encoded
+        case str() | Path():
+            return str(image), Path(image)
+        case bytes() | Image.Image():
+            return "", image
+    return None
 
 
 def _validated(sample: Sample) -> SampleOrFailure:
@@ -181,9 +248,8 @@ def _validate_unique_ids(
     for row in sorted(suspects, key=attrgetter("input_index")):
         first = seen.setdefault(row.sample_id, row.input_index)
         if first != row.input_index:
-            raise MidsightError(
-                f"{dataset} has the id {row.sample_id!r} twice, in {location(first)} and {location(row.input_index)}; "
-                "make ids unique, choose others with ",
-                Option("id_column"),
-                ", or leave them out.",
+            problem = (
+                f"{dataset} has the id {row.sample_id!r} twice, in {location(first)} and {location(row.input_index)}"
             )
+            remedy = ("; make ids unique, choose others with ", Option("id_column"), ", or leave them out.")
+            raise RepeatedIdError(problem, *remedy)

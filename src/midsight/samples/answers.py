@@ -1,0 +1,118 @@
+"""Reference answers, and those that a dataset keeps in a file of their own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from midsight.errors import MidsightError, Option, SampleError
+from midsight.samples.columnar import json_value
+from midsight.samples.options import DatasetOptions
+from midsight.samples.rows import Row, Table, quoted_names, shortened_json
+from midsight.samples.sources import open_table
+
+ANSWER_COLUMNS = ("answers", "answer", "multiple_choice_answer", "label", "truth", "gt_answer")
+"""Names of the answers in a file of answers, the first that it has."""
+
+
+def reference_answers(value: Any) -> tuple[str, ...]:
+    """Reference answers as text, without nulls and empty texts; of an object, its field `answer`."""
+    if value is None or isinstance(value, str):
+        return (value,) if value else ()
+    values = [_plain(json_value(item)) for item in (value if isinstance(value, list | tuple) else [value])]
+    texts = (item if isinstance(item, str) else json.dumps(item, ensure_ascii=False) for item in values)
+    return tuple(text for item, text in zip(values, texts, strict=True) if item is not None and text)
+
+
+def _plain(item: Any) -> Any:
+    """The answer in an object; a whole number that became a float is written without `.0`."""
+    if isinstance(item, Mapping) and "answer" in item:
+        item = item["answer"]
+    return int(item) if isinstance(item, float) and item.is_integer() else item
+
+
+def text_of_id(value: Any) -> str | None:
+    """An id as text; None for null, NaN and blank text. 1.0 is `1`, because pandas makes floats of ids beside nulls.
+
+    Raises SampleError for any other value.
+    """
+    if value is None or value != value or (isinstance(value, str) and not value.strip()):
+        return None
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise SampleError(f"the id is {shortened_json(value)}; give text or a whole number.")
+    return str(value)
+
+
+def join_answers(table: Table, options: DatasetOptions) -> tuple[Table, str]:
+    """The table with the columns of `options.answers_from`, joined on a column; and the name of the answers' column.
+
+    Raises MidsightError if the file has no such column or repeats a value of it, or if no row has an answer.
+    """
+    if options.on is None:
+        raise MidsightError(
+            Option("answers_from"), " needs the column that both files have; name it with ", Option("on"), "."
+        )
+    path = Path(str(options.answers_from))
+    other = open_table(path, None, None)
+    on, _, on_other = options.on.partition("=")
+    on_other = on_other or on
+    for one, name in ((table, on), (other, on_other)):
+        if name not in one.columns:
+            has = quoted_names(one.columns)
+            raise MidsightError(f"{one.path} has no column {name!r}; it has {has}: choose one with ", Option("on"), ".")
+    answer = options.answer_column or next((name for name in ANSWER_COLUMNS if name in other.columns), None)
+    if answer is None or answer not in other.columns:
+        has = quoted_names(other.columns)
+        raise MidsightError(
+            f"{path} has no answers that are known; it has {has}: choose one with ", Option("answer_column"), "."
+        )
+    new = tuple(name for name in other.columns if name not in table.columns and name not in (answer, on_other))
+    found = _read(other, on_other, answer, new)
+    notes = [*table.notes]
+
+    def rows(images: Collection[str]) -> Iterator[Row]:
+        count = without = 0
+        for row in table.rows(images):
+            count += 1
+            joined = found.get(_key(row.cells.get(on)) or "")
+            without += joined is None
+            yield replace(row, cells={**row.cells, **joined}) if joined is not None and not row.problem else row
+        if count and count == without:
+            raise MidsightError(
+                f"No row of {table.path} has the {on} of one in {path}; choose another ", Option("on"), "."
+            )
+        if without:
+            notes.append(f"{without:,} of {count:,} rows have no answer in {path}.")
+
+    digest = lambda: hashlib.sha256(f"{table.sha256()}{other.sha256()}{options.on}".encode()).hexdigest()  # noqa: E731
+    columns = tuple(dict.fromkeys((*table.columns, answer, *new)))
+    return replace(table, columns=columns, rows=rows, sha256=digest, notes=notes), answer
+
+
+def _read(table: Table, on: str, answer: str, names: Collection[str]) -> dict[str, dict[str, Any]]:
+    """Value of `on` -> cells, the answers as texts, which take little memory."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in table.rows(()):
+        key = _key(row.cells.get(on))
+        if key is None:
+            continue
+        if key in found:
+            raise MidsightError(
+                f"{table.path} has {key!r} twice in {on!r}; choose another column with ", Option("on"), "."
+            )
+        found[key] = {name: row.cells[name] for name in names if name in row.cells}
+        found[key][answer] = list(reference_answers(row.cells.get(answer)))
+    return found
+
+
+def _key(value: Any) -> str | None:
+    try:
+        return text_of_id(value)
+    except SampleError:
+        return None

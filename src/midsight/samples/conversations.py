@@ -1,0 +1,96 @@
+"""Conversations of LLaVA, ShareGPT and OpenAI: the first question, its images, and the reply to it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from midsight.errors import SampleError
+from midsight.samples.rows import shortened_json
+
+CONVERSATION_COLUMNS = ("conversations", "messages")
+"""Columns that hold a conversation: LLaVA's and ShareGPT's, OpenAI's."""
+
+_SPEAKERS = {
+    **dict.fromkeys(("human", "user"), "user"),
+    **dict.fromkeys(("gpt", "assistant", "chatgpt", "model", "bot"), "assistant"),
+    "system": "system",
+}
+
+
+def first_exchange(cell: Any, images: int | None) -> tuple[str, str | None]:
+    """The first question of a conversation, with `<image>` for each image inside it, and the reply to it.
+
+    Raises SampleError if the cell is not a conversation that begins with the user, after system turns, or if the
+    question has placeholders `<image>` and not one for each of the sample's `images`; None if they are not known.
+    """
+    turns = list(_after_system(cell))
+    if not turns or turns[0][0] != "user":
+        raise SampleError(
+            f"the conversation is {shortened_json(cell)}; it must begin with a turn from 'human' or 'user'."
+        )
+    question = "".join(_text_of_part(part) for part in _parts(turns[0][1]))
+    placeholders = question.count("<image>")
+    if images is not None and placeholders not in (0, images):
+        raise SampleError(
+            f"the first question has {placeholders} placeholders <image>, but the sample has {images} images."
+        )
+    replies = turns[1:2] if turns[1:] and turns[1][0] == "assistant" else []
+    return question, "".join(_text_of_part(part) for _, content in replies for part in _parts(content)) or None
+
+
+def images_of_conversation(cell: Any) -> list[Any] | None:
+    """The images that the first question has in it, in order; None if the cell is not a conversation."""
+    turns = list(_after_system(cell))
+    if not turns:
+        return None
+    sources = (_source_of_part(part) for part in _parts(turns[0][1]) if _is_image(part))
+    return [source for source in sources if source is not None]
+
+
+def _after_system(cell: Any) -> Iterator[tuple[str, Any]]:
+    """Speaker and content of each turn, without system turns."""
+    if isinstance(cell, str) and cell.lstrip().startswith("["):
+        try:
+            cell = json.loads(cell)
+        except (ValueError, RecursionError):
+            return
+    for turn in cell if isinstance(cell, list) else ():
+        if not isinstance(turn, Mapping):
+            return
+        speaker = _SPEAKERS.get(str(turn.get("from") or turn.get("role")), "")
+        if speaker != "system":
+            yield speaker, turn.get("value") if turn.get("from") else turn.get("content")
+
+
+def _parts(content: Any) -> list[Any]:
+    if not isinstance(content, str | list):
+        raise SampleError(f"a turn of the conversation is {shortened_json(content)}, not text or a list of parts.")
+    return [content] if isinstance(content, str) else content
+
+
+def _text_of_part(part: Any) -> str:
+    if isinstance(part, str):
+        return part
+    if _is_image(part):
+        return "<image>"
+    text = part.get("text") if isinstance(part, Mapping) else None
+    if not isinstance(text, str):
+        raise SampleError(f"a part of the conversation is {shortened_json(part)}, not a text or an image.")
+    return text
+
+
+def _is_image(part: Any) -> bool:
+    return isinstance(part, Mapping) and (part.get("type") or "image") in ("image", "image_url", "input_image")
+
+
+def _source_of_part(part: Mapping[str, Any]) -> Any:
+    """Path, address, bytes or base64 of an image part; None if it only marks the place of another column's image."""
+    for name in ("image", "image_url", "url", "path", "source"):
+        value = part.get(name)
+        if isinstance(value, Mapping) and "url" in value:
+            value = value["url"]
+        if value is not None:
+            return value
+    return None
