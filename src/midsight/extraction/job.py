@@ -16,9 +16,9 @@ from midsight.extraction.describe import describe_model, describe_run
 from midsight.extraction.request import ResolvedRequest, resolve
 from midsight.extraction.task import Task
 from midsight.extraction.todo import Progress, Todo, choose, estimate_bytes
+from midsight.prompts.user_text import describe_choices
 from midsight.reports.reasons import describe_reasons
 from midsight.reports.terminal import describe_renamed
-from midsight.prompts.user_text import describe_choices
 from midsight.samples.columns import prompt_columns
 from midsight.samples.missing import MissingImages, does_not_exist, find_missing
 from midsight.samples.packed import images_at
