@@ -108,7 +108,7 @@ def replace_forward_pass(behaviour: Behaviour) -> None:
     extract_call.prepare = pipeline.prepare = _prepare
     extract_call.extract_call = compute
     if behaviour.as_on_gpu:
-        command.may_use_gpu = lambda _: True
+        command.needs_supervisor = lambda _: True
         fill.can_fork = isolated.can_fork = lambda _: False
     if behaviour.counted is not None:
         display.terminal_display = _count_into(behaviour.counted)

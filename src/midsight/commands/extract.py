@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from midsight.commands.outcome import SOME_FAILED, STOPPED, Debug, handling_signals, reported_errors, stopped
-from midsight.commands.supervisor import become_worker, may_use_gpu
+from midsight.commands.supervisor import become_worker, needs_supervisor
 from midsight.errors import spell_parts
 from midsight.extraction.stopping import EndNow
 from midsight.flags import as_flag
@@ -210,7 +210,7 @@ def extract(
 
         most = parse_batch_size(batch_size)
         own = parse_shard(shard)
-        if may_use_gpu(device) and not dry_run:
+        if needs_supervisor(device) and not dry_run:
             become_worker(out, own)
         task = make_task(
             data,

@@ -26,8 +26,13 @@ MOST_DEATHS = 5
 """Deaths without a commit in between after which the machine is at fault."""
 
 
-def may_use_gpu(device: str) -> bool:
-    """Whether the option `device` may choose a GPU on this machine, as far as that is known without torch."""
+def needs_supervisor(device: str) -> bool:
+    """Whether the option `device` may choose a GPU on this machine, as far as that is known without torch.
+
+    A process that has loaded torch, such as a test or a notebook that calls the command, cannot fork and gets none.
+    """
+    if "torch" in sys.modules:
+        return False
     if device != "auto":
         return device != "cpu"
     return sys.platform == "darwin" or any(file.exists() for file in GPU_FILES)
