@@ -70,7 +70,9 @@ def join_answers(table: Table, options: DatasetOptions) -> tuple[Table, str]:
     if answer is None or answer not in other.columns:
         has = quoted_names(other.columns)
         raise MidsightError(
-            f"{path} has no answers that are known; it has {has}: choose one with ", Option("answer_column"), "."
+            f"{path} has no column of answers that is known; it has {has}: choose one with ",
+            Option("answer_column"),
+            ".",
         )
     new = tuple(name for name in other.columns if name not in table.columns and name not in (answer, on_other))
     found = _read(other, on_other, answer, new)

@@ -11,13 +11,13 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from midsight.errors import MidsightError, Option
+from midsight.errors import MidsightError, Option, first_line
 from midsight.samples.columnar import joint_sha256, open_arrow, open_parquet
 from midsight.samples.delimited import delimited_rows, find_delimiter, header
 from midsight.samples.folders import is_folder
 from midsight.samples.json_rows import choose_split, json_columns, json_rows, json_shape
 from midsight.samples.rows import Row, Table, TableKind, quoted_names
-from midsight.samples.text_files import COMPRESSED, guarded, table_stem, table_suffix
+from midsight.samples.text_files import COMPRESSED, UNREADABLE, guarded, table_stem, table_suffix
 from midsight.samples.webdataset import open_tar
 
 _KINDS: Mapping[str, TableKind] = {
@@ -56,7 +56,9 @@ def open_table(path: Path, split: str | None = None, limit: int | None = None) -
             return _open_files(path, files, root, split, limit)
         return _open_files(path, [path], path.parent, split, limit)
     except OSError as error:
-        raise MidsightError(f"{path} cannot be read: {error.strerror or error}.") from error
+        raise MidsightError(f"{path} cannot be read: {error.strerror or first_line(error)}.") from error
+    except UNREADABLE as error:
+        raise MidsightError(f"{path} cannot be read: {first_line(error)}; copy or download it again.") from error
 
 
 def _fixed_folder(pattern: Path) -> Path:

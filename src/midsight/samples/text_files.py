@@ -20,6 +20,9 @@ T = TypeVar("T")
 COMPRESSED: Mapping[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 """Suffix -> what opens such a file; the suffix before it says what is inside."""
 
+UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError)
+"""What reading a file raises if its bytes are damaged or missing."""
+
 _lock = Lock()
 
 
@@ -44,7 +47,7 @@ def guarded(path: Path, items: Iterator[T]) -> Iterator[T]:
     """The items read from a file; what is wrong with its bytes becomes a MidsightError that names it."""
     try:
         yield from items
-    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+    except UNREADABLE as error:
         raise MidsightError(f"{path} cannot be read: {first_line(error)}; copy or download it again.") from error
 
 

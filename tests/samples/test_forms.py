@@ -1,0 +1,299 @@
+"""One table in many forms gives the same samples; and what a form of its own needs."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import lzma
+import tarfile
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from midsight.errors import MidsightError
+from midsight.samples.images import decode_image
+from midsight.samples.options import DatasetOptions
+from midsight.samples.tables import make_samples, read_table
+from support.made_tables import ENCODED, PICTURES, text
+from support.prompting import read_good
+
+ROWS = [{"id": f"n{i}", "image": f"{i}.png", "question": f"What is {i}?", "answer": "yes"} for i in range(3)]
+TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=12).map(str.strip).filter(bool)
+TABLES = st.lists(
+    st.fixed_dictionaries({"id": TEXT, "image": st.just("a.png"), "question": TEXT, "answer": TEXT, "n": TEXT}),
+    min_size=1, max_size=5, unique_by=lambda row: row["id"],
+)  # fmt: skip
+
+
+def delimited(rows, delimiter):
+    buffer = io.StringIO(newline="")
+    writer = csv.DictWriter(buffer, rows[0], delimiter=delimiter, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()
+
+
+def lines(rows):
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def by_id(rows):
+    return json.dumps({row["id"]: {name: value for name, value in row.items() if name != "id"} for row in rows})
+
+
+WRITERS = {
+    "a.jsonl": lines,
+    "lines.json": lines,
+    "a.json": json.dumps,
+    "pretty.json": lambda rows: json.dumps(rows, indent=2),
+    "array.jsonl": json.dumps,
+    "data.json": lambda rows: json.dumps({"version": [1], "info": {"data": [1]}, "data": rows}, indent=1),
+    "questions.json": lambda rows: json.dumps({"info": {}, "questions": rows, "license": {}}),
+    "by_id.json": by_id,
+    "a.csv": lambda rows: delimited(rows, ","),
+    "semicolon.csv": lambda rows: delimited(rows, ";"),
+    "a.tsv": lambda rows: delimited(rows, "\t"),
+}
+COMPRESSED = {".gz": gzip.compress, ".xz": lzma.compress}
+
+
+def write(folder: Path, name: str, rows) -> Path:
+    """The rows in the form that the name stands for; `.gz` and `.xz` compress, `shards` are two files."""
+    path = folder / name
+    if name == "a.parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif name == "shards":
+        path.mkdir()
+        (path / "part-0.jsonl").write_text(lines(rows[:1]))
+        (path / "part-1.jsonl").write_text(lines(rows[1:]) or "\n")
+    elif path.suffix in COMPRESSED:
+        path.write_bytes(COMPRESSED[path.suffix](WRITERS[path.stem](rows).encode()))
+    else:
+        path.write_bytes(WRITERS[name](rows).encode())
+    return path
+
+
+def add_member(archive: tarfile.TarFile, name: str, data: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    archive.addfile(info, io.BytesIO(data))
+
+
+def content(dataset):
+    return [(s.sample_id, s.image, s.question, s.reference_answers, dict(s.extras)) for s in dataset.samples]
+
+
+@settings(deadline=None, max_examples=30)
+@given(TABLES, st.sampled_from([*WRITERS, "a.parquet", "a.jsonl.gz", "a.csv.xz"]))
+def test_a_table_gives_the_same_samples_in_any_two_forms(rows, form):
+    if any(row["id"].removesuffix(".0").isdecimal() for row in rows):
+        return  # 1.0 is 1 where text cannot tell, in CSV
+    with tempfile.TemporaryDirectory() as folder:
+        first = read_good(write(Path(folder), "a.jsonl", rows))
+        (Path(folder) / "other").mkdir()
+        second = read_good(write(Path(folder) / "other", form, rows), images=folder)
+        assert content(first) == content(second)
+        assert [sample.images for sample in first.samples] == [sample.images for sample in second.samples]
+
+
+@pytest.mark.parametrize("form", ["shards", "a.jsonl.gz", "by_id.json"])
+def test_other_forms_of_the_table_give_the_same_samples(tmp_path, form):
+    expected = content(read_good(write(tmp_path, "a.jsonl", ROWS)))
+    (tmp_path / "other").mkdir()
+    path = write(tmp_path / "other", form, ROWS)
+    assert content(read_good(path)) == expected
+    if form == "shards":
+        assert content(read_good(path / "*.jsonl")) == expected
+        assert content(read_good(tmp_path / "ot*" / "shards" / "part-*.jsonl")) == expected
+
+
+@pytest.mark.parametrize("form", ["a.jsonl.gz", "data.json", "by_id.json", "semicolon.csv"])
+def test_images_inside_are_read_again_where_they_are(tmp_path, form):
+    rows = [{**row, "image": text(ENCODED[i])} for i, row in enumerate(ROWS)]
+    dataset = read_good(write(tmp_path, form, rows))
+    for index in (2, 0, 1):
+        assert np.array_equal(np.asarray(decode_image(dataset.samples[index].images[0])), np.asarray(PICTURES[index]))
+
+
+def test_webdataset_shards(tmp_path):
+    for shard in range(2):
+        with tarfile.open(tmp_path / f"{shard:05}.tar", "w") as archive:
+            for number in range(2):
+                index = 2 * shard + number
+                add_member(archive, f"d/{number}.jpg", ENCODED[index])
+                add_member(archive, f"d/{number}.json", json.dumps({"question": f"What is {index}?"}).encode())
+                add_member(archive, f"d/{number}.txt", b" caption \n")
+    dataset = read_good(tmp_path)
+    assert [sample.question for sample in dataset.samples] == [f"What is {i}?" for i in range(4)]
+    assert [sample.extras for sample in dataset.samples[1:3]] == [
+        {"__key__": "d/1", "txt": "caption"}, {"__key__": "d/0", "txt": "caption"},
+    ]  # fmt: skip
+    for sample, image in zip(dataset.samples, PICTURES, strict=False):
+        assert np.array_equal(np.asarray(decode_image(sample.images[0])), np.asarray(image))
+    assert "the id 'd/0' twice" in dataset.notes[0]
+    one = read_good(tmp_path / "00001.tar", question_column="txt")
+    assert [(s.sample_id, s.question) for s in one.samples] == [("d/0", "caption"), ("d/1", "caption")]
+
+
+def test_several_lists_are_splits(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps({"train": ROWS[:1], "val": ROWS[1:]}))
+    with pytest.raises(MidsightError, match="has several splits; choose one of 'train', 'val' with split"):
+        read_table(tmp_path / "a.json")
+    assert read_good(tmp_path / "a.json", split="val").rows == 2
+    (tmp_path / "folder").mkdir()
+    for split in ("train", "test"):
+        write(tmp_path, "a.jsonl", ROWS).rename(tmp_path / "folder" / f"{split}.jsonl")
+    with pytest.raises(MidsightError, match="choose one of 'test', 'train' with split"):
+        read_table(tmp_path / "folder")
+    assert read_good(tmp_path / "folder", split="test").rows == 3
+
+
+def test_one_row_is_not_taken_for_a_table(tmp_path):
+    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A dog."}]
+    (tmp_path / "a.json").write_text(json.dumps({"id": "1", "image": "a.png", "conversations": turns}))
+    (sample,) = read_good(tmp_path / "a.json").samples
+    assert (sample.question, sample.reference_answers) == ("What?", ("A dog.",))
+
+
+@pytest.mark.parametrize(
+    "columns", [{"image": {"0": "a.png"}, "question": {"0": "b"}}, {"image": ["a"], "question": ["b"]}]
+)
+def test_a_table_written_by_columns_is_refused_with_the_remedy(tmp_path, columns):
+    (tmp_path / "a.json").write_text(json.dumps(columns))
+    with pytest.raises(MidsightError, match=r"holds columns, not rows; with pandas, write to_json\(\.\.\., orient="):
+        read_table(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("a.xlsx", "save the sheet as CSV"), ("a.pkl", "such files can run code"), ("a.zip", "unpack it"),
+     ("a.tar.gz", r"unpack it to a \.tar file"), ("a.parquet.gz", "supported are"), ("a.txt", "write CSV")],
+)  # fmt: skip
+def test_what_is_not_read_is_refused_with_the_remedy(tmp_path, name, said):
+    (tmp_path / name).write_bytes(b"x" * 100)
+    with pytest.raises(MidsightError, match=f"is not a supported table; {said}"):
+        read_table(tmp_path / name)
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-9], lambda data: data[:20] + b"x" + data[21:], lambda _: b"no"])
+def test_a_damaged_compressed_file_is_refused(tmp_path, damage):
+    path = write(tmp_path, "a.jsonl.gz", [{**ROWS[0], "n": i, "id": i} for i in range(500)])
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(MidsightError, match=r"a\.jsonl\.gz cannot be read: "):
+        read_table(path)
+
+
+def test_a_large_wrong_table_is_refused_from_its_first_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr("midsight.samples.tables.LARGE_BYTES", 1000)
+    monkeypatch.setattr("midsight.samples.tables.ROWS_LOOKED_AT", 3)
+    (tmp_path / "a.jsonl").write_text('{"image": "a.png"}\n' * 100 + "broken")
+    with pytest.raises(MidsightError, match="no column 'question'; it has 'image'"):
+        read_table(tmp_path / "a.jsonl")
+
+
+def test_names_in_another_case_and_with_spaces_are_found_and_said(tmp_path):
+    (tmp_path / "a.csv").write_text(" Image ,QUESTION,Answer,A b\na.png,What?,yes,1\n")
+    dataset = read_good(tmp_path / "a.csv")
+    assert content(dataset)[0][1:] == ("a.png", "What?", ("yes",), {"A b": "1"})
+    assert dataset.notes == tuple(
+        f"The column {name!r} is taken as the {role}."
+        for name, role in (("QUESTION", "question"), (" Image ", "image"), ("Answer", "answer"))
+    )
+    assert read_good(tmp_path / "a.csv", question_column="a_b").samples[0].question == "1"
+
+
+def test_several_image_columns_in_order_with_nulls_left_out(tmp_path):
+    cells = [("a.png", None), ("", "b.png"), ("a.png", ["c.png", "b.png"]), (None, None)]
+    rows = [{"left": left, "right": right, "question": "?"} for left, right in cells]
+    (tmp_path / "a.jsonl").write_text(lines(rows))
+    dataset = read_table(tmp_path / "a.jsonl", DatasetOptions(image_column=("right", "left")))
+    assert [sample.image for sample in dataset.samples] == ["a.png", "b.png", '["c.png", "b.png", "a.png"]']
+    assert "there is no image (columns 'right', 'left')" in dataset.failures[0].reason
+    assert dataset.options["image_column"] == '["right", "left"]'
+
+
+def test_a_pattern_makes_the_paths_of_images(tmp_path):
+    (tmp_path / "a.jsonl").write_text(lines([{"image_id": 42, "question": "?"}, {"image_id": None, "question": "?"}]))
+    dataset = read_table(tmp_path / "a.jsonl", DatasetOptions(image_column="COCO_{image_id:012}.jpg"))
+    assert dataset.samples[0].image == "COCO_000000000042.jpg"
+    assert dataset.samples[0].extras == {"image_id": 42}
+    assert "the column 'image_id', which names the image, is null" in dataset.failures[0].reason
+    with pytest.raises(MidsightError, match=r"no column 'img'; it has 'image_id', 'question'"):
+        read_table(tmp_path / "a.jsonl", DatasetOptions(image_column="{img}.jpg"))
+
+
+def test_ids_are_text_of_numbers_and_none_means_none(tmp_path):
+    for form in ("a.jsonl", "a.csv"):
+        rows = [{"id": given, "image": "a.png", "question": "?"} for given in (1.0, 2.0, "x.0")]
+        write(tmp_path, form, rows)
+        assert [sample.sample_id for sample in read_good(tmp_path / form).samples] == ["1", "2", "x.0"]
+    dataset = read_good(tmp_path / "a.csv", id_column="none")
+    assert dataset.options["id_column"] is None
+    assert dataset.extras == {"id": "string"}
+
+
+class TestAnswersFrom:
+    """Answers that are in a file of their own."""
+
+    def write(self, tmp_path, answers):
+        (tmp_path / "q.json").write_text(json.dumps({"questions": [{"n": i, **ROWS[i]} for i in range(3)]}))
+        (tmp_path / "a.json").write_text(json.dumps({"annotations": answers}))
+        return tmp_path / "q.json", {"answers_from": tmp_path / "a.json", "on": "n"}
+
+    def test_they_are_joined_with_the_other_columns(self, tmp_path):
+        answers = [{"n": 1.0, "answers": [{"answer": "net", "answer_id": 1}, {"answer": "nets"}], "kind": "other"},
+                   {"n": "0", "answers": [{"answer": "dog"}], "kind": "pets", "image": "not this.png"}]  # fmt: skip
+        path, options = self.write(tmp_path, answers)
+        dataset = read_good(path, **options)
+        assert [sample.reference_answers for sample in dataset.samples] == [("dog",), ("net", "nets"), ()]
+        assert [sample.extras.get("kind") for sample in dataset.samples] == ["pets", "other", None]
+        assert [sample.image for sample in dataset.samples] == ["0.png", "1.png", "2.png"]
+        assert dataset.notes[0] == f"1 of 3 rows have no answer in {tmp_path / 'a.json'}."
+        before = dataset.sha256
+        self.write(tmp_path, [{**answers[0], "answers": []}, answers[1]])
+        assert read_good(path, **options).sha256 != before
+
+    @pytest.mark.parametrize(
+        ("answers", "options", "said"),
+        [
+            ([{"n": 1, "answer": "a"}, {"n": "1", "answer": "b"}], {}, r"has '1' twice in 'n'; choose another column"),
+            ([{"n": 7, "answer": "a"}], {}, r"No row of .* has the n of one in .*a\.json; choose another on"),
+            ([{"m": 1, "answer": "a"}], {}, r"a\.json has no column 'n'; it has 'm', 'answer': choose one with on"),
+            ([{"n": 1, "reply": "a"}], {}, r"no column of answers that is known; it has 'n', 'reply': choose one with"),
+            (
+                [{"n": 1, "answer": "a"}],
+                {"on": None},
+                r"^answers_from needs the column that both files have; .* with on",
+            ),
+        ],
+    )
+    def test_what_does_not_fit_is_refused(self, tmp_path, answers, options, said):
+        path, joined = self.write(tmp_path, answers)
+        with pytest.raises(MidsightError, match=said):
+            read_table(path, DatasetOptions(**{**joined, **options}))
+
+    def test_the_column_may_have_two_names(self, tmp_path):
+        path, joined = self.write(tmp_path, [{"m": 1, "reply": "a"}])
+        dataset = read_good(path, **{**joined, "on": "n=m", "answer_column": "reply"})
+        assert [sample.reference_answers for sample in dataset.samples] == [(), ("a",), ()]
+
+
+def test_pairs_take_addresses_data_uris_and_several_images():
+    pairs = [
+        ("https://example.org/a.png", "?"),
+        (f"data:image/png;base64,{text(ENCODED[0])}", "?"),
+        (["a.png", "b.png"], "?"),
+    ]
+    dataset = make_samples(pairs)
+    assert [sample.image for sample in dataset.samples] == ["https://example.org/a.png", "", '["a.png", "b.png"]']
+    assert dataset.samples[1].images == (ENCODED[0],)
+    with pytest.raises(MidsightError, match="Item 0 is"):
+        make_samples([([], "?")])
