@@ -97,7 +97,7 @@ class TestNames:
 
     @pytest.mark.parametrize(
         ("name", "hint"),
-        [("day\\a.png", r"write / and not \\ between folders"), ("my%20cat.png", "write %20 as a space")],
+        [("day\\a.png", "write / and not \\ between folders"), ("my%20cat.png", "write %20 as a space")],
     )
     def test_a_missing_file_gets_a_hint(self, root, name, hint):
         (root / "a.csv").write_text(f"image,question\n{name},?\n")

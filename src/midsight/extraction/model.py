@@ -17,7 +17,7 @@ from midsight.extraction.todo import group_by_image
 from midsight.records import Record
 from midsight.samples.columns import prompt_columns
 from midsight.samples.sample import Failure, ImageSource, Sample
-from midsight.samples.tables import make_samples
+from midsight.samples.tables import Pair, make_samples
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Model:
 
     def extract_many(
         self,
-        pairs: Iterable[Sample | tuple[ImageSource | str, str]],
+        pairs: Iterable[Sample | Pair],
         *,
         batch_size: BatchSize = "auto",
         **options: Unpack[RequestKeywords],
@@ -80,7 +80,7 @@ class Model:
         return self._extract(pairs, make_request(options, call=("batch_size",)), batch_size)
 
     def _extract(
-        self, pairs: Iterable[Sample | tuple[ImageSource | str, str]], request: Request, batch_size: BatchSize
+        self, pairs: Iterable[Sample | Pair], request: Request, batch_size: BatchSize
     ) -> list[Record | Failure]:
         if not self.loaded.has_weights:
             raise MidsightError(f"{self.loaded.name} was loaded with weights=False; load it again without that.")

@@ -6,16 +6,16 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from midsight.samples.options import DEFAULT_OPTIONS, DatasetOptions
-from midsight.samples.sample import ImageSource, Sample
+from midsight.samples.sample import Sample
 from midsight.samples.streams import HUB_PREFIX, SampleStream, open_hub
-from midsight.samples.tables import Dataset, make_samples, read_table
+from midsight.samples.tables import Dataset, Pair, make_samples, read_table
 
-Data = Dataset | SampleStream | str | Path | Iterable[Sample | tuple[ImageSource | str, str]]
+Data = Dataset | SampleStream | str | Path | Iterable[Sample | Pair]
 """What `open_dataset` takes, and what it returns."""
 
 
 def open_dataset(
-    data: str | Path | Iterable[Sample | tuple[ImageSource | str, str]], options: DatasetOptions = DEFAULT_OPTIONS
+    data: str | Path | Iterable[Sample | Pair], options: DatasetOptions = DEFAULT_OPTIONS
 ) -> Dataset | SampleStream:
     """The samples of a table file, Parquet shards, a saved Hugging Face dataset, a folder of images, or pairs.
 

@@ -35,6 +35,8 @@ from midsight.samples.sample import Failure, ImageSource, Sample, SampleOrFailur
 from midsight.samples.sources import open_table
 from midsight.samples.urls import is_web_address
 
+Pair = tuple[ImageSource | str | Sequence[ImageSource | str], str]
+"""An image, or several, and a question, from Python."""
 LARGE_BYTES = 20_000_000
 ROWS_LOOKED_AT = 10_000
 """A file that is larger is refused if its first rows do not have the columns that are needed."""
@@ -156,7 +158,7 @@ def _collect(
     return samples, tuple(failures), types.types()
 
 
-def make_samples(items: Iterable[tuple[ImageSource | str, str] | Sample]) -> Dataset:
+def make_samples(items: Iterable[Pair | Sample]) -> Dataset:
     """The dataset of (image, question) pairs and Samples, in their order.
 
     An image is a path, a web address, encoded bytes, a decoded image, or a list of these. Paths and addresses may lead
