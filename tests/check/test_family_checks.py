@@ -58,7 +58,7 @@ def test_a_wrong_feature_layer_is_caught(small):
 
     found = failing(small, "vision", encode=one_layer_less)
     assert "vision features and transformers' tower" in found
-    assert "vision_token at every layer and the full forward" in found
+    assert "vision_token at every layer and transformers' full forward" in found
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,9 @@ def test_crops_in_the_wrong_order_are_caught(small):
     def turned(hf_model, features, image):
         return FAMILY.vision.image_embeddings(hf_model, features, image).flip(0)
 
-    assert "vision_token at every layer and the full forward" in failing(small, "vision", image_embeddings=turned)
+    assert "vision_token at every layer and transformers' full forward" in failing(
+        small, "vision", image_embeddings=turned
+    )
 
 
 @pytest.mark.parametrize("shift", [-1, 1])

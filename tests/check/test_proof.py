@@ -25,14 +25,14 @@ from support.once import checkpoint_of_the_run
 from support.pictures import picture
 
 PROVED = (
-    "vision_token at every layer and the full forward",
-    "query_token at every layer and the full forward",
+    "vision_token at every layer and transformers' full forward",
+    "query_token at every layer and transformers' full forward",
     "vision features and transformers' tower",
     "one batch, padded left, and each sample alone",
     "one batch in reverse order, padded right, and each alone",
-    "a question on the image's prefix and the full forward",
+    "a question on the image's prefix and transformers' full forward",
     "sdpa and eager attention",
-    "answers that differ from generate",
+    "answers that differ from transformers' generate",
     "prompts whose token ids differ from the processor's own",
     "LoRA off and on",
     "layers with LoRA and W x + alpha / rank B A x from the files",
@@ -40,10 +40,10 @@ PROVED = (
     "pixels, resized by transformers, and the processor's own",
     "log-probabilities of answers and those of generate's logits",
     "entropy and ten likeliest first tokens, and those of generate's logits",
-    "questions on two images of one size in one call: states and the full forward",
-    "questions on two images of one size in one call: answers that differ from generate",
-    "two images in one sample, in either order: states and the full forward",
-    "prompts on both sides of a longrope threshold set low: answers that differ from generate",
+    "questions on two images of one size in one call: states and transformers' full forward",
+    "questions on two images of one size in one call: answers that differ from transformers' generate",
+    "two images in one sample, in either order: states and transformers' full forward",
+    "prompts on both sides of a longrope threshold set low: answers that differ from transformers' generate",
 )
 
 
@@ -161,7 +161,7 @@ def test_a_folder_that_asks_for_beams_and_penalties_is_compared_with_plain_greed
     edit_json(other / "generation_config.json", lambda config: config.update(asked))
     model = load(other, device="cpu")
     checks = {check.name: check for check in check_family(model, SMALL_SAMPLES, max_new_tokens=6, sections=["answers"])}
-    assert checks["answers that differ from generate"].passed
+    assert checks["answers that differ from transformers' generate"].passed
     assert model.loaded.hf_model.generation_config.num_beams == 3
 
 
@@ -202,7 +202,7 @@ def crossing(tmp_path_factory):
     return write_phi4_multimodal(folder, layers=2, original_max_position_embeddings=550)
 
 
-PREFIX = "a question on the image's prefix and the full forward"
+PREFIX = "a question on the image's prefix and transformers' full forward"
 
 
 def test_a_prefix_with_other_rotary_factors_is_caught(crossing):

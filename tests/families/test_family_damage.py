@@ -129,7 +129,9 @@ def test_embeddings_in_the_wrong_order_are_caught(declaring, model):
     def turned(hf_model, features, image):
         return original(hf_model, features, image).flip(0)
 
-    assert "query_token at every layer and the full forward" in failing(declaring(image_embeddings=turned), "states")
+    assert "query_token at every layer and transformers' full forward" in failing(
+        declaring(image_embeddings=turned), "states"
+    )
 
 
 @pytest.mark.parametrize("name", ["phi4_multimodal"], indirect=True)
@@ -249,8 +251,8 @@ class TestLlama:
 
     def test_the_mask_of_a_question_on_a_prefix_is_proved(self, changing):
         assert failing(changing(lambda prefill, later: (prefill, {})), "continued prefix") >= {
-            "a question on the image's prefix and the full forward",
-            "several questions on one prefix and the full forward",
+            "a question on the image's prefix and transformers' full forward",
+            "several questions on one prefix and transformers' full forward",
         }
 
 
@@ -275,7 +277,7 @@ class TestQwen:
             return torch.cat([positions, behind.expand(len(positions), more)], dim=1)
 
         monkeypatch.setattr("midsight.check.states.continue_positions", count_on)
-        assert "a question on the image's prefix and the full forward" in failing(model, "continued prefix")
+        assert "a question on the image's prefix and transformers' full forward" in failing(model, "continued prefix")
 
     def test_what_an_earlier_call_left_on_the_model_changes_nothing(self, compare, model):
         model.loaded.hf_model.model.rope_deltas = torch.tensor([[-77]])

@@ -168,7 +168,7 @@ def test_every_declaration_is_proved(model):
     names = {check.name for check in checks}
     assert {
         "image states under another question",
-        "a question on the image's prefix and the full forward",
-        "several questions on one prefix and the full forward",
-        "answers that differ from generate",
+        "a question on the image's prefix and transformers' full forward",
+        "several questions on one prefix and transformers' full forward",
+        "answers that differ from transformers' generate",
     } <= names

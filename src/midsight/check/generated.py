@@ -74,7 +74,7 @@ def check_answers(
     """Answers of samples alone against those of `generate`, cut at the model's stop ids, and its logits."""
     pairs = list(zip(records, generated, strict=True))
     return [
-        count("answers that differ from generate", sum(not same_ids(model, *pair) for pair in pairs)),
+        count("answers that differ from transformers' generate", sum(not same_ids(model, *pair) for pair in pairs)),
         count(
             "texts and finish reasons that do not follow from generate's tokens",
             sum(not same_ending(model, *pair) for pair in pairs),
@@ -102,7 +102,7 @@ def check_answers_together(
     different = sum(not (same_ids(model, *pair) and same_ending(model, *pair)) for pair in pairs)
     errors = [error for pair in pairs for error in (logprob_error(*pair), first_token_error(*pair))]
     return [
-        count(f"{what}: answers that differ from generate", different),
+        count(f"{what}: answers that differ from transformers' generate", different),
         Check(
             f"{what}: log-probabilities, entropy and likeliest tokens, and those of generate's logits",
             worst(errors),

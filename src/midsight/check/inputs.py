@@ -24,7 +24,7 @@ ORIENTATION, ROTATED = 0x0112, 6
 """The EXIF tag for an image's orientation, and its value for an image to be turned by 90 degrees."""
 SAME_PIXELS = 1e-6
 LIMIT_OF_RESIZING = 0.02
-"""Largest relative error between two ways to resize an image; the drawn images show up to 0.005."""
+"""Largest relative error between two ways to resize an image; the drawn images show 0.001."""
 
 
 def check_prompts(subject: Subject) -> list[Check]:

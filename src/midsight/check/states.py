@@ -33,7 +33,7 @@ def check_taps(subject: Subject) -> list[Check]:
     """The taps of each position, at every layer, against the hidden states of the full forward."""
     return [
         Check(
-            f"{position} at every layer and the full forward",
+            f"{position} at every layer and transformers' full forward",
             tap_error(subject, subject.alone, subject.prepared, subject.forwards, (position,)),
             subject.limit,
         )
@@ -143,8 +143,8 @@ def check_continued(subject: Subject) -> list[Check]:
     if not alone_errors:
         return []
     return [
-        Check("a question on the image's prefix and the full forward", worst(alone_errors), limit),
-        Check("several questions on one prefix and the full forward", worst(together_errors), limit),
+        Check("a question on the image's prefix and transformers' full forward", worst(alone_errors), limit),
+        Check("several questions on one prefix and transformers' full forward", worst(together_errors), limit),
     ]
 
 

@@ -83,7 +83,11 @@ def compare_group(what: str, subject: Subject, group: Group, runs: Sequence[Sequ
     records, times = [record for run in runs for record in run], len(runs)
     prepared, forwards, generated = group.prepared * times, group.forwards * times, group.generated * times
     return [
-        Check(f"{what}: states and the full forward", tap_error(subject, records, prepared, forwards), subject.limit),
+        Check(
+            f"{what}: states and transformers' full forward",
+            tap_error(subject, records, prepared, forwards),
+            subject.limit,
+        ),
         *check_answers_together(what, subject.model, records, generated, subject.limit),
     ]
 
@@ -113,7 +117,11 @@ def check_two_images(subject: Subject) -> list[Check]:
     records = extract_together(model, request, prepared, "right")
     what = "two images in one sample, in either order"
     return [
-        Check(f"{what}: states and the full forward", tap_error(subject, records, prepared, forwards), subject.limit),
+        Check(
+            f"{what}: states and transformers' full forward",
+            tap_error(subject, records, prepared, forwards),
+            subject.limit,
+        ),
         Check(
             f"{what}: vision features and transformers' tower",
             vision_error(model, records, prepared, forwards),
