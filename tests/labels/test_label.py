@@ -15,6 +15,7 @@ from midsight.labels.label import label_from_file, label_run
 from midsight.labels.table import figures
 from midsight.store import open_run
 from midsight.store.annotations import read_label, read_label_record
+from midsight.store.verify import verify_run
 from support.made_up import RUN_ID, make_record, make_spec, write_run
 
 ANSWERS = [
@@ -109,6 +110,9 @@ def test_a_damaged_label_is_refused(folder, suffix):
     path.write_bytes(data)
     with pytest.raises(DamagedRunError, match="make the label correct again"):
         read_label(folder, RUN_ID, "correct")
+    report = verify_run(folder)
+    assert [finding.file for finding in report.findings] == ["annotations/correct.json"]
+    assert report.rows == len(ANSWERS)
 
 
 def join(folder, text, suffix="csv", **options):

@@ -23,6 +23,7 @@ from midsight.probes.tables import as_markdown, conclude
 from midsight.probes.write import write_study
 from midsight.store import open_run
 from midsight.store.findings import finding_names, read_result
+from midsight.store.verify import verify_run
 from support.planted import IMAGE, LAYERS, QUERY, write_planted
 
 PLANTED = QUERY.format(1)
@@ -273,7 +274,9 @@ def test_a_changed_result_is_refused(run, done):
     path.write_text(text.replace('"folds": 5', '"folds": 6'))
     with pytest.raises(DamagedRunError, match="make the finding correct again"):
         read_result(run.path, run.spec.run_id, "correct")
+    assert [finding.file for finding in verify_run(run.path).findings] == ["findings/correct/result.json"]
     path.write_text(text)
+    assert verify_run(run.path).sound
 
 
 def test_the_command_prints_a_conclusion_and_plain_data(run):

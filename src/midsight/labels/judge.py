@@ -83,9 +83,8 @@ def find_judge(name: str) -> Judge:
     """The judge of that name; raises MidsightError."""
     if name not in JUDGES:
         raise MidsightError(
-            Option("judge", name), f" is not a judge; choose from {', '.join(JUDGES)}, or join verdicts with ",
-            Option("from"), ".",
-        )  # fmt: skip
+            Option("judge", name), f" is not a judge; choose from {', '.join(JUDGES)}, or take verdicts from a file."
+        )
     return JUDGES[name]
 
 

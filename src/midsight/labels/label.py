@@ -49,9 +49,8 @@ def label_run(run: Run, judge: str, *, name: str = "correct", options: JudgeOpti
     require_known_options(found, options)
     if not run.spec.request.answers:
         raise MidsightError(
-            f"{run.path} has no answers; extract it with ", Option("answers", True), ", or join verdicts with ",
-            Option("from"), ".",
-        )  # fmt: skip
+            f"{run.path} has no answers; extract it with ", Option("answers", True), ", or take verdicts from a file."
+        )
     table = run.table().select(["sample_id", "input_index", "answer", "reference_answers"])
     if not table.num_rows:
         raise MidsightError(f"{run.path} holds no samples; extract some first.")

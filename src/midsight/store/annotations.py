@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -152,6 +152,15 @@ def read_label(run: Path, run_id: str, name: str) -> pa.Table:
     if hashlib.sha256(data).hexdigest() != record.sha256:
         raise _damaged(path, name)
     return pq.read_table(pa.BufferReader(data))
+
+
+def damaged_labels(run: Path, run_id: str) -> Iterator[tuple[str, str]]:
+    """File within the run folder, and the problem, of each label that is damaged or of another run."""
+    for name in label_names(run):
+        try:
+            read_label(run, run_id, name)
+        except DamagedRunError as error:
+            yield f"{ANNOTATIONS}/{name}.json", str(error)
 
 
 def _damaged(path: Path, name: str) -> DamagedRunError:

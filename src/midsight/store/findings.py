@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,3 +74,12 @@ def read_result(run: Path, run_id: str, name: str) -> dict[str, Any]:
     if result.get("run_id") != run_id:
         raise DamagedRunError(f"{path} belongs to another run; make the finding {name} again.")
     return result
+
+
+def damaged_findings(run: Path, run_id: str) -> Iterator[tuple[str, str]]:
+    """File within the run folder, and the problem, of each result.json that is damaged or of another run."""
+    for name in finding_names(run):
+        try:
+            read_result(run, run_id, name)
+        except DamagedRunError as error:
+            yield f"{FINDINGS}/{name}/{RESULT}", str(error)

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from midsight.errors import CommitError, DamagedRunError, OtherRunError, RenamedError, RunError
+from midsight.store.annotations import damaged_labels
 from midsight.store.commits import (
     Commit,
     CommitKey,
@@ -28,6 +29,7 @@ from midsight.store.commits import (
     require_size,
 )
 from midsight.store.files import PARTS, RUN_JSON, commit_stem, flush_folder, remedy, shard_name
+from midsight.store.findings import damaged_findings
 from midsight.store.lock import hold_shards
 from midsight.store.parts import PartDigest, damaged_part, other_columns, read_part
 from midsight.store.schema import is_vector, run_schema
@@ -167,6 +169,9 @@ def _verify(path: Path, listed: list[CommitKey]) -> tuple[VerifyReport, list[Com
         problem = f"is of run {spec.run_id}, and the commits here are of run {other}; {remedy(path / RUN_JSON)}"
         tally.add(RUN_JSON, f"{path / RUN_JSON} {problem}.", droppable=False)
         spec = None
+    if spec is not None:
+        for file, problem in (*damaged_labels(path, spec.run_id), *damaged_findings(path, spec.run_id)):
+            tally.add(file, problem, droppable=False)
     commits, replaced = _records(path, listed, spec, tally)
     for commit in commits:
         _examine(path, spec, commit, tally)
