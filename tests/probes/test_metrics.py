@@ -92,6 +92,21 @@ def test_clustered_delong_is_the_spread_over_resampled_clusters():
     assert covariance[0, 0] > 1.3 * independent[0, 0]
 
 
+def test_copies_of_a_sample_in_its_cluster_add_no_certainty():
+    y, scores = sample(5)
+    estimate, covariance = clustered_delong(y, scores[:, None], np.arange(len(y)))
+    copied = clustered_delong(np.repeat(y, 3), np.repeat(scores, 3)[:, None], np.repeat(np.arange(len(y)), 3))
+    assert copied[0][0] == pytest.approx(estimate[0])
+    assert copied[1][0, 0] == pytest.approx(covariance[0, 0])
+
+
+def test_a_score_of_the_image_alone_is_surely_one_half_if_each_image_has_both_labels():
+    scores = np.repeat(np.random.default_rng(6).standard_normal(40), 2)[:, None]
+    estimate, covariance = clustered_delong(np.tile([1, 0], 40), scores, np.repeat(np.arange(40), 2))
+    assert estimate[0] == 0.5
+    assert covariance[0, 0] == pytest.approx(0, abs=1e-12)
+
+
 def test_intervals_widen_and_stay_shares():
     assert share_interval(0.99, 0.01**2, 2.0).high == 1.0
     assert share_interval(0.7, 0.05**2, 1.0).low == pytest.approx(0.7 - 1.959964 * 0.05)
