@@ -17,11 +17,18 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "versions.md"
 RESOLUTIONS = {"oldest": "lowest-direct", "newest": "highest"}
-TESTS = ("tests/families/test_family_parity.py", "tests/store/test_store_roundtrip.py", "tests/samples/test_images.py")
-"""The parity of every family, and what pyarrow and Pillow do for it; large images are left out."""
+TESTS = (
+    "tests/families/test_family_parity.py",
+    "tests/store/test_store_roundtrip.py",
+    "tests/store/test_store_odd_run.py",
+    "tests/store/test_store_other_tools.py",
+    "tests/samples/test_images.py",
+)
+"""The parity of every family, what pyarrow and Pillow do for it, and runs in other tools; large images are left out."""
 SHOWN = ("transformers", "torch", "torchvision", "pyarrow", "pillow", "accelerate", "huggingface-hub", "numpy")
-TEST_TOOLS = ("pytest>=8.2", "hypothesis>=6.150", "pandas>=2.2", "peft>=0.21")
+TEST_TOOLS = ("pytest>=8.2", "hypothesis>=6.150", "peft>=0.21", "duckdb>=1.3", "fastparquet>=2026.9")
 """With lower bounds of their own, so that installing them changes no other version."""
+EXTRAS = "datasets,hdf5,pandas,polars"
 START, END = "<!-- written by make test-versions -->", "<!-- end -->"
 
 
@@ -57,7 +64,7 @@ def make_environment(folder: Path, resolution: str) -> Path:
     install = [uv, "pip", "install", "--quiet", "--python", str(python)]
     for command in (
         [uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(folder)],
-        [*install, "--resolution", resolution, *TEST_TOOLS, "--editable", str(ROOT)],
+        [*install, "--resolution", resolution, *TEST_TOOLS, "--editable", f"{ROOT}[{EXTRAS}]"],
     ):
         subprocess.run(command, check=True, cwd=ROOT)  # noqa: S603
     return python

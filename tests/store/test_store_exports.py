@@ -248,7 +248,7 @@ ODD_NAMES = [
     "x.npy",
     ".",
     "..",
-    "a\0b",
+    "a\ufffdb",
     "a b",
     "__metadata__",
     ".hidden",
@@ -260,7 +260,7 @@ ODD_NAMES = [
     "'q",
 ]
 REFUSED = {
-    "npz": {"x.npy": "cannot be told from 'x'", "a\0b": "has a zero byte in its name"},
+    "npz": {"x.npy": "cannot be told from 'x'"},
     "safetensors": {"__metadata__": "has a reserved name"},
 }
 
@@ -269,7 +269,7 @@ REFUSED = {
 def odd_run(tmp_path_factory):
     """Two rows; the value of each extra says which it is."""
     path = tmp_path_factory.mktemp("odd") / "run"
-    names = [*ODD_NAMES, "", "é" * 50]
+    names = [*ODD_NAMES, "é" * 50]
     extras = {name: number for number, name in enumerate(names)}
     write_run(path, [make_record(0, extras=extras)], make_spec(extras=dict.fromkeys(names, "int64")))
     return open_run(path)
@@ -296,17 +296,10 @@ def test_columns_with_odd_names_read_back_or_are_refused(odd_run, tmp_path, form
         assert found[name] == [ODD_NAMES.index(name)], name
 
 
-@pytest.mark.parametrize(
-    ("format", "name", "why"),
-    [
-        ("npy", "", "has an empty name"),
-        ("hdf5", "", "has an empty name"),
-        ("npy", "é" * 50, "has a name that is too long for a file"),
-    ],
-)
-def test_columns_without_a_usable_file_name_are_refused(odd_run, tmp_path, format, name, why):
-    with pytest.raises(MidsightError, match=f"{why}, so {format} cannot hold it; use another format"):
-        export_run(odd_run, tmp_path / "out", format, columns=[name])
+def test_a_column_whose_name_is_too_long_for_a_file_is_refused(odd_run, tmp_path):
+    name = "é" * 50
+    with pytest.raises(MidsightError, match="has a name that is too long for a file, so npy cannot hold it; use"):
+        export_run(odd_run, tmp_path / "out", "npy", columns=[name])
     assert load(export_run(odd_run, tmp_path / "out", "npz", columns=[name]), "npz")[name].shape == (1,)
 
 

@@ -74,6 +74,10 @@ def test_half_precision_vectors():
         ("ｑuestion", "input.ｑuestion"),
         ("Query_Token_Representation.layer_0", "input.Query_Token_Representation.layer_0"),
         ("answer ", "answer "),
+        ("", "input."),
+        ("input.", "input.input."),
+        (".", "."),
+        ("a\0b", "a\ufffdb"),
     ],
 )
 def test_extra_columns_keep_their_name_unless_it_is_ours(name, column):
@@ -81,11 +85,15 @@ def test_extra_columns_keep_their_name_unless_it_is_ours(name, column):
 
 
 def test_of_names_that_other_tools_take_for_one_the_first_stays():
-    assert extra_columns(["Year", "year", "YEAR", "input.year", "Größe", "Gro\u0308ße", "GRÖSSE"]) == {
+    assert extra_columns(
+        ["Year", "year", "YEAR", "input.year", "x\ufffd", "x\0", "Größe", "Gro\u0308ße", "GRÖSSE"]
+    ) == {
         "Year": "Year",
         "year": "input.input.year",
         "YEAR": "input.input.input.YEAR",
         "input.year": "input.year",
+        "x\ufffd": "x\ufffd",
+        "x\0": "input.x\ufffd",
         "Größe": "Größe",
         "Gro\u0308ße": "input.Gro\u0308ße",
         "GRÖSSE": "input.input.GRÖSSE",
@@ -96,7 +104,7 @@ OWN_NAMES = [field.name for field in dataclasses.fields(Record)] + [*WIDTHS]
 INPUT_NAMES = st.builds(
     "{}{}{}".format,
     st.sampled_from(["", "input.", "input.input."]),
-    st.text(max_size=8) | st.sampled_from([*OWN_NAMES, "x", "é", "e\u0301"]),
+    st.text(max_size=8) | st.sampled_from([*OWN_NAMES, "", "x", "é", "e\u0301", "\0", "\ufffd"]),
     st.sampled_from(["", ".", ".layer_0", "_2"]),
 ).flatmap(lambda name: st.sampled_from([name, name.upper(), name.title()]))
 

@@ -179,14 +179,10 @@ def _chosen_columns(run: Run, format: str, columns: Sequence[str] | None) -> lis
 
 def _unusable_name(name: str, columns: Sequence[str], format: str) -> str:
     """Why a file of `format` would not give the column back under its name; empty if it would."""
-    if format == "npz" and "\0" in name:
-        return "has a zero byte in its name"
     if format == "npz" and name.endswith(".npy") and name.removesuffix(".npy") in columns:
         return f"cannot be told from {name.removesuffix('.npy')!r}"
     if format == "safetensors" and name == "__metadata__":
         return "has a reserved name"
-    if format in ("npy", "hdf5") and not name:
-        return "has an empty name"
     if format == "npy" and len(escaped_name(name)) + len(".npy") > _LONGEST_FILE_NAME:
         return "has a name that is too long for a file"
     return ""

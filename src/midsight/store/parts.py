@@ -46,14 +46,19 @@ class PartDigest:
 
 def encode_part(table: pa.Table, *, row_group_bytes: int = ROW_GROUP_BYTES) -> pa.Buffer:
     """The rows of `table` as the bytes of a Parquet file."""
-    vectors = [f"{field.name}.list.element" for field in table.schema if is_vector(field)]
+    # Half floats are plain, because DuckDB (2.0) and polars (1.34) do not read them with their bytes split.
+    vectors = {
+        f"{field.name}.list.element": "PLAIN" if field.type.value_type == pa.float16() else "BYTE_STREAM_SPLIT"
+        for field in table.schema
+        if is_vector(field)
+    }
     strings = [path for field in table.schema if (path := _string_path(field)) is not None]
     scalars = [field.name for field in table.schema if not pa.types.is_nested(field.type)]
     options: dict[str, Any] = {
         "compression": "zstd",
         "compression_level": 1,
         "use_dictionary": strings,
-        "column_encoding": dict.fromkeys(vectors, "BYTE_STREAM_SPLIT"),
+        "column_encoding": vectors,
         "write_statistics": scalars,
         "write_page_checksum": True,
     }

@@ -17,7 +17,7 @@ from midsight.store.commits import Commit, CommitKey, part_path, read_commits, r
 from midsight.store.optional import import_optional
 from midsight.store.parts import read_part
 from midsight.store.rows import Rows, Samples, samples_array, stored_indices
-from midsight.store.schema import is_vector, run_schema
+from midsight.store.schema import StoreDtype, is_vector, run_schema
 from midsight.store.spec import RunSpec, is_run, read_spec
 from midsight.store.tables import dataset_of, ordered_table, pandas_frame, vector_array
 from midsight.store.vectors import VectorBatch, array_for, layer_number, vector_batch, vectors_of
@@ -199,11 +199,12 @@ class Run:
         """
         import_optional("pandas")
         names = self._known_or_scalar(columns)
-        vectors = {name: self._stored_matrix(name) for name in names if name in self.spec.vectors}
+        stored = self.spec.request.store_dtype
+        vectors = {name: self._matrix_of(name, stored) for name in names if name in self.spec.vectors}
         return pandas_frame(names, self._scalars(names), vectors)
 
     def to_polars(self, columns: Sequence[str] | None = None) -> pl.DataFrame:
-        """Columns as a polars DataFrame; vectors are arrays of fixed width.
+        """Columns as a polars DataFrame; vectors are float32 arrays of fixed width.
 
         Args:
             columns: Names of columns; by default every column without vectors.
@@ -216,7 +217,8 @@ class Run:
             DamagedRunError: Stored bytes are not those that were written.
         """
         polars = import_optional("polars")
-        return polars.from_arrow(self._table(self._known_or_scalar(columns)))
+        # Before 1.36, polars makes other numbers of half floats.
+        return polars.from_arrow(self._table(self._known_or_scalar(columns), "float32"))
 
     def to_dataset(self, columns: Sequence[str] | None = None) -> Any:
         """Columns as a Hugging Face `datasets.Dataset` in memory.
@@ -313,13 +315,17 @@ class Run:
             return [name for name in self.columns if name not in self.spec.vectors]
         return self._known(columns)
 
-    def _table(self, columns: Sequence[str]) -> pa.Table:
+    def _table(self, columns: Sequence[str], dtype: StoreDtype | None = None) -> pa.Table:
+        """The columns, with the vectors' elements as `dtype`, by default as they are stored."""
         scalars = self._scalars(columns)
-        fields = [self._schema.field(name) if name in self.spec.vectors else scalars.field(name) for name in columns]
-        arrays = [
-            vector_array(self._stored_matrix(name)) if name in self.spec.vectors else scalars.column(name)
-            for name in columns
-        ]
+        fields, arrays = [], []
+        for name in columns:
+            if name in self.spec.vectors:
+                arrays.append(vector_array(self._matrix_of(name, dtype or self.spec.request.store_dtype)))
+                fields.append(pa.field(name, arrays[-1].type, nullable=False))
+            else:
+                arrays.append(scalars.column(name))
+                fields.append(scalars.field(name))
         return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
 
     def _scalars(self, columns: Sequence[str]) -> pa.Table:
@@ -328,8 +334,8 @@ class Run:
         schema = pa.schema([self._schema.field(name) for name in columns])
         return ordered_table(schema, self.batches(columns), self._order)
 
-    def _stored_matrix(self, column: str) -> np.ndarray:
-        return self.matrix(column, out=np.empty((len(self), self.spec.vectors[column]), self.spec.request.store_dtype))
+    def _matrix_of(self, column: str, dtype: StoreDtype) -> np.ndarray:
+        return self.matrix(column, out=np.empty((len(self), self.spec.vectors[column]), dtype))
 
     @cached_property
     def _order(self) -> np.ndarray:

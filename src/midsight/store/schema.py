@@ -65,9 +65,10 @@ def extra_columns(names: Iterable[str]) -> dict[str, str]:
     The prefix goes to names that midsight uses itself, also if a dot and more text follow (`answer`,
     `query_token_representation.layer_0`) and also with the prefix (`input.answer`). Of names that are equal,
     the first one stays as it is. Names count as equal if they only differ by case or by how Unicode composes
-    their letters, because DuckDB, Spark and some file systems take such names for one.
+    their letters, because DuckDB, Spark and some file systems take such names for one. An empty name becomes
+    `input.`, and a zero byte the sign \ufffd, because some tools lose them.
     """
-    columns = {name: f"input.{name}" if _is_own(name) else name for name in names}
+    columns = {name: _own_prefixed(name.replace("\0", "\ufffd")) for name in names}
     taken: set[str] = set()
     repeats: list[str] = []
     for name, column in columns.items():
@@ -95,11 +96,11 @@ def folded(name: str) -> str:
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
 
 
-def _is_own(name: str) -> bool:
+def _own_prefixed(name: str) -> str:
     bare = folded(name)
     while bare.startswith("input."):
         bare = bare.removeprefix("input.")
-    return bare.partition(".")[0] in _OWN_NAMES
+    return name if bare and bare.partition(".")[0] not in _OWN_NAMES else f"input.{name}"
 
 
 def run_schema(columns: RunColumns) -> pa.Schema:
