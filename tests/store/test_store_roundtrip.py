@@ -141,7 +141,6 @@ def test_a_layer_is_found_by_name_and_number(tmp_path):
 @pytest.mark.parametrize(
     "call",
     [
-        ("query_token_representation",),
         ("query_token_representation", 2),
         ("query_token_representation", -3),
         ("query_token_representation", 0, True),
@@ -156,6 +155,12 @@ def test_what_the_run_does_not_hold_is_refused_with_what_it_holds(tmp_path, call
     write_run(tmp_path, [make_record(0)])
     with pytest.raises(MidsightError, match=f"does not hold the vectors '{call[0]}'.*; it holds {VISION}, {QUERY_0}, "):
         open_run(tmp_path).matrix(*call)
+
+
+def test_a_position_without_a_layer_says_which_layers_there_are(tmp_path):
+    write_run(tmp_path, [make_record(0)])
+    with pytest.raises(MidsightError, match=r"has query_token_representation at the layers 0, 1; .* layer=1\."):
+        open_run(tmp_path).matrix("query_token_representation")
 
 
 def test_an_empty_run_has_columns_and_no_rows(tmp_path):
