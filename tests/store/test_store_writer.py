@@ -14,6 +14,9 @@ import pytest
 
 from midsight.errors import CommitError, MidsightError, RunError
 from midsight.store import RunWriter, files, lock, open_run
+from midsight.store import writer as writer_module
+from midsight.store.lock import take_lock
+from midsight.store.place import validate_place
 from support.made_up import QUERY_0, files_of, make_failure, make_record, make_spec, write_run
 
 
@@ -193,6 +196,44 @@ def test_parts_without_run_json_are_not_written_over(tmp_path):
     (tmp_path / "run.json").unlink()
     with pytest.raises(RunError, match=r"has parts but no run\.json"):
         write_run(tmp_path, [make_record(1)])
+
+
+def test_a_start_that_hangs_is_waited_for_and_then_named(tmp_path, monkeypatch):
+    write_run(tmp_path, [make_record(0)])
+    monkeypatch.setattr(writer_module, "START_WAIT_S", 0.1)
+    start = tmp_path / "locks" / "run.lock"
+    sentence = rf"The start of a writer of .* is taken by process {os.getpid()} on \S+ since 2.*; wait until it ends"
+    with take_lock(start), pytest.raises(RunError, match=sentence):
+        write_run(tmp_path, [])
+    for text in (
+        "[1]",
+        '{"process": [], "host": 1}',
+        "[" * 100_000,
+        "\xff",
+        '{"process": 1, "host": "\\u001b", "since": ""}',
+    ):
+        with take_lock(start):
+            start.write_text(text)
+            with pytest.raises(RunError, match="is taken by another process"):
+                write_run(tmp_path, [])
+    write_run(tmp_path, [make_record(1)])
+
+
+@pytest.mark.parametrize(("name", "sentence"), [("link", "is a link to something"), ("\udcff", "is not UTF-8")])
+def test_a_place_that_cannot_be_a_folder_is_one_sentence(tmp_path, name, sentence):
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(RunError, match=sentence):
+        validate_place(tmp_path / name)
+
+
+def test_a_long_image_is_committed_after_two_intervals(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(writer_module.time, "monotonic", lambda: now[0])
+    with RunWriter(tmp_path, make_spec(), commit_seconds=10) as writer:
+        for i in range(300):
+            writer.add(make_record(i, image_id="one"))
+            now[0] += 1
+        assert len(open_run(tmp_path)) == 280
 
 
 @pytest.mark.usefixtures("no_waiting")

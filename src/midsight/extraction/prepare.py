@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from rich.filesize import decimal
 from torch import Tensor
 
 from midsight.checkpoints.loading import LoadedModel
@@ -18,6 +19,9 @@ from midsight.prompts.prompt import PromptTokens, tokenise_prompt
 from midsight.samples.images import decode_image, image_id, joint_image_id
 from midsight.samples.locations import EmbeddedImage, ImageUrl
 from midsight.samples.sample import Failure, ImageSource, Sample
+
+MOST_BYTES = 2 * 10**9
+"""Maximum size of the pixels of one sample, as the vision encoder takes them."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,10 @@ def prepare(model: LoadedModel, request: ResolvedRequest, samples: Sequence[Samp
             if not sample.images:
                 raise SampleError("The sample has no image; midsight extracts from image-question pairs.")
             turn = request.prompt.turn(sample)
-            images = [prepare_image(source) for source in sample.images]
+            images = []
+            for source in sample.images:
+                images.append(prepare_image(source))
+                require_bounded(images, len(sample.images), model.max_prompt_tokens)
             inputs = tuple(images[index].inputs for index in turn.images)
             prompt = prepare_prompt(model, request, turn, [image.tokens for image in inputs])
             positions = model.family.decoder.positions(prompt.layout, inputs)
@@ -94,6 +101,25 @@ def prepare(model: LoadedModel, request: ResolvedRequest, samples: Sequence[Samp
         return PreparedSample(sample, joint_id, inputs, prompt, positions)
 
     return [prepare_sample(sample) for sample in samples]
+
+
+def require_bounded(images: Sequence[PreparedImage], wanted: int, longest: int | None) -> None:
+    """Raises SampleError if the first images of a sample are more than one sample may have.
+
+    `wanted` is the number of its images, `longest` the model's maximum of prompt tokens.
+    """
+    tokens = sum(image.inputs.tokens for image in images)
+    if longest is not None and tokens > longest:
+        raise SampleError(
+            f"The first {len(images):,} of the sample's {wanted:,} images have {tokens:,} image tokens, and the model "
+            f"takes {longest:,}; give fewer images."
+        )
+    size = sum(inputs.pixel_values.nbytes for inputs in {id(image): image.inputs for image in images}.values())
+    if size > MOST_BYTES:
+        raise SampleError(
+            f"The first {len(images):,} of the sample's {wanted:,} images take {decimal(size)} as the model's input, "
+            f"and a sample may have {decimal(MOST_BYTES)}; give fewer or smaller images."
+        )
 
 
 def prepare_prompt(

@@ -15,7 +15,13 @@ OF_A_RUN = frozenset((PARTS, LOCKS, temporary_name(RUN_JSON)))
 
 def validate_place(path: Path) -> None:
     """Raises RunError unless a run can be written to the folder `path`, which need not exist; changes nothing."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise RunError(f"{str(path)!r} is not UTF-8; give ", Option("out"), " another name.") from None
     with reporting_unreadable(path):
+        if path.is_symlink() and not path.exists():
+            raise RunError(f"{path} is a link to something that does not exist; give another ", Option("out"), ".")
         if path.exists() and not path.is_dir():
             raise RunError(f"{path} is a file, and a run is a folder; give another ", Option("out"), ".")
         foreign = sorted({file.name for file in path.iterdir()} - OF_A_RUN) if path.is_dir() else []
