@@ -83,7 +83,7 @@ def run_here(
     # Imported here, because the parent process does not need them.
     from faults.made_up_model import Behaviour, made_up_model, replace_forward_pass
     from midsight import cli
-    from midsight.extraction import model
+    from midsight.checkpoints import loading
 
     sink = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
@@ -91,7 +91,7 @@ def run_here(
     faulthandler.dump_traceback_later(TIMEOUT_S, file=sink)
     if made_up:
         replace_forward_pass(behaviour or Behaviour())
-        model.load = lambda *_, **__: made_up_model()
+        loading.open_model = loading.load_model = lambda *_, **__: made_up_model().loaded
     if fault is not None:
         inject(fault)
     sys.argv = ["midsight", *arguments]

@@ -163,7 +163,6 @@ def stopped_then_killed(behaviour: Behaviour) -> Callable[[int, int], Outcome]:
 
 
 ON_CPU, ON_GPU = Behaviour(seconds=SLOW_S), Behaviour(seconds=SLOW_S, as_on_gpu=True)
-ENDINGS = {"aborts": signal.SIGABRT, "runs out of memory (SIGKILL)": signal.SIGKILL}
 
 EXPERIMENTS = (
     Experiment(GROUP, "killed 2, 3 or 6 times at random moments, CPU", killed_from_outside(ON_CPU, kill_all), 200, 1),
@@ -174,10 +173,13 @@ EXPERIMENTS = (
         200,
         1,
     ),
-    *(
-        Experiment(GROUP, f"one sample {name}, {where}", deadly_sample(replace(behaviour, signal=number)), 20, 1)
-        for name, number in ENDINGS.items()
-        for where, behaviour in (("CPU", ON_CPU), ("as on a GPU", ON_GPU))
+    Experiment(GROUP, "one sample aborts, CPU", deadly_sample(ON_CPU), 20, 1),
+    Experiment(GROUP, "one sample aborts, as on a GPU", deadly_sample(ON_GPU), 20, 1),
+    Experiment(GROUP, "one sample ends by SIGKILL, CPU", deadly_sample(replace(ON_CPU, signal=signal.SIGKILL)), 20, 1),
+)
+NOT_MEASURED = (
+    Experiment(
+        GROUP, "one sample ends by SIGKILL, as on a GPU", deadly_sample(replace(ON_GPU, signal=signal.SIGKILL)), 20, 1
     ),
     Experiment(
         GROUP,
@@ -194,3 +196,4 @@ EXPERIMENTS = (
         1,
     ),
 )
+"""In the tests only: to be added to EXPERIMENTS with the next `make faults`, which writes their rows."""
