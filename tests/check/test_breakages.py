@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import json
 from functools import cache
 
 import pytest
@@ -16,7 +15,7 @@ from midsight.checkpoints import lora
 from midsight.samples.sample import Sample
 from support.breakages import BREAKAGES
 from support.family_reference import FAMILIES
-from support.folders import copy_folder, edit_json, read_json
+from support.folders import copy_folder, let_layers_slide, let_tokenizer_add
 from support.once import checkpoint_of_the_run
 from support.pictures import picture
 
@@ -32,7 +31,13 @@ LAYERS = {"phi4_multimodal": 2, "mllama": 3, "qwen2_vl": 6}
 @pytest.fixture(scope="module")
 def loaded(run_folder, tmp_path_factory):
     """Each small checkpoint, loaded once, after a first full forward that asked for hidden states."""
-    changed = {"sliding": ("qwen2_vl", slide), "mllama that adds its first token": ("mllama", add_first_token)}
+    changed = {
+        "sliding": ("qwen2_vl", lambda folder: let_layers_slide(folder, window=24, full_layers=1)),
+        "mllama that adds its first token": (
+            "mllama",
+            lambda folder: let_tokenizer_add(folder, "<|begin_of_text|>"),
+        ),
+    }
 
     @cache
     def load_once(name):
@@ -46,25 +51,6 @@ def loaded(run_folder, tmp_path_factory):
         return model
 
     return load_once
-
-
-def slide(folder):
-    def edit(config):
-        config["text_config"] |= {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 1}
-        del config["text_config"]["layer_types"]
-
-    edit_json(folder / "config.json", edit)
-
-
-def add_first_token(folder):
-    """Lets the tokenizer add the token that Llama's template has already written."""
-    content = read_json(folder / "tokenizer.json")
-    first = next(token for token in content["added_tokens"] if token["content"] == "<|begin_of_text|>")
-    named = {"id": first["content"], "ids": [first["id"]], "tokens": [first["content"]]}
-    single = [{"SpecialToken": {"id": first["content"], "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
-    pair = [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}]
-    rule = {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": {first["content"]: named}}
-    (folder / "tokenizer.json").write_text(json.dumps({**content, "post_processor": rule}), encoding="utf-8")
 
 
 def subject_of(model):

@@ -15,7 +15,7 @@ from midsight.families.qwen2_5_vl import FAMILY
 from midsight.prompts import prompt
 from midsight.samples.sample import Sample
 from midsight.testing import write_mllama, write_qwen2_5_vl
-from support.folders import copy_folder, read_json, replace_file
+from support.folders import copy_folder, let_tokenizer_add, replace_file
 from support.pictures import picture
 
 TEMPLATE = "chat_template.jinja"
@@ -170,13 +170,7 @@ def failing(folder):
 def test_a_first_token_added_twice_is_caught(tmp_path, monkeypatch):
     """The tokenizer adds the token that Llama's template has already written."""
     folder = write_mllama(tmp_path / "model", layers=3)
-    content = read_json(folder / "tokenizer.json")
-    first = next(token for token in content["added_tokens"] if token["content"] == "<|begin_of_text|>")
-    named = {"id": first["content"], "ids": [first["id"]], "tokens": [first["content"]]}
-    single = [{"SpecialToken": {"id": first["content"], "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
-    pair = [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}]
-    rule = {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": {first["content"]: named}}
-    (folder / "tokenizer.json").write_text(json.dumps({**content, "post_processor": rule}), encoding="utf-8")
+    let_tokenizer_add(folder, "<|begin_of_text|>")
     assert failing(folder) == set()
     monkeypatch.setattr(prompt, "adds_special_tokens", lambda tokenizer, text: True)
     assert failing(folder) == {PROMPTS_DIFFER}

@@ -18,7 +18,7 @@ from midsight.taps.tap import POSITIONS
 from midsight.testing.phi4_multimodal import write_phi4_multimodal
 from midsight.testing.qwen2_5_vl import write_qwen2_vl
 from support.family_reference import FAMILIES
-from support.folders import edit_json
+from support.folders import let_layers_slide
 from support.parity import assert_parity, expect, extract_records, rgb
 from support.pictures import encoded, picture
 
@@ -32,17 +32,6 @@ ASKED = [
 ]
 """Two images with two questions each, of very different lengths."""
 SAMPLES = [Sample(str(i), i, (image,), question) for i, (image, question) in enumerate(ASKED)]
-
-
-def slide(folder):
-    """Lets the later half of Qwen's layers slide; the length of the window is set on the loaded models."""
-
-    def edit(config):
-        config["text_config"] |= {"use_sliding_window": True, "sliding_window": 40, "max_window_layers": 2}
-        del config["text_config"]["layer_types"]
-
-    edit_json(folder / "config.json", edit)
-    return folder
 
 
 class Sliding:
@@ -78,7 +67,9 @@ class Sliding:
 
 @pytest.fixture(scope="module")
 def qwen(tmp_path_factory):
-    return Sliding("qwen2_vl", slide(write_qwen2_vl(tmp_path_factory.mktemp("sliding") / "qwen", layers=4)))
+    folder = write_qwen2_vl(tmp_path_factory.mktemp("sliding") / "qwen", layers=4)
+    let_layers_slide(folder, window=40, full_layers=2)
+    return Sliding("qwen2_vl", folder)
 
 
 @pytest.fixture(scope="module")

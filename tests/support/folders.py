@@ -146,3 +146,28 @@ def refuse(folder: Path, *names: str) -> None:
     assert_sentence(said)
     for name in names:
         assert name in said
+
+
+def let_layers_slide(folder: Path, *, window: int, full_layers: int) -> None:
+    """Makes the layers of a Qwen2-VL after the first `full_layers` read only the last `window` tokens."""
+
+    def edit(config: Any) -> None:
+        config["text_config"] |= {
+            "use_sliding_window": True,
+            "sliding_window": window,
+            "max_window_layers": full_layers,
+        }
+        del config["text_config"]["layer_types"]
+
+    edit_json(folder / "config.json", edit)
+
+
+def let_tokenizer_add(folder: Path, token: str) -> None:
+    """Makes the tokenizer put a token before every text."""
+    content = read_json(folder / "tokenizer.json")
+    first = next(one for one in content["added_tokens"] if one["content"] == token)
+    named = {"id": token, "ids": [first["id"]], "tokens": [token]}
+    single = [{"SpecialToken": {"id": token, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    pair = [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}]
+    rule = {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": {token: named}}
+    (folder / "tokenizer.json").write_text(json.dumps({**content, "post_processor": rule}), encoding="utf-8")

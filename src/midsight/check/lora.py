@@ -82,7 +82,7 @@ def output_error(model: LoadedModel, stored: StoredLora, files: Mapping[str, Pat
     x = x.to(model.dtype)
     expected = x.double() @ weight.T + stored.scale * (x.double() @ a.T @ b.T)
     output = model.hf_model.get_submodule(stored.layer)(x.to(model.device))
-    return relative_error(output.double().cpu().numpy(), expected.numpy())
+    return relative_error(output.cpu().double().numpy(), expected.numpy())
 
 
 def tensor_files(folders: Sequence[Path]) -> dict[str, Path]:

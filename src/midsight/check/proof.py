@@ -117,7 +117,7 @@ def prove(
     subject = make_subject(loaded, samples, limit=limit, max_new_tokens=NEW_TOKENS, prompt_template=prompt_template)
     checks = (*run_sections(subject, SECTIONS), *run_section("LoRA", lambda: check_factors(subject, folder)))
     proof = as_loaded(loaded, checks, render_example(loaded, samples[0], prompt_template))
-    if loaded.lora != "merged":
+    if loaded.lora != "merged" or not subject.is_extracted:
         return proof
     with_lora, request = subject.alone, subject.without_answers
     # a merged LoRA cannot be switched off: free the memory, and load the model again without it

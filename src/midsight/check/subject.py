@@ -79,6 +79,11 @@ class Subject:
         """The record that midsight makes of each sample, extracted by itself; raises SampleError."""
         return [record_of(extract_samples(self.model, self.request, [sample])[0]) for sample in self.samples]
 
+    @property
+    def is_extracted(self) -> bool:
+        """Whether the records of `alone` are there; they are not if a section that needed them raised."""
+        return "alone" in vars(self)
+
 
 def make_subject(
     model: LoadedModel,
