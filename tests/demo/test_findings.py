@@ -12,6 +12,8 @@ from midsight.store import open_run
 from midsight.store.findings import finding_names
 from support.made_up import make_model_spec, make_record, make_request, make_spec, write_run
 
+pytestmark = pytest.mark.slow
+
 IMAGE, QUERY = "vision_token_representation.layer_0", "query_token_representation.layer_{}"
 
 

@@ -47,6 +47,7 @@ def test_scores_are_scikit_learns(images, width, massive):
         assert mine == pytest.approx(centred / centred.std(), rel=2e-3, abs=2e-3)
 
 
+@pytest.mark.slow
 def test_the_penalty_is_chosen_in_inner_folds_as_a_loop_over_scikit_learn_does():
     made = planted(5, images=40, signal=1.0)
     design = design_of(made)
@@ -130,6 +131,7 @@ def test_image_vectors_find_an_images_difficulty_and_nothing_else():
     assert p_value(fits[QUERY.format(0)].statistics, fits[QUERY.format(0)].statistics[0]) > 0.05
 
 
+@pytest.mark.slow
 def test_on_null_runs_few_are_found():
     """The script in scripts/ does 200 runs with 199 permutations, for docs/probing.md."""
     null = null_runs(30, 19, first_seed=1000)
@@ -146,6 +148,7 @@ def test_folds_that_ignore_images_would_claim_what_is_not_there():
     assert torn > 0.56
 
 
+@pytest.mark.slow
 def test_widened_intervals_cover():
     found = cross_validated_coverage(60, 1.0)
     assert found.widened >= 0.9

@@ -74,6 +74,7 @@ def test_delong_without_clusters_is_the_published_variance():
     assert covariance[0, 0] == pytest.approx(expected, rel=0.02)
 
 
+@pytest.mark.slow
 def test_clustered_delong_is_the_spread_over_resampled_clusters():
     rng = np.random.default_rng(3)
     groups = np.repeat(np.arange(150), 4)

@@ -279,6 +279,7 @@ def test_a_changed_result_is_refused(run, done):
     assert verify_run(run.path).sound
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_conclusion_and_plain_data(run):
     arguments = [
         "probe",

@@ -109,13 +109,13 @@ def conclude(finding: Finding) -> list[str]:
     said = [f"{name} has AUROC {probe.auroc:.3f} ({_range(probe.auroc_interval)}){chance}."]
     confidence = finding.baseline(CONFIDENCE_NAME)
     if confidence and probe.minus_confidence is not None and probe.minus_confidence_interval is not None:
-        verdict = _verdict(probe.minus_confidence_interval, "worse than", "no different from", "better than")
+        verdict = _verdict(probe.minus_confidence_interval, "worse than", "not clearly different from", "better than")
         said.append(
             f"It is {verdict} the model's own confidence before the answer, {confidence.auroc:.3f}: "
             f"{_signed(probe.minus_confidence)} ({_range(probe.minus_confidence_interval)})."
         )
     if probe.gain is not None and probe.gain_interval is not None:
-        verdict = _verdict(probe.gain_interval, "are worse than", "are no better than", "are better than")
+        verdict = _verdict(probe.gain_interval, "are worse than", "are not clearly better than", "are better than")
         said.append(
             f"Probe and confidence together {verdict} confidence alone: {_signed(probe.gain)} "
             f"({_range(probe.gain_interval)})."
