@@ -20,6 +20,7 @@ from midsight.extraction.request import (
 )
 from midsight.prompts.user_text import parse_user_text
 from midsight.samples.columns import prompt_columns
+from midsight.samples.in_memory import is_table
 from midsight.samples.open import Data, open_dataset
 from midsight.samples.options import DatasetKeywords, DatasetOptions
 from midsight.samples.streams import SampleStream
@@ -108,7 +109,7 @@ def validate_batch_size(batch_size: BatchSize) -> BatchSize:
 
 def open_data(data: Data, options: DatasetOptions) -> Dataset | SampleStream:
     """Opens the data; raises MidsightError if dataset options are given for samples from Python."""
-    if isinstance(data, str | Path):
+    if isinstance(data, str | Path) or is_table(data):
         return open_dataset(data, options)
     for name, value in asdict(options).items():
         if value not in (None, False) and name != "allow_urls":  # the caller chose the addresses

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
+from midsight.samples.in_memory import is_table
 from midsight.samples.options import DEFAULT_OPTIONS, DatasetOptions
 from midsight.samples.sample import Sample
 from midsight.samples.streams import HUB_PREFIX, SampleStream, open_hub
-from midsight.samples.tables import Dataset, Pair, make_samples, read_table
+from midsight.samples.tables import Dataset, Pair, make_samples, read_memory, read_table
 
-Data = Dataset | SampleStream | str | Path | Iterable[Sample | Pair]
+Data = Dataset | SampleStream | str | Path | Iterable[Sample | Pair | Mapping[str, Any]] | Any
 """What `open_dataset` takes, and what it returns."""
 
 
-def open_dataset(
-    data: str | Path | Iterable[Sample | Pair], options: DatasetOptions = DEFAULT_OPTIONS
-) -> Dataset | SampleStream:
+def open_dataset(data: Any, options: DatasetOptions = DEFAULT_OPTIONS) -> Dataset | SampleStream:
     """The samples of a table file, Parquet shards, a saved Hugging Face dataset, a folder of images, or pairs.
 
+    A list of dicts, a pandas or polars frame, an Arrow table and a `datasets.Dataset` are read like a table file.
     A name like hf://owner/name opens a dataset on the Hugging Face Hub, which is streamed; any other text is a path.
-    `options` apply to files and streams. docs/datasets.md describes what can be opened.
+    `options` apply to files and streams.
 
     Raises MidsightError for a dataset that cannot be opened.
     """
+    if is_table(data):
+        return read_memory(data, options)
     if not isinstance(data, str | Path):
         return make_samples(data)
     if str(data).startswith(HUB_PREFIX):

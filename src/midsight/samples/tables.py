@@ -25,6 +25,7 @@ from midsight.samples.answers import join_answers
 from midsight.samples.embedded import embedded_bytes
 from midsight.samples.extras import ExtraType, ExtraTypes
 from midsight.samples.folders import image_folder, is_folder
+from midsight.samples.in_memory import digest, memory_table
 from midsight.samples.locations import ImageUrl
 from midsight.samples.options import DEFAULT_OPTIONS, DatasetOptions, ResolvedOptions, resolved_options
 from midsight.samples.packed import PackedSamples
@@ -68,7 +69,7 @@ class Dataset:
 def read_table(path: str | Path, options: DatasetOptions = DEFAULT_OPTIONS, *, limit: int | None = None) -> Dataset:
     """Reads a table file, a pattern or folder of shards, a saved Hugging Face dataset or a folder of images.
 
-    `limit` keeps the first rows only; docs/datasets.md describes files, columns and benchmarks. Image files are
+    `limit` keeps the first rows only. Image files are
     first read when they are decoded, and images inside the table stay there until then. Every column without a
     role is an extra, except for columns of bytes; extras keep their values, which are text in CSV and TSV.
 
@@ -82,6 +83,23 @@ def read_table(path: str | Path, options: DatasetOptions = DEFAULT_OPTIONS, *, l
         named = Option("images")
         raise MidsightError(f"{options.images} is not a folder; name the folder of the images with ", named, ".")
     table, options = _open(path, options, limit)
+    return _read_with_roles(path, table, options, limit)
+
+
+def read_memory(data: Any, options: DatasetOptions = DEFAULT_OPTIONS) -> Dataset:
+    """Reads a table that Python holds, as `read_table` reads one from a file.
+
+    Image paths start from the current folder, unless `options.images` names another. Raises MidsightError.
+    """
+    for name in ("question", "split", "answers_from", "on"):
+        if getattr(options, name) is not None:
+            raise MidsightError(Option(name), " is for data on disk or on the Hub; leave it out.")
+    dataset = _read_with_roles(None, memory_table(data), options, None)
+    return replace(dataset, sha256=digest(dataset.samples))
+
+
+def _read_with_roles(path: Path | None, table: Table, options: DatasetOptions, limit: int | None) -> Dataset:
+    """All samples of a table; guessed ids that repeat are left out."""
     roles = assign_roles(table, options)
     try:
         return _read(path, table, roles, options, limit)
@@ -93,7 +111,7 @@ def read_table(path: str | Path, options: DatasetOptions = DEFAULT_OPTIONS, *, l
         return _read(path, table, roles, options, limit)
 
 
-def _read(path: Path, table: Table, roles: Roles, options: DatasetOptions, limit: int | None) -> Dataset:
+def _read(path: Path | None, table: Table, roles: Roles, options: DatasetOptions, limit: int | None) -> Dataset:
     """All samples of a table; raises RepeatedIdError if two rows have one id."""
     root = table.root if options.images is None else Path(options.images)
     make = SampleMaker(table, roles, root, allow_urls=options.allow_urls, follow_links=options.follow_links)
@@ -107,7 +125,8 @@ def _read(path: Path, table: Table, roles: Roles, options: DatasetOptions, limit
     rows = make.add_images_of_other_rows(list(read())) if roles.benchmark == "vlmevalkit" else read()
     not_extras = roles.not_extras | table.binary_columns
     extra_names = [name for name in table.columns if name not in not_extras]
-    samples, failures, extras = _collect(rows, extra_names, lambda index: f"{table.unit} {numbers[index]}", str(path))
+    name = str(path or table.path)
+    samples, failures, extras = _collect(rows, extra_names, lambda index: f"{table.unit} {numbers[index]}", name)
     images = None if root.resolve() == table.root.resolve() else root
     resolved = resolved_options(options, images=images, columns=roles.as_options())
     notes = tuple(dict.fromkeys((*table.notes, *roles.notes)))

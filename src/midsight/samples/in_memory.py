@@ -1,0 +1,92 @@
+"""Tables that Python holds: lists of dicts, pandas and polars frames, Arrow tables, and datasets of Hugging Face."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import itertools
+import json
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from midsight.samples.images import decode_image
+from midsight.samples.rows import Row, Table
+from midsight.samples.sample import Sample
+
+LIBRARIES = ("pandas", "polars", "pyarrow", "datasets")
+"""Packages whose tables are taken; none of them is imported for that."""
+
+
+def is_table(data: Any) -> bool:
+    """Whether `data` is a table that Python holds, and not pairs or Samples."""
+    if type(data).__module__.partition(".")[0] in LIBRARIES:
+        return not _is_stream(data)
+    return isinstance(data, list | tuple) and bool(data) and all(isinstance(row, Mapping) for row in data)
+
+
+def memory_table(data: Any) -> Table:
+    """The table; its image paths start from the current folder, and its images stay in memory."""
+    records = _records(data)
+    columns = tuple(dict.fromkeys(str(name) for name in _columns(data, records)))
+    encoded: dict[int, bytes] = {}
+
+    def rows(_: Collection[str]) -> Iterator[Row]:
+        for number, record in enumerate(records, start=1):
+            yield Row(number, "", {str(name): _plain(value, encoded) for name, value in record.items()})
+
+    return Table(f"the {type(data).__name__}", "arrow", "row", columns, str, rows, Path())
+
+
+def digest(samples: Iterable[Sample]) -> str:
+    """SHA-256 over what the samples hold, image references in place of images."""
+    sha256 = hashlib.sha256()
+    for sample in samples:
+        content = [sample.sample_id, sample.image, sample.question, sample.reference_answers, sample.extras]
+        sha256.update(json.dumps(content, sort_keys=True).encode() + b"\n")
+    return sha256.hexdigest()
+
+
+def _is_stream(data: Any) -> bool:
+    return type(data).__name__ == "IterableDataset"
+
+
+def _columns(data: Any, records: Iterable[Mapping[Any, Any]]) -> Iterable[Any]:
+    if isinstance(data, list | tuple):
+        return itertools.chain.from_iterable(records)
+    return data.column_names if hasattr(data, "column_names") else data.columns
+
+
+def _records(data: Any) -> list[Mapping[Any, Any]]:
+    """The rows as mappings; images of `datasets` stay encoded."""
+    match type(data).__module__.partition(".")[0]:
+        case "pandas":
+            return data.to_dict("records")
+        case "polars":
+            return data.to_dicts()
+        case "pyarrow":
+            return data.to_pylist()
+        case "datasets":
+            return [row for batch in data.with_format("arrow").iter(1_000) for row in batch.to_pylist()]
+    return list(data)
+
+
+def _plain(value: Any, encoded: dict[int, bytes]) -> Any:
+    """A cell as a table file would give it; decoded images are encoded once, without loss."""
+    if isinstance(value, Image.Image):
+        if id(value) not in encoded:
+            buffer = io.BytesIO()
+            decode_image(value).save(buffer, "PNG")
+            encoded[id(value)] = buffer.getvalue()
+        return encoded[id(value)]
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, list | tuple):
+        return [_plain(item, encoded) for item in value]
+    if type(value).__module__ == "numpy":
+        value = value.tolist()
+    if type(value).__name__ in ("NAType", "NaTType") or (isinstance(value, float) and value != value):
+        return None
+    return value

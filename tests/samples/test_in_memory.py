@@ -1,0 +1,84 @@
+"""Tables that Python holds become the samples that the same table makes on disk."""
+
+import datasets
+import pandas
+import polars
+import pyarrow
+import pytest
+from PIL import Image
+
+import midsight
+from midsight.samples.options import DatasetOptions
+from midsight.samples.tables import read_memory
+from support.pictures import encoded, picture
+
+ROWS = [
+    {"id": 7, "image": "a.png", "question": "What?", "answer": "yes", "level": 1.5},
+    {"id": 8, "image": "b.png", "question": "Where?", "answer": None, "level": None},
+]
+MAKERS = {
+    "list": lambda rows: rows,
+    "pandas": pandas.DataFrame,
+    "polars": polars.DataFrame,
+    "pyarrow": pyarrow.Table.from_pylist,
+    "datasets": datasets.Dataset.from_list,
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for number, name in enumerate(("a.png", "b.png")):
+        (tmp_path / name).write_bytes(encoded(picture((32, 32), number)))
+    return tmp_path
+
+
+@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+def test_every_kind_makes_the_same_samples(make, folder):
+    read = read_memory(make(ROWS), DatasetOptions(images=folder))
+    assert read.failures == ()
+    assert [(s.sample_id, s.question, s.reference_answers, dict(s.extras)) for s in read.samples] == [
+        ("7", "What?", ("yes",), {"level": 1.5}),
+        ("8", "Where?", (), {"level": None}),
+    ]
+    assert [sample.images for sample in read.samples] == [(folder / "a.png",), (folder / "b.png",)]
+    assert read.sha256 == read_memory(ROWS, DatasetOptions(images=folder)).sha256
+
+
+@pytest.mark.parametrize("make", [list, pandas.DataFrame], ids=["list", "pandas"])
+def test_images_may_be_decoded_or_bytes_and_rows_on_one_image_share_it(make):
+    image = picture((40, 30), 1)
+    rows = [{"picture": image, "q": f"What is {n}?"} for n in range(2)] + [{"picture": encoded(image), "q": "Who?"}]
+    read = read_memory(make(rows), DatasetOptions(image_column="picture", question_column="q"))
+    first, second, third = read.samples
+    assert first.images[0] is second.images[0]
+    assert first.image_key == second.image_key
+    assert isinstance(third.images[0], bytes)
+
+
+def test_images_of_datasets_stay_encoded():
+    rows = {"image": [encoded(picture((32, 32), 1), "JPEG")], "question": ["What?"]}
+    features = datasets.Features({"image": datasets.Image(), "question": datasets.Value("string")})
+    (sample,) = read_memory(datasets.Dataset.from_dict(rows, features=features)).samples
+    assert sample.images == (rows["image"][0],)
+
+
+def test_a_frame_is_extracted_like_a_table_and_resumes(model, folder, tmp_path):
+    call = {"model": model, "out": tmp_path / "run", "images": folder, "layers": [0], "answers": False}
+    assert len(midsight.extract(pandas.DataFrame(ROWS), limit=1, **call)) == 1
+    run = midsight.extract(pandas.DataFrame(ROWS), **call)
+    assert run.sample_ids() == ["7", "8"]
+    changed = [{**ROWS[0], "question": "Why?"}, ROWS[1]]
+    with pytest.raises(midsight.RunError, match=r"started with data='from Python' \(2 rows, SHA-256"):
+        midsight.extract(pandas.DataFrame(changed), **call)
+
+
+def test_a_bad_cell_fails_alone():
+    rows = [{"image": 3, "question": "What?"}, {"image": Image.new("RGB", (8, 8)), "question": "What?"}]
+    read = read_memory(rows)
+    assert [failure.reason for failure in read.failures] == ["the list, row 1: the image is 3, not text."]
+    assert len(read.samples) == 1
+
+
+def test_options_of_data_on_disk_are_refused():
+    with pytest.raises(midsight.MidsightError, match=r"^split is for data on disk or on the Hub; leave it out\.$"):
+        read_memory(ROWS, DatasetOptions(split="test"))
