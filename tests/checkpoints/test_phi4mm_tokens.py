@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import midsight
-from midsight.checkpoints.generation import read_stop_ids
+from midsight.checkpoints.generation import FILE, as_ids
+from midsight.checkpoints.headers import read_json
 from midsight.checkpoints.open_folder import open_checkpoint
 from midsight.checkpoints.phi4mm.folder import load_image_processor, load_tokenizer
 from midsight.families.phi4_multimodal import FAMILY, image_inputs
@@ -118,7 +119,7 @@ def test_special_tokens_are_the_published_ones_and_answers_are_shown_without_the
 
 @needs_facts
 def test_stop_ids_are_those_of_the_generation_config():
-    assert read_stop_ids(FACTS) == (ENDOFTEXT, END)
+    assert as_ids(read_json(FACTS / FILE)["eos_token_id"], FILE) == (ENDOFTEXT, END)
 
 
 @needs_facts
@@ -158,7 +159,7 @@ def test_the_small_checkpoint_has_the_same_special_ids_in_either_format(folders,
     assert ids[0][:291] == [USER, *[IMAGE] * 290]
     assert ids[0][-2:] == [END, ASSISTANT]
     assert max(ids[0][291:-2]) < ENDOFTEXT
-    assert {read_stop_ids(folder) for folder in folders.values()} == {(ENDOFTEXT, END)}
+    assert {as_ids(read_json(folder / FILE)["eos_token_id"], FILE) for folder in folders.values()} == {(ENDOFTEXT, END)}
 
 
 @needs_facts

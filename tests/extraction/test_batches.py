@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import midsight
+from midsight.checkpoints.generation import AnswerSettings
 from midsight.errors import BrokenOffError
 from midsight.extraction import budget, extract_call, pipeline, prepare
 from midsight.extraction.budget import Budget, make_budget
@@ -31,6 +32,7 @@ REQUEST = ResolvedRequest(
     processor_pooled_pixels=False,
     answers=True,
     max_new_tokens=5,
+    answer_settings=AnswerSettings(),
     share=True,
     longrope_threshold=None,
     vectors={},

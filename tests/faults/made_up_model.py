@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from midsight.checkpoints.generation import AnswerSettings
 from midsight.checkpoints.loading import LoadedModel
 from midsight.commands import extract as command
 from midsight.errors import SampleError
@@ -70,7 +71,7 @@ def made_up_model(width: int = 4) -> Model:
         dtype=torch.float32,
         device=torch.device("cpu"),
         sliding_window=None,
-        stop_ids=(0,),
+        answer_settings=AnswerSettings(stop_ids=(0,)),
         attention="none",
         lora="none",
         fixes=(),

@@ -31,6 +31,7 @@ def make_request(**changes: Any) -> RequestSpec:
         "pixels": "pil",
         "answers": True,
         "max_new_tokens": 200,
+        "plain_greedy": False,
         "share": True,
         "store_dtype": "float32",
     }
@@ -53,6 +54,7 @@ def make_model_spec(**changes: Any) -> ModelSpec:
         "attention": "sdpa",
         "layers": 2,
         "hidden_size": 8,
+        "answer_settings": '{"repetition_penalty": 1.1}',
         "stop_ids": (200020, 199999),
         "longrope_threshold_tokens": 4096,
     }

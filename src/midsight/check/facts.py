@@ -13,7 +13,7 @@ from midsight.checkpoints.checkpoint import Checkpoint, count_parameters, left_o
 from midsight.checkpoints.fingerprint import fingerprint
 from midsight.checkpoints.generation import read_generation
 from midsight.checkpoints.hub import find_model_folder, how_to_download_again
-from midsight.checkpoints.loading import closest_to_float32, find_chat_template, load_processor, vocab_size
+from midsight.checkpoints.loading import closest_to_float32, find_chat_template, load_processor
 from midsight.checkpoints.open_folder import open_checkpoint
 from midsight.checkpoints.quiet import quiet_transformers
 from midsight.memory import free_memory
@@ -100,7 +100,7 @@ def read_facts(source: str | Path, *, revision: str | None = None) -> ModelFacts
         family, config = checkpoint.family, checkpoint.config
         processor = load_processor(checkpoint, found.path)
         template, notes = find_chat_template(processor, family, str(source))
-        _, stop_ids = read_generation(found.path, processor.tokenizer, vocab_size(config))
+        generation = read_generation(found.path, processor.tokenizer, config)
         checkpoint.account()
     text = config.get_text_config()
     prompt = render(processor, family.prompt, template, EXAMPLE_QUESTION) if template else ""
@@ -122,10 +122,10 @@ def read_facts(source: str | Path, *, revision: str | None = None) -> ModelFacts
         vision_width=family.vision.width(config),
         image_token=family.prompt.image_token,
         image_token_id=processor.tokenizer.convert_tokens_to_ids(family.prompt.image_token),
-        stop_ids=stop_ids,
+        stop_ids=generation.settings.stop_ids,
         longrope_threshold_tokens=family.decoder.longrope_threshold(config),
         chat_template=template.source if template else "none",
-        notes=checkpoint.notes,
+        notes=(*checkpoint.notes, *generation.notes),
         prompt_notes=notes,
         example_prompt=prompt,
         example_token_ids=tokenise(processor.tokenizer, prompt),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from midsight.check.check import Check, count
 from midsight.check.full_forward import transformers_inputs, worst
+from midsight.checkpoints.generation import NOT_APPLIED
 from midsight.checkpoints.loading import LoadedModel
 from midsight.extraction.prepare import PreparedSample
 from midsight.extraction.request import ResolvedRequest
@@ -26,7 +28,7 @@ class Generated:
     """What `generate` gives for one prompt if no token ends the answer."""
 
     token_ids: tuple[int, ...]
-    """As many as were asked for."""
+    """As many as were asked for, or fewer if the generation config ends the answer."""
     logits: Tensor
     """float32 [tokens, vocabulary] on the CPU: what each token was chosen from."""
 
@@ -42,7 +44,7 @@ class Generated:
 
 @torch.inference_mode()
 def generate(model: LoadedModel, request: ResolvedRequest, item: PreparedSample) -> Generated:
-    """Runs `generate` on one prompt, greedily, whatever the folder's generation config asks for.
+    """Runs `generate` on one prompt, greedily, with what the folder's generation config changes about greedy answers.
 
     Without a cache if the answer crosses the longrope threshold, where transformers' cache goes wrong.
     """
@@ -50,7 +52,9 @@ def generate(model: LoadedModel, request: ResolvedRequest, item: PreparedSample)
     prompt_tokens = len(item.prompt.token_ids)
     crosses = threshold is not None and prompt_tokens <= threshold < prompt_tokens + request.max_new_tokens
     published = hf_model.generation_config
-    hf_model.generation_config = type(published)()
+    own = copy.deepcopy(published) if request.answer_settings.values else type(published)()
+    own.update(do_sample=False, **NOT_APPLIED)
+    hf_model.generation_config = own
     try:
         output = hf_model.generate(
             **transformers_inputs(model, item),

@@ -26,6 +26,10 @@ LIMITS = {torch.float32: 1e-5, torch.bfloat16: 0.045, torch.float16: 0.045}
 """Largest relative error by dtype; 0.045 is a cosine of 0.999 between vectors of the same length."""
 LIMIT_ON_ACCELERATORS = 1e-4
 """Largest relative error in float32 on other devices than the CPU, where kernels sum in other orders."""
+PIXELS = (
+    "Images are resized as the published processor does; to compare with a script on transformers 5, which resizes "
+    "tensors, extract with --pixels transformers."
+)
 NO_PROCESSOR = "The prompts were not compared: transformers makes no processor from the folder."
 
 
@@ -138,6 +142,8 @@ def render_example(loaded: LoadedModel, sample: Sample, prompt_template: str | P
 def as_loaded(loaded: LoadedModel, checks: tuple[Check, ...], prompt: str) -> Proof:
     """The proof of a loaded model with these checks."""
     notes = loaded.notes
+    if loaded.family.vision.default_pixels == "pil":
+        notes = (*notes, PIXELS)
     if not hasattr(loaded.processor, "apply_chat_template"):
         notes = (*notes, NO_PROCESSOR)
     return Proof(

@@ -11,7 +11,13 @@ import torch
 
 from midsight.checkpoints.checkpoint import Checkpoint, CheckpointFormat, LoadChoice, LoraMode, loaded_parameters
 from midsight.checkpoints.fingerprint import fingerprint, weights_fingerprint
-from midsight.checkpoints.generation import as_ids, read_generation, validate_stop_ids
+from midsight.checkpoints.generation import (
+    AnswerSettings,
+    as_ids,
+    read_answer_settings,
+    read_generation,
+    validate_stop_ids,
+)
 from midsight.checkpoints.hub import find_model_folder, how_to_download_again
 from midsight.checkpoints.open_folder import open_checkpoint
 from midsight.checkpoints.quiet import quiet_transformers
@@ -57,8 +63,8 @@ class LoadedModel:
     """Where the weights are."""
     sliding_window: int | None
     """Number of tokens, itself included, that a token reads in the decoder's sliding layers; None without any."""
-    stop_ids: tuple[int, ...]
-    """Token ids that end an answer, from the folder's generation config."""
+    answer_settings: AnswerSettings
+    """What the model's generation config changes about greedy answers, and the token ids that end them."""
     attention: str
     """transformers' name of the attention kernel."""
     lora: str
@@ -78,6 +84,11 @@ class LoadedModel:
     def tokenizer(self) -> Any:
         """Transformers' tokenizer."""
         return self.processor.tokenizer
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Token ids that end an answer, from the folder's generation config."""
+        return self.answer_settings.stop_ids
 
     @property
     def longrope_threshold(self) -> int | None:
@@ -184,7 +195,7 @@ def open_model(
         mode, lora_notes = choose_lora(lora, torch_dtype, checkpoint, folder)
         processor = load_processor(checkpoint, folder)
         template, template_notes = find_chat_template(processor, family, str(source))
-        generation_config, stop_ids = read_generation(folder, processor.tokenizer, vocab_size(checkpoint.config))
+        generation = read_generation(folder, processor.tokenizer, checkpoint.config)
 
     def account() -> None:
         with quiet_transformers(), how_to_download_again(folder):
@@ -193,7 +204,7 @@ def open_model(
     def load() -> Any:
         with quiet_transformers(), how_to_download_again(folder):
             hf_model = checkpoint.load_weights(LoadChoice(torch_dtype, target, mode, unused=audio)).eval()
-        hf_model.generation_config = generation_config
+        hf_model.generation_config = generation.config
         return hf_model
 
     return LoadedModel(
@@ -208,11 +219,11 @@ def open_model(
         dtype=torch_dtype,
         device=target,
         sliding_window=sliding_window(checkpoint.config),
-        stop_ids=stop_ids,
+        answer_settings=generation.settings,
         attention="not loaded",
         lora=mode or ("in the weights" if family.stored.lora_folder else "none"),
         fixes=(),
-        notes=(*checkpoint.notes, *dtype_notes, *lora_notes, *template_notes),
+        notes=(*checkpoint.notes, *dtype_notes, *lora_notes, *generation.notes, *template_notes),
     )
 
 
@@ -258,6 +269,9 @@ def wrap_model(hf_model: Any, processor: Any) -> LoadedModel:
     embedding: Any = plain.get_submodule(family.modules.token_embedding).weight
     stop_ids = as_ids(plain.generation_config.eos_token_id, "The model's generation config")
     validate_stop_ids(stop_ids, processor.tokenizer, vocab_size(config), "The model's generation config")
+    settings, answer_notes = read_answer_settings(
+        plain.generation_config, stop_ids, vocab_size(config), "The model's generation config"
+    )
     return LoadedModel(
         hf_model=plain,
         processor=processor,
@@ -270,11 +284,11 @@ def wrap_model(hf_model: Any, processor: Any) -> LoadedModel:
         dtype=embedding.dtype,
         device=embedding.device,
         sliding_window=sliding_window(config),
-        stop_ids=stop_ids,
+        answer_settings=settings,
         attention=config._attn_implementation,
         lora="as given",
         fixes=family.stored.fixes(plain),
-        notes=notes,
+        notes=(*answer_notes, *notes),
     )
 
 

@@ -171,6 +171,14 @@ def extract(
             rich_help_panel=RUNNING,
         ),
     ] = "auto",
+    plain_greedy: Annotated[
+        bool,
+        typer.Option(
+            "--plain-greedy",
+            help="Likeliest tokens, whatever the model's generation config says.",
+            rich_help_panel=WHAT,
+        ),
+    ] = False,
     share: Annotated[
         bool,
         typer.Option(help="Whether questions on one image share its computation.", rich_help_panel=RUNNING),
@@ -238,6 +246,7 @@ def extract(
             pixels=cast("Pixels | None", pixels),
             answers=answers,
             max_new_tokens=max_new_tokens,
+            plain_greedy=plain_greedy,
             share=share,
             store_dtype=cast("StoreDtype", store_dtype),
             limit=limit,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from midsight.checkpoints.generation import AnswerSettings
 from midsight.checkpoints.loading import LoadedModel
 from midsight.extraction.attention import PADDING
 from midsight.extraction.prefill import Prefill, end_states, pad_rows, run_on_cache
@@ -22,6 +23,8 @@ TOP_TOKENS = 10
 class Answer:
     """What one row has generated so far."""
 
+    prompt: Sequence[int] = ()
+    """Token ids of its prompt, which a model's generation config may count."""
     token_ids: list[int] = field(default_factory=list)
     """Generated tokens, the stop token included."""
     logprobs: list[float] = field(default_factory=list)
@@ -136,7 +139,13 @@ def describe_first_token(logits: Tensor) -> list[FirstToken]:
 
 
 def decode_until(
-    model: LoadedModel, answers: Sequence[Answer], start: Continuation, *, max_new_tokens: int, threshold: int | None
+    model: LoadedModel,
+    answers: Sequence[Answer],
+    start: Continuation,
+    *,
+    settings: AnswerSettings,
+    max_new_tokens: int,
+    threshold: int | None,
 ) -> None:
     """Decodes greedily until every answer has ended, or prompt and answer have `threshold` tokens.
 
@@ -144,28 +153,39 @@ def decode_until(
     """
     open_rows = OpenRows(list(answers), start)
     while True:
-        take_tokens(open_rows, stop_ids=model.stop_ids, max_new_tokens=max_new_tokens)
+        take_tokens(open_rows, settings, max_new_tokens=max_new_tokens)
         open_rows.keep([i for i, length in enumerate(open_rows.state.lengths) if length != threshold])
         if not open_rows.answers:
             return
         open_rows.state = feed_tokens(model, open_rows)
 
 
-def take_tokens(open_rows: OpenRows, *, stop_ids: Sequence[int], max_new_tokens: int) -> None:
-    """Appends the likeliest token to each answer, and drops the answers that end with it."""
+def take_tokens(open_rows: OpenRows, settings: AnswerSettings, *, max_new_tokens: int) -> None:
+    """Appends the token with the best score to each answer, and drops the answers that end with it."""
     all_logprobs = to_logprobs(open_rows.state.logits)
-    token_ids = all_logprobs.argmax(dim=-1, keepdim=True)
+    token_ids = choose_tokens(open_rows, settings, max_new_tokens=max_new_tokens)
     logprobs = all_logprobs.gather(1, token_ids)
     for answer, token_id, logprob in zip(
         open_rows.answers, token_ids[:, 0].tolist(), logprobs[:, 0].tolist(), strict=True
     ):
         answer.token_ids.append(token_id)
         answer.logprobs.append(logprob)
-        if token_id in stop_ids:
+        if token_id in settings.stop_ids:
             answer.finish_reason = "stop"
         elif len(answer.token_ids) == max_new_tokens:
             answer.finish_reason = "length"
     open_rows.keep([i for i, answer in enumerate(open_rows.answers) if answer.finish_reason is None])
+
+
+def choose_tokens(open_rows: OpenRows, settings: AnswerSettings, *, max_new_tokens: int) -> Tensor:
+    """The next token of each answer, int64 [answers, 1]."""
+    logits = open_rows.state.logits
+    if settings.values:
+        rows = zip(logits, open_rows.answers, strict=True)
+        logits = torch.stack(
+            [settings.score(row, a.prompt, a.token_ids, max_new_tokens=max_new_tokens) for row, a in rows]
+        )
+    return logits.argmax(dim=-1, keepdim=True)
 
 
 def feed_tokens(model: LoadedModel, open_rows: OpenRows) -> Continuation:

@@ -56,6 +56,7 @@ def describe_run(
             pixels=resolved.pixels,
             answers=resolved.answers,
             max_new_tokens=resolved.max_new_tokens if resolved.answers else None,
+            plain_greedy=request.plain_greedy,
             share=resolved.share,
             store_dtype=store_dtype,
         ),
@@ -100,6 +101,7 @@ def describe_model(model: LoadedModel) -> ModelSpec:
         layers=model.n_layers,
         hidden_size=model.hidden_size,
         stop_ids=model.stop_ids,
+        answer_settings=json.dumps(dict(model.answer_settings.values)),
         longrope_threshold_tokens=model.longrope_threshold,
     )
 

@@ -160,8 +160,9 @@ def decode_answers(
     """
     limit = request.max_new_tokens
     threshold = None if long_factors else request.longrope_threshold
-    answers = [Answer() for _ in items]
-    decode_until(model, answers, start, max_new_tokens=limit, threshold=threshold)
+    settings = request.answer_settings
+    answers = [Answer(item.prompt.token_ids) for item in items]
+    decode_until(model, answers, start, settings=settings, max_new_tokens=limit, threshold=threshold)
     crossing = [i for i, answer in enumerate(answers) if answer.finish_reason is None]
     if crossing:
         token_ids = [(*items[i].prompt.token_ids, *answers[i].token_ids) for i in crossing]
@@ -173,7 +174,8 @@ def decode_answers(
         rows = pad_rows(token_ids, layouts, positions, pad_id=model.pad_id, side="left", device=model.device)
         refilled = prefill(model, rows, [images[i] for i in crossing], taps=(), keep_cache=True)
         crossed = continue_from(model, refilled)
-        decode_until(model, [answers[i] for i in crossing], crossed, max_new_tokens=limit, threshold=None)
+        open_answers = [answers[i] for i in crossing]
+        decode_until(model, open_answers, crossed, settings=settings, max_new_tokens=limit, threshold=None)
     return answers
 
 

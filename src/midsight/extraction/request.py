@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
@@ -16,7 +16,8 @@ from midsight.samples.columns import ColumnSource
 from midsight.taps.tap import DEFAULT_POSITIONS, Tap, choose_layers, choose_positions, choose_taps
 
 if TYPE_CHECKING:
-    from midsight.checkpoints.loading import LoadedModel
+    from midsight.checkpoints.generation import AnswerSettings
+from midsight.checkpoints.loading import LoadedModel
 
 Vision = Literal["mean", "none"]
 """How the vision encoder's output is pooled; `none` leaves it out."""
@@ -44,6 +45,8 @@ class Request:
     """Whether to decode answers."""
     max_new_tokens: int = 200
     """Maximum number of new tokens in an answer."""
+    plain_greedy: bool = False
+    """Take the likeliest token at every step, whatever the model's generation config says."""
     share: bool = True
     """Whether questions on the same images share one prefix; the numbers are the same up to rounding."""
     prompt: str = "{question}"
@@ -66,6 +69,7 @@ class RequestKeywords(TypedDict, total=False):
     pixels: Pixels | None
     answers: bool
     max_new_tokens: int
+    plain_greedy: bool
     share: bool
     prompt: str
     system: str | None
@@ -101,6 +105,8 @@ class ResolvedRequest:
     """Whether answers are decoded."""
     max_new_tokens: int
     """Maximum number of new tokens in an answer."""
+    answer_settings: AnswerSettings
+    """What changes greedy answers; without values, the likeliest token is taken at every step."""
     share: bool
     """Whether questions on the same images share one prefix."""
     longrope_threshold: int | None
@@ -153,6 +159,7 @@ def resolve(
         processor_pooled_pixels=request.processor_pooled_pixels,
         answers=request.answers,
         max_new_tokens=request.max_new_tokens,
+        answer_settings=replace(model.answer_settings, values={}) if request.plain_greedy else model.answer_settings,
         share=request.share and may_share,
         longrope_threshold=model.longrope_threshold,
         vectors=vectors,

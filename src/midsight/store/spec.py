@@ -49,6 +49,8 @@ class RequestSpec:
     """Whether answers are decoded, so whether the run has the answer columns."""
     max_new_tokens: int | None = field(metadata=decisive("max_new_tokens"))
     """Maximum number of new tokens; None without answers."""
+    plain_greedy: bool = field(default=True, metadata=decisive("plain_greedy"))
+    """Whether answers are of the likeliest tokens, whatever the model's generation config says."""
     share: bool = field(metadata=decisive("share"))
     """Whether questions on the same images share the image's prefix."""
     store_dtype: StoreDtype = field(metadata=decisive("store_dtype"))
@@ -87,6 +89,8 @@ class ModelSpec:
     """Width of a hidden state."""
     stop_ids: tuple[int, ...]
     """Token ids that end an answer."""
+    answer_settings: str = "{}"
+    """What its generation config changes about greedy answers, as JSON by transformers' names."""
     longrope_threshold_tokens: int | None
     """Prompt length above which the long rotary factors apply; None if the model has no such factors."""
 
