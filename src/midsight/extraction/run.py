@@ -60,7 +60,8 @@ def extract(
         commit_seconds: Maximum time between two commits, in seconds.
         progress: `bar` shows the progress, in a terminal, a notebook or as lines of a log; None shows nothing. A
             function is called with the progress, at the start and after every call of the model.
-        **options: What to extract, and how the data are read:
+        **options: The fields of midsight.DatasetOptions (columns, images, split, ...) and of midsight.Request (layers,
+            positions, prompt, answers, max_new_tokens, ...).
 
     Returns:
         The opened run.
