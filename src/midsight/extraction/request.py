@@ -17,7 +17,7 @@ from midsight.taps.tap import DEFAULT_POSITIONS, Tap, choose_layers, choose_posi
 
 if TYPE_CHECKING:
     from midsight.checkpoints.generation import AnswerSettings
-from midsight.checkpoints.loading import LoadedModel
+    from midsight.checkpoints.loading import LoadedModel
 
 Vision = Literal["mean", "none"]
 """How the vision encoder's output is pooled; `none` leaves it out."""
