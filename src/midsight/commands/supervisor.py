@@ -50,6 +50,7 @@ def become_worker(run: Path, shard: Shard) -> None:
     deaths, committed = 0, _count(parts)
     while True:
         alive, held = os.pipe()
+        before = _state(working)
         worker = os.fork()
         if worker == 0:
             os.close(held)
@@ -59,7 +60,7 @@ def become_worker(run: Path, shard: Shard) -> None:
         status, is_stopped = _wait(worker)
         os.close(held)
         code = os.waitstatus_to_exitcode(status)
-        left_work = working.exists()
+        left_work = _state(working) not in (None, before)  # an earlier process may have left the file
         if code >= 0 and not left_work:
             _end(code)
         if is_stopped:
@@ -107,6 +108,14 @@ def _wait(worker: int) -> tuple[int, bool]:
 def _stop_with_supervisor(alive: int) -> None:
     os.read(alive, 1)
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _state(file: Path) -> tuple[int, int] | None:
+    """Changes whenever the file is written; None if there is none."""
+    with suppress(OSError):
+        status = file.stat()
+        return status.st_ino, status.st_mtime_ns
+    return None
 
 
 def _name(code: int) -> str:
