@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from midsight import Model
+from midsight.checkpoints.generation import AnswerSettings
 from midsight.extraction import attention, calls, decode, extract_call, prefill, prepare, sharing
 from midsight.families import inputs
 from midsight.prompts import prompt
@@ -170,7 +171,7 @@ EXTRACTION = [
     ),
     Breakage(
         "an answer that is not the likeliest",
-        patch(decode, "to_logprobs", lambda original: lambda logits: original(logits.roll(1, dims=-1))),
+        patch(decode, "choose_tokens", lambda _: lambda rows, *_, **__: rows.state.logits.topk(2).indices[:, 1:]),
         "answers",
         "answers that differ from transformers' generate",
     ),
@@ -191,7 +192,7 @@ EXTRACTION = [
         patch(
             decode,
             "take_tokens",
-            lambda f: lambda rows, *, stop_ids, max_new_tokens: f(rows, stop_ids=(), max_new_tokens=max_new_tokens),
+            lambda f: lambda rows, settings, **options: f(rows, dataclasses.replace(settings, stop_ids=()), **options),
         ),
         "calls of several samples",
         f"{TOGETHER}: answers",
@@ -201,9 +202,7 @@ EXTRACTION = [
         patch(
             decode,
             "take_tokens",
-            lambda f: (
-                lambda rows, *, stop_ids, max_new_tokens: f(rows, stop_ids=stop_ids, max_new_tokens=max_new_tokens - 1)
-            ),
+            lambda f: lambda rows, settings, *, max_new_tokens: f(rows, settings, max_new_tokens=max_new_tokens - 1),
         ),
         "calls of several samples",
         "the same questions, no stop id: answers",
@@ -358,7 +357,12 @@ PROMPTS = [
 ]
 
 CHECKPOINTS = [
-    Breakage("stop ids of the tokenizer", replaced(stop_ids=(151645,)), "declarations", "stop ids"),
+    Breakage(
+        "stop ids of the tokenizer",
+        replaced(answer_settings=AnswerSettings(stop_ids=(151645,))),
+        "declarations",
+        "stop ids",
+    ),
     Breakage("rotary frequencies in 16 bits", round_frequencies, "declarations", "rotary frequencies", alone=True),
     Breakage(
         "another image token",

@@ -14,6 +14,7 @@ from midsight.check.generated import Generated, check_answers_together, generate
 from midsight.check.states import tap_error
 from midsight.check.subject import Subject, extract_together, prepare_all
 from midsight.check.vision import vision_error
+from midsight.checkpoints.generation import AnswerSettings
 from midsight.checkpoints.loading import LoadedModel
 from midsight.extraction.prepare import PreparedSample
 from midsight.extraction.request import ResolvedRequest
@@ -56,26 +57,48 @@ def same_size_samples(subject: Subject) -> list[Sample]:
 def check_together(subject: Subject) -> list[Check]:
     """Several questions on two images of one size in one call, whose answers end at different times, or at none.
 
-    Other stop ids than the model's see to that.
+    Other stop ids than the model's see to that. The likeliest token is taken at every step; if the folder's generation
+    config changes answers, they are compared once more as it asks.
     """
-    model, request = subject.model, subject.request
-    group = make_group(model, request, same_size_samples(subject))
+    samples = same_size_samples(subject)
+    endless = answering(subject, AnswerSettings())
+    group = make_group(endless.model, endless.request, samples)
     images = [item.image_id for item in group.prepared]
-    stopping = replace(model, stop_ids=early_stops(group.generated, images))
-    measured, whole = replace(subject, model=stopping), replace(request, share=False)
+    stopping = answering(subject, AnswerSettings(stop_ids=early_stops(group.generated, images)))
+    model, request = stopping.model, stopping.request
     shared = [
-        extract_together(stopping, request, group.prepared, "right"),
-        extract_together(stopping, request, group.prepared, "left"),
-        extract_together(stopping, request, group.prepared, "right", halved=True),
+        extract_together(model, request, group.prepared, "right"),
+        extract_together(model, request, group.prepared, "left"),
+        extract_together(model, request, group.prepared, "right", halved=True),
     ]
-    alone = [extract_together(stopping, whole, group.prepared, side) for side in ("left", "right")]
-    endless = replace(subject, model=replace(model, stop_ids=()))
-    full_length = extract_together(endless.model, request, group.prepared, "right")
+    whole = replace(request, share=False)
+    alone = [extract_together(model, whole, group.prepared, side) for side in ("left", "right")]
+    full_length = extract_together(endless.model, endless.request, group.prepared, "right")
     return [
-        *compare_group("questions on two images of one size in one call", measured, group, shared),
-        *compare_group("the same questions, no prefix shared", measured, group, alone),
+        *compare_group("questions on two images of one size in one call", stopping, group, shared),
+        *compare_group("the same questions, no prefix shared", stopping, group, alone),
         *compare_group("the same questions, no stop id", endless, group, [full_length]),
+        *check_configured(subject, samples),
     ]
+
+
+def answering(subject: Subject, settings: AnswerSettings) -> Subject:
+    """The subject, whose answers follow these settings instead of the folder's."""
+    model, request = subject.model, subject.request
+    return replace(
+        subject,
+        model=replace(model, answer_settings=settings),
+        request=replace(request, answer_settings=settings),
+    )
+
+
+def check_configured(subject: Subject, samples: Sequence[Sample]) -> list[Check]:
+    """The samples in one call with the folder's own generation config; nothing if it changes no answer."""
+    if not subject.request.answer_settings.values:
+        return []
+    group = make_group(subject.model, subject.request, samples)
+    records = extract_together(subject.model, subject.request, group.prepared, "right")
+    return compare_group("the same questions, as the generation config asks", subject, group, [records])
 
 
 def compare_group(what: str, subject: Subject, group: Group, runs: Sequence[Sequence[Record]]) -> list[Check]:
