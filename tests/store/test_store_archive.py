@@ -5,6 +5,7 @@ PYTHONPATH=tests python tests/store/test_store_archive.py
 """
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,24 @@ from midsight.records import Record
 from midsight.store import RunWriter, open_run
 from midsight.store.compact import compact
 from midsight.store.verify import verify_run
-from support.made_up import WIDTHS, content_of, files_of, make_failure, make_record, make_spec
+from support.made_up import (
+    WIDTHS,
+    content_of,
+    files_of,
+    make_failure,
+    make_model_spec,
+    make_record,
+    make_request,
+    make_spec,
+)
 
 ARCHIVES = Path(__file__).parent / "archive"
-SPEC = make_spec(created="2025-01-01T00:00:00+00:00")
+SPEC = make_spec(
+    created="2025-01-01T00:00:00+00:00",
+    # what run.json did not have yet
+    request=make_request(plain_greedy=True),
+    model=make_model_spec(answer_settings="{}"),
+)
 ROWS = 8
 
 
@@ -72,6 +87,25 @@ def test_an_archived_run_is_resumed(archive, tmp_path):
     assert len(open_run(path)) == ROWS + 1
     assert len(files_of(path, ".json")) == 4
     assert verify_run(path).sound
+
+
+def test_input_columns_keep_the_names_under_which_they_were_stored(tmp_path):
+    """The archived run was written when only a name that midsight uses, in the same case, was renamed."""
+    path = shutil.copytree(ARCHIVES / "format-1-same-names", tmp_path / "run")
+    run = open_run(path)
+    stored_as = {name: name for name in ("Answer", "Year", "year", "", "a\0b", "plain")} | {
+        "input.answer": "input.input.answer"
+    }
+    assert run.spec.stored_as == stored_as
+    for name, column in stored_as.items():
+        assert run.table()[column].to_pylist() == [f"{name}-{i}" for i in range(3)]
+    assert verify_run(path).sound
+    schema = run.table().schema
+    with RunWriter(path, replace(run.spec, stored_as={})) as writer:  # the names of today
+        writer.add(make_record(3, extras={name: f"{name}-3" for name in stored_as}))
+    compact(path)
+    assert open_run(path).table()["Answer"].to_pylist() == [f"Answer-{i}" for i in range(4)]
+    assert open_run(path).table().schema.equals(schema)
 
 
 if __name__ == "__main__":

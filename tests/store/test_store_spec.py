@@ -326,6 +326,8 @@ def sealed_with(tmp_path, path, value):
         ("run_id", ..., "run_id is missing"),
         ("model", ..., "model is missing"),
         ("dataset.split", ..., "dataset.split is missing"),
+        ("columns", ..., "columns is not a list of the run's columns"),
+        ("columns", [{"name": "sample_id"}], "columns is not a list of the run's columns"),
         ("model", [], "model is [] instead of an object"),
         ("model.name", 7, "model.name is 7 instead of text"),
         ("model.name", None, "model.name is null instead of text"),

@@ -25,7 +25,7 @@ from midsight.samples.packed import images_at
 from midsight.samples.sample import Failure, ImageSource
 from midsight.samples.tables import Dataset
 from midsight.store.files import free_bytes
-from midsight.store.schema import renamed_columns
+from midsight.store.schema import extra_columns, renamed_columns
 from midsight.store.spec import RunSpec
 from midsight.store.writer import samples_done
 
@@ -111,7 +111,7 @@ class Start:
     @property
     def notes(self) -> tuple[Sequence[str | Option], ...]:
         """What a user should know about the data, as the parts of sentences."""
-        renamed = renamed_columns(self.extras)
+        renamed = renamed_columns(extra_columns(self.extras))
         sentences = [*self.about_data, *([f"{describe_renamed(renamed)}."] if renamed else [])]
         notes = [(f"Note: {sentence}",) for sentence in sentences]
         return (*notes, *([self.missing.describe()] if self.missing else []))

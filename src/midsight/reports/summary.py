@@ -145,7 +145,7 @@ def summarise(run: Run) -> Summary:
         images=len(images),
         layers=tuple(sorted({tap.layer for tap in run.taps})),
         columns=tuple(_column(field, len(run)) for field in run_schema(run.spec.columns)),
-        renamed=renamed_columns(run.spec.extras),
+        renamed=renamed_columns(run.spec.stored_as),
         vectors=tuple(tally.summary(name, run.spec.vectors[name]) for name, tally in tallies.items()),
         answers=_answers(finish_reasons, tokens) if run.spec.request.answers else None,
     )

@@ -42,6 +42,8 @@ class RunColumns:
     """Width by vector column, in stored order."""
     extras: Mapping[str, str]
     """Type by extra input column, in stored order."""
+    stored_as: Mapping[str, str]
+    """The column that stores each extra input column."""
     answers: bool
     """Whether the run has the answer columns."""
     store_dtype: StoreDtype
@@ -82,9 +84,9 @@ def extra_columns(names: Iterable[str]) -> dict[str, str]:
     return columns
 
 
-def renamed_columns(names: Iterable[str]) -> dict[str, str]:
-    """Input column -> the column that stores it, for those of `names` that do not keep their name."""
-    return {name: column for name, column in extra_columns(names).items() if column != name}
+def renamed_columns(stored_as: Mapping[str, str]) -> dict[str, str]:
+    """Those of the columns in `stored_as` (the column that stores each input column) that do not keep their name."""
+    return {name: column for name, column in stored_as.items() if column != name}
 
 
 def folded(name: str) -> str:
@@ -108,8 +110,9 @@ def run_schema(columns: RunColumns) -> pa.Schema:
     arrow_fields: list[pa.Field] = []
     for field in dataclasses.fields(Record):
         if field.name == "extras":
-            stored_as = extra_columns(columns.extras)
-            arrow_fields.extend(pa.field(stored_as[name], EXTRA_TYPES[type_]) for name, type_ in columns.extras.items())
+            arrow_fields.extend(
+                pa.field(columns.stored_as[name], EXTRA_TYPES[type_]) for name, type_ in columns.extras.items()
+            )
         elif field in _COLUMN_FIELDS and (columns.answers or not field.metadata.get("only_with_answers")):
             arrow_fields.append(_arrow_field(field.name, _HINTS[field.name]))
     element = VECTOR_TYPES[columns.store_dtype]
@@ -139,7 +142,7 @@ def records_to_table(records: Sequence[Record], columns: RunColumns) -> pa.Table
         _require_columns(record, columns)
     schema = run_schema(columns)
     values = {field.name: [getattr(record, field.name) for record in records] for field in _COLUMN_FIELDS}
-    for name, column in extra_columns(columns.extras).items():
+    for name, column in columns.stored_as.items():
         type_ = columns.extras[name]
         values[column] = [_extra_value(record, name, type_) for record in records]
     arrays = [

@@ -14,7 +14,7 @@ from midsight.errors import DamagedRunError, MidsightError, Option, RunError
 from midsight.records import PROCESSOR_POOLED_PIXELS, VISION_ONLY
 from midsight.store.files import RUN_JSON, open_seal, read_json, remedy, reporting_unreadable, write_sealed_json
 from midsight.store.schema import EXTRA_TYPES, RunColumns, StoreDtype, extra_columns, run_schema
-from midsight.store.typed_json import WrongJsonError, field_types, from_json, to_json
+from midsight.store.typed_json import MAY_BE_MISSING, WrongJsonError, field_types, from_json, to_json
 from midsight.taps.tap import Tap
 from midsight.version import __version__
 
@@ -27,6 +27,10 @@ FORMAT_VERSION = 1
 def decisive(option: str) -> Mapping[str, str]:
     """Field metadata: this field decides the rows, so a resumed call needs the same value of `option`."""
     return {"option": option}
+
+
+ADDED_LATER: Mapping[str, bool] = {MAY_BE_MISSING: True}
+"""Field metadata: the first run folders do not have this field, and its default says what they did."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +53,7 @@ class RequestSpec:
     """Whether answers are decoded, so whether the run has the answer columns."""
     max_new_tokens: int | None = field(metadata=decisive("max_new_tokens"))
     """Maximum number of new tokens; None without answers."""
-    plain_greedy: bool = field(default=True, metadata=decisive("plain_greedy"))
+    plain_greedy: bool = field(default=True, metadata={**decisive("plain_greedy"), **ADDED_LATER})
     """Whether answers are of the likeliest tokens, whatever the model's generation config says."""
     share: bool = field(metadata=decisive("share"))
     """Whether questions on the same images share the image's prefix."""
@@ -89,7 +93,7 @@ class ModelSpec:
     """Width of a hidden state."""
     stop_ids: tuple[int, ...]
     """Token ids that end an answer."""
-    answer_settings: str = "{}"
+    answer_settings: str = field(default="{}", metadata=ADDED_LATER)
     """What its generation config changes about greedy answers, as JSON by transformers' names."""
     longrope_threshold_tokens: int | None
     """Prompt length above which the long rotary factors apply; None if the model has no such factors."""
@@ -189,6 +193,8 @@ class RunSpec:
     """Width by vector column, in stored order."""
     extras: Mapping[str, str] = field(default_factory=dict)
     """Type by extra input column, in stored order: string, int64, float64, bool or json."""
+    stored_as: Mapping[str, str] = field(default_factory=dict)
+    """The column that stores each extra input column; by default what `extra_columns` gives."""
 
     def __post_init__(self) -> None:
         for name, kind in field_types(RunSpec).items():
@@ -210,22 +216,26 @@ class RunSpec:
                 raise MidsightError(
                     f"The input column {name!r} has the type {type_!r}; choose from {', '.join(EXTRA_TYPES)}."
                 )
+        if self.stored_as.keys() != self.extras.keys():
+            object.__setattr__(self, "stored_as", extra_columns(self.extras))
 
     @property
     def columns(self) -> RunColumns:
         """What decides the columns of the run's parts."""
-        return RunColumns(self.vectors, self.extras, self.request.answers, self.request.store_dtype)
+        return RunColumns(self.vectors, self.extras, self.stored_as, self.request.answers, self.request.store_dtype)
 
 
 def write_spec(path: Path, spec: RunSpec) -> None:
-    """Write the run.json of the run folder `path`; its `columns` are for human readers. Raises OSError."""
-    inputs = {column: name for name, column in extra_columns(spec.extras).items()}
+    """Write the run.json of the run folder `path`. Raises OSError."""
+    inputs = {column: name for name, column in spec.stored_as.items()}
     columns = [
         {"name": column.name, "type": str(column.type)}
         | ({"input": inputs[column.name]} if column.name in inputs else {})
         for column in run_schema(spec.columns)
     ]
-    write_sealed_json(path / RUN_JSON, {**to_json(spec), "columns": columns}, indent=2)
+    content = to_json(spec)
+    del content["stored_as"]  # `columns` says it
+    write_sealed_json(path / RUN_JSON, {**content, "columns": columns}, indent=2)
 
 
 def is_run(path: Path) -> bool:
@@ -246,13 +256,25 @@ def read_spec(path: Path) -> RunSpec:
     # The seal comes first, in every format: a flipped bit must not pass for a newer one.
     content = open_seal(file, read_json(file))
     _refuse_newer_format(path, content)
-    content.pop("columns", None)
+    columns = content.pop("columns", None)
     try:
-        return from_json(RunSpec, content)
+        return from_json(RunSpec, {**content, "stored_as": _stored_as(content.get("extras"), columns)})
     except WrongJsonError as error:
         raise DamagedRunError(f"{file} is damaged: {error}; {remedy(file)}.") from error
     except MidsightError as error:
         raise DamagedRunError(f"{file} is damaged: ", *error.args) from error
+
+
+def _stored_as(extras: Any, columns: Any) -> dict[str, str]:
+    """The column of each of the `extras` as the list `columns` of a run.json has them: after the reference answers.
+
+    midsight did not always rename the same input columns, so their names are not derived again.
+    """
+    try:
+        names = [column["name"] for column in columns]
+        return dict(zip(extras, names[names.index("reference_answers") + 1 :], strict=False))
+    except (TypeError, KeyError, ValueError):
+        raise WrongJsonError("columns is not a list of the run's columns") from None
 
 
 def _refuse_newer_format(path: Path, content: Mapping[str, Any]) -> None:

@@ -1,4 +1,7 @@
-"""Dataclasses as JSON and back. Reading is strict: exactly the declared fields, each of its declared type."""
+"""Dataclasses as JSON and back. Reading is strict: exactly the declared fields, each of its declared type.
+
+Only fields whose metadata has MAY_BE_MISSING may be missing; they then have their default.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,8 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 T = TypeVar("T")
 
+MAY_BE_MISSING = "may_be_missing"
+"""Key of a field's metadata."""
 _NAMES: Mapping[Any, str] = {str: "text", int: "a whole number", bool: "true or false"}
 _SHOWN_CHARACTERS = 40
 
@@ -41,6 +46,11 @@ def field_types(kind: type) -> Mapping[str, Any]:
     """The declared type of every field of a dataclass."""
     hints = get_type_hints(kind)
     return {field.name: hints[field.name] for field in fields(kind)}
+
+
+@cache
+def _optional_fields(kind: type) -> frozenset[str]:
+    return frozenset(field.name for field in fields(kind) if MAY_BE_MISSING in field.metadata)
 
 
 def _as_dict(value: Any) -> dict[str, Any]:
@@ -78,7 +88,7 @@ def _read_object(kind: Any, value: Mapping[str, Any], name: str) -> Any:
         if key not in types:
             raise WrongJsonError(f"{prefix}{key} does not belong there")
     for key in types:
-        if key not in value:
+        if key not in value and key not in _optional_fields(kind):
             raise WrongJsonError(f"{prefix}{key} is missing")
     return kind(**{key: _read(types[key], item, f"{prefix}{key}") for key, item in value.items()})
 
