@@ -36,14 +36,16 @@ OTHERS, OTHER_ROWS = table("| answer | reference |")
 
 def judged(judge, answer, references, **options):
     try:
-        return VERDICTS[JUDGES[judge].verdict(answer, references, JudgeOptions(**options)).right]
+        return VERDICTS[JUDGES[judge].verdict(answer, references, JudgeOptions(**options), {}).right]
     except OutsideDomainError:
         return "refused"
 
 
 def test_the_tables_have_at_least_sixty_answers_and_every_judge_but_vqa():
     assert len(YES_NO_ROWS) + len(OTHER_ROWS) >= 60
-    assert {name.split()[0] for name in (*READERS, *OTHERS)} == {name for name in JUDGES if not name.startswith("vqa")}
+    assert {name.split()[0] for name in (*READERS, *OTHERS)} == {
+        name for name in JUDGES if not name.startswith("vqa") and name != "choice:vlmevalkit"
+    }
 
 
 @pytest.mark.parametrize("row", YES_NO_ROWS, ids=lambda row: row[0])
@@ -51,7 +53,7 @@ def test_yes_no_rules_read_what_the_page_says(row):
     (answer,) = quoted(row[0]) or [""]
     for name, said in zip(READERS, row[1:], strict=True):
         judge, _, lenient = name.partition(" ")
-        verdict = JUDGES[judge].verdict(answer, ["yes"], JudgeOptions(lenient=bool(lenient)))
+        verdict = JUDGES[judge].verdict(answer, ["yes"], JudgeOptions(lenient=bool(lenient)), {})
         assert WORDS[verdict.read] == said, name
         assert verdict.right == verdict.read
 
@@ -89,14 +91,14 @@ def test_textvqa_takes_the_possessive_apart():
 @pytest.mark.parametrize(("matches", "score"), [(0, 0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1), (10, 1)])
 def test_vqa_scores_as_published(matches, score):
     references = ["red"] * matches + ["blue"] * (10 - matches)
-    verdict = JUDGES["vqa"].verdict("Red", references, DEFAULT)
+    verdict = JUDGES["vqa"].verdict("Red", references, DEFAULT, {})
     assert verdict.score == pytest.approx(score)
     assert verdict.right is (score >= 0.5)
 
 
 def test_vqa_refuses_few_references():
     with pytest.raises(OutsideDomainError, match="at least 4 reference answers, and there are 3"):
-        JUDGES["vqa"].verdict("red", ["red"] * 3, DEFAULT)
+        JUDGES["vqa"].verdict("red", ["red"] * 3, DEFAULT, {})
 
 
 @pytest.mark.parametrize(
@@ -109,9 +111,41 @@ def test_vqa_refuses_few_references():
     ],
 )
 def test_f1_is_squads(answer, reference, score):
-    verdict = JUDGES["f1"].verdict(answer, ["nothing", reference], DEFAULT)
+    verdict = JUDGES["f1"].verdict(answer, ["nothing", reference], DEFAULT, {})
     assert verdict.score == pytest.approx(score)
     assert verdict.right is (score >= 0.5)
+
+
+CHOICES, CHOICE_ROWS = table("| answer | reference | `choice` |")
+OPTIONS = {"A": "a dog", "B": "a red cat", "C": "cat", "D": "2"}
+
+
+def test_the_page_names_the_options_of_its_last_table():
+    assert ", ".join(f"{letter}: {text}" for letter, text in OPTIONS.items()) in PAGE
+
+
+@pytest.mark.parametrize("row", CHOICE_ROWS, ids=lambda row: row[0])
+def test_options_are_chosen_by_letter_or_by_text_as_the_page_says(row):
+    (answer,) = quoted(row[0]) or [""]
+    said = [VERDICTS[JUDGES[name].verdict(answer, quoted(row[1]), DEFAULT, OPTIONS).right] for name in CHOICES]
+    assert said == row[2:]
+
+
+def test_choices_are_refused_without_what_they_need():
+    with pytest.raises(OutsideDomainError, match="needs the question's options, in columns A, B"):
+        JUDGES["choice:vlmevalkit"].verdict("B", ["B"], DEFAULT, {})
+    with pytest.raises(OutsideDomainError, match="needs one letter, or an option's text"):
+        JUDGES["choice"].verdict("B", ["a horse"], DEFAULT, OPTIONS)
+    assert JUDGES["choice"].verdict("E", ["B"], DEFAULT, OPTIONS).right is None
+    assert JUDGES["choice"].verdict("E", ["B"], DEFAULT, {}).right is False
+
+
+def test_thresholds_and_tolerances_that_make_no_sense_are_refused():
+    for options in (JudgeOptions(threshold=3), JudgeOptions(threshold=0), JudgeOptions(threshold=float("nan"))):
+        with pytest.raises(MidsightError, match="is not above 0 and at most 1"):
+            require_known_options(JUDGES["f1"], options)
+    with pytest.raises(MidsightError, match=r"tolerance=-1 is not a relative error"):
+        require_known_options(JUDGES["numeric"], JudgeOptions(tolerance=-1))
 
 
 def test_numbers_may_differ_by_the_tolerance():
@@ -129,13 +163,13 @@ def test_undecided_is_null_here_and_wrong_for_published_scorers():
 @pytest.mark.parametrize("reference", ["n, o", "maybe", "", "Yes, there is"])
 def test_references_that_are_not_yes_or_no_are_refused(reference):
     with pytest.raises(OutsideDomainError):
-        JUDGES["yes_no"].verdict("yes", [reference], DEFAULT)
+        JUDGES["yes_no"].verdict("yes", [reference], DEFAULT, {})
 
 
 def test_references_that_contradict_each_other_are_refused():
     with pytest.raises(OutsideDomainError, match="agree"):
-        JUDGES["yes_no"].verdict("yes", ["yes", "no"], DEFAULT)
-    assert JUDGES["yes_no"].verdict("yes", ["1", "True"], DEFAULT).right
+        JUDGES["yes_no"].verdict("yes", ["yes", "no"], DEFAULT, {})
+    assert JUDGES["yes_no"].verdict("yes", ["1", "True"], DEFAULT, {}).right
 
 
 def test_unknown_judges_and_options_are_refused_by_name():

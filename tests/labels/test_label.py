@@ -192,3 +192,48 @@ def test_rows_that_came_after_the_label_have_no_value(folder):
     midsight.open_run(folder).label("yes_no")
     write_run(folder, [make_record(99)])
     assert midsight.open_run(folder).labels("correct")[-1] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["--judge", "yes_no", "--null-words", "x"], "--null-words is for verdicts of a file, and a judge has no use"),
+        (["--judge", "yes_no", "--id", "key"], "--id is for verdicts of a file"),
+        (["--from", "v.csv", "--column", "ok", "--lenient"], "--lenient is for a judge, and verdicts of a file have"),
+        (["--from", "v.csv", "--column", "ok", "--undecided", "wrong"], "--undecided is for a judge"),
+    ],
+)
+def test_options_that_would_change_nothing_are_refused(folder, arguments, problem):
+    shown = CliRunner().invoke(app, ["label", str(folder), *arguments])
+    assert shown.exit_code == 2
+    assert problem in shown.output
+
+
+def test_counts_of_a_file_speak_of_its_rows(folder):
+    (folder.parent / "v.csv").write_text("sample_id,ok\ns0,1\n")
+    shown = CliRunner().invoke(app, ["label", str(folder), "--from", str(folder.parent / "v.csv"), "--column", "ok"])
+    assert "7 without a row in the file" in " ".join(shown.output.split())
+
+
+@pytest.mark.parametrize(
+    ("extras", "cells"),
+    [
+        ({"A": "string", "B": "string"}, {"A": "a dog", "B": "a cat"}),
+        ({"A": "float64", "B": "string"}, {"A": 2.0, "B": "cat"}),
+        ({"options": "json"}, {"options": ["dog", "cat", None]}),
+        ({"choices": "json"}, {"choices": {"A": "dog", "B": "cat"}}),
+        ({"choices": "string"}, {"choices": "['dog', 'cat']"}),
+    ],
+)
+def test_choices_of_the_data_are_chosen_by_their_text(tmp_path, extras, cells):
+    spec = make_spec(extras=extras)
+    answers = ["B", "It is a cat.", "I see a dog, or a cat", "A"]
+    records = [
+        make_record(i, spec, answer=answer, reference_answers=("B",), extras=cells) for i, answer in enumerate(answers)
+    ]
+    write_run(tmp_path / "run", records, spec)
+    label_run(open_run(tmp_path / "run"), "choice")
+    assert values(tmp_path / "run")[:2] == [True, True]
+    assert values(tmp_path / "run")[3] is False
+    label_run(open_run(tmp_path / "run"), "choice:vlmevalkit")
+    assert (values(tmp_path / "run")[0], values(tmp_path / "run")[3]) == (True, False)

@@ -114,7 +114,7 @@ def design_of(made, *, folds=5, permutations=0, seed=0, by_image=True) -> Design
     order = np.argsort(fold, kind="stable")
     labels, _ = permuted_labels(y, groups, np.zeros(len(y), np.int64), permutations, seed + 1)
     bounds = tuple(np.concatenate([[0], np.cumsum(np.bincount(fold))]).tolist())
-    return Design(order, bounds, cross_validation(folds), labels[:, order], groups[order], np.zeros(len(y), np.int64))
+    return Design(order, bounds, cross_validation(folds), labels[:, order], groups[order])
 
 
 def columns_of(made, design) -> dict[str, np.ndarray]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -44,6 +45,11 @@ def label(
         from midsight.labels.terminal import render_label
         from midsight.store.reader import open_run
 
+        _require_heeded(
+            from_file is not None,
+            {"id": id_column != "sample_id", "column": column is not None, "null_words": bool(null_words)},
+            {"tolerance": tolerance != 0, "lenient": lenient, "undecided": undecided is not None},
+        )
         opened = open_run(run)
         note = ""
         if from_file is not None:
@@ -68,3 +74,11 @@ def label(
         Console(highlight=False).print(render_label(record))
         if note:
             typer.echo(note)
+
+
+def _require_heeded(from_file: bool, of_files: Mapping[str, bool], of_judges: Mapping[str, bool]) -> None:
+    """Raises MidsightError for an option that was given and would change nothing."""
+    for name, given in (of_judges if from_file else of_files).items():
+        if given:
+            where = "a judge, and verdicts of a file have" if from_file else "verdicts of a file, and a judge has"
+            raise MidsightError(Option(name), f" is for {where} no use for it; leave it out.")

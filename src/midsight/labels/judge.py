@@ -8,7 +8,7 @@ from typing import Literal
 
 from midsight.errors import MidsightError, Option
 from midsight.labels import yes_no
-from midsight.labels.choice import read_choice, reference_choice
+from midsight.labels.choice import Choices, read_as_vlmevalkit, read_choice, reference_choice
 from midsight.labels.numbers import chartqa_correct, is_near, read_number
 from midsight.labels.overlap import best_f1, comparable, is_contained, is_equal, vqa_score
 from midsight.labels.text import textvqa_form, vqa_form
@@ -35,6 +35,7 @@ class Verdict:
 
 
 UNDECIDED = Verdict(None)
+NO_CHOICES: Choices = {}
 
 
 class OutsideDomainError(ValueError):
@@ -55,14 +56,21 @@ class JudgeOptions:
     """numeric: largest relative error that is right."""
 
 
+Rule = Callable[[str, Sequence[str], JudgeOptions, Choices], Verdict]
+"""Answer, references (at least one), options of the judge, options of the question -> verdict.
+
+Raises OutsideDomainError.
+"""
+
+
 @dataclass(frozen=True)
 class Judge:
     """A rule that compares an answer with its references."""
 
     name: str
     """As `--judge` takes it."""
-    verdict: Callable[[str, Sequence[str], JudgeOptions], Verdict]
-    """Answer, references (at least one), options -> verdict; raises OutsideDomainError."""
+    verdict: Rule
+    """The rule."""
     summary: str
     """What it is, in one line."""
     published: bool = False
@@ -70,9 +78,11 @@ class Judge:
     takes: tuple[str, ...] = ()
     """The fields of JudgeOptions that it heeds, besides `undecided`."""
 
-    def __call__(self, answer: str, references: Sequence[str], options: JudgeOptions) -> Verdict:
+    def __call__(
+        self, answer: str, references: Sequence[str], options: JudgeOptions, choices: Choices = NO_CHOICES
+    ) -> Verdict:
         """The verdict on one answer; raises OutsideDomainError."""
-        verdict = self.verdict(answer, references, options)
+        verdict = self.verdict(answer, references, options, choices)
         undecided = options.undecided or ("wrong" if self.published else "null")
         if verdict.right is None and undecided == "wrong":
             return Verdict(False, verdict.score, verdict.read, verdict.wanted)
@@ -89,17 +99,21 @@ def find_judge(name: str) -> Judge:
 
 
 def require_known_options(judge: Judge, options: JudgeOptions) -> None:
-    """Raises MidsightError for an option that the judge does not heed."""
+    """Raises MidsightError for an option that the judge does not heed, or cannot."""
     for name in ("lenient", "threshold", "tolerance"):
         if getattr(options, name) != getattr(JudgeOptions(), name) and name not in judge.takes:
             takers = ", ".join(one.name for one in JUDGES.values() if name in one.takes)
             raise MidsightError(
                 Option("judge", judge.name), " takes no ", Option(name), f"; leave it out, or choose from {takers}."
             )
+    if not 0 < options.threshold <= 1:
+        raise MidsightError(Option("threshold", options.threshold), " is not above 0 and at most 1, as scores are.")
+    if not 0 <= options.tolerance < float("inf"):
+        raise MidsightError(Option("tolerance", options.tolerance), " is not a relative error of 0 or more.")
 
 
-def _yes_no(read: Callable[[str], bool | None]) -> Callable[[str, Sequence[str], JudgeOptions], Verdict]:
-    def verdict(answer: str, references: Sequence[str], options: JudgeOptions) -> Verdict:
+def _yes_no(read: Callable[[str], bool | None]) -> Rule:
+    def verdict(answer: str, references: Sequence[str], options: JudgeOptions, _: Choices) -> Verdict:
         wanted = _wanted_yes_no(references)
         said = yes_no.read_yes_no(answer, lenient=True) if options.lenient else read(answer)
         return Verdict(None if said is None else said == wanted, read=said, wanted=wanted)
@@ -116,28 +130,28 @@ def _wanted_yes_no(references: Sequence[str]) -> bool:
     return bool(wanted.pop())
 
 
-def _exact(answer: str, references: Sequence[str], _: JudgeOptions) -> Verdict:
+def _exact(answer: str, references: Sequence[str], *_: object) -> Verdict:
     _require_text(references, "exact")
     return Verdict(is_equal(answer, references))
 
 
-def _exact_raw(answer: str, references: Sequence[str], _: JudgeOptions) -> Verdict:
+def _exact_raw(answer: str, references: Sequence[str], *_: object) -> Verdict:
     return Verdict(answer in references)
 
 
-def _contains(answer: str, references: Sequence[str], _: JudgeOptions) -> Verdict:
+def _contains(answer: str, references: Sequence[str], *_: object) -> Verdict:
     _require_text(references, "contains")
     return Verdict(is_contained(answer, references))
 
 
-def _f1(answer: str, references: Sequence[str], options: JudgeOptions) -> Verdict:
+def _f1(answer: str, references: Sequence[str], options: JudgeOptions, _: Choices) -> Verdict:
     _require_text(references, "f1")
     score = best_f1(answer, references)
     return Verdict(score >= options.threshold, score)
 
 
-def _vqa(form: Callable[[str], str]) -> Callable[[str, Sequence[str], JudgeOptions], Verdict]:
-    def verdict(answer: str, references: Sequence[str], options: JudgeOptions) -> Verdict:
+def _vqa(form: Callable[[str], str]) -> Rule:
+    def verdict(answer: str, references: Sequence[str], options: JudgeOptions, _: Choices) -> Verdict:
         if len(references) < FEWEST_VQA_REFERENCES:
             raise OutsideDomainError(
                 f"vqa needs at least {FEWEST_VQA_REFERENCES} reference answers, and there are {len(references)}"
@@ -148,7 +162,7 @@ def _vqa(form: Callable[[str], str]) -> Callable[[str, Sequence[str], JudgeOptio
     return verdict
 
 
-def _numeric(answer: str, references: Sequence[str], options: JudgeOptions) -> Verdict:
+def _numeric(answer: str, references: Sequence[str], options: JudgeOptions, _: Choices) -> Verdict:
     wanted = [read_number(reference) for reference in references]
     numbers = [number for number in wanted if number is not None]
     if len(numbers) < len(wanted):
@@ -159,16 +173,27 @@ def _numeric(answer: str, references: Sequence[str], options: JudgeOptions) -> V
     return Verdict(any(is_near(said, number, options.tolerance) for number in numbers))
 
 
-def _chartqa(answer: str, references: Sequence[str], _: JudgeOptions) -> Verdict:
+def _chartqa(answer: str, references: Sequence[str], *_: object) -> Verdict:
     return Verdict(any(chartqa_correct(answer, reference) for reference in references))
 
 
-def _choice(answer: str, references: Sequence[str], _: JudgeOptions) -> Verdict:
-    wanted = {reference_choice(reference) for reference in references}
-    if None in wanted:
-        raise OutsideDomainError("choice needs one letter")
-    said = read_choice(answer)
-    return UNDECIDED if said is None else Verdict(said in wanted)
+def _choice(read: Callable[[str, Choices], str | None]) -> Rule:
+    def verdict(answer: str, references: Sequence[str], _: JudgeOptions, choices: Choices) -> Verdict:
+        wanted = {reference_choice(reference, choices) for reference in references}
+        if None in wanted:
+            raise OutsideDomainError("choice needs one letter" + (", or an option's text" if choices else ""))
+        said = read(answer, choices)
+        return UNDECIDED if said is None else Verdict(said in wanted)
+
+    return verdict
+
+
+def _vlmevalkit_choice(answer: str, references: Sequence[str], options: JudgeOptions, choices: Choices) -> Verdict:
+    if not choices:
+        raise OutsideDomainError(
+            "choice:vlmevalkit needs the question's options, in columns A, B, ... or in a list named choices or options"
+        )
+    return _choice(read_as_vlmevalkit)(answer, references, options, choices)
 
 
 def _require_text(references: Sequence[str], judge: str) -> None:
@@ -194,7 +219,8 @@ JUDGES: Mapping[str, Judge] = {
         Judge("vqa:textvqa", _vqa(textvqa_form), "the same with TextVQA's normalisation", takes=("threshold",)),
         Judge("numeric", _numeric, "the one number of the answer", takes=("tolerance",)),
         Judge("numeric:chartqa", _chartqa, "ChartQA's relaxed accuracy", published=True),
-        Judge("choice", _choice, "the chosen letter"),
+        Judge("choice", _choice(read_choice), "the chosen letter, or the option whose text is in the answer"),
+        Judge("choice:vlmevalkit", _vlmevalkit_choice, "VLMEvalKit without a language model", published=True),
     )
 }  # fmt: skip
 """Every judge by name."""

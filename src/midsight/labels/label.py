@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import json
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from midsight.labels.judge import (
     find_judge,
     require_known_options,
 )
-from midsight.labels.outside import read_verdicts
+from midsight.labels.outside import cell_text, read_verdicts
 from midsight.labels.table import count_table
+from midsight.samples.choices import choices_of, is_choice_column
 from midsight.store.annotations import LABEL_SCHEMA, LabelRecord, validate_name, write_label
 from midsight.store.reader import Run
 
@@ -51,7 +53,9 @@ def label_run(run: Run, judge: str, *, name: str = "correct", options: JudgeOpti
         raise MidsightError(
             f"{run.path} has no answers; extract it with ", Option("answers", True), ", or take verdicts from a file."
         )
-    table = run.table().select(["sample_id", "input_index", "answer", "reference_answers"])
+    table = run.table()
+    choices = [name for name in table.column_names if is_choice_column(name)] if judge.startswith("choice") else []
+    table = table.select(["sample_id", "input_index", "answer", "reference_answers", *choices])
     if not table.num_rows:
         raise MidsightError(f"{run.path} holds no samples; extract some first.")
     rows = table.to_pylist()
@@ -135,13 +139,26 @@ def _judge_row(judge: Judge, row: dict[str, Any], options: JudgeOptions) -> Verd
     if not references:
         return None
     try:
-        return judge(row["answer"] or "", references, options)
+        return judge(row["answer"] or "", references, options, _choices(row))
     except OutsideDomainError as error:
         raise MidsightError(
             f"The reference {', '.join(map(repr, references[:3]))} of sample {row['sample_id']!r} (row "
             f"{row['input_index']}) is outside what the judge takes: {error}; correct it, or choose another ",
             Option("judge"), ".",
         ) from error  # fmt: skip
+
+
+def _choices(row: Mapping[str, Any]) -> dict[str, str]:
+    """The text of each option of a question by its letter, from the columns that hold them."""
+    return {letter: cell_text(choice) for letter, choice in choices_of({name: _decoded(row[name]) for name in row})}
+
+
+def _decoded(cell: Any) -> Any:
+    """A list or an object that the run stores as JSON text; any other cell as it is."""
+    try:
+        return json.loads(cell) if isinstance(cell, str) and cell.startswith(("[", "{")) else cell
+    except ValueError:
+        return cell
 
 
 def _different_from_pope(rows: Sequence[dict[str, Any]], verdicts: Sequence[Verdict | None]) -> int:

@@ -57,7 +57,7 @@ def read_verdicts(
         where = f"{path}, {table.unit} {row.number}"
         if row.problem:
             raise MidsightError(f"{where} cannot be read: {row.problem}")
-        sample_id = as_id(row.cells.get(id_column))
+        sample_id = cell_text(row.cells.get(id_column))
         verdict = _verdict(row.cells.get(column), threshold, nulls, where)
         if verdicts.setdefault(sample_id, verdict) != verdict:
             raise MidsightError(f"{where} gives the id {sample_id!r} another verdict than before; keep one of the two.")
@@ -65,8 +65,8 @@ def read_verdicts(
     return Outside(verdicts, repeated - len(verdicts))
 
 
-def as_id(value: Any) -> str:
-    """An id as text; 7.0, which some tools make of 7, is `7`."""
+def cell_text(value: Any) -> str:
+    """A cell as text; 7.0, which some tools make of 7, is `7`."""
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return "" if value is None else str(value)
@@ -74,7 +74,7 @@ def as_id(value: Any) -> str:
 
 def _verdict(value: Any, threshold: float | None, nulls: Collection[str], where: str) -> Verdict:
     word = "" if value is None or value != value else str(value).strip().lower()  # NaN is not equal to itself
-    if word in nulls or as_id(value).lower() in nulls:
+    if word in nulls or cell_text(value).lower() in nulls:
         return Verdict(None)
     if threshold is not None:
         try:

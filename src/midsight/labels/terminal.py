@@ -22,10 +22,11 @@ def render_label(record: LabelRecord) -> RenderableType:
     """The counts, and for yes/no judges the table with its figures."""
     decided = record.right + record.wrong
     share = f" ({100 * record.right / decided:.1f} % of {decided:,})" if decided else ""
+    absent = "without reference" if record.source in JUDGES else "without a row in the file"
     blocks: list[RenderableType] = [
         Text(
             f"Label {record.name} by {record.source}: {record.right:,} right{share}, {record.wrong:,} wrong, "
-            f"{record.undecided:,} undecided, {record.without_reference:,} without reference."
+            f"{record.undecided:,} undecided, {record.without_reference:,} {absent}."
         )
     ]
     if record.table is not None:

@@ -40,8 +40,6 @@ class Design:
     """float32 [1 + permutations, n]; the first row is the labels as they are."""
     groups: np.ndarray
     """Number of the group, int64 [n]."""
-    strata: np.ndarray
-    """Number of the stratum, int64 [n]."""
 
     @cached_property
     def tested(self) -> np.ndarray:

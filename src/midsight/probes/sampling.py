@@ -141,7 +141,7 @@ def divide(
     splits = cross_validation(folds) if train.all() else held_out_test(folds)
     first = int((origin == 0).sum())
     ids = [one for part in runs for one in part.ids]
-    design = Design(order, bounds, splits, labels[:, order], groups[order], codes[order])
+    design = Design(order, bounds, splits, labels[:, order], groups[order])
     return Division(
         design=design,
         parts=(
@@ -171,7 +171,7 @@ def answer_kind(references: Sequence[str]) -> str:
         return "yes or no"
     if all(read_number(one) is not None for one in references):
         return "number"
-    if all(reference_choice(one) is not None and one.strip(" ().:").isupper() for one in references):
+    if all(reference_choice(one, {}) is not None and one.strip(" ().:").isupper() for one in references):
         return "letter"
     return "text"
 
