@@ -118,6 +118,10 @@ def test_llava_with_columns_named(tmp_path):
         ({"conversations": turns("<image>")}, "the question is empty"),
         ({"conversations": turns("<image> and <image>?")}, "2 placeholders <image>, but the sample has 1 images"),
         ({"image": None, "conversations": turns("What?")}, "the image is null"),
+        (
+            {"conversations": turns("Hi", "Hi.", "<image> What?")},
+            "the first question is about no image, a later turn is",
+        ),
     ],
 )
 def test_a_bad_conversation_fails_alone(tmp_path, row, reason):

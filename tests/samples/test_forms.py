@@ -286,6 +286,69 @@ class TestAnswersFrom:
         assert [sample.reference_answers for sample in dataset.samples] == [(), ("a",), ()]
 
 
+def test_a_failed_row_of_shards_names_its_file_and_its_row_there(tmp_path):
+    rows = [{"image": "a.png", "question": "?"}, {"image": "a.png", "question": ""}]
+    for folder in ("text", "parquet", "tar"):
+        (tmp_path / folder).mkdir()
+    for shard in ("1", "2"):
+        (tmp_path / "text" / f"{shard}.jsonl").write_text("\n" + lines(rows))
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "parquet" / f"{shard}.parquet")
+        with tarfile.open(tmp_path / "tar" / f"{shard}.tar", "w") as archive:
+            for i, row in enumerate(rows):
+                add_member(archive, f"{shard}{i}.png", ENCODED[i])
+                add_member(archive, f"{shard}{i}.question.txt", row["question"].encode())
+    for folder, place in (("text", "2.jsonl, line 3"), ("parquet", "2.parquet, row 2"), ("tar", "2.tar, row 2")):
+        dataset = read_table(tmp_path / folder, DatasetOptions(images=tmp_path))
+        assert [sample.question for sample in dataset.samples] == ["?", "?"]
+        assert dataset.failures[1].reason == f"{tmp_path / folder / place}: the question is empty."
+
+
+def test_the_images_of_a_tar_row_are_in_the_order_of_their_numbers(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        add_member(archive, "0.json", json.dumps({"question": "?"}).encode())
+        for number in (10, 2, 1):
+            add_member(archive, f"0.{number}.png", ENCODED[number % 5])
+    (sample,) = read_good(tmp_path / "a.tar").samples
+    assert [decode_image(image).size for image in sample.images] == [PICTURES[i].size for i in (1, 2, 0)]
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [{"src": "a.png"}, {"image": {"url": "a.png"}}, [{"type": "image_url", "image_url": {"url": "a.png"}}],
+     {"path": "a.png", "url": "https://example.org/a.png"}],
+)  # fmt: skip
+def test_an_object_that_holds_an_image_is_that_image(tmp_path, cell):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"image": cell, "question": "?"}))
+    (sample,) = read_good(tmp_path / "a.jsonl").samples
+    assert sample.images == (tmp_path.resolve() / "a.png",)
+
+
+@pytest.mark.parametrize("name", ["base64", "b64_json", "url"])
+def test_an_object_that_holds_base64_is_that_image(tmp_path, name):
+    data = text(ENCODED[1])
+    cell = {name: f"data:image/png;base64,{data}" if name == "url" else data}
+    (tmp_path / "a.jsonl").write_text(json.dumps({"image": cell, "question": "?"}))
+    (sample,) = read_good(tmp_path / "a.jsonl").samples
+    assert decode_image(sample.images[0]).size == PICTURES[1].size
+
+
+def test_a_pattern_with_an_unknown_column_is_refused_as_a_pattern(tmp_path):
+    (tmp_path / "a.jsonl").write_text(lines(ROWS))
+    with pytest.raises(
+        MidsightError, match=r"^image_column is '{n:03}\.png', and .*a\.jsonl has no column 'n'; it has"
+    ):
+        read_table(tmp_path / "a.jsonl", DatasetOptions(image_column="{n:03}.png"))
+
+
+def test_text_that_may_stand_for_an_image_is_said(tmp_path):
+    questions = ["What?", '<img src="a.png"> What?', "<video>\nWhat?", "<image>\nIs a<b and b>c?"]
+    (tmp_path / "a.jsonl").write_text(lines([{"image": "a.png", "question": question} for question in questions]))
+    assert read_good(tmp_path / "a.jsonl").notes == (
+        'In 2 of the questions, text may stand for an image or another file, like "<img src=\\"a.png\\">"; it stays '
+        "in the prompt as words.",
+    )
+
+
 def test_pairs_take_addresses_data_uris_and_several_images():
     pairs = [
         ("https://example.org/a.png", "?"),

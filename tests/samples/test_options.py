@@ -156,7 +156,7 @@ def options_in_source() -> Iterator[str]:
 def test_errors_name_arguments_that_exist_and_no_flags():
     named = set(options_in_source())
     assert named >= {"images", "id_column", "question", "split", "allow_urls", "limit", "out"}
-    assert named <= {*FIELDS, *OF_EXTRACT, "f'{role}_column"}
+    assert named <= {*FIELDS, *OF_EXTRACT, "f'{role}_column", "name"}
     for path in ROOM.glob("*.py"):
         assert re.findall(r"--[a-z][\w-]*", path.read_text()) == [], path.name
 

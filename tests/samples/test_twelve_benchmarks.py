@@ -224,3 +224,13 @@ def test_openai_messages(folder, inline):
     assert prompts(dataset) == ["Look: # What is it?"]
     assert (dataset.samples[0].reference_answers, shown(dataset)) == (("A dog.",), [[0]])
     assert ("messages" in dataset.extras) is not inline
+    note = "In 1 of the conversations, the system turn is left out; the option system gives all prompts the same one."
+    assert note in dataset.notes
+
+
+def test_sharegpt_in_other_spellings(folder):
+    turns = [{"from": "System", "value": "Be brief."}, {"from": "Human", "value": "[IMG]\nWhat is it?"},
+             {"from": "GPT", "value": "A dog."}]  # fmt: skip
+    (folder / "a.json").write_text(json.dumps([{"image": "1.jpg", "conversation": turns}]))
+    dataset = read_good(folder / "a.json", images=folder / "img")
+    assert (prompts(dataset), dataset.samples[0].reference_answers) == (["#What is it?"], ("A dog.",))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from midsight.errors import SampleError
 from midsight.prompts.user_text import FilledText
-from midsight.samples.placeholders import PLACEHOLDER
+from midsight.samples.placeholders import PLACEHOLDER, number_of
 
 
 @dataclass(frozen=True)
@@ -69,17 +69,18 @@ def _moved(place: int, pieces: Sequence[tuple[int, int]]) -> int:
 
 def _order(found: Sequence[re.Match[str]], images: int) -> Sequence[int]:
     """Index of the image at each placeholder."""
-    numbers = [int(one["number"]) for one in found if one["number"]]
+    numbers = [number for one in found if (number := number_of(one)) is not None]
     spelled = ", ".join(dict.fromkeys(one.group() for one in found))
     if not numbers and len(found) == images:
         return range(images)
-    if len(numbers) == len(found) and {*numbers} == {*range(1, images + 1)}:
-        return [number - 1 for number in numbers]
+    for first in (1, 0):
+        if len(numbers) == len(found) and {*numbers} == {*range(first, first + images)}:
+            return [number - first for number in numbers]
     placeholders = "1 image placeholder" if len(found) == 1 else f"{len(found)} image placeholders"
     shown = spelled if len(spelled) <= 60 else f"{spelled[:57]}..."
     raise SampleError(
         f"The text has {placeholders} ({shown}) and the sample {images} image{'' if images == 1 else 's'}; "
-        "give one for each image, numbered from 1 or not at all, or none."
+        "give one for each image, numbered from 1 or 0 or not numbered, or none."
     )
 
 

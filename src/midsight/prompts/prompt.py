@@ -79,8 +79,9 @@ def make_prompt_format(
     """
     user_text = parse_user_text(user, columns)
     for option, text in (("prompt", user), ("system", system or "")):
-        placeholder = PLACEHOLDER.search(text)
-        control = placeholder.group() if placeholder else find_control_text(text, processor.tokenizer, declaration)
+        found = [one.group() for one in PLACEHOLDER.finditer(text)]
+        placeholder = next((one for one in found if not one.startswith("{")), None)  # {image} is a column
+        control = placeholder or find_control_text(text, processor.tokenizer, declaration)
         if control:
             raise MidsightError(
                 Option(option), f" contains the control token {control!r}; leave it out: midsight places it."

@@ -139,8 +139,11 @@ def _contains_type(type_: pa.DataType, matches: Callable[[pa.DataType], bool]) -
 
 
 def _numbered(files: Iterable[Iterator[LocatedCells]]) -> Iterator[Row]:
-    for number, (file, group, row, cells) in enumerate(itertools.chain.from_iterable(files), start=1):
-        yield Row(number, "", cells, "", TableLocation(file, group, row, number))
+    numbers = itertools.count(1)
+    for rows in files:
+        for in_file, (file, group, row, cells) in enumerate(rows, start=1):
+            number = next(numbers)
+            yield Row(number, "", cells, "", TableLocation(file, group, row, number), f"{file}, row {in_file}")
 
 
 def _parquet_rows(file: Path, columns: list[str]) -> Iterator[LocatedCells]:

@@ -7,15 +7,16 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from midsight.errors import SampleError
+from midsight.samples.placeholders import PLACEHOLDER
 from midsight.samples.rows import shortened_json
 
-CONVERSATION_COLUMNS = ("conversations", "messages")
+CONVERSATION_COLUMNS = ("conversations", "messages", "conversation")
 """Columns that hold a conversation: LLaVA's and ShareGPT's, OpenAI's."""
 
 _SPEAKERS = {
     **dict.fromkeys(("human", "user"), "user"),
     **dict.fromkeys(("gpt", "assistant", "chatgpt", "model", "bot"), "assistant"),
-    "system": "system",
+    **dict.fromkeys(("system", "developer"), "system"),
 }
 
 
@@ -25,12 +26,16 @@ def first_exchange(cell: Any, images: int | None) -> tuple[str, str | None]:
     Raises SampleError if the cell is not a conversation that begins with the user, after system turns, or if the
     question has placeholders `<image>` and not one for each of the sample's `images`; None if they are not known.
     """
-    turns = list(_after_system(cell))
+    turns = [turn for turn in _turns(cell) if turn[0] != "system"]
     if not turns or turns[0][0] != "user":
         raise SampleError(
             f"the conversation is {shortened_json(cell)}; it must begin with a turn from 'human' or 'user'."
         )
     question = "".join(_text_of_part(part) for part in _parts(turns[0][1]))
+    if not PLACEHOLDER.search(question) and any(
+        speaker == "user" and PLACEHOLDER.search(_shown(content)) for speaker, content in turns[1:]
+    ):
+        raise SampleError("the first question is about no image, a later turn is; midsight asks the first question.")
     placeholders = question.count("<image>")
     if images is not None and placeholders not in (0, images):
         raise SampleError(
@@ -42,15 +47,20 @@ def first_exchange(cell: Any, images: int | None) -> tuple[str, str | None]:
 
 def images_of_conversation(cell: Any) -> list[Any] | None:
     """The images that the first question has in it, in order; None if the cell is not a conversation."""
-    turns = list(_after_system(cell))
+    turns = [turn for turn in _turns(cell) if turn[0] != "system"]
     if not turns:
         return None
     sources = (_source_of_part(part) for part in _parts(turns[0][1]) if _is_image(part))
     return [source for source in sources if source is not None]
 
 
-def _after_system(cell: Any) -> Iterator[tuple[str, Any]]:
-    """Speaker and content of each turn, without system turns."""
+def has_system_turn(cell: Any) -> bool:
+    """Whether the cell is a conversation in which the system speaks."""
+    return any(speaker == "system" for speaker, _ in _turns(cell))
+
+
+def _turns(cell: Any) -> Iterator[tuple[str, Any]]:
+    """Speaker and content of each turn."""
     if isinstance(cell, str) and cell.lstrip().startswith("["):
         try:
             cell = json.loads(cell)
@@ -59,9 +69,16 @@ def _after_system(cell: Any) -> Iterator[tuple[str, Any]]:
     for turn in cell if isinstance(cell, list) else ():
         if not isinstance(turn, Mapping):
             return
-        speaker = _SPEAKERS.get(str(turn.get("from") or turn.get("role")), "")
-        if speaker != "system":
-            yield speaker, turn.get("value") if turn.get("from") else turn.get("content")
+        speaker = _SPEAKERS.get(str(turn.get("from") or turn.get("role")).casefold(), "")
+        yield speaker, turn.get("value") if turn.get("from") else turn.get("content")
+
+
+def _shown(content: Any) -> str:
+    """A turn as text; empty if it is not one."""
+    try:
+        return "".join(_text_of_part(part) for part in _parts(content))
+    except SampleError:
+        return ""
 
 
 def _parts(content: Any) -> list[Any]:

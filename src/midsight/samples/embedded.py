@@ -29,13 +29,15 @@ _SHORTEST_BASE64 = 64
 """Shorter text is never taken for an image."""
 _LIST_OF_TEXTS = re.compile(r"""\[\s*(?:'[^'\\]*'|"[^"\\]*")(?:\s*,\s*(?:'[^'\\]*'|"[^"\\]*"))*\s*,?\s*\]""")
 _TEXT_IN_LIST = re.compile(r"""'([^'\\]*)'|"([^"\\]*)\"""")
+_HOLDERS = ("image", "image_url", "url", "src", "source", "base64", "b64_json")
 _LIST_OF_NUMBERS = re.compile(r"\[\s*\d{1,3}\s*,")
 
 
 def image_values(cell: Any) -> list[Any]:
     """One value per image of a cell: the items of a list, also of one written as text, else the cell itself.
 
-    A list of numbers is the bytes of one image. Of a conversation, the values are the images in its first question.
+    A list of numbers is the bytes of one image. Of an object
+    like `{"image_url": ...}`, what it holds counts. Of a conversation, the values are the images in its first question.
     """
     if isinstance(cell, str) and cell.startswith("["):
         if _LIST_OF_TEXTS.fullmatch(cell.strip()):
@@ -43,12 +45,23 @@ def image_values(cell: Any) -> list[Any]:
         if _LIST_OF_NUMBERS.match(cell):
             return [_bytes_of_text(cell)]
     if not isinstance(cell, list):
-        return [cell]
+        return [_held(cell)]
     if _is_list_of_bytes(cell):
         return [bytes(cell)]
     if cell and isinstance(cell[0], dict) and cell[0].keys() & {"role", "from"}:
-        return images_of_conversation(cell) or [None]
-    return cell
+        images = images_of_conversation(cell)
+        if not images:
+            raise SampleError("the first question of the conversation has no image.")
+        return [*map(_held, images)]
+    return [*map(_held, cell)]
+
+
+def _held(value: Any) -> Any:
+    """The image in an object like `{"image_url": {"url": ...}}`; one with bytes or a path, and others, as they are."""
+    if not isinstance(value, dict) or any(value.get(name) is not None for name in ("bytes", "data", "path")):
+        return value
+    inner = next((value[name] for name in _HOLDERS if value.get(name) is not None), None)
+    return value if inner is None else _held(inner)
 
 
 def embedded_bytes(value: Any) -> bytes | None:

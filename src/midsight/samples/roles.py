@@ -169,7 +169,11 @@ def _images(
             raise MidsightError(Option("image_column"), f" is {given!r}; write a pattern like '{{image_id:012}}.jpg'.")
         for name in names:
             if name not in columns.table.columns:
-                columns.named(name, "image")
+                has = quoted_names(columns.table.columns)
+                raise MidsightError(
+                    Option("image_column"),
+                    f" is {given!r}, and {columns.table.path} has no column {name!r}; it has {has}.",
+                )
         return tuple(names), given
     if given is not None:
         listed = [given] if isinstance(given, str) else given

@@ -11,9 +11,9 @@ from typing import Any
 from midsight.errors import SampleError
 from midsight.samples.answers import reference_answers, text_of_id
 from midsight.samples.columnar import json_value
-from midsight.samples.conversations import first_exchange
+from midsight.samples.conversations import first_exchange, has_system_turn
 from midsight.samples.image_cells import ImageCells
-from midsight.samples.placeholders import without_leading
+from midsight.samples.placeholders import looks_alike, without_leading
 from midsight.samples.roles import Roles
 from midsight.samples.rows import Row, Table, shortened_json
 from midsight.samples.sample import Failure, ImageSource, Sample, SampleOrFailure, make_sample_id
@@ -38,10 +38,13 @@ class SampleMaker:
         self._roles = roles
         self._not_extras = roles.not_extras
         self._image_cells = ImageCells(root, allow_urls=allow_urls, follow_links=follow_links)
-        self._rows_without_image: list[tuple[int, int]] = []
-        """VLMEvalKit rows that name another row's image: index and row number."""
+        self._rows_without_image: list[tuple[int, Row]] = []
+        """VLMEvalKit rows that name another row's image: index and row, without its cells."""
         self._images_by_index: dict[str, tuple[str, tuple[ImageSource, ...]]] = {}
         """VLMEvalKit `index` -> image reference and images."""
+        self._like_placeholders = 0
+        self._first_like_placeholder = ""
+        self._system_turns = 0
 
     def __call__(self, row: Row, index: int) -> SampleOrFailure:
         """The sample of the row with this index, or the failure that says why there is none."""
@@ -53,6 +56,9 @@ class SampleMaker:
             image, images = self._images(row, index)
             question, answer = self._question_and_answer(row.cells, len(images))
             validate_question(question)
+            if found := looks_alike(question):
+                self._like_placeholders += 1
+                self._first_like_placeholder = self._first_like_placeholder or found
             return Sample(
                 sample_id=given_id or make_sample_id(index, image, question),
                 input_index=index,
@@ -63,12 +69,12 @@ class SampleMaker:
                 extras=self._extras(row.cells),
             )
         except SampleError as error:
-            return Failure(given_id or make_sample_id(index, row.raw_text, ""), index, self._reason(row.number, error))
+            return Failure(given_id or make_sample_id(index, row.raw_text, ""), index, self._reason(row, error))
 
     def add_images_of_other_rows(self, rows: Sequence[SampleOrFailure]) -> list[SampleOrFailure]:
         """All rows of a table, in which VLMEvalKit rows that name another row by its `index` have its images."""
         rows = list(rows)
-        for index, number in self._rows_without_image:
+        for index, row in self._rows_without_image:
             sample = rows[index]
             if not isinstance(sample, Sample):
                 continue
@@ -77,8 +83,23 @@ class SampleMaker:
                 rows[index] = replace(sample, image=image, images=images)
             else:
                 error = SampleError(f"the image is {sample.image}, and no row with that index has an image.")
-                rows[index] = Failure(sample.sample_id, index, self._reason(number, error))
+                rows[index] = Failure(sample.sample_id, index, self._reason(row, error))
         return rows
+
+    def notes(self) -> list[str]:
+        """What is to be said about the samples made so far, one sentence each."""
+        notes: list[str] = []
+        if self._system_turns:
+            notes.append(
+                f"In {self._system_turns:,} of the conversations, the system turn is left out; the option system gives "
+                "all prompts the same one."
+            )
+        if self._like_placeholders:
+            notes.append(
+                f"In {self._like_placeholders:,} of the questions, text may stand for an image or another file, like "
+                f"{shortened_json(self._first_like_placeholder)}; it stays in the prompt as words."
+            )
+        return notes
 
     def _images(self, row: Row, index: int) -> tuple[str, tuple[ImageSource, ...]]:
         """Image reference and images; none yet for a VLMEvalKit row that names another row's image."""
@@ -87,7 +108,7 @@ class SampleMaker:
             return self._image_cells.read(row, columns, self._roles.image_pattern)
         cell = str(row.cells.get(columns[0]) or "").strip()
         if len(cell) <= _LONGEST_INDEX and cell.isdecimal():
-            self._rows_without_image.append((index, row.number))
+            self._rows_without_image.append((index, replace(row, cells={})))
             return cell, ()
         image, images = self._image_cells.read(row, columns)
         if images:
@@ -100,6 +121,7 @@ class SampleMaker:
         answer = cells.get(roles.answer) if roles.answer is not None else None
         if roles.benchmark == "conversation":
             question, reply = first_exchange(cells.get(roles.question), images)
+            self._system_turns += has_system_turn(cells.get(roles.question))
             return without_leading(question, images), answer if roles.answer is not None else reply
         if roles.question not in cells:
             raise SampleError(f"there is no question (column {roles.question!r}).")
@@ -125,8 +147,8 @@ class SampleMaker:
             extras = {name: json_value(value) for name, value in extras.items()}
         return extras or _NO_EXTRAS
 
-    def _reason(self, number: int, error: SampleError) -> str:
-        return f"{self._table.path}, {self._table.unit} {number}: {error}"
+    def _reason(self, row: Row, error: SampleError) -> str:
+        return f"{row.place or f'{self._table.path}, {self._table.unit} {row.number}'}: {error}"
 
 
 def validate_question(question: str) -> None:

@@ -38,6 +38,8 @@ class Row:
     """Why the row has no cells: a sentence about "it", or empty."""
     location: RowLocation | None = None
     """Where the cells can be read again; None for a stream."""
+    place: str = ""
+    """File and row in it, for messages; empty for a table of one file."""
 
 
 @dataclass(frozen=True)

@@ -129,7 +129,7 @@ def _join(path: Path, files: Sequence[Path], tables: Sequence[Table], root: Path
             )
 
     def rows(images: Collection[str]) -> Iterator[Row]:
-        chained = chain.from_iterable(table.rows(images) for table in tables)
+        chained = chain.from_iterable(_placed(table, images) for table in tables)
         return (replace(row, number=number) for number, row in enumerate(chained, start=1))
 
     id_columns = {table.id_column for table in tables}
@@ -138,6 +138,10 @@ def _join(path: Path, files: Sequence[Path], tables: Sequence[Table], root: Path
         id_column=id_columns.pop() if len(id_columns) == 1 else None,
         notes=tuple(dict.fromkeys(note for table in tables for note in table.notes)),
     )  # fmt: skip
+
+
+def _placed(table: Table, images: Collection[str]) -> Iterator[Row]:
+    return (replace(row, place=f"{table.path}, {table.unit} {row.number}") for row in table.rows(images))
 
 
 def _open_folder(path: Path, split: str | None, limit: int | None) -> Table:

@@ -129,7 +129,7 @@ def _read(path: Path | None, table: Table, roles: Roles, options: DatasetOptions
     samples, failures, extras = _collect(rows, extra_names, lambda index: f"{table.unit} {numbers[index]}", name)
     images = None if root.resolve() == table.root.resolve() else root
     resolved = resolved_options(options, images=images, columns=roles.as_options())
-    notes = tuple(dict.fromkeys((*table.notes, *roles.notes)))
+    notes = tuple(dict.fromkeys((*table.notes, *roles.notes, *make.notes())))
     return Dataset(samples, failures, extras, table.sha256(), path, len(numbers), resolved, notes)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import re
 import tarfile
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -34,7 +36,7 @@ def open_tar(path: Path, files: Sequence[Path], root: Path, limit: int | None) -
         raise MidsightError(f"{path} holds no images; the members of a row are named like 0001.jpg and 0001.json.")
     return Table(
         path, "tar", "row", (*columns, *images), lambda: joint_sha256(files), lambda chosen: _rows(files, chosen),
-        root, frozenset(images), id_column=KEY, image_columns=tuple(sorted(images)),
+        root, frozenset(images), id_column=KEY, image_columns=tuple(sorted(images, key=_natural)),
     )  # fmt: skip
 
 
@@ -52,8 +54,10 @@ def _rows(files: Sequence[Path], images: Collection[str]) -> Iterator[Row]:
         try:
             with tarfile.open(path, "r:") as archive, path.open("rb") as file:
                 members = (member for member in archive if member.isreg() and not _is_hidden(member.name))
-                for key, group in itertools.groupby(members, lambda member: _split_name(member.name)[0]):
-                    yield _row(path, file, key, list(group), next(numbers), images)
+                groups = itertools.groupby(members, lambda member: _split_name(member.name)[0])
+                for in_file, (key, group) in enumerate(groups, start=1):
+                    row = _row(path, file, key, list(group), next(numbers), images)
+                    yield replace(row, place=f"{path}, row {in_file}")
         except (tarfile.TarError, OSError) as error:
             raise MidsightError(f"{path} cannot be read: {first_line(error)}; copy or download it again.") from error
 
@@ -68,7 +72,8 @@ def _row(
         is_image = f".{suffix}".endswith(IMAGE_SUFFIXES)
         if is_image:
             found.append((suffix, member.offset_data, member.size))
-        if not (suffix in images if is_image else suffix in ("json", *TEXT_SUFFIXES)):
+        name, _, last = suffix.rpartition(".")
+        if not (suffix in images if is_image else suffix == "json" or last in TEXT_SUFFIXES):
             continue
         if member.size > MAX_MEMBER_BYTES:
             return Row(number, key, {}, f"{member.name!r} has more than {MAX_MEMBER_BYTES:,} bytes.")
@@ -83,7 +88,7 @@ def _row(
             cells = {**values, **cells}
         else:
             try:
-                cells[suffix] = data.decode("utf-8").strip()
+                cells[name or suffix] = data.decode("utf-8").strip()
             except UnicodeDecodeError:
                 return Row(number, key, {}, f"of {member.name!r}, {NOT_UTF_8}")
     return Row(number, key, cells, "", TarLocation(path, number, tuple(found)))
@@ -94,6 +99,11 @@ def _split_name(name: str) -> tuple[str, str]:
     folder, slash, file = name.rpartition("/")
     stem, _, suffix = file.partition(".")
     return folder + slash + stem, suffix.lower()
+
+
+def _natural(suffix: str) -> list[int | str]:
+    """Sorts `2.png` before `10.png`."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", suffix)]
 
 
 def _is_hidden(name: str) -> bool:
