@@ -250,6 +250,6 @@ def open_run(path: str | Path) -> Run:
     Raises:
         MidsightError: `path` is not a run folder.
         RunError: The run's format is newer than this midsight.
-        DamagedRunError: run.json, a commit record or a part's size is not what was written.
+        DamagedRunError: run.json, a commit record or a part's size is not what was written, or a row is there twice.
     """
     return Run.of(reader.open_run(path))

@@ -303,16 +303,30 @@ def test_a_column_whose_name_is_too_long_for_a_file_is_refused(odd_run, tmp_path
     assert load(export_run(odd_run, tmp_path / "out", "npz", columns=[name]), "npz")[name].shape == (1,)
 
 
+@pytest.mark.parametrize(
+    ("format", "name", "why"),
+    [
+        ("npz", "a\0b", "has a zero byte in its name"),
+        ("hdf5", "", "has no name"),
+        ("npy", "", "has no name"),
+    ],
+)
+def test_names_of_earlier_runs_are_refused_where_they_would_not_read_back(tmp_path, format, name, why):
+    run = open_run(Path(__file__).parent / "archive/format-1-same-names")
+    with pytest.raises(MidsightError, match=f"The column .* {why}, so {format} cannot hold it"):
+        export_run(run, tmp_path / "out", format, columns=[name])
+
+
+def test_columns_that_are_one_text_are_refused(odd_run, tmp_path):
+    with pytest.raises(MidsightError, match="columns are the text 'answer'; give a list of names, like"):
+        export_run(odd_run, tmp_path / "out", "csv", columns="answer")
+
+
 def test_csv_tells_an_empty_text_from_no_value(tmp_path):
     records = [make_record(0, answer=""), make_record(1, answer=None), make_record(2, answer='a"b\n')]
     write_run(tmp_path / "run", records)
     out = export_run(open_run(tmp_path / "run"), tmp_path / "out.csv", "csv", columns=["answer", "year"])
-    assert (
-        out.read_text(newline="")
-        if sys.version_info >= (3, 13)
-        else out.read_bytes().decode()
-        == ('sample_id,input_index,answer,year\r\ns0,0,"",0\r\ns1,1,,1\r\ns2,2,"a""b\n",2\r\n')
-    )
+    assert out.read_bytes() == b'sample_id,input_index,answer,year\r\ns0,0,"",0\r\ns1,1,,1\r\ns2,2,"a""b\n",2\r\n'
 
 
 def test_a_long_text_among_many_short_ones_takes_little_memory(tmp_path, monkeypatch):

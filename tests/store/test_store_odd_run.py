@@ -25,7 +25,7 @@ STORED_AS = extra_columns(EXTRAS)
 TYPES = {column: EXTRAS[name] for name, column in STORED_AS.items()}
 
 
-@pytest.fixture(scope="module", params=["float32", "float16"])
+@pytest.fixture(scope="module", params=[pytest.param("float32", marks=pytest.mark.slow), "float16"])
 def run(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("odd") / "run"
     write_odd_run(path, request.param)
@@ -110,6 +110,7 @@ def test_duckdb(run):
     require_equal([dict(zip(found.columns, row, strict=True)) for row in found.fetchall()], run)
 
 
+@pytest.mark.slow
 def test_datasets(run, tmp_path, monkeypatch):
     datasets = pytest.importorskip("datasets", reason=REASON)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)

@@ -170,6 +170,7 @@ def test_vectors_come_in_batches_with_their_ids(run):
     batches = [*run.vector_batches("query_token_representation", 1, batch_size=4)]
     assert max(len(batch.sample_ids) for batch in batches) == 4
     matrix = np.empty((COUNT, 8), np.float32)
+    assert len([*run.vector_batches(QUERY_1, batch_size=np.int64(4))]) == len(batches)
     for ids, index, vectors in batches:
         assert [f"s{i}" for i in index] == ids
         assert vectors.dtype == np.float32
@@ -179,7 +180,7 @@ def test_vectors_come_in_batches_with_their_ids(run):
 
 
 def test_wrong_arguments_of_batches_are_refused_at_the_call(run):
-    for size in (0, -1, 2.5):
+    for size in (0, -1, 2.5, True):
         with pytest.raises(MidsightError, match=f"batch_size={size} is not a number of rows; give 1 or more"):
             run.vector_batches(QUERY_0, batch_size=size)
     with pytest.raises(MidsightError, match="does not hold the vectors 'nothing'"):

@@ -22,7 +22,7 @@ from midsight.store.csv_export import write_csv
 from midsight.store.files import flush_folder, temporary_name
 from midsight.store.optional import import_optional
 from midsight.store.reader import Run
-from midsight.store.rows import Rows, stored_indices
+from midsight.store.rows import Rows, places_of
 from midsight.store.schema import is_vector, run_schema
 from midsight.store.vectors import vectors_of
 from midsight.taps.shown import no_such_column
@@ -153,6 +153,8 @@ def _check_target(run: Run, out: Path, format: str, *, overwrite: bool) -> None:
 
 def _chosen_columns(run: Run, format: str, columns: Sequence[str] | None) -> list[str]:
     fields = {field.name: field for field in run_schema(run.spec.columns)}
+    if isinstance(columns, str):
+        raise MidsightError(f"The columns are the text {columns!r}; give a list of names, like [{columns!r}].")
     if columns is None:
         columns = (
             [n for n in fields if n not in run.spec.vectors] if format == "csv" else ["image_id", *run.vector_columns]
@@ -179,6 +181,10 @@ def _chosen_columns(run: Run, format: str, columns: Sequence[str] | None) -> lis
 
 def _unusable_name(name: str, columns: Sequence[str], format: str) -> str:
     """Why a file of `format` would not give the column back under its name; empty if it would."""
+    if not name and format in ("hdf5", "npy"):
+        return "has no name"
+    if "\0" in name and format == "npz":
+        return "has a zero byte in its name"
     if format == "npz" and name.endswith(".npy") and name.removesuffix(".npy") in columns:
         return f"cannot be told from {name.removesuffix('.npy')!r}"
     if format == "safetensors" and name == "__metadata__":
@@ -203,7 +209,7 @@ def _chosen_rows(run: Run, samples: Collection[str] | None) -> _Chosen:
     indices = [batch.column("input_index").to_numpy() for batch in run.batches(["input_index"])]
     input_index = np.concatenate([np.empty(0, np.int64), *indices])
     ids = (batch.column("sample_id").to_pylist() for batch in run.batches(["sample_id"]))
-    stored = np.arange(len(run)) if samples is None else stored_indices(run.path, ids, samples)
+    stored = np.arange(len(run)) if samples is None else places_of(run.path, ids, samples)
     return _Chosen(run, Rows.of_stored(stored[np.argsort(input_index[stored], kind="stable")], len(run)))
 
 

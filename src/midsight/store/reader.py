@@ -16,13 +16,13 @@ from midsight.samples.sample import Failure
 from midsight.store.commits import Commit, CommitKey, part_path, read_commits, record_path
 from midsight.store.optional import import_optional
 from midsight.store.parts import read_part
-from midsight.store.rows import Rows, Samples, samples_array, stored_indices
+from midsight.store.rows import Rows, Samples, places_of, require_distinct_rows, samples_array
 from midsight.store.schema import StoreDtype, is_vector, run_schema
 from midsight.store.spec import RunSpec, is_run, read_spec
 from midsight.store.tables import dataset_of, ordered_table, pandas_frame, vector_array
-from midsight.store.vectors import VectorBatch, array_for, layer_number, vector_batch, vectors_of
-from midsight.taps.shown import as_html, in_lines, layers_held, no_such_column
-from midsight.taps.tap import POSITIONS, Position, Tap
+from midsight.store.vectors import VectorBatch, array_for, layer_columns, vector_batch, vector_column, vectors_of
+from midsight.taps.shown import as_html, in_lines, no_such_column
+from midsight.taps.tap import Position, Tap
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -116,7 +116,7 @@ class Run:
             MidsightError: The run does not have these vectors or samples, or `out` does not fit.
             DamagedRunError: Stored bytes are not those that were written.
         """
-        column = self._vector_column(name, layer, residual)
+        column = vector_column(self.path, self.spec, name, layer, residual)
         rows = self._rows(samples)
         out = self._array((rows.count, self.spec.vectors[column]), out)
         self._read_vectors([column], rows, out[:, None])
@@ -140,7 +140,7 @@ class Run:
             MidsightError: The run does not have these vectors or samples, or `out` does not fit.
             DamagedRunError: Stored bytes are not those that were written.
         """
-        columns = self._columns_of(position)
+        columns = layer_columns(self.path, self.taps, position)
         rows = self._rows(samples)
         out = self._array((rows.count, len(columns), self.spec.vectors[columns[0]]), out)
         self._read_vectors(columns, rows, out)
@@ -165,8 +165,8 @@ class Run:
             DamagedRunError: Stored bytes are not those that were written.
             RunError: The run was compacted after it was opened.
         """
-        column = self._vector_column(name, layer, residual)
-        if not isinstance(batch_size, int) or batch_size < 1:
+        column = vector_column(self.path, self.spec, name, layer, residual)
+        if not isinstance(batch_size, int | np.integer) or isinstance(batch_size, bool) or batch_size < 1:
             raise MidsightError(Option("batch_size", batch_size), " is not a number of rows; give 1 or more.")
         return (
             vector_batch(batch.slice(start, batch_size), column)
@@ -340,30 +340,13 @@ class Run:
     @cached_property
     def _order(self) -> np.ndarray:
         """Index of the stored row, for every row in dataset order, int64 [n]."""
-        return np.argsort(self._indices, kind="stable")
+        return np.argsort(self._input_index, kind="stable")
 
     @cached_property
-    def _indices(self) -> np.ndarray:
+    def _input_index(self) -> np.ndarray:
         """The row in the dataset of every stored row, int64 [n]."""
         indices = [batch.column("input_index").to_numpy() for batch in self.batches(["input_index"])]
         return np.concatenate([np.empty(0, np.int64), *indices])
-
-    def require_distinct_rows(self) -> None:
-        """Raises DamagedRunError, naming two parts, if they hold the same row of the dataset."""
-        order = self._order
-        indices = self._indices[order]
-        repeated = np.flatnonzero(indices[1:] == indices[:-1])
-        if len(repeated):
-            first, second = (self._part_of(int(order[repeated[0] + place])) for place in (0, 1))
-            raise DamagedRunError(
-                f"The row {indices[repeated[0]]} of the dataset is in two commits, {first} and {second}, so files of "
-                f"two runs were mixed; `midsight verify {self.path}` names them."
-            )
-
-    def _part_of(self, stored: int) -> str:
-        """The name of the commit that holds the stored row with the index `stored`."""
-        ends = np.cumsum([commit.rows for commit in self.commits])
-        return self.commits[int(np.searchsorted(ends, stored, side="right"))].name
 
     def _rows(self, samples: Samples | None) -> Rows:
         if samples is None:
@@ -372,7 +355,7 @@ class Run:
         if chosen.dtype == np.bool_:
             return Rows.of_stored(self._order[chosen], len(self))
         stored = (batch.column("sample_id").to_pylist() for batch in self.batches(["sample_id"]))
-        return Rows.of_stored(stored_indices(self.path, stored, chosen), len(self))
+        return Rows.of_stored(places_of(self.path, stored, chosen), len(self))
 
     def _array(self, shape: tuple[int, ...], out: np.ndarray | None) -> np.ndarray:
         return array_for(shape, np.dtype(self.spec.request.store_dtype), out)
@@ -383,59 +366,15 @@ class Run:
             for index, column in enumerate(columns):
                 out[places, index] = vectors_of(batch, column)
 
-    def _vector_column(self, name: str, layer: int | None, residual: bool) -> str:
-        column = "" if residual else name
-        if layer is not None:
-            number = layer_number(layer, self.spec.model.layers)
-            positions: dict[str, Position] = {f"{position}_representation": position for position in POSITIONS}
-            stage = "residual" if residual else "layer"
-            column = str(Tap(positions[name], number, stage)) if name in positions and number >= 0 else ""
-        layers = layers_held(name, self.vector_columns) if layer is None else []
-        if layers:
-            raise MidsightError(
-                f"{self.path} has {name} at the layers {', '.join(map(str, layers))}; choose one with ",
-                Option("layer", layers[-1]),
-                ".",
-            )
-        if column not in self.spec.vectors:
-            asked = f"{name!r}" + ("" if layer is None else f" at layer {layer}") + (" (residual)" if residual else "")
-            raise MidsightError(
-                f"{self.path} does not hold the vectors {asked}; it holds {', '.join(self.vector_columns)}."
-            )
-        return column
-
-    def _columns_of(self, position: Position) -> list[str]:
-        """The columns of one position, by layer, without the residual."""
-        taps = [tap for tap in self.taps if tap.stage == "layer"]
-        found = sorted((tap.layer, str(tap)) for tap in taps if tap.position == position)
-        if not found:
-            held = ", ".join(dict.fromkeys(tap.position for tap in taps)) or "none"
-            raise MidsightError(
-                f"{self.path} does not hold vectors of the position {position!r}; the positions that it holds: {held}."
-            )
-        return [column for _, column in found]
-
 
 def open_run(path: str | Path) -> Run:
-    """Opens a run; it may still be written to.
-
-    Args:
-        path: The run folder.
-
-    Returns:
-        What is committed by now.
-
-    Raises:
-        MidsightError: `path` is not a run folder.
-        RunError: The run's format is newer than this midsight.
-        DamagedRunError: run.json, a commit record or a part's size is not what was written, or a row is there twice.
-    """
+    """The run in the folder `path`, without labels; raises as `midsight.open_run` does."""
     path = Path(path).absolute()
     spec = read_spec(path)
     while True:
         run = Run(path, spec, read_commits(path, spec.run_id))
         try:
-            run.require_distinct_rows()
+            require_distinct_rows(path, run.commits, run._input_index)
         except DamagedRunError:
             raise
         except RunError:

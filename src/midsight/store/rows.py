@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from midsight.errors import MidsightError, Option
+from midsight.errors import DamagedRunError, MidsightError, Option
+from midsight.store.commits import Commit
 
 Samples = Sequence[str] | Sequence[bool] | np.ndarray
 """Rows of a run: sample ids in the wanted order, or a mask over the rows in dataset order."""
@@ -71,7 +72,7 @@ def samples_array(samples: Any, rows: int) -> np.ndarray:
     return array
 
 
-def stored_indices(path: Path, stored: Iterable[list[str]], wanted: Iterable[str]) -> np.ndarray:
+def places_of(path: Path, stored: Iterable[list[str]], wanted: Iterable[str]) -> np.ndarray:
     """Index among the `stored` ids of each of the `wanted` ones, int64 [wanted].
 
     Raises MidsightError, naming the run folder `path`, if one is not stored.
@@ -91,3 +92,21 @@ def stored_indices(path: Path, stored: Iterable[list[str]], wanted: Iterable[str
             f", for example {min(missing)!r}; take them off the list.",
         )
     return np.fromiter(found.values(), np.int64, len(found))
+
+
+def require_distinct_rows(path: Path, commits: Sequence[Commit], input_index: np.ndarray) -> None:
+    """Raises DamagedRunError, naming two of the `commits`, if they hold the same row of the dataset.
+
+    `input_index` has the row in the dataset of every stored row of the run folder `path`, int64 [stored rows].
+    """
+    order = np.argsort(input_index, kind="stable")
+    indices = input_index[order]
+    repeated = np.flatnonzero(indices[1:] == indices[:-1])
+    if len(repeated):
+        ends = np.cumsum([commit.rows for commit in commits])
+        held = np.searchsorted(ends, order[repeated[0] : repeated[0] + 2], side="right")
+        first, second = (commits[index].name for index in held)
+        raise DamagedRunError(
+            f"The row {indices[repeated[0]]} of the dataset is in two commits, {first} and {second}, so files of "
+            f"two runs were mixed; `midsight verify {path}` names them."
+        )

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from midsight.errors import MidsightError, Option
+from midsight.store.spec import RunSpec
+from midsight.taps.shown import layers_held
+from midsight.taps.tap import POSITIONS, Position, Tap
 
 
 class VectorBatch(NamedTuple):
@@ -57,7 +62,40 @@ def array_for(shape: tuple[int, ...], stored: np.dtype, out: np.ndarray | None) 
     return out
 
 
-def layer_number(layer: Any, layers: int) -> int:
+def vector_column(path: Path, spec: RunSpec, name: str, layer: Any, residual: bool) -> str:
+    """The vector column that the arguments of a reader of the run folder `path` mean; raises MidsightError."""
+    column = "" if residual else name
+    if layer is not None:
+        number = _layer_number(layer, spec.model.layers)
+        positions: dict[str, Position] = {f"{position}_representation": position for position in POSITIONS}
+        stage = "residual" if residual else "layer"
+        column = str(Tap(positions[name], number, stage)) if name in positions and number >= 0 else ""
+    layers = layers_held(name, [*spec.vectors]) if layer is None else []
+    if layers:
+        raise MidsightError(
+            f"{path} has {name} at the layers {', '.join(map(str, layers))}; choose one with ",
+            Option("layer", layers[-1]),
+            ".",
+        )
+    if column not in spec.vectors:
+        asked = f"{name!r}" + ("" if layer is None else f" at layer {layer}") + (" (residual)" if residual else "")
+        raise MidsightError(f"{path} does not hold the vectors {asked}; it holds {', '.join(spec.vectors)}.")
+    return column
+
+
+def layer_columns(path: Path, taps: Iterable[Tap], position: Position) -> list[str]:
+    """The columns of one position of the run folder `path`, by layer, without the residual; raises MidsightError."""
+    taps = [tap for tap in taps if tap.stage == "layer"]
+    found = sorted((tap.layer, str(tap)) for tap in taps if tap.position == position)
+    if not found:
+        held = ", ".join(dict.fromkeys(tap.position for tap in taps)) or "none"
+        raise MidsightError(
+            f"{path} does not hold vectors of the position {position!r}; the positions that it holds: {held}."
+        )
+    return [column for _, column in found]
+
+
+def _layer_number(layer: Any, layers: int) -> int:
     """`layer` counted from the first of `layers`; raises MidsightError if it is not one whole number."""
     try:
         if isinstance(layer, bool | np.bool_):
