@@ -188,7 +188,7 @@ class Run(reader.Run):
         Args:
             label: The label to predict.
             name: Name of the finding; by default the label's.
-            columns: Vector columns, or names of a position's representation; by default all.
+            columns: Vector columns, or positions like `query_token`; by default all.
             strata: Columns within which results are also given.
             group_by: Columns whose values keep samples together.
             folds: Number of folds.

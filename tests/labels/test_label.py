@@ -148,6 +148,7 @@ def test_verdicts_from_a_file_are_joined_by_id(folder, text, suffix, options):
         ("id,verdict\ns0,1\ns0,0\n", "line 3 gives the id 's0' another verdict than before"),
         ("id,verdict\ns0,7\n", 'line 2 holds "7", which is neither right nor wrong; give threshold'),
         ("id,verdict\na,1\nb,0\n", "have no id in common, for example 'a' against 's0'"),
+        ("id,verdict\ns0,nan\n", 'line 2 holds "nan", which is neither'),
         ("key,verdict\ns0,1\n", "has no column 'id'; choose from 'key', 'verdict' with id"),
         ("id,verdict\n", "have no id in common"),
     ],
@@ -155,6 +156,11 @@ def test_verdicts_from_a_file_are_joined_by_id(folder, text, suffix, options):
 def test_files_that_do_not_fit_say_why(folder, text, problem):
     with pytest.raises(MidsightError, match=problem):
         join(folder, text)
+
+
+def test_scores_that_are_no_numbers_are_not_wrong_answers(folder):
+    with pytest.raises(MidsightError, match='line 2 holds "nan", which is not a score'):
+        join(folder, "id,verdict\ns0,nan\n", threshold=3.0)
 
 
 def test_the_same_verdict_twice_is_counted(folder):

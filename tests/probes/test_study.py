@@ -18,7 +18,7 @@ from midsight.errors import DamagedRunError, MidsightError
 from midsight.labels.label import label_from_file, label_run
 from midsight.probes.finding import HalpResult
 from midsight.probes.probe import Probe
-from midsight.probes.study import StudyOptions, study
+from midsight.probes.study import StudyOptions, chosen_columns, study
 from midsight.probes.tables import as_markdown, conclude
 from midsight.probes.write import write_study
 from midsight.store import open_run
@@ -182,6 +182,13 @@ def test_another_run_is_tested_without_refitting(run, done, tmp_path):
     fitted = Probe.load(done[1], PLANTED)
     direct = roc_auc_score(run_labels(other), fitted.score(other.matrix(PLANTED)))
     assert by_name(finding.columns)[PLANTED].auroc == pytest.approx(direct, abs=0.01)
+    relabel(other, [int(not right) for right in run_labels(other)], "correct")
+    reversed_labels = study(run, StudyOptions(label="correct", name="reversed", permutations=0), other)
+    assert reversed_labels.finding.columns[1].auroc < 0.5
+    calibrated = Probe.load(write_study(run, reversed_labels), PLANTED)
+    scores, y = calibrated.score(run.matrix(PLANTED)), np.array(run_labels(run))
+    assert roc_auc_score(y, scores) > 0.85
+    assert scores.mean() == pytest.approx(y.mean(), abs=0.05)
 
 
 def test_a_run_without_answers_is_probed_without_confidence(tmp_path):
@@ -221,6 +228,21 @@ def test_labels_that_cannot_be_probed_say_why_in_one_sentence(run, values, probl
     assert str(caught.value).count(". ") == 0
 
 
+def test_the_run_itself_is_no_other_run_and_one_class_there_tests_nothing(run, tmp_path):
+    with pytest.raises(MidsightError, match="is the run that the probes learn from"):
+        study(run, StudyOptions(label="correct"), open_run(run.path))
+    other = labelled(tmp_path / "other", images=10, seed=5, run_id="f" * 32)
+    relabel(other, [1] * 40, "correct")
+    with pytest.raises(MidsightError, match=r"is true for all 40 samples of .*, so nothing can be tested there"):
+        study(run, StudyOptions(label="correct"), other)
+
+
+def test_columns_are_named_by_position_or_by_its_representation(run):
+    for name in ("query_token", "query_token_representation"):
+        assert chosen_columns(run, [name]) == [QUERY.format(layer) for layer in range(LAYERS)]
+    assert chosen_columns(run, ["vision_token", PLANTED]) == [IMAGE, PLANTED]
+
+
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
@@ -230,6 +252,9 @@ def test_labels_that_cannot_be_probed_say_why_in_one_sentence(run, values, probl
         ({"folds": 2}, "folds=2 is too few"),
         ({"holdout": 1.5}, "holdout=1.5 is not a share from 0.05 to 0.9"),
         ({"permutations": -1}, "permutations=-1 is negative"),
+        ({"seed": -1}, "seed=-1 is negative"),
+        ({"group_by": ()}, "group_by names no column"),
+        ({"name": "../x"}, "name='../x' is not a name"),
     ],
 )
 def test_options_that_cannot_be_used_say_why(run, options, problem):
@@ -266,6 +291,14 @@ def test_a_stratum_with_one_class_is_a_warning(run):
     finding = study(run, StudyOptions(label="one_sided", strata=("kind",), permutations=0)).finding
     assert any("All 134 samples with kind 'cat' have the label false" in warning for warning in finding.warnings)
     assert by_name(finding.baselines)["stratum: kind"].auroc > 0.7
+
+
+def test_many_strata_with_one_class_are_one_warning(run):
+    options = StudyOptions(label="correct", strata=("sample_id",), permutations=0, columns=(PLANTED,))
+    warnings = [one for one in study(run, options).finding.warnings if "one class only" in one]
+    assert len(warnings) == 1
+    assert "All 1 samples with sample_id 's0' have the label" in warnings[0]
+    assert "400 of 400 values of sample_id hold one class only" in warnings[0]
 
 
 def test_a_changed_result_is_refused(run, done):

@@ -23,7 +23,7 @@ def probe(
     label: Annotated[str, typer.Option(help="The label to predict, as `midsight label` made it.")] = "correct",
     name: Annotated[str | None, typer.Option(help="Name of the finding; by default the label's.")] = None,
     columns: Annotated[
-        str | None, typer.Option(help="Vector columns or positions, commas between; by default all.")
+        str | None, typer.Option(help="Vector columns, or positions like query_token, commas between; by default all.")
     ] = None,
     strata: Annotated[str | None, typer.Option(help="Columns within which results are also given.")] = None,
     group_by: Annotated[str, typer.Option(help="Columns whose values keep samples together.")] = "image_id",
@@ -61,8 +61,9 @@ def probe(
             halp=halp,
         )
         opened = open_run(run)
+        errors = Console(stderr=True)
         bar = [TextColumn("columns"), MofNCompleteColumn(), TimeElapsedColumn()]
-        with Progress(*bar, console=Console(stderr=True), transient=True) as progress:
+        with Progress(*bar, console=errors, transient=True, disable=not errors.is_terminal) as progress:
             task = progress.add_task("columns")
             done = study(
                 opened,

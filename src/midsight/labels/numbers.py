@@ -10,10 +10,20 @@ from midsight.labels.text import NUMBER_WORDS, plain
 _TEENS = (
     "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty",
 )  # fmt: skip
-_WORDS = {"none": 0.0, **{word: float(number) for number, word in enumerate((*NUMBER_WORDS, *_TEENS))}}
+_TENS = ("thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+_WORDS = {
+    "none": 0.0,
+    **{word: float(number) for number, word in enumerate((*NUMBER_WORDS, *_TEENS))},
+    **{word: 10.0 * number for number, word in enumerate(_TENS, 3)},
+}
+_PART_OF_A_NUMBER = re.compile(
+    r"(?<![a-z])(?:(?:hundred|thousand|million|billion|dozen|half|quarter|third|fifth|tenth)s?|halves)(?![a-z])"
+)
 _NUMERAL = re.compile(r"(?<![\w.,])([-+\u2212]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|[-+\u2212]?\.\d+)(\s?%)?(?![\w%])")
 _WORD = re.compile(r"[a-z]+")
-_PRONOUN = re.compile(r"\b(?:the|this|that|no|each|every|which|another|any|some) one\b|\bone of\b|\bone another\b")
+_PRONOUN = re.compile(
+    r"\b(?:the|this|that|no|each|every|which|another|any|some)(?: \w+)? one\b|\bone of\b|\bone another\b"
+)
 _NO_NOUN = re.compile(r"\bthere (?:is|are|were|was) no\b")
 _RATIO = re.compile(r"\d\s*[/:]\s*\d")
 
@@ -29,14 +39,16 @@ class Number:
 
 
 def read_number(text: str) -> Number | None:
-    """The only number in a text, in digits or as a word up to twenty; None without one, or with several.
+    """The only number in a text, in digits or as one word up to ninety; None without one, or with several.
+
+    Numbers of several words ("thirty-two", "2 million", "two thirds") are not read.
 
     >>> read_number("There are 1,200 dogs.")
     Number(value=1200.0, percent=False)
     >>> read_number("3 or 4")
     """
     lowered = plain(text).lower()
-    if _RATIO.search(lowered):
+    if _RATIO.search(lowered) or _PART_OF_A_NUMBER.search(lowered):
         return None
     numerals = [Number(_to_float(match[1]), match[2] is not None) for match in _NUMERAL.finditer(lowered)]
     without_pronouns = _PRONOUN.sub(" ", lowered)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -77,13 +78,12 @@ def _verdict(value: Any, threshold: float | None, nulls: Collection[str], where:
     if word in nulls or cell_text(value).lower() in nulls:
         return Verdict(None)
     if threshold is not None:
-        try:
-            score = float(word)
-        except ValueError:
+        score = _score(word)
+        if score is None:
             raise MidsightError(
                 f"{where} holds {shortened_json(value)}, which is not a score; name words that mean undecided with ",
                 Option("null_words"), ".",
-            ) from None  # fmt: skip
+            )  # fmt: skip
         return Verdict(score >= threshold, score)
     if word in RIGHT_WORDS or word in WRONG_WORDS:
         return Verdict(word in RIGHT_WORDS)
@@ -91,3 +91,10 @@ def _verdict(value: Any, threshold: float | None, nulls: Collection[str], where:
         f"{where} holds {shortened_json(value)}, which is neither right nor wrong; give ", Option("threshold"),
         " if these are scores, or name it with ", Option("null_words"), " if it means undecided.",
     )  # fmt: skip
+
+
+def _score(word: str) -> float | None:
+    try:
+        return score if isfinite(score := float(word)) else None
+    except ValueError:
+        return None

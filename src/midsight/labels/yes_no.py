@@ -10,7 +10,7 @@ YES, NO = True, False
 
 _LEAD_IN = re.compile(r"(?:the\s+)?(?:final\s+|correct\s+)?answer\s*(?:is\s*:?|:)\s*")
 _FIRST_WORD = re.compile(r"(yes|yeah|yep|true|correct|no|nope|false|incorrect)\b(?!')")
-_BOTH = re.compile(r"\s*(?:,?\s*(?:and|or)\s+|/\s*)(?:yes|no)\b|\W*(?:yes|no)\W*$")
+_BOTH = re.compile(r"\s*(?:,?\s*(?:and|or)\s+|/\s*)(?:yes|no|true|false)\b|\W*(?:yes|no)\W*$")
 _NOT_AN_ANSWER = re.compile(r"[\s-](?:one|longer|matter|idea)\b|\.\s*\d")
 _AFFIRMATIVE = ("yes", "yeah", "yep", "true", "correct")
 _HEDGE = re.compile(

@@ -120,7 +120,7 @@ def divide(
     if holdout is not None:
         train = ~hold_out(y, groups, holdout, seed)
     fold[train] = deal_folds(y[train], np.unique(groups[train], return_inverse=True)[1], folds, seed + 1)
-    _require_both(y[train], y[~train], samples.record.name)
+    _require_both(y[train], y[~train], samples.record.name, other)
     values = _strata_values(table, strata)
     order = np.argsort(fold, kind="stable")
     codes = joint_codes([*values.values()], len(y)) * 2 + origin
@@ -204,7 +204,7 @@ def _require_enough(samples: Samples, groups: np.ndarray, folds: int, group_by: 
     if count < folds:
         raise MidsightError(
             f"The {n} samples are in {count} groups by {', '.join(group_by)}, and there are {folds} folds; give fewer ",
-            Option("folds"), ", or group by less with ", Option("group_by"), ".",
+            Option("folds"), ", or extract more.",
         )  # fmt: skip
     if min(positives, n - positives) < folds:
         rarer = "true" if positives < n - positives else "false"
@@ -214,7 +214,12 @@ def _require_enough(samples: Samples, groups: np.ndarray, folds: int, group_by: 
         )  # fmt: skip
 
 
-def _require_both(train: np.ndarray, test: np.ndarray, label: str) -> None:
+def _require_both(train: np.ndarray, test: np.ndarray, label: str, other: Samples | None) -> None:
+    if other and not 0 < test.sum() < len(test):
+        raise MidsightError(
+            f"The label {label} is {'true' if test.any() else 'false'} for all {len(test)} samples of "
+            f"{other.run.path}, so nothing can be tested there; choose another ", Option("evaluate_on"), ".",
+        )  # fmt: skip
     for part, what in ((train, "learned from"), (test, "tested on")):
         if len(part) and not 0 < part.sum() < len(part):
             raise MidsightError(

@@ -28,6 +28,7 @@ from midsight.probes.scored import (
     scored_fit,
     surest_first,
 )
+from midsight.store.annotations import validate_name
 from midsight.store.reader import Run
 from midsight.store.vectors import same_as
 
@@ -46,7 +47,7 @@ class StudyOptions:
     name: str | None = None
     """Name of the finding; by default the label's."""
     columns: tuple[str, ...] | None = None
-    """Columns to probe, or names of a position's representation; None for every vector column."""
+    """Columns to probe, or positions; None for every vector column."""
     strata: tuple[str, ...] = ()
     """Columns within which results are also given."""
     group_by: tuple[str, ...] = ("image_id",)
@@ -106,7 +107,7 @@ def study(run: Run, options: StudyOptions, other: Run | None = None, on_progress
     Raises:
         MidsightError: The label, a column or an option cannot be used; the sentence says why.
     """
-    _require_sense(options, other)
+    _require_sense(run, options, other)
     samples = labelled_samples(run, options.label)
     columns = chosen_columns(run, options.columns)
     other_samples = labelled_samples(other, options.label) if other else None
@@ -135,21 +136,31 @@ def study(run: Run, options: StudyOptions, other: Run | None = None, on_progress
 
 
 def chosen_columns(run: Run, asked: Sequence[str] | None) -> list[str]:
-    """The vector columns that `asked` names, each by its name or by its position's; all of them by default."""
+    """The vector columns that `asked` names, each by its name or by its position; all of them by default."""
     if not run.vector_columns:
         raise MidsightError(f"{run.path} holds no vectors; extract it with other ", Option("positions"), ".")
     if asked is None:
         return [*run.vector_columns]
     found: list[str] = []
     for name in asked:
-        mine = [column for column in run.vector_columns if column == name or column.startswith(f"{name}.")]
+        beginnings = (f"{name}.", f"{name}_representation.")
+        mine = [column for column in run.vector_columns if column == name or column.startswith(beginnings)]
         if not mine:
             raise MidsightError(f"{run.path} has no vector column {name!r}; it has {', '.join(run.vector_columns)}.")
         found += [column for column in mine if column not in found]
     return found
 
 
-def _require_sense(options: StudyOptions, other: Run | None) -> None:
+def _require_sense(run: Run, options: StudyOptions, other: Run | None) -> None:
+    if options.name is not None:
+        validate_name(options.name)
+    if not options.group_by:
+        raise MidsightError(Option("group_by"), " names no column; give one, like image_id.")
+    if options.seed < 0:
+        raise MidsightError(Option("seed", options.seed), " is negative; give 0 or more.")
+    if other is not None and other.spec.run_id == run.spec.run_id:
+        raise MidsightError(Option("evaluate_on", str(other.path)), " is the run that the probes learn from; leave it "
+                            "out, and folds or ", Option("holdout"), " test within the run.")  # fmt: skip
     if options.holdout is not None and not 0.05 <= options.holdout <= 0.9:
         raise MidsightError(Option("holdout", options.holdout), " is not a share from 0.05 to 0.9.")
     if options.holdout is not None and other is not None:
@@ -315,15 +326,24 @@ def _abstention(scored: Sequence[Scored], division: Division) -> tuple[CurvePoin
 
 
 def _one_class_warnings(strata: Sequence[StratumResult]) -> list[str]:
-    return [
-        f"All {one.n} samples with {one.stratum} {one.value!r} have the label {'true' if one.positives else 'false'}; "
-        "that alone tells them apart from the others, so look at the results within strata."
-        for one in strata
-        if one.positives in (0, one.n)
-    ]
+    """One sentence for each stratum column in which values hold one class only."""
+    found: dict[str, list[StratumResult]] = {}
+    for one in strata:
+        if one.positives in (0, one.n):
+            found.setdefault(one.stratum, []).append(one)
+    sentences = []
+    for name, alike in found.items():
+        first, count = alike[0], sum(one.stratum == name for one in strata)
+        more = "" if len(alike) == 1 else f", and {len(alike)} of {count} values of {name} hold one class only"
+        sentences.append(
+            f"All {first.n} samples with {name} {first.value!r} have the label "
+            f"{'true' if first.positives else 'false'}{more}; that alone tells them apart from the others, so look at "
+            "the results within strata."
+        )
+    return sentences
 
 
 def _confidence_warning(confidence: np.ndarray | None) -> list[str]:
     if confidence is not None:
         return []
-    return ["The run has no answers, so there is no confidence of the model to compare with."]
+    return ["The run has no answers with their probabilities, so there is no confidence of the model to compare with."]

@@ -37,8 +37,9 @@ def write_study(run: Run, study: Study) -> Path:
 def fitted_probe(name: str, probe: ColumnProbe, design: Design, label: str) -> Probe:
     """The probe of a column as users load it, calibrated on scores of rows that it was not trained on."""
     fit = probe.fit
-    tested = np.isfinite(fit.scores)
-    (slope,), intercept = fit_logistic(fit.scores[tested, None].astype(np.float64), design.y[tested])
+    held_out = fit.scores if design.tested.all() else fit.training_scores[0]  # test labels stay out of the probe
+    rows = np.isfinite(held_out)
+    (slope,), intercept = fit_logistic(held_out[rows, None].astype(np.float64), design.y[rows])
     weight = fit.weights.coefficients[:, 0].astype(np.float64)
     return Probe(
         column=name,
