@@ -444,6 +444,12 @@ def test_a_column_whose_name_has_a_comma_is_given_on_its_own(given, names):
     assert split_columns(given, ["b,a", "year"]) == names
 
 
+@pytest.mark.parametrize("given", [[""], [" , "]])
+def test_an_option_for_columns_that_names_none_is_refused(given):
+    with pytest.raises(MidsightError, match="columns names no column; leave it out, or name one"):
+        split_columns(given, ["year"])
+
+
 def test_the_option_for_columns_may_be_repeated(odd_run, tmp_path):
     arguments = ["export", odd_run.path, "--format", "npz", "--out", tmp_path / "out", "--columns", "a,b"]
     done = CliRunner().invoke(app, [str(argument) for argument in [*arguments, "--columns", "x, 100%"]])

@@ -1,10 +1,12 @@
 """One run that is hard to read, through every tool of the table in docs/format.md, bit for bit."""
 
 import csv
+import itertools
 import json
 import math
 import re
 import struct
+import tomllib
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -182,6 +184,16 @@ def test_csv_in_pandas_polars_and_duckdb(run, tmp_path):
     assert polars.read_csv(out, infer_schema=False)["sample_id"].to_list() == ids
     duckdb = pytest.importorskip("duckdb", reason=REASON)
     assert [row[0] for row in duckdb.read_csv(str(out), all_varchar=True).fetchall()] == ids
+
+
+def test_the_oldest_versions_of_the_table_are_those_that_midsight_asks_for():
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    asked = [*project["dependencies"], *itertools.chain(*project["optional-dependencies"].values())]
+    oldest = dict(re.findall(r"^([\w-]+)>=([\d.]+)", "\n".join(asked), re.MULTILINE))
+    table = DOCUMENT.partition("### What reads what\n")[2].partition("\n### ")[0]
+    for name in ("pyarrow", "pandas", "polars", "datasets", "h5py", "numpy", "safetensors"):
+        (found,) = re.findall(rf"\b{name}[ |]+([\d.]+)", table)
+        assert f"{found}.".startswith(f"{oldest[name]}."), name
 
 
 def test_every_tool_of_the_table_is_tested_here():

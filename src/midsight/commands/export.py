@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from midsight.commands.outcome import Debug, reported_errors
+from midsight.errors import MidsightError, Option
 
 
 def export(
@@ -43,6 +44,12 @@ def export(
 
 
 def split_columns(given: Sequence[str], known: Collection[str]) -> list[str]:
-    """The columns that --columns names; a text that is a column as a whole is not split at its commas."""
+    """The columns that --columns names; a text that is a column as a whole is not split at its commas.
+
+    Raises MidsightError if it names none.
+    """
     pieces = [[text] if text in known else [name.strip() for name in text.split(",")] for text in given]
-    return [name for names in pieces for name in names if name]
+    columns = [name for names in pieces for name in names if name]
+    if not columns:
+        raise MidsightError(Option("columns"), " names no column; leave it out, or name one, like answer.")
+    return columns
