@@ -267,7 +267,7 @@ def test_an_image_that_breaks_a_library_fails_alone(model, monkeypatch):
     good, bad = encoded(picture((64, 64), 1)), encoded(picture((64, 64), 2))
     decode_image = prepare.decode_image
 
-    def break_on_one(source):
+    def break_on_one(source, **_):
         if source is bad:
             raise MemoryError("no room for the pixels")
         return decode_image(source)

@@ -15,7 +15,7 @@ OPTIONS = {"layers": [0], "max_new_tokens": 1, "batch_size": 4}
 def seen(monkeypatch):
     """Counts the images that are decoded."""
     decoded, original = [], preparing.decode_image
-    monkeypatch.setattr(preparing, "decode_image", lambda source: (decoded.append(1), original(source))[1])
+    monkeypatch.setattr(preparing, "decode_image", lambda source, **_: (decoded.append(1), original(source))[1])
     return decoded
 
 

@@ -37,7 +37,7 @@ def tables(tmp_path_factory):
 def test_images_in_tables_give_the_vectors_of_files_and_are_prepared_once(tables, model, tmp_path, monkeypatch):
     decoded = []
 
-    def counted(source):
+    def counted(source, **_):
         decoded.append(source)
         return original(source)
 
@@ -60,7 +60,7 @@ def test_images_in_tables_give_the_vectors_of_files_and_are_prepared_once(tables
 def test_equal_places_are_one_image(tables, model, monkeypatch):
     decoded = []
     original = prepare.decode_image
-    monkeypatch.setattr(prepare, "decode_image", lambda source: decoded.append(source) or original(source))
+    monkeypatch.setattr(prepare, "decode_image", lambda source, **_: decoded.append(source) or original(source))
     first, *_, last = read_table(tables["parquet"], limit=3).samples
     again = replace(last, images=(copy.deepcopy(first.images[0]),))
     assert again.images[0] is not first.images[0]

@@ -5,7 +5,9 @@ import re
 import sys
 from types import ModuleType
 
+import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 import midsight
@@ -226,6 +228,17 @@ def test_python_shows_the_progress_unless_it_is_told_not_to(checkpoint, tmp_path
     assert re.fullmatch(r"2 of 2 samples, 0 failed, [\d.,]+ per second", shown[-1])
     midsight.extract(data, model=checkpoint, out=tmp_path / "quiet", progress=None, **CALL)
     assert capsys.readouterr() == ("", "")
+
+
+def test_the_first_image_that_comes_out_nearly_black_is_named(checkpoint, tmp_path):
+    data = write_data(tmp_path, ["0.png", "1.png"])
+    for name in ("0.png", "1.png"):
+        Image.fromarray(np.full((32, 32), 4_000, np.uint16)).save(tmp_path / name)
+    done = command(data, checkpoint, tmp_path / "run", "--no-answers")
+    notes = [line for line in done.output.splitlines() if "nearly black" in line]
+    assert len(notes) == 1
+    assert re.match(rf"Note: The image {re.escape(str(tmp_path))}/[01].png stores 16-bit grey values", notes[0])
+    assert notes[0].endswith("Other images like it are not named.")
 
 
 def test_a_notebook_gets_one_line_that_is_replaced(monkeypatch, capsys):

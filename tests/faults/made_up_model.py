@@ -164,7 +164,7 @@ def _family(width: int) -> Family:
     )
 
 
-def _prepare(model: LoadedModel, request: Any, samples: Sequence[Sample]) -> list[PreparedSample | Failure]:
+def _prepare(model: LoadedModel, request: Any, samples: Sequence[Sample], *_: Any) -> list[PreparedSample | Failure]:
     def see(sample: Sample) -> PreparedSample | Failure:
         try:
             seen = image_id(decode_image(sample.images[0]))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import unicodedata
-import warnings
 import zlib
 
 import numpy as np
@@ -14,7 +13,7 @@ import pytest
 from PIL import Image
 
 from midsight.errors import SampleError
-from midsight.samples.images import NearlyBlackWarning, decode_image, resolve_image_path
+from midsight.samples.images import decode_image, resolve_image_path
 from midsight.samples.options import DatasetOptions
 from midsight.samples.tables import read_table
 from support.made_tables import ENCODED, PICTURES
@@ -141,13 +140,14 @@ class TestContents:
             decode_image(self.with_chunk(b"zTXt", b"note\0\0" + zlib.compress(b" " * 3_000_000), last=False)[:-60])
 
     @pytest.mark.parametrize(("brightest", "black"), [(4095, True), (8191, True), (8192, False), (65535, False)])
-    def test_16_bit_grey_that_comes_out_nearly_black_is_said(self, brightest, black):
+    def test_16_bit_grey_that_comes_out_nearly_black_is_said(self, tmp_path, brightest, black):
         grey = Image.fromarray(np.linspace(0, brightest, 64).reshape(8, 8).astype(np.uint16))
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            image = decode_image(encoded(grey))
+        (tmp_path / "depth.png").write_bytes(encoded(grey))
+        notes = []
+        image = decode_image(tmp_path / "depth.png", note=notes.append)
         assert np.asarray(image).max() == brightest >> 8
-        assert [one.category for one in caught] == [NearlyBlackWarning] * black
+        assert len(notes) == black
+        assert all(note.startswith(f"The image {tmp_path / 'depth.png'} stores 16-bit grey") for note in notes)
 
     def test_heic_says_which_package_reads_it(self):
         with pytest.raises(SampleError, match="is HEIC; install the package pillow-heif, or convert it to JPEG"):

@@ -43,6 +43,9 @@ class Display(Protocol):
     def progress(self, progress: Progress, /) -> None:
         """Shows the progress."""
 
+    def note(self, sentence: str) -> None:
+        """Says what a user should know about an image."""
+
 
 class Silent:
     """A display that says nothing; it passes the progress on to a function."""
@@ -51,6 +54,9 @@ class Silent:
         self.progress = on_progress
 
     def start(self, progress: Progress, notes: Sequence[Parts]) -> None:
+        """Says nothing."""
+
+    def note(self, sentence: str) -> None:
         """Says nothing."""
 
     def loading(self, model: LoadedModel, load: Callable[[], Job]) -> Job:  # noqa: ARG002  (nothing is said of it)
@@ -64,12 +70,19 @@ class Spoken:
     def __init__(self, say: Callable[[str], None], on_progress: ShowProgress, spell: Callable[[Option], str]) -> None:
         self._say = say
         self._spell = spell
+        self._has_noted = False
         self.progress = on_progress
 
     def start(self, progress: Progress, notes: Sequence[Parts]) -> None:
         """Says what there is to do, and what a user should know about the data."""
         for parts in (*notes, [describe_start(progress)]):
             self._say(spell_parts(parts, self._spell))
+
+    def note(self, sentence: str) -> None:
+        """Says the first note about an image, because many images may be like it."""
+        if not self._has_noted:
+            self._has_noted = True
+            self._say(f"Note: {sentence} Other images like it are not named.")
 
     def loading(self, model: LoadedModel, load: Callable[[], Job]) -> Job:
         """Says which model is loaded, and what was found at load."""

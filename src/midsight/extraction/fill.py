@@ -15,6 +15,7 @@ from midsight.extraction.job import FIRST_SAMPLES, Job, all_failed
 from midsight.extraction.pipeline import extract_all, map_in_background
 from midsight.extraction.stopping import stopping_on_signals
 from midsight.extraction.todo import Progress, Todo
+from midsight.samples.images import Note, say_nothing
 from midsight.samples.sample import Failure, Sample, SampleOrFailure
 from midsight.store.attempts import Attempts
 from midsight.store.writer import RunWriter
@@ -62,6 +63,7 @@ def fill(
     budget: Budget,
     keep_going: bool,
     on_progress: Callable[[Progress], None],
+    note: Note = say_nothing,
 ) -> None:
     """Extracts what is to do, and stores finished samples while the next ones are in the model.
 
@@ -89,7 +91,7 @@ def fill(
             else:
                 yield row
 
-    calls = extract_all(job.model, job.request, unsuspected(todo.rows), budget, writer.attempts.working_on)
+    calls = extract_all(job.model, job.request, unsuspected(todo.rows), budget, writer.attempts.working_on, note)
     with stopping_on_signals(results.stop):
         try:
             collected = collect(calls, results.waiting)

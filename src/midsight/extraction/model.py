@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,7 +88,7 @@ class Model:
         budget = make_budget(batch_size, self.loaded.device)
         dataset = make_samples(pairs)
         resolved = resolve(request, self.loaded, prompt_columns(dataset.extras, dataset.options))
-        calls = extract_all(self.loaded, resolved, group_by_image(dataset.samples), budget)
+        calls = extract_all(self.loaded, resolved, group_by_image(dataset.samples), budget, note=warnings.warn)
         outcomes = [outcome for call in calls for outcome in call]
         return sorted([*outcomes, *dataset.failures], key=lambda outcome: outcome.input_index)
 

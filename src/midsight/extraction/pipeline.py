@@ -19,6 +19,7 @@ from midsight.extraction.calls import plan_calls
 from midsight.extraction.extract_call import Outcome, extract_or_halve
 from midsight.extraction.prepare import PreparedSample, prepare, source_key
 from midsight.extraction.request import ResolvedRequest
+from midsight.samples.images import Note, say_nothing
 from midsight.samples.sample import Failure, Sample
 from midsight.samples.streams import until_broken
 
@@ -41,18 +42,19 @@ def extract_all(
     samples: Iterable[Sample | Failure],
     budget: Budget,
     in_work: InWork = lambda _: nullcontext(),
+    note: Note = say_nothing,
 ) -> Generator[list[Outcome]]:
     """One outcome for each sample, one list per call of the model; failures pass through.
 
     Samples on one image should follow each other. `in_work` is entered for samples that are prepared, and again while
-    they are in the model. If a stream of samples breaks off, the samples before that are extracted, and then the
-    error is raised.
+    they are in the model. `note` is told of images that come out nearly black. If a stream of samples breaks off, the
+    samples before that are extracted, and then the error is raised.
     """
 
     def prepared(rows: Sequence[Sample | Failure]) -> list[PreparedSample | Failure]:
         to_prepare = [row for row in rows if isinstance(row, Sample)]
         with in_work([sample.sample_id for sample in to_prepare]):
-            return [*(row for row in rows if isinstance(row, Failure)), *prepare(model, request, to_prepare)]
+            return [*(row for row in rows if isinstance(row, Failure)), *prepare(model, request, to_prepare, note)]
 
     threads = torch.get_num_threads()
     broken: list[MidsightError] = []

@@ -16,7 +16,7 @@ from midsight.extraction.request import ResolvedRequest
 from midsight.families.inputs import ImageInputs
 from midsight.prompts.image_places import UserTurn
 from midsight.prompts.prompt import PromptTokens, tokenise_prompt
-from midsight.samples.images import decode_image, image_id, joint_image_id
+from midsight.samples.images import Note, decode_image, image_id, joint_image_id, say_nothing
 from midsight.samples.locations import EmbeddedImage, ImageUrl
 from midsight.samples.sample import Failure, ImageSource, Sample
 
@@ -68,14 +68,16 @@ def source_key(source: ImageSource) -> Hashable:
     return source if isinstance(source, Path | EmbeddedImage | ImageUrl) else id(source)
 
 
-def prepare(model: LoadedModel, request: ResolvedRequest, samples: Sequence[Sample]) -> list[PreparedSample | Failure]:
+def prepare(
+    model: LoadedModel, request: ResolvedRequest, samples: Sequence[Sample], note: Note = say_nothing
+) -> list[PreparedSample | Failure]:
     """Each sample ready for the model, or a failure with the reason; an image shared by samples is prepared once."""
     prepared_images: dict[Hashable, PreparedImage] = {}
 
     def prepare_image(source: ImageSource) -> PreparedImage:
         key = source_key(source)
         if key not in prepared_images:
-            image = decode_image(source)
+            image = decode_image(source, note=note)
             inputs = model.family.vision.image_inputs(model.processor, image, request.pixels, model.config)
             prepared_images[key] = PreparedImage(image_id(image), inputs)
         return prepared_images[key]

@@ -123,5 +123,5 @@ def run_job(job: Job, *, batch_size: BatchSize, keep_going: bool, commit_seconds
     ) as writer:
         # another process may have done this shard in the meantime
         todo = start.todo if writer.done == start.done else job.todo(writer.done, writer.failed)
-        fill(writer, job, todo, budget=budget, keep_going=keep_going, on_progress=shown.progress)
+        fill(writer, job, todo, budget=budget, keep_going=keep_going, on_progress=shown.progress, note=shown.note)
     return open_run(task.out)

@@ -11,8 +11,7 @@ import io
 import re
 import stat
 import unicodedata
-import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -71,20 +70,26 @@ NEARLY_BLACK = 32
 """An image whose brightest 8-bit value is below this shows next to nothing."""
 
 
-class NearlyBlackWarning(UserWarning):
-    """An image comes out nearly black."""
-
-
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://|(data|file|https?):", re.IGNORECASE)
 
 
-def decode_image(source: ImageSource, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> Image.Image:
+Note = Callable[[str], None]
+"""Takes a sentence that the user should read."""
+
+
+def say_nothing(_: str) -> None:
+    """A Note for callers that have nobody to tell."""
+
+
+def decode_image(
+    source: ImageSource, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS, note: Note = say_nothing
+) -> Image.Image:
     """The image as RGB pixels (mode RGB, 8 bits per channel), upright by its EXIF orientation.
 
     Reads PNG, JPEG, WEBP, GIF, BMP, TIFF and AVIF, and HEIC with the package pillow-heif, recognised by content and
     not by name, and the first of several frames. Transparency is dropped as Pillow's `convert("RGB")` drops it: the
     colours under it show. 16-bit grey keeps the high byte of each value, as Pillow does for 16-bit colour; if that is
-    nearly black, a NearlyBlackWarning says so. A decoded image is copied, not changed.
+    nearly black, `note` gets a sentence that names it. A decoded image is copied, not changed.
 
     Raises SampleError, with file name and reason, if the source is not a regular file, is damaged or
     truncated, or has no 8-bit RGB form (32-bit integers, floats). The same holds above `max_bytes` or
@@ -95,7 +100,7 @@ def decode_image(source: ImageSource, *, max_bytes: int = MAX_BYTES, max_pixels:
     in_memory = isinstance(source, bytes | Image.Image)
     name = "The image in memory" if in_memory else f"The image {_shortened(str(source), 300)}"
     if isinstance(source, Image.Image):
-        return _to_rgb(source, name, max_pixels)
+        return _to_rgb(source, name, max_pixels, note)
     encoded = _encoded(source, name, max_bytes)
     if not encoded:
         raise SampleError(f"{name} is empty (0 bytes).")
@@ -103,21 +108,21 @@ def decode_image(source: ImageSource, *, max_bytes: int = MAX_BYTES, max_pixels:
         raise SampleError(f"{name} has more than {max_bytes:,} bytes; make it smaller.")
     reader = next((reader for magic, reader in _READERS if magic.match(encoded)), None) or _heif_reader(encoded, name)
     try:
-        return _read(reader, encoded, name, max_pixels)
+        return _read(reader, encoded, name, max_pixels, note)
     except SampleError:
         bare = without_text_chunks(encoded) if reader is PngImageFile else encoded
         if len(bare) == len(encoded):
             raise
-        return _read(reader, bare, name, max_pixels)
+        return _read(reader, bare, name, max_pixels, note)
 
 
-def _read(reader: Any, encoded: bytes, name: str, max_pixels: int) -> Image.Image:
+def _read(reader: Any, encoded: bytes, name: str, max_pixels: int, note: Note) -> Image.Image:
     try:
         opened = reader(io.BytesIO(encoded))
     except Exception as error:  # Pillow's readers raise many types on damaged data, SyntaxError among them
         raise _damaged(name, error) from error
     with opened:
-        return _to_rgb(opened, name, max_pixels)
+        return _to_rgb(opened, name, max_pixels, note)
 
 
 def _heif_reader(encoded: bytes, name: str) -> Any:
@@ -269,7 +274,7 @@ def _hint(name: str) -> str:
     return "; its name has signs as in a web address, so write %20 as a space" if _PERCENT.search(name) else ""
 
 
-def _to_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
+def _to_rgb(image: Image.Image, name: str, max_pixels: int, note: Note) -> Image.Image:
     """An upright copy in RGB; raises SampleError above the limits, before the pixels are loaded."""
     width, height = image.size
     if not (0 < width <= MAX_SIDE_PX and 0 < height <= MAX_SIDE_PX):
@@ -288,24 +293,19 @@ def _to_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
         upright.info = {}
         if upright.mode.startswith("I;16"):
             upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
-            note_if_black(upright)
+            note_if_black(upright, name, note)
         return upright if upright.mode == "RGB" else upright.convert("RGB")
     except Exception as error:
         raise _damaged(name, error) from error
 
 
-def note_if_black(image: Image.Image) -> None:
-    """Warns of 16-bit grey that uses a small part of its range, so that its high byte is nearly black.
-
-    The text is always the same, so that Python shows it once, however many images there are.
-    """
+def note_if_black(image: Image.Image, name: str, note: Note) -> None:
+    """Notes 16-bit grey that uses a small part of its range, so that its high byte is nearly black."""
     brightest = image.getextrema()[1]
     if isinstance(brightest, int) and brightest < NEARLY_BLACK:
-        warnings.warn(
-            "An image stores 16-bit grey values that are all below 8,192 of 65,535, and comes out nearly black; scale "
-            "the values of such images to the whole range.",
-            NearlyBlackWarning,
-            stacklevel=2,
+        note(
+            f"{name} stores 16-bit grey values that are all below 8,192 of 65,535, and comes out nearly black; scale "
+            "the values of such images to the whole range."
         )
 
 

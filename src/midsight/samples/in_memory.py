@@ -32,12 +32,13 @@ def memory_table(data: Any) -> Table:
     records = _records(data)
     columns = tuple(dict.fromkeys(str(name) for name in _columns(data, records)))
     encoded: dict[int, bytes] = {}
+    notes: list[str] = []
 
     def rows(_: Collection[str]) -> Iterator[Row]:
         for number, record in enumerate(records, start=1):
-            yield Row(number, "", {str(name): _plain(value, encoded) for name, value in record.items()})
+            yield Row(number, "", {str(name): _plain(value, encoded, notes) for name, value in record.items()})
 
-    return Table(f"the {type(data).__name__}", "arrow", "row", columns, str, rows, Path())
+    return Table(f"the {type(data).__name__}", "arrow", "row", columns, str, rows, Path(), notes=notes)
 
 
 def digest(samples: Iterable[Sample]) -> str:
@@ -73,18 +74,18 @@ def _records(data: Any) -> list[Mapping[Any, Any]]:
     return list(data)
 
 
-def _plain(value: Any, encoded: dict[int, bytes]) -> Any:
+def _plain(value: Any, encoded: dict[int, bytes], notes: list[str]) -> Any:
     """A cell as a table file would give it; decoded images are encoded once, without loss."""
     if isinstance(value, Image.Image):
         if id(value) not in encoded:
             buffer = io.BytesIO()
-            decode_image(value).save(buffer, "PNG")
+            decode_image(value, note=notes.append).save(buffer, "PNG")
             encoded[id(value)] = buffer.getvalue()
         return encoded[id(value)]
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, list | tuple):
-        return [_plain(item, encoded) for item in value]
+        return [_plain(item, encoded, notes) for item in value]
     if type(value).__module__ == "numpy":
         value = value.tolist()
     if type(value).__name__ in ("NAType", "NaTType") or (isinstance(value, float) and value != value):
