@@ -6,11 +6,21 @@ import sys
 import pytest
 
 from midsight.commands.supervisor import needs_supervisor
+from midsight.store.attempts import working_path
 
 ASKED = """
 from midsight.commands.supervisor import needs_supervisor
 
 print([needs_supervisor(device) for device in ("cuda", "cpu")])
+"""
+
+WORKER = """
+import os, sys
+from pathlib import Path
+from midsight.commands.supervisor import become_worker
+
+become_worker(Path(sys.argv[1]), (0, 1))
+os.abort() if sys.argv[2] == "crash" else os._exit(int(sys.argv[2]))
 """
 
 
@@ -24,3 +34,15 @@ def test_a_process_that_has_loaded_torch_is_not_forked():
 def test_the_command_on_a_gpu_has_one():
     asked = subprocess.run([sys.executable, "-c", ASKED], capture_output=True, text=True, check=True)
     assert asked.stdout.strip() == "[True, False]"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("end", "exit_code"), [("crash", 3), ("0", 0), ("2", 2)])
+def test_a_worker_is_not_blamed_for_the_samples_of_an_earlier_process(tmp_path, end, exit_code):
+    working = working_path(tmp_path, (0, 1))
+    working.parent.mkdir()
+    working.write_text('{"samples": ["q1"], "alone": true}')
+    done = subprocess.run([sys.executable, "-c", WORKER, tmp_path, end], capture_output=True, text=True, timeout=60)
+    assert done.returncode == exit_code, done.stderr
+    assert ("before it had a sample in work" in done.stderr) == (end == "crash")
+    assert [file.name for file in working.parent.iterdir()] == [working.name]

@@ -174,8 +174,6 @@ EXPERIMENTS = (
     Experiment(GROUP, "one sample aborts, CPU", deadly_sample(ON_CPU), 20, 1),
     Experiment(GROUP, "one sample aborts, as on a GPU", deadly_sample(ON_GPU), 20, 1),
     Experiment(GROUP, "one sample ends by SIGKILL, CPU", deadly_sample(replace(ON_CPU, signal=signal.SIGKILL)), 20, 1),
-)
-NOT_MEASURED = (
     Experiment(
         GROUP, "one sample ends by SIGKILL, as on a GPU", deadly_sample(replace(ON_GPU, signal=signal.SIGKILL)), 20, 1
     ),
@@ -194,4 +192,3 @@ NOT_MEASURED = (
         1,
     ),
 )
-"""In the tests only: to be added to EXPERIMENTS with the next `make faults`, which writes their rows."""

@@ -2,7 +2,7 @@
 
 import pytest
 
-from faults import bad_input, damage, deaths, disk
+from faults import bad_input, damage, disk
 from faults.catalogue import EXPERIMENTS
 
 QUICK_GROUPS = (damage.GROUP, bad_input.GROUP)
@@ -12,7 +12,7 @@ QUICK_GROUPS = (damage.GROUP, bad_input.GROUP)
     "experiment",
     [
         pytest.param(one, id=f"{one.group}: {one.name}", marks=() if one.group in QUICK_GROUPS else pytest.mark.slow)
-        for one in (*EXPERIMENTS, *deaths.NOT_MEASURED)
+        for one in EXPERIMENTS
     ],
 )
 def test_every_attempt_passes(experiment):
