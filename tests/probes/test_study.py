@@ -283,6 +283,8 @@ def test_a_constant_column_is_skipped_and_refused_by_name(run, tmp_path, monkeyp
     assert IMAGE not in by_name(finding.columns)
     with pytest.raises(MidsightError, match=f"In the column {IMAGE}, all rows are equal"):
         study(run, StudyOptions(label="correct", columns=(IMAGE, PLANTED), permutations=0))
+    by_position = StudyOptions(label="correct", columns=("vision_token", PLANTED), permutations=0)
+    assert [one.column for one in study(run, by_position).finding.skipped] == [IMAGE]
 
 
 def test_a_stratum_with_one_class_is_a_warning(run):

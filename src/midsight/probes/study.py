@@ -125,8 +125,8 @@ def study(run: Run, options: StudyOptions, other: Run | None = None, on_progress
         probes = _probe_columns(division, columns, on_progress)
         if not probes:
             raise MidsightError(f"Every column is constant: in each of {', '.join(columns)}, {CONSTANT}.")
-        if options.columns and len(probes) < len(columns):
-            constant = next(name for name in columns if name not in probes)
+        constant = next((name for name in options.columns or () if name in columns and name not in probes), None)
+        if constant:
             raise MidsightError(f"In the column {constant}, {CONSTANT}; leave it out of ", Option("columns"), ".")
         extra = _other_methods(division, probes, options)
         finding = _conclude(samples, other_samples, division, probes, extra, columns, options)
