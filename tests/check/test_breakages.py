@@ -15,7 +15,7 @@ from midsight.checkpoints import lora
 from midsight.samples.sample import Sample
 from support.breakages import BREAKAGES
 from support.family_reference import FAMILIES
-from support.folders import copy_folder, let_layers_slide, let_tokenizer_add
+from support.folders import copy_folder, edit_json, let_layers_slide, let_tokenizer_add
 from support.once import checkpoint_of_the_run
 from support.pictures import picture
 
@@ -33,6 +33,7 @@ def loaded(run_folder, tmp_path_factory):
     """Each small checkpoint, loaded once, after a first full forward that asked for hidden states."""
     changed = {
         "sliding": ("qwen2_vl", lambda folder: let_layers_slide(folder, window=24, full_layers=1)),
+        "penalised": ("qwen2_vl", penalise),
         "mllama that adds its first token": (
             "mllama",
             lambda folder: let_tokenizer_add(folder, "<|begin_of_text|>"),
@@ -51,6 +52,10 @@ def loaded(run_folder, tmp_path_factory):
         return model
 
     return load_once
+
+
+def penalise(folder):
+    edit_json(folder / "generation_config.json", lambda config: config.update(repetition_penalty=3.0))
 
 
 def subject_of(model):

@@ -66,13 +66,13 @@ def test_a_wrong_feature_layer_is_caught(small):
     [
         (
             lambda image: torch.ones_like(image.patch_mask),
-            {"useful patches that the decoder never sees", "vision features and transformers' tower"},
+            {"patches in the mean that never reach the decoder", "vision features and transformers' tower"},
         ),
         (
             lambda image: image.patch_mask & global_crop(image),
             {
-                "share of the patches it sees that are not useful",
-                "patches of filled crops that it sees and are not useful",
+                "share of the patches that reach the decoder and are not in the mean",
+                "patches of filled crops that reach the decoder and are not in the mean",
             },
         ),
     ],

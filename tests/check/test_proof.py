@@ -30,7 +30,7 @@ PROVED = (
     "vision features and transformers' tower",
     "one batch, padded left, and each sample alone",
     "one batch in reverse order, padded right, and each alone",
-    "a question on the image's prefix and transformers' full forward",
+    "a question on the image's prefix and the whole prompt at once",
     "sdpa and eager attention",
     "answers that differ from transformers' generate",
     "prompts whose token ids differ from the processor's own",
@@ -100,7 +100,7 @@ def test_the_demo_checkpoint_keeps_every_limit_in_both_formats(demo, folder_form
     loaded = told["loaded"]
     assert loaded.pop("fixes")[0].endswith("(transformers marks it causal)")
     assert loaded.pop("prompt") == "<|user|><|endoftext10|>What is in the image?<|end|><|assistant|>"
-    assert loaded == {"dtype": dtype, "device": "cpu", "attention": "sdpa", "lora": lora, "notes": []}
+    assert loaded == {"dtype": dtype, "device": "cpu", "attention": "sdpa", "lora": lora, "notes": [proof.PIXELS]}
     checks = {check["name"]: check for check in told["checks"]}
     assert [check for check in checks.values() if not check["passed"]] == []
     assert set(PROVED) <= set(checks)
@@ -155,7 +155,7 @@ def test_options_of_the_proof_are_refused_without_it(small, option):
     assert "OK" not in done.output
 
 
-def test_a_folder_that_asks_for_beams_and_penalties_is_compared_with_plain_greedy_decoding(small, tmp_path):
+def test_a_folder_that_asks_for_beams_and_penalties_is_compared_with_its_penalties_alone(small, tmp_path):
     other = copy_folder(small, tmp_path / "beams")
     asked = {"num_beams": 3, "repetition_penalty": 5.0, "no_repeat_ngram_size": 1, "do_sample": True, "top_k": 3}
     edit_json(other / "generation_config.json", lambda config: config.update(asked))
@@ -202,7 +202,7 @@ def crossing(tmp_path_factory):
     return write_phi4_multimodal(folder, layers=2, original_max_position_embeddings=550)
 
 
-PREFIX = "a question on the image's prefix and transformers' full forward"
+PREFIX = "a question on the image's prefix and the whole prompt at once"
 
 
 def test_a_prefix_with_other_rotary_factors_is_caught(crossing):

@@ -241,18 +241,18 @@ class TestLlama:
         with pytest.raises(AssertionError, match="vision_only_representation is off by"):
             compare(declaring(useful_patches=without_class_token))
         assert failing(declaring(useful_patches=without_class_token), *VISION) == {
-            "patches of filled crops that it sees and are not useful"
+            "patches of filled crops that reach the decoder and are not in the mean"
         }
 
     def test_padding_tiles_counted_are_caught(self, declaring):
         assert failing(declaring(useful_patches=lambda image: torch.ones((4, 65), dtype=torch.bool)), *VISION) == {
-            "useful patches that the decoder never sees"
+            "patches in the mean that never reach the decoder"
         }
 
     def test_the_mask_of_a_question_on_a_prefix_is_proved(self, changing):
         assert failing(changing(lambda prefill, later: (prefill, {})), "continued prefix") >= {
-            "a question on the image's prefix and transformers' full forward",
-            "several questions on one prefix and transformers' full forward",
+            "a question on the image's prefix and the whole prompt at once",
+            "several questions on one prefix and the whole prompt at once",
         }
 
 
@@ -277,7 +277,7 @@ class TestQwen:
             return torch.cat([positions, behind.expand(len(positions), more)], dim=1)
 
         monkeypatch.setattr("midsight.check.states.continue_positions", count_on)
-        assert "a question on the image's prefix and transformers' full forward" in failing(model, "continued prefix")
+        assert "a question on the image's prefix and the whole prompt at once" in failing(model, "continued prefix")
 
     def test_what_an_earlier_call_left_on_the_model_changes_nothing(self, compare, model):
         model.loaded.hf_model.model.rope_deltas = torch.tensor([[-77]])

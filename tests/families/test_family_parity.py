@@ -168,7 +168,7 @@ def test_every_declaration_is_proved(model):
     names = {check.name for check in checks}
     assert {
         "image states under another question",
-        "a question on the image's prefix and transformers' full forward",
-        "several questions on one prefix and transformers' full forward",
+        "a question on the image's prefix and the whole prompt at once",
+        "several questions on one prefix and the whole prompt at once",
         "answers that differ from transformers' generate",
     } <= names

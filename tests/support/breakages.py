@@ -10,7 +10,7 @@ import torch
 
 from midsight import Model
 from midsight.checkpoints.generation import AnswerSettings
-from midsight.extraction import attention, calls, decode, extract_call, prefill, prepare, sharing
+from midsight.extraction import attention, calls, decode, extract_call, prepare, sharing
 from midsight.families import inputs
 from midsight.prompts import prompt
 from midsight.taps import capture, positions
@@ -25,10 +25,12 @@ from support.breaking import (
     edit_rows,
     first_rows_stay,
     ignore_orientation,
+    last_by_place,
     later_positions,
     mean_without_last,
     nearest,
     no_refill,
+    on_first_prefix,
     one_feature_layer_less,
     one_tap_later,
     open_all_tiles,
@@ -40,6 +42,7 @@ from support.breaking import (
     replaced,
     residual_after_norm,
     round_frequencies,
+    score_as_last,
     turn_images,
     turn_tower_causal,
     undo_silence,
@@ -133,10 +136,10 @@ EXTRACTION = [
         on="sliding",
     ),
     Breakage(
-        "a sliding cache that drops tokens of padded rows",
-        patch(prefill, "unlimited_cache", lambda _: lambda: None),
+        "a sliding window that counts padding and other questions",
+        patch(attention, "last_of", lambda _: last_by_place),
         "calls of several samples",
-        "calls of several samples: could not be compared",
+        TOGETHER,
         on="sliding",
     ),
     Breakage(
@@ -230,10 +233,28 @@ EXTRACTION = [
         TOGETHER,
     ),
     Breakage(
-        "a sample twice after a call is halved",
-        patch(calls.Call, "halves", lambda f: lambda self: (f(self)[0], f(self)[0])),
+        "half a call on its first prefix",
+        patch(calls.Call, "halves", on_first_prefix),
         "calls of several samples",
-        "calls of several samples: could not be compared",
+        TOGETHER,
+    ),
+    Breakage(
+        "a generation config that is left out",
+        patch(
+            decode,
+            "choose_tokens",
+            lambda f: lambda rows, settings, **options: f(rows, dataclasses.replace(settings, values={}), **options),
+        ),
+        "answers",
+        "answers that differ from transformers' generate",
+        on="penalised",
+    ),
+    Breakage(
+        "penalties for the tokens of another answer",
+        patch(decode, "choose_tokens", score_as_last),
+        "calls of several samples",
+        "the same questions, as the generation config asks: answers",
+        on="penalised",
     ),
     Breakage(
         "every layer off by one", patch(capture, "tapped_module", one_tap_later), "states", "query_token at every layer"
@@ -398,7 +419,7 @@ FAMILIES = [
         "patches left out of the mean",
         declare(useful_patches=lambda f: lambda image: f(image) & (torch.arange(len(image.patch_mask)) == 0)[:, None]),
         "useful patches",
-        "patches of filled crops",
+        "patches of filled crops that reach",
         on="phi4_multimodal",
     ),
     Breakage(
@@ -460,7 +481,7 @@ FAMILIES = [
         "padding tiles counted",
         declare(useful_patches=lambda f: lambda image: torch.ones_like(f(image))),
         "useful patches",
-        "useful patches that the decoder never sees",
+        "patches in the mean that never reach the decoder",
         on="mllama",
     ),
     Breakage(

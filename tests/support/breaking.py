@@ -11,7 +11,7 @@ from transformers import DynamicCache
 
 from midsight import Model
 from midsight.check import subject
-from midsight.extraction import attention, extract_call, prefill, prepare
+from midsight.extraction import attention, decode, extract_call, prefill, prepare
 from midsight.families import inputs
 from midsight.prompts import prompt
 from midsight.samples import images
@@ -95,6 +95,25 @@ def read_other_questions(_original: Any) -> Callable[..., Any]:
         return reads & torch.ones(reads.shape[1:], dtype=torch.bool).tril(before.shape[1])
 
     return readable
+
+
+def last_by_place(reads: Any, window: int) -> Any:
+    new, total = reads.shape[1:]
+    return reads & (torch.arange(total) > torch.arange(total - new, total)[:, None] - window)
+
+
+def on_first_prefix(original: Any) -> Callable[..., Any]:
+    def halves(call: Any) -> Any:
+        return [type(call)((dataclasses.replace(half.rows[0], items=tuple(half.items)),)) for half in original(call)]
+
+    return halves
+
+
+def score_as_last(original: Any) -> Callable[..., Any]:
+    def choose_tokens(rows: Any, settings: Any, **options: Any) -> Any:
+        return original(decode.OpenRows([rows.answers[-1]] * len(rows.answers), rows.state), settings, **options)
+
+    return choose_tokens
 
 
 def each_answer(edit: Callable[[Any], Any]) -> Callable[[pytest.MonkeyPatch, Model], None]:

@@ -68,9 +68,9 @@ def resize_by_transformers(model: LoadedModel, item: PreparedSample) -> list[Ima
 def input_error(
     model: LoadedModel, item: PreparedSample, images: Sequence[ImageInputs], theirs: Mapping[str, Any]
 ) -> float:
-    """Largest relative error of the forward's image inputs; infinite if a shape, a size or a mask differs."""
+    """Largest relative error of the forward's image inputs; infinite if a shape or mask differs, or without pixels."""
     made = model.family.reference.forward_inputs(model.config, torch.tensor([item.prompt.token_ids]), images)
-    errors = [0.0]
+    errors = []
     for name, ours in made.items():
         if name not in theirs:
             continue
@@ -79,12 +79,14 @@ def input_error(
             return float("inf")
         if own.is_floating_point():
             errors.append(relative_error(ours.numpy(), own.numpy()))
-    return worst(errors)
+    return worst(errors) if errors else float("inf")
 
 
 def check_records(subject: Subject) -> list[Check]:
-    """Numbers of tokens and indices in the records against the processor's token ids."""
-    pairs = zip(subject.alone, subject.processed, strict=False)
+    """Numbers of tokens and indices in the records against the processor's token ids; nothing without one."""
+    if not subject.processed:
+        return []
+    pairs = zip(subject.alone, subject.processed[: len(subject.alone)], strict=True)
     wrong = sum(not fits_prompt(subject.model, record, token_ids(own)) for record, own in pairs)
     return [count("records whose numbers of tokens and indices differ from the processor's prompt", wrong)]
 

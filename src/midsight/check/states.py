@@ -143,8 +143,8 @@ def check_continued(subject: Subject) -> list[Check]:
     if not alone_errors:
         return []
     return [
-        Check("a question on the image's prefix and transformers' full forward", worst(alone_errors), limit),
-        Check("several questions on one prefix and transformers' full forward", worst(together_errors), limit),
+        Check("a question on the image's prefix and the whole prompt at once", worst(alone_errors), limit),
+        Check("several questions on one prefix and the whole prompt at once", worst(together_errors), limit),
     ]
 
 

@@ -140,4 +140,7 @@ def extract_together(
         calls = [half for call in calls for half in (call.halves() if len(call.items) > 1 else (call,))]
     outcomes = [outcome for call in calls for outcome in extract_call(model, request, call, side)]
     by_id = {outcome.sample_id: record_of(outcome) for outcome in outcomes}
+    for item in prepared:
+        if item.sample.sample_id not in by_id:
+            raise SampleError(f"Sample {item.sample.sample_id} left no record.")
     return [by_id[item.sample.sample_id] for item in prepared]

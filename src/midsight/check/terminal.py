@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.filesize import decimal
 from rich.table import Table
@@ -88,9 +89,11 @@ def render_proof(proof: Proof) -> RenderableType:
     prompt = Text(f"Prompt: {proof.prompt!r}.")
     loaded = Text(f"Loaded in {proof.dtype} on {proof.device}, attention {proof.attention}, LoRA {proof.lora}.")
     sentences = [Text(sentence) for sentence in (*proof.notes, *proof.fixes)]
-    table = Table("what was compared", "figure", "limit", "in", "verdict")
+    table = Table(box=SIMPLE_HEAD)
+    for name, width in (("what was compared", None), ("figure", None), ("limit", 8), ("in", 8), ("verdict", None)):
+        table.add_column(name, width=width, no_wrap=name in ("figure", "verdict"))
     for check in proof.checks:
-        bound = f"at least {check.limit:.3g}" if check.must_differ else f"at most {check.limit:.3g}"
+        bound = f"at least {check.limit:.3g}" if check.must_differ else f"{check.limit:.3g}"
         verdict = Text("ok", style="green") if check.passed else Text("MISSED", style="red")
         name = f"{check.name} ({check.error})" if check.error else check.name
         table.add_row(Text(name), f"{check.figure:.3g}", bound, check.unit, verdict)

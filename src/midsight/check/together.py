@@ -46,11 +46,14 @@ def make_group(model: LoadedModel, request: ResolvedRequest, samples: Sequence[S
 
 
 def same_size_samples(subject: Subject) -> list[Sample]:
-    """Two questions on an image and three on its copy turned upside down, which has the same number of tokens."""
+    """Three questions on an image and two on its copy turned upside down, which has the same number of tokens.
+
+    A call of all five is halved within the first image's questions.
+    """
     image = decode_image(subject.samples[0].images[0])
     turned = image.transpose(Image.Transpose.ROTATE_180)
     short, long = (sample.question for sample in subject.samples[:2])
-    asked = [(image, short), (turned, long), (image, f"{short} {long}"), (turned, short), (turned, f"{long} {short}")]
+    asked = [(image, short), (turned, long), (image, f"{short} {long}"), (turned, short), (image, f"{long} {short}")]
     return [Sample(f"same-{i}", i, (one,), question) for i, (one, question) in enumerate(asked)]
 
 

@@ -58,9 +58,11 @@ def check_useful_patches(subject: Subject) -> list[Check]:
         filled = image.patch_mask.flatten(1).all(dim=1)
         left_out += int(not_useful.view(len(filled), -1)[filled].sum())
     return [
-        count("useful patches that the decoder never sees", unseen),
-        count("patches of filled crops that it sees and are not useful", left_out),
-        Check("share of the patches it sees that are not useful", extra / seen, 1 / 16, unit="share"),
+        count("patches in the mean that never reach the decoder", unseen),
+        count("patches of filled crops that reach the decoder and are not in the mean", left_out),
+        Check(
+            "share of the patches that reach the decoder and are not in the mean", extra / seen, 1 / 16, unit="share"
+        ),
     ]
 
 
