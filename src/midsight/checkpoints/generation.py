@@ -16,6 +16,8 @@ from midsight.checkpoints.headers import read_json
 from midsight.errors import MidsightError, ModelFileError, first_line
 
 FILE = "generation_config.json"
+LARGEST_VOCABULARY = 2**22
+"""More tokens than any model has, so that a wrong number in config.json takes no memory."""
 NEUTRAL: Mapping[str, Any] = {
     "sequence_bias": None,
     "encoder_repetition_penalty": 1.0,
@@ -107,8 +109,8 @@ def read_answer_settings(
         {name: value for name, value in values.items() if value not in (None, [], {}, NEUTRAL[name])}, stop_ids
     )
     try:
-        for _ in range(2):  # some processors look at their settings only when they are used
-            settings.score(torch.zeros(vocab_size), [0], [0], max_new_tokens=2)
+        if settings.values:  # some processors look at their settings only when they are used
+            settings.score(torch.zeros(min(vocab_size, LARGEST_VOCABULARY)), [0], [0], max_new_tokens=2)
     except Exception as error:  # each processor validates its values in its own way
         raise ModelFileError(f"{source} has settings that are not usable ({first_line(error)})") from error
     ignored = {name: getattr(config, name, None) for name, neutral in NOT_APPLIED.items()}

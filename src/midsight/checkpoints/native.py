@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import transformers
 
+from midsight.checkpoints.bounds import validate_sizes
 from midsight.checkpoints.checkpoint import Checkpoint, LoadChoice, ProcessorParts
 from midsight.checkpoints.class_parts import without_modules
 from midsight.checkpoints.headers import Headers, read_headers, read_json
@@ -30,6 +31,7 @@ def open_native(folder: Path) -> Checkpoint:
     family = find_family(read_architectures(folder), str(folder))
     validate_native_folder(folder)
     headers = read_headers(folder)
+    validate_sizes(read_json(folder / "config.json"), headers, folder / "config.json")
     lora_folder = find_lora(folder, family)
     adapters = [read_peft_folder(lora_folder)] if lora_folder else []
 
@@ -45,8 +47,7 @@ def open_native(folder: Path) -> Checkpoint:
     def load(choice: LoadChoice) -> Any:
         if choice.unused and family.stored.unused_modules and not has_unused:
             raise MidsightError(f"{folder} has no audio tower; leave ", Option("audio"), " out.")
-        if has_unused and not choice.unused:
-            account()  # a damaged part is an error whether it is loaded or not
+        account()  # before memory is taken, and for parts that are not loaded
         hf_model = load_weights(folder, family, choice)
         if choice.lora in ("merged", "unmerged"):
             loras = [fit_lora(adapter, hf_model, family) for adapter in adapters]

@@ -319,11 +319,11 @@ def vision_sizes(shapes: Shapes) -> dict[str, int]:
             "published encoder's"
         ) from None
     in_layers = re.compile(rf"{re.escape(VISION_TOWER)}\.encoder\.layers\.(\d+)\.")
-    layers = {found[1] for found in map(in_layers.match, shapes) if found}
+    layers = [int(found[1]) for found in map(in_layers.match, shapes) if found]
     return {
         "hidden_size": width,
         "intermediate_size": mlp_width,
-        "num_hidden_layers": len(layers),
+        "num_hidden_layers": 1 + min(max(layers), len(layers)),  # a module is made for each
         "num_attention_heads": VISION_HEADS,
         "num_channels": channels,
         "image_size": math.isqrt(positions) * patch,
