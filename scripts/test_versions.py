@@ -26,7 +26,14 @@ TESTS = (
 )
 """The parity of every family, what pyarrow and Pillow do for it, and runs in other tools; large images are left out."""
 SHOWN = ("transformers", "torch", "torchvision", "pyarrow", "pillow", "accelerate", "huggingface-hub", "numpy")
-TEST_TOOLS = ("pytest>=8.2", "hypothesis>=6.150", "peft>=0.21", "duckdb>=1.3", "fastparquet>=2026.9")
+TEST_TOOLS = (
+    "pytest>=8.2",
+    "accelerate>=1.10",
+    "hypothesis>=6.150",
+    "peft>=0.21",
+    "duckdb>=1.3",
+    "fastparquet>=2026.9",
+)
 """With lower bounds of their own, so that installing them changes no other version."""
 EXTRAS = "datasets,hdf5,pandas,polars"
 START, END = "<!-- written by make test-versions -->", "<!-- end -->"

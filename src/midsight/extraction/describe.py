@@ -34,7 +34,7 @@ RECORDED_PACKAGES = (
     "torchvision",
     "transformers",
 )
-"""The packages that can change a number; PEFT is only there for users of `midsight.wrap`."""
+"""The packages that can change a number; accelerate and PEFT are only there for users of `midsight.wrap`."""
 PACKAGE = Path(__file__).parents[1]
 
 
