@@ -37,7 +37,7 @@ def start(data: Path, run: Path) -> dict[str, int]:
         raise StartedError
 
     with suppress(StartedError):
-        extract(data, model=made_up_model(width=1), out=run, progress=stop, **OPTIONS)
+        extract(data, model=made_up_model(width=1), out=run, progress=stop, keep_going=True, **OPTIONS)
     samples = reported[0].samples
     assert samples is not None, "the number of rows of a table is known"
     return {"samples": samples, "already": reported[0].already}
