@@ -20,6 +20,9 @@ from pathlib import Path
 from midsight.commands.supervisor import become_worker
 
 become_worker(Path(sys.argv[1]), (0, 1))
+if sys.argv[2] == "at work":
+    Path(sys.argv[1], "locks", "0-of-1.working").write_text("{}")
+    os._exit(0)
 os.abort() if sys.argv[2] == "crash" else os._exit(int(sys.argv[2]))
 """
 
@@ -46,3 +49,12 @@ def test_a_worker_is_not_blamed_for_the_samples_of_an_earlier_process(tmp_path, 
     assert done.returncode == exit_code, done.stderr
     assert ("before it had a sample in work" in done.stderr) == (end == "crash")
     assert [file.name for file in working.parent.iterdir()] == [working.name]
+
+
+@pytest.mark.slow
+def test_a_worker_that_ends_with_samples_in_work_is_started_again_whatever_its_exit_code(tmp_path):
+    working_path(tmp_path, (0, 1)).parent.mkdir()
+    command = [sys.executable, "-c", WORKER, tmp_path, "at work"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 3, done.stderr
+    assert "ended with exit code 0, 5 times without a commit" in done.stderr

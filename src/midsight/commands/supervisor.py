@@ -119,7 +119,7 @@ def _state(file: Path) -> tuple[int, int] | None:
 
 
 def _name(code: int) -> str:
-    return f"exit code {code}" if code > 0 else signal.Signals(-code).name
+    return f"exit code {code}" if code >= 0 else signal.Signals(-code).name
 
 
 def _count(parts: Path) -> int:
