@@ -109,9 +109,10 @@ def test_extract_then_show(checkpoint, dataset, tmp_path):
 
 
 def test_input_columns_that_get_another_name_are_said_once(checkpoint, tmp_path):
-    (tmp_path / "data.csv").write_text("image,question,Answer,year,QUESTION\na.png,What?,yes,2020,What?\n")
+    (tmp_path / "data.csv").write_text("image,question,Finish_Reason,year,QUESTION\na.png,What?,yes,2020,What?\n")
     planned = call("extract", tmp_path / "data.csv", "--model", checkpoint, "--out", tmp_path / "run", "--dry-run")
-    said = "Note: input columns stored under another name: Answer as input.Answer, QUESTION as input.QUESTION."
+    renamed = "Finish_Reason as input.Finish_Reason, QUESTION as input.QUESTION"
+    said = f"Note: input columns stored under another name: {renamed}."
     assert planned.output.splitlines().count(said) == 1, planned.output
 
 
@@ -380,7 +381,7 @@ def test_extract_reads_a_dataset_from_python_as_the_command_does(
 def test_repeated_ids_and_missing_columns_exit_with_2(checkpoint, tmp_path):
     rows = '{"id": 1, "image": "a.png", "question": "?"}\n' * 2
     (tmp_path / "data.jsonl").write_text(rows)
-    repeated = extract(checkpoint, tmp_path, tmp_path / "run")
+    repeated = extract(checkpoint, tmp_path, tmp_path / "run", "--id-column", "id")
     assert (repeated.exit_code, "repeat" in repeated.output or "twice" in repeated.output) == (2, True)
     (tmp_path / "data.csv").write_text("picture,question\na.png,What?\n")
     missing = call("extract", tmp_path / "data.csv", "--model", checkpoint, "--out", tmp_path / "run")
