@@ -111,7 +111,7 @@ class TestAChangedTemplate:
         assert PROMPTS_DIFFER in {check.name for check in checks}
         proved = proof.prove(changed, device="cpu")
         assert proved.passed
-        assert proved.notes == (note_of(changed),)
+        assert proved.notes == (note_of(changed), proof.PIXELS)
         assert proved.prompt == PROMPT.replace(EXAMPLE_QUESTION, SAMPLES[0].question)
 
 

@@ -12,7 +12,7 @@ from midsight.extraction.stopping import EndNow, stopping_on_signals
 
 handler, sent, stop_s = sys.argv[1], [int(number) for number in sys.argv[2].split(",")], float(sys.argv[3])
 if handler == "command":
-    signal.signal(signal.SIGTERM, EndNow(3, "Stopped."))
+    signal.signal(signal.SIGTERM, EndNow(3, lambda: "Stopped."))
 elif handler == "nohup":
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
 elif handler == "own":

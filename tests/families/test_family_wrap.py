@@ -22,10 +22,8 @@ TARGETS = r".*language_model\.layers\.\d+\.(self_attn|cross_attn)\.(q|v)_proj"
 USED = [CASES[0], CASES[4]]
 
 
-@pytest.fixture(scope="package", params=WITHOUT_PHI)
-def name(request):
-    """Phi-4 is wrapped in test_family_damage, its vision tower not yet fixed."""
-    return request.param
+pytestmark = pytest.mark.parametrize("name", WITHOUT_PHI, indirect=True)
+"""Phi-4 is wrapped in test_family_damage, its vision tower not yet fixed."""
 
 
 @pytest.fixture
