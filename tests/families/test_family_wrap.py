@@ -22,7 +22,7 @@ TARGETS = r".*language_model\.layers\.\d+\.(self_attn|cross_attn)\.(q|v)_proj"
 USED = [CASES[0], CASES[4]]
 
 
-pytestmark = pytest.mark.parametrize("name", WITHOUT_PHI, indirect=True)
+of_each_family = pytest.mark.parametrize("name", WITHOUT_PHI, indirect=True)
 """Phi-4 is wrapped in test_family_damage, its vision tower not yet fixed."""
 
 
@@ -54,6 +54,7 @@ def differs(record, other):
     return relative_error(record.query_token_representation[3], other.query_token_representation[3])
 
 
+@of_each_family
 def test_a_fine_tuned_model_in_a_class_of_ones_own(own, family, folder, model):
     class Tuned(family.model):
         """As people name theirs."""
@@ -70,6 +71,7 @@ def test_a_fine_tuned_model_in_a_class_of_ones_own(own, family, folder, model):
 
 
 @from_peft
+@of_each_family
 def test_a_lora_in_a_peft_model_is_on(own, folder, model):
     lora = peft.LoraConfig(r=4, lora_alpha=8, target_modules=TARGETS, init_lora_weights=False)
     torch.manual_seed(0)
@@ -100,6 +102,7 @@ class Int8Linear(nn.Module):
         return nn.functional.linear(x, self.weight.to(x.dtype) * self.scale, self.bias)
 
 
+@of_each_family
 def test_a_quantised_model(own, folder, model):
     """Every linear layer of the decoder and the head."""
     for path, module in list(own.model.named_modules()):
@@ -116,6 +119,7 @@ def test_a_quantised_model(own, folder, model):
 
 
 @from_peft
+@of_each_family
 def test_trained_prompts_are_refused(own, folder):
     config = peft.PromptTuningConfig(
         task_type="CAUSAL_LM", num_virtual_tokens=4, num_layers=2, token_dim=32, num_attention_heads=2
@@ -127,6 +131,7 @@ def test_trained_prompts_are_refused(own, folder):
     assert "PROMPT_TUNING" in said
 
 
+@of_each_family
 def test_a_processor_of_another_kind_is_refused(own, folder):
     said = said_by(midsight.wrap, own.model, AutoProcessor.from_pretrained(folder).tokenizer)
     assert said is not None
