@@ -17,11 +17,10 @@ from midsight.extraction.prepare import PreparedSample
 from midsight.extraction.request import ResolvedRequest
 from midsight.records import Record
 
+NEAR_TIE_NATS = 0.25
+"""Lead of the likeliest token that rounding to 16 bits may reverse: bfloat16 logits from 16 to 32 are 1/8 apart."""
 NATS_IN_16_BITS = 0.5
 """Largest difference of log-probabilities between two shapes of a batch, in 16 bits."""
-NEAR_TIE_NATS = 0.5
-"""Lead of the likeliest token that rounding to 16 bits may reverse: bfloat16 logits from 16 to 32 are 1/8 apart, and
-both may move. On the demo checkpoint one log-probability moved by 0.25, and a lead of 0.375 was reversed."""
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ def same_size_samples(subject: Subject) -> list[Sample]:
     image = decode_image(subject.samples[0].images[0])
     turned = image.transpose(Image.Transpose.ROTATE_180)
     short, long = (sample.question for sample in subject.samples[:2])
-    asked = [(image, short), (turned, long), (image, f"{short} {long}"), (turned, short), (image, f"{long} {short}")]
+    asked = [(image, short), (turned, long), (image, f"{short} {long}"), (turned, short), (image, long)]
     return [Sample(f"same-{i}", i, (one,), question) for i, (one, question) in enumerate(asked)]
 
 
