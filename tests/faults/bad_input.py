@@ -60,7 +60,7 @@ IMAGES: dict[str, tuple[str, str]] = {
     "data: that is not an image": ("data:image/png;base64," + "A" * 5_000, "contains no PNG"),
     "s3": ("s3://bucket/a.png", "is a URL"),
 }
-TABLES: dict[str, tuple[str, bytes, str]] = {
+TABLES: dict[str, tuple[Any, ...]] = {
     "UTF-16": (".jsonl", json.dumps(GOOD).encode("utf-16"), "UTF-16; save it as UTF-8"),
     "UTF-16 in CSV": (".csv", "image,question\ngood.png,What?".encode("utf-16"), "UTF-16; save it as UTF-8"),
     "UTF-16 without a byte order mark": (
@@ -72,7 +72,13 @@ TABLES: dict[str, tuple[str, bytes, str]] = {
     "no image column": (".jsonl", b'{"file": "good.png", "question": "What?"}', "no column 'image'"),
     "no question column": (".csv", b"image,text\ngood.png,What?", "no column 'question'"),
     "two columns with the same name": (".csv", b"image,question,n,n\ngood.png,What?,1,2", "several columns named 'n'"),
-    "a spreadsheet": (".xlsx", b"PK", "supported are"),
+    "an id twice": (
+        ".jsonl",
+        f"{json.dumps(GOOD)}\n{json.dumps(GOOD)}".encode(),
+        "has the id 'good' twice",
+        "--id-column",
+        "id",
+    ),
     "an empty file": (".jsonl", b"", "it is empty"),
     "an unknown format": (".txt", b"What?", "supported are"),
 }
@@ -120,10 +126,10 @@ def bad_tables(count: int, seed: int) -> Outcome:
     """A table that cannot be read at all."""
 
     def attempt(folder: Path, random: np.random.Generator, number: int) -> Mapping[str, int]:
-        suffix, content, phrase = list(TABLES.values())[number]
+        suffix, content, phrase, *options = list(TABLES.values())[number]
         data = write_images(folder).with_suffix(suffix)
         data.write_bytes(content)
-        done = run_command(extract_arguments(data, folder / "run"), folder / "output")
+        done = run_command([*extract_arguments(data, folder / "run"), *options], folder / "output")
         require(done.exit_code == WRONG_CALL, f"it ends with {done.exit_code}: {done.output}")
         sentence = done.output.removesuffix("\n")
         require(sentence.startswith("Error: ") and "\n" not in sentence and phrase in sentence, f"it says {sentence}")
@@ -202,7 +208,7 @@ def experiment(name: str, run: Callable[[int, int], Outcome], cases: int) -> Exp
 EXPERIMENTS = (
     experiment("a row: encodings, nulls, nested values, huge fields, missing cells", bad_rows, len(ROWS)),
     experiment("an image: outside the image folder, symlinks, URLs, devices, FIFOs, damage", bad_images, len(IMAGES)),
-    experiment("a table: UTF-16, Latin-1, missing columns, unknown formats", bad_tables, len(TABLES)),
+    experiment("a table: UTF-16, Latin-1, missing columns, repeated ids", bad_tables, len(TABLES)),
     experiment(
         "an id with slashes, line ends and other odd characters, after a byte order mark", strange_ids, len(IDS)
     ),
