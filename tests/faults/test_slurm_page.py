@@ -18,7 +18,9 @@ from midsight.store import open_run
 PAGE = (Path(__file__).parents[2] / "docs" / "slurm.md").read_text(encoding="utf-8")
 SCRIPT = re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)[0]
 OPTIONS = dict(re.findall(r"^#SBATCH --([\w-]+)=?(.*)$", SCRIPT, re.MULTILINE))
-SAMPLES = 60
+SAMPLES = 200
+SLOW_S = 0.05
+"""Time of each sample of the task that is stopped, which has several calls whatever images are in its shard."""
 STAND_INS = {
     "srun": """printf '%s\\n' "$@" >asked; read -r code <ended; exit "$code" """,
     "scontrol": """echo "$@" >>requeued""",
@@ -75,7 +77,7 @@ class Cluster:
         here = {"questions.jsonl": self.folder / "questions.jsonl", "runs/first": self.folder / "runs/first"}
         counted, output = self.folder / "counted", self.folder / "output"
         counted.unlink(missing_ok=True)
-        behaviour = Behaviour(seconds=0.05 if is_stopped else 0.0, counted=counted)
+        behaviour = Behaviour(seconds=SLOW_S if is_stopped else 0.0, counted=counted)
         process = start([here.get(argument, argument) for argument in arguments], output, behaviour=behaviour)
         if is_stopped:
             _wait_for_a_sample(counted)
