@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 from rich.console import Console
 
-from midsight.commands.outcome import SOME_FAILED, STOPPED, Debug, handling_signals, reported_errors, stopped
+from midsight.commands.outcome import SOME_FAILED, STOPPED, Debug, reported_errors, stopped
 from midsight.commands.supervisor import become_worker, needs_supervisor
 from midsight.errors import spell_parts
-from midsight.extraction.stopping import EndNow
+from midsight.extraction.stopping import EndNow, handling_signals
 from midsight.flags import as_flag
 
 if TYPE_CHECKING:

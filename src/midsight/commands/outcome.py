@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import signal
-import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from midsight.errors import MidsightError
-from midsight.extraction.stopping import STOPPING
+from midsight.extraction.stopping import handling_signals
 from midsight.flags import as_flag
 
 DONE, SOME_FAILED, WRONG_CALL, STOPPED = 0, 1, 2, 3
@@ -47,20 +45,3 @@ def reported_errors(*, debug: bool, run: Path | None = None) -> Iterator[None]:
             traceback.print_exc()
         errors.print(f"Error: {error.sentence(as_flag)}", markup=False)
         raise typer.Exit(STOPPED if error.resumable else WRONG_CALL) from None
-
-
-@contextmanager
-def handling_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Gives the signals that stop a process this handler, but leaves ignored ones ignored, as `nohup` wants it."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in STOPPING}
-    ours = {number: old for number, old in before.items() if old is not signal.SIG_IGN}
-    for number in ours:
-        signal.signal(number, handler)
-    try:
-        yield
-    finally:
-        for number, old in ours.items():
-            signal.signal(number, old)

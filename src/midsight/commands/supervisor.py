@@ -15,7 +15,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from midsight.commands.outcome import STOPPED, stopped
-from midsight.extraction.stopping import CRASHES, STOPPING, say
+from midsight.extraction.stopping import CRASHES, handling_signals, say
 
 if TYPE_CHECKING:
     from midsight.store.files import Shard
@@ -94,15 +94,8 @@ def _wait(worker: int) -> tuple[int, bool]:
         with suppress(ProcessLookupError):
             os.kill(worker, number)
 
-    before = {number: signal.getsignal(number) for number in STOPPING}
-    for number, old in before.items():
-        if old is not signal.SIG_IGN:
-            signal.signal(number, pass_on)
-    try:
+    with handling_signals(pass_on):
         return os.waitpid(worker, 0)[1], stopped
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
 
 
 def _stop_with_supervisor(alive: int) -> None:

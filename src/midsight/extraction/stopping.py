@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
@@ -48,6 +48,29 @@ def say(message: str) -> None:
 
 
 @contextmanager
+def handling_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Gives the signals that stop a process this handler, but leaves ignored ones ignored, as `nohup` wants it.
+
+    Does nothing outside of the main thread, which alone gets signals.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    with _handled(handler, [number for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN]):
+        yield
+
+
+@contextmanager
+def _handled(handler: Callable[[int, FrameType | None], None], numbers: Iterable[int]) -> Iterator[None]:
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+@contextmanager
 def stopping_on_signals(stop: Callable[[], None]) -> Iterator[None]:
     """While the block runs, a signal that would end the process calls `stop` first, in a thread of its own.
 
@@ -64,13 +87,10 @@ def stopping_on_signals(stop: Callable[[], None]) -> Iterator[None]:
     watcher = threading.Thread(target=_watch, args=(reader, ours, stop), daemon=True, name="midsight-signals")
     watcher.start()
     old_fd = signal.set_wakeup_fd(sender, warn_on_full_buffer=False)
-    for number in ours:
-        signal.signal(number, _wait_for_the_watcher)
     try:
-        yield
+        with _handled(_wait_for_the_watcher, ours):
+            yield
     finally:
-        for number, old in ours.items():
-            signal.signal(number, old)
         signal.set_wakeup_fd(old_fd)
         os.close(sender)
         watcher.join()
