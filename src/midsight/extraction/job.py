@@ -133,7 +133,7 @@ def look_ahead(job: Job) -> Start:
     done, failed = samples_done(task.out, job.spec, shard=task.shard, retry_failed=task.retry_failed)
     todo = job.todo(done, failed)
     progress = job.before(todo)
-    images = itertools.chain.from_iterable(job.images(todo.order))
+    images = itertools.chain.from_iterable(job.images(todo.first_of_image))
     missing = find_missing(images, folder_of_images(task.data))
     about_data = (*task.data.notes, *describe_choices(task.request.prompt, task.data.extras))
     return Start(done, todo, progress, task.data.extras, about_data, missing)

@@ -89,6 +89,8 @@ class Todo:
     """Rows to record that cannot become samples; those of a stream are not known yet."""
     order: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     """Indices in the dataset's samples of those to extract, in the order of the work; empty for a stream."""
+    first_of_image: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    """Those of the first sample on each image, in the same order."""
 
     @property
     def is_empty(self) -> bool:
@@ -127,7 +129,10 @@ def choose(
         else:
             indices.append(index)
             images.append(key.image_key)
-    order = np.array(indices, np.int64)[order_by_image(images)]
+    ranks = image_ranks(images)
+    places = np.argsort(ranks, kind="stable")
+    order = np.array(indices, np.int64)[places]
+    first_places = np.unique(ranks[places], return_index=True)[1]
     already = len(done_images) + len(failures) - len(failures_left)
     return Todo(
         rows=itertools.chain(failures_left, (data.samples[index] for index in order.tolist())),
@@ -136,9 +141,10 @@ def choose(
         already=already,
         already_failed=already_failed,
         remaining=len(images),
-        remaining_images=len({*images}),
+        remaining_images=len(first_places),
         unusable=tuple(failures_left),
         order=order,
+        first_of_image=order[first_places],
     )
 
 
@@ -162,14 +168,14 @@ def is_in_shard(row: SampleOrFailure | SampleKey, shard: Shard) -> bool:
 
 def group_by_image(samples: Sequence[Sample]) -> list[Sample]:
     """The samples, with those of one image key together; images stay in the order in which they first appear."""
-    return [samples[index] for index in order_by_image(sample.image_key for sample in samples)]
+    ranks = image_ranks(sample.image_key for sample in samples)
+    return [samples[index] for index in np.argsort(ranks, kind="stable")]
 
 
-def order_by_image(images: Iterable[str]) -> np.ndarray:
-    """Indices of the samples in the order of group_by_image, int64 [samples]; `images` are their image keys."""
+def image_ranks(images: Iterable[str]) -> np.ndarray:
+    """How many other images appear before each sample's image, int64 [samples]; `images` are their image keys."""
     first: dict[str, int] = {}
-    ranks = [first.setdefault(image, len(first)) for image in images]
-    return np.argsort(np.array(ranks, np.int64), kind="stable")
+    return np.array([first.setdefault(image, len(first)) for image in images], np.int64)
 
 
 def estimate_bytes(

@@ -48,7 +48,9 @@ def find_missing(images: Iterable[ImageSource], root: Path) -> MissingImages | N
 
     `root` is the folder that paths start from.
     """
-    files = [*dict.fromkeys(image for image in images if isinstance(image, Path))]
+    files = [image for image in images if isinstance(image, Path)]
+    if len(files) <= MOST_FILES:
+        files = [*dict.fromkeys(files)]  # of more, each would take memory for its hash
     chosen = files[:: -(-len(files) // MOST_FILES) or 1]
     with ThreadPoolExecutor(LOOKING) as pool:
         missing = [*itertools.compress(chosen, pool.map(does_not_exist, chosen))]

@@ -369,19 +369,24 @@ class Run:
 
 def open_run(path: str | Path) -> Run:
     """The run in the folder `path`, without labels; raises as `midsight.open_run` does."""
-    path = Path(path).absolute()
-    spec = read_spec(path)
     while True:
-        run = Run(path, spec, read_commits(path, spec.run_id))
+        run = read_commit_records(path)
         try:
-            require_distinct_rows(path, run.commits, run._input_index)
+            require_distinct_rows(run.path, run.commits, run._input_index)
         except DamagedRunError:
             raise
         except RunError:
-            if not is_run(path):
+            if not is_run(run.path):
                 raise
             continue  # it was compacted in between
         return run
+
+
+def read_commit_records(path: str | Path) -> Run:
+    """The run in the folder `path`, whose rows nobody has read: the same one may be in two commits."""
+    path = Path(path).absolute()
+    spec = read_spec(path)
+    return Run(path, spec, read_commits(path, spec.run_id))
 
 
 def _opened_before(path: Path, run_id: str, keys: tuple[CommitKey, ...]) -> Run:

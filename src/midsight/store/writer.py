@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
 from threading import RLock
 from typing import Self
 
+import numpy as np
 import pyarrow as pa
 
 from midsight.errors import RunError
@@ -31,7 +31,8 @@ from midsight.store.files import (
 from midsight.store.lock import START_WAIT_S, take_lock
 from midsight.store.parts import digest_part, encode_part
 from midsight.store.place import validate_no_lost_run
-from midsight.store.reader import Run, open_run
+from midsight.store.reader import Run, read_commit_records
+from midsight.store.rows import require_distinct_rows
 from midsight.store.schema import records_to_table
 from midsight.store.spec import RunSpec, is_run, read_spec, require_same_run, write_spec
 
@@ -196,14 +197,13 @@ class RunWriter:
         return take_lock(self.path / LOCKS / f"{shard_name(self._shard)}.lock")
 
     def _resume(self) -> None:
-        run = open_run(self.path)
+        run = read_commit_records(self.path)
         mine = [commit.counter for commit in run.commits if commit.shard == self._shard]
         self._buffer = _Buffer(counter=max(mine, default=-1) + 1)
         remove_leftovers(self.path, self._shard, self._buffer.counter)
         remove_replaced(self.path, self._shard, run.commits)
-        self.failed = failed_ids(run)
-        tried_again = self.failed if self._retry_failed else self.failed & self.attempts.once_more()
-        self.done = done_ids(run, self.failed - tried_again)
+        stored, self.failed = stored_and_failed(run)
+        self.done = stored.union(self.failed - (self.failed if self._retry_failed else self.attempts.once_more()))
 
     def _due(self) -> bool:
         waited = time.monotonic() - self._buffer.started >= self._commit_seconds
@@ -233,20 +233,20 @@ def samples_done(path: Path, spec: RunSpec, *, shard: Shard, retry_failed: bool)
     if not is_run(path):
         return set(), set()
     require_same_run(path, read_spec(path), spec)
-    run = open_run(path)
-    failed = failed_ids(run)
-    return done_ids(run, set() if retry_failed else failed - read_suspicions(path, shard).once_more()), failed
+    stored, failed = stored_and_failed(read_commit_records(path))
+    return stored.union(failed - (failed if retry_failed else read_suspicions(path, shard).once_more())), failed
 
 
-def failed_ids(run: Run) -> set[str]:
-    """The ids of the samples that failed and have no row."""
-    return {failure.sample_id for failure in run.failures()}
+def stored_and_failed(run: Run) -> tuple[set[str], set[str]]:
+    """The ids of the samples that have a row, and of those that failed and have none.
 
-
-def done_ids(run: Run, failed: Iterable[str]) -> set[str]:
-    """The ids that need no more work: those of all rows, and those of `failed`, which are not tried again.
-
-    They are read in stored order, because dataset order would hold ten million samples several times.
+    Raises DamagedRunError if a row is there twice. Rows are read once, and in stored order, because dataset order would
+    hold ten million samples several times.
     """
-    stored = {sample_id for batch in run.batches(["sample_id"]) for sample_id in batch.column("sample_id").to_pylist()}
-    return stored.union(failed)
+    stored: set[str] = set()
+    indices = [np.empty(0, np.int64)]
+    for batch in run.batches(["sample_id", "input_index"]):
+        stored.update(batch.column("sample_id").to_pylist())
+        indices.append(batch.column("input_index").to_numpy())
+    require_distinct_rows(run.path, run.commits, np.concatenate(indices))
+    return stored, {failure.sample_id for commit in run.commits for failure in commit.failures} - stored
