@@ -24,6 +24,8 @@ def planted(
     layer: int = 1,
     image_effect: float = 1.0,
     confidence: float = 1.0,
+    layers: int = LAYERS,
+    width: int = WIDTH,
 ) -> dict[str, np.ndarray]:
     """Labels and vectors of a made-up model.
 
@@ -35,6 +37,8 @@ def planted(
         layer: The query layer that has the signal.
         image_effect: How much an image's difficulty, which image vectors show, decides.
         confidence: How far the first token's distribution tells right from wrong answers.
+        layers: Number of query columns.
+        width: Width of every column.
 
     Returns:
         `right` bool [n], `image` int [n], `logprob` [n], and float32 [n, width] by column.
@@ -44,10 +48,10 @@ def planted(
     difficulty = image_effect * rng.standard_normal(images)
     right = rng.random(len(image)) < 1 / (1 + np.exp(-0.8 - difficulty[image]))
     vectors = {}
-    for number in range(LAYERS):
-        vectors[QUERY.format(number)] = rng.standard_normal((len(image), WIDTH))
+    for number in range(layers):
+        vectors[QUERY.format(number)] = rng.standard_normal((len(image), width))
     vectors[QUERY.format(layer)][:, 0] += signal * right
-    vectors[IMAGE] = rng.standard_normal((images, WIDTH))[image]
+    vectors[IMAGE] = rng.standard_normal((images, width))[image]
     vectors[IMAGE][:, 0] += 0.7 * difficulty[image]
     logprob = -np.exp(-1.5 + rng.standard_normal(len(image)) - confidence * right)
     return {"right": right, "image": image, "logprob": logprob} | {
@@ -58,15 +62,16 @@ def planted(
 def write_planted(path: Path, *, answers: bool = True, run_id: str = "0123456789abcdef" * 2, **options):
     """A run of `planted` samples: yes/no questions whose answers are right or wrong as planted."""
     made = planted(**options)
-    columns = {name: WIDTH for name in made if "." in name}
+    columns = {name: values.shape[1] for name, values in made.items() if "." in name}
+    layers = options.get("layers", LAYERS)
     spec = make_spec(
         answers=answers,
         run_id=run_id,
         vectors=columns,
         extras={"kind": "string"},
-        model=make_model_spec(layers=LAYERS),
+        model=make_model_spec(layers=layers),
         request=make_request(
-            layers=tuple(range(LAYERS)),
+            layers=tuple(range(layers)),
             positions=("vision_token", "query_token"),
             residual=False,
             vision="none",
