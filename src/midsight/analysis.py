@@ -197,7 +197,7 @@ class Run(reader.Run):
             methods: `ridge` is always there; also `logistic` and `mlp`, for named columns.
             halp: Also the recipe of the HALP paper, for named columns.
             permutations: How often labels are permuted.
-            seed: Of folds and permutations.
+            seed: The seed that draws folds and permutations.
 
         Returns:
             The finding; docs/findings.md has its fields.

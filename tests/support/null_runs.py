@@ -28,9 +28,9 @@ class NullResult:
     """P-values on null runs."""
 
     family: np.ndarray
-    """Of the best column, family-wise [runs]."""
+    """Family-wise p-value of the best column in each run [runs]."""
     chosen: np.ndarray
-    """Of the column that inner folds choose [runs]."""
+    """p-value of the column that inner folds choose, in each run [runs]."""
     aurocs: np.ndarray
     """AUROC of the chosen column [runs]."""
     best: np.ndarray

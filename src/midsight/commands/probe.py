@@ -35,7 +35,7 @@ def probe(
     methods: Annotated[str, typer.Option(help="ridge; also logistic and mlp, for --columns.")] = "ridge",
     halp: Annotated[bool, typer.Option("--halp", help="Also the paper's own recipe, for --columns.")] = False,
     permutations: Annotated[int, typer.Option(help="How often labels are permuted, for p-values.")] = 199,
-    seed: Annotated[int, typer.Option(help="Of folds and permutations.")] = 0,
+    seed: Annotated[int, typer.Option(help="The seed that draws folds and permutations.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print result.json.")] = False,
     debug: Debug = False,
 ) -> None:

@@ -50,7 +50,10 @@ def readable(before: Tensor, new: Tensor) -> Tensor:
 
 
 def last_of(reads: Tensor, window: int) -> Tensor:
-    """Of the tokens that each new token reads the last `window`; a window counts neither padding nor other prompts."""
+    """The last `window` of the tokens that each new token reads, bool like `reads`.
+
+    A window counts neither padding nor the tokens of other prompts.
+    """
     from_end = reads.flip(-1).cumsum(-1).flip(-1)
     return reads & (from_end <= window)
 

@@ -161,7 +161,7 @@ class Finding:
     folds: int
     """Number of folds."""
     seed: int
-    """Of folds and permutations."""
+    """The seed that draws folds and permutations."""
     permutations: int
     """How often labels were permuted."""
     interval_widening: float

@@ -59,7 +59,7 @@ class StudyOptions:
     permutations: int = 199
     """How often labels are permuted."""
     seed: int = 0
-    """Of folds and permutations."""
+    """The seed that draws folds and permutations."""
     methods: tuple[str, ...] = ("ridge",)
     """`ridge` is always there; also `logistic` and `mlp`, for named columns."""
     halp: bool = False
@@ -311,7 +311,7 @@ def _conclude(
         warnings=(*division.warnings, *_one_class_warnings(strata), *_confidence_warning(confidence)),
         versions={
             "python": platform.python_version(),
-            **{name: version(name) for name in ("numpy", "scipy", "scikit-learn")},
+            **{name: version(name) for name in PACKAGES},
         },
     )
 

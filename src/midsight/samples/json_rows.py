@@ -62,7 +62,7 @@ class _Members:
     """The members of a file's first object."""
 
     kinds: dict[str, str]
-    """Of the first members: name -> `{` for an object, `[` for a list, empty for anything else."""
+    """Name of each of the first members -> `{` for an object, `[` for a list, empty for anything else."""
     lists: dict[str, int]
     """Name of each list of objects, up to the first that is surely the table -> where it begins, in bytes."""
     followed: bool = False

@@ -47,7 +47,7 @@ class TarLocation:
     number: int
     """Row of the whole table, from 1; used in messages."""
     images: tuple[tuple[str, int, int], ...]
-    """Of each image: its column, and where it begins and how long it is in the file, in bytes."""
+    """For each image its column, and its offset and length in the file, in bytes."""
 
 
 RowLocation = TextLocation | TableLocation | TarLocation
