@@ -230,15 +230,24 @@ def test_python_shows_the_progress_unless_it_is_told_not_to(checkpoint, tmp_path
     assert capsys.readouterr() == ("", "")
 
 
-def test_the_first_image_that_comes_out_nearly_black_is_named(checkpoint, tmp_path):
-    data = write_data(tmp_path, ["0.png", "1.png"])
-    for name in ("0.png", "1.png"):
+def test_images_that_come_out_nearly_black_are_named_and_then_counted(checkpoint, tmp_path, monkeypatch):
+    names = [f"{n}.png" for n in range(4)]
+    data = write_data(tmp_path, [*names, "0.png"])
+    for name in names:
         Image.fromarray(np.full((32, 32), 4_000, np.uint16)).save(tmp_path / name)
-    done = command(data, checkpoint, tmp_path / "run", "--no-answers")
-    notes = [line for line in done.output.splitlines() if "nearly black" in line]
-    assert len(notes) == 1
-    assert re.match(rf"Note: The image {re.escape(str(tmp_path))}/[01].png stores 16-bit grey values", notes[0])
-    assert notes[0].endswith("Other images like it are not named.")
+
+    def said(out):
+        done = command(data, checkpoint, tmp_path / out, "--no-answers")
+        return sorted(line for line in done.output.splitlines() if "nearly black" in line)
+
+    notes = said("run")
+    assert len(notes) == 4
+    for name, note in zip(names, notes, strict=True):
+        assert note.startswith(f"Note: The image {tmp_path / name} stores 16-bit grey values")
+    monkeypatch.setattr(display, "MOST_NOTES", 1)
+    few = said("few")
+    assert few[0] == "Note: 3 more images come out nearly black."
+    assert len(few) == 2
 
 
 def test_a_notebook_gets_one_line_that_is_replaced(monkeypatch, capsys):

@@ -4,9 +4,11 @@ import faulthandler
 import itertools
 import os
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import midsight
 from midsight.errors import BrokenOffError
@@ -124,21 +126,34 @@ def test_a_fork_that_dies_or_hangs_costs_the_process_nothing(one, monkeypatch):
         (lambda: os._exit(0), isolated.Death(by_itself=False)),
         (lambda: os.kill(os.getpid(), signal.SIGKILL), isolated.Death(by_itself=False)),
     ):
-        monkeypatch.setattr(isolated, "extract_samples", lambda *_, die=die: die())
+        monkeypatch.setattr(isolated, "extract_samples", lambda *_, die=die, **__: die())
         assert isolated.extract_in_fork(*one) == death
-    monkeypatch.setattr(isolated, "extract_samples", lambda *_: signal.pause())
+    monkeypatch.setattr(isolated, "extract_samples", lambda *_, **__: signal.pause())
     assert isolated.extract_in_fork(*one, timeout_s=0.2) is None
+
+
+@pytest.mark.parametrize("forks", [True, False])
+def test_what_is_said_of_an_image_is_also_said_of_one_that_is_tried_alone(one, tmp_path, monkeypatch, forks):
+    (tmp_path / "locks").mkdir()
+    model, request, sample = one
+    Image.fromarray(np.full((32, 32), 4_000, np.uint16)).save(tmp_path / "dark.png")
+    dark = replace(sample, images=(tmp_path / "dark.png",))
+    monkeypatch.setattr(isolated, "can_fork", lambda _: forks)
+    notes = []
+    outcome = isolated.try_alone(model, request, dark, Attempts(tmp_path, (0, 1)), notes.append)
+    assert isinstance(outcome, midsight.Record)
+    assert [note.partition(" stores ")[0] for note in notes] == [f"The image {tmp_path / 'dark.png'}"]
 
 
 def kill_forks(monkeypatch, times, number, *, of="q0"):
     """The first forks that try the sample `of` (any if empty) end by the signal `number`; returns who tried what."""
     tried, original, here = [], isolated.extract_in_fork, os.getpid()
 
-    def extract(model, request, samples):
+    def extract(model, request, samples, **more):
         if os.getpid() != here and (not of or samples[0].sample_id == of) and len(tried) <= times:
             faulthandler.disable()
             os.kill(os.getpid(), number)
-        return extract_call.extract_samples(model, request, samples)
+        return extract_call.extract_samples(model, request, samples, **more)
 
     monkeypatch.setattr(isolated, "extract_samples", extract)
     monkeypatch.setattr(isolated, "extract_in_fork", lambda *a: (tried.append(a[2].sample_id), original(*a))[1])

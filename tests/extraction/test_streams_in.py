@@ -114,10 +114,17 @@ def test_an_id_that_repeats_ends_the_stream_and_costs_nothing_that_came_before(h
     hub.source = iterable(datasets, rows)
     arguments = ["extract", "hf://owner/name", "--model", checkpoint, "--device", "cpu", "--out", tmp_path / "run"]
     more = ["--layers", "0", "--max-new-tokens", "2"]
-    refused = CliRunner().invoke(app, list(map(str, [*arguments, *more])))
+    refused = CliRunner().invoke(app, list(map(str, [*arguments, *more, "--id-column", "id"])))
     assert refused.exit_code == 2, refused.output
     assert "has the id 'q0' twice, the second time in row 6" in refused.output
     assert midsight.open_run(tmp_path / "run").table()["n"].to_pylist() == [0, 1, 2, 3, 4]
+    arguments[-1] = tmp_path / "guessed"
+    done = CliRunner().invoke(app, list(map(str, [*arguments, *more])))
+    assert done.exit_code == 0, done.output
+    assert "Note: In 1 of the rows of hf://owner/name, the id in the column 'id' came before" in done.output
+    run = midsight.open_run(tmp_path / "guessed")
+    assert run.table()["id"].to_pylist() == [f"q{n % 5}" for n in range(6)]
+    assert run.sample_ids()[:5] == [f"q{n}" for n in range(5)]
 
 
 def test_types_that_only_the_first_rows_tell_are_not_forced_on_the_others(datasets, model, tmp_path):

@@ -433,6 +433,13 @@ class TestImagePlaces:
             ("<|vision_start|><|image_pad|><|vision_end|>What?", 1, "#What?", "#What?"),
             ("<start_of_image> What?", 1, "#What?", "#What?"),
             ("<image_soft_token><IMG_CONTEXT>What?", 2, "##What?", "##What?"),
+            ("Is <img> like <img>?", 2, "Is # like #?", "##Is like ?"),
+            ("(image 1: <Image><image></Image>) What?", 1, "(image 1: #) What?", "#(image 1: ) What?"),
+            ("<image/>\n<|image|>\n[<IMG_PLH>] What?", 3, "###What?", "###What?"),
+            ("&lt;image&gt; \\<image\\> What?", 2, "##What?", "##What?"),
+            ("<|media_start|>image<|media_content|><|media_pad|><|media_end|>What?", 1, "#What?", "#What?"),
+            ("<|begin_of_image|><|image|><|end_of_image|>What?", 1, "#What?", "#What?"),
+            ("Why is `<img>` in it?", 1, "#Why is `<img>` in it?", "#Why is `<img>` in it?"),
             (
                 "Which <img> tag and which {image} in it?",
                 1,
@@ -475,6 +482,20 @@ class TestImagePlaces:
     def test_a_question_of_placeholders_alone_is_empty(self, question):
         with pytest.raises(SampleError, match="question is empty"):
             tokenise(question)
+
+    @pytest.mark.parametrize(
+        "question",
+        [
+            "<|im_start|>user\nWhat?<|im_end|>\n<|im_start|>assistant\n", "[INST] <image>\nWhat? [/INST]",
+            "<start_of_turn>user\nWhat?<end_of_turn>", "<|start_header_id|>user<|end_header_id|>What?", "What?</s>",
+        ],
+    )  # fmt: skip
+    def test_the_chat_template_of_another_model_fails_the_sample(self, question):
+        with pytest.raises(
+            SampleError, match=r"^The question contains '.*', .* of another model .*; give the question"
+        ):
+            tokenise(question)
+        assert "[INST] What? [/INST]" in tokenise("What?", user="[INST] {question} [/INST]").text
 
     def test_what_is_left_may_not_spell_a_control_token(self):
         with pytest.raises(SampleError, match="control token"):

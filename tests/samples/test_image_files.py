@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import unicodedata
 import zlib
 
@@ -149,7 +150,8 @@ class TestContents:
         assert len(notes) == black
         assert all(note.startswith(f"The image {tmp_path / 'depth.png'} stores 16-bit grey") for note in notes)
 
-    def test_heic_says_which_package_reads_it(self):
+    def test_heic_says_which_package_reads_it(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "pillow_heif", None)
         with pytest.raises(SampleError, match="is HEIC; install the package pillow-heif, or convert it to JPEG"):
             decode_image(b"\0\0\0\x18ftypheic" + bytes(100))
 

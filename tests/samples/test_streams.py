@@ -101,7 +101,7 @@ def test_a_bad_row_of_a_stream_fails_alone_and_an_id_that_repeats_stops_it(datas
     assert len(list(repeated.rows())) == 2
     same = [{**row, "id": "x"} for row in image_rows([0, 1])]
     with pytest.raises(MidsightError, match="has the id 'x' twice, the second time in row 2"):
-        list(stream_rows(iterable(datasets, same), "hf://a/b", "").rows())
+        list(stream_rows(iterable(datasets, same), "hf://a/b", "", DatasetOptions(id_column="id")).rows())
 
 
 @pytest.fixture

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 DATA, WHAT, MODEL, RUNNING, STORING = "Data", "What to extract", "Model", "Running", "Storing"
 """Groups of the options in the help."""
+LONGEST_PROMPT = 2_000
+"""Characters of the prompt that a dry run shows."""
 
 
 def extract(
@@ -271,10 +273,16 @@ def say_start(task: Task, model: str, loading: Mapping[str, Any]) -> None:
     from midsight.checkpoints.loading import load_model
     from midsight.extraction.display import describe_start
     from midsight.extraction.job import look_ahead, make_job
+    from midsight.reports.reasons import describe_reasons
+    from midsight.reports.terminal import counted, in_one_line
 
-    start = look_ahead(make_job(task, load_model(model, weights=False, **loading)))
+    job = make_job(task, load_model(model, weights=False, **loading))
+    start = look_ahead(job)
     for parts in start.notes:
         typer.echo(spell_parts(parts, as_flag))
+    typer.echo(f"Prompts look like this: {in_one_line(job.spec.prompt.rendered[:LONGEST_PROMPT])}")
+    if unusable := start.todo.unusable:
+        typer.echo(f"{counted(len(unusable), 'row')} cannot be extracted: {in_one_line(describe_reasons(unusable))}.")
     typer.echo(f"{describe_start(start.progress)} Nothing was written.")
 
 

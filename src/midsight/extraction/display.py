@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from importlib import import_module
+from threading import Lock
 from typing import Any, Literal, Protocol
 
 from rich.console import Console
@@ -21,6 +22,8 @@ from midsight.extraction.job import Job
 from midsight.extraction.todo import Progress
 from midsight.reports.terminal import counted
 
+MOST_NOTES = 20
+"""Images that are named in notes; of more, the number is said at the end."""
 LOG_SECONDS = 30.0
 """Time between two lines of progress in a log."""
 
@@ -46,6 +49,9 @@ class Display(Protocol):
     def note(self, sentence: str) -> None:
         """Says what a user should know about an image."""
 
+    def end(self, notes: Sequence[str]) -> None:
+        """Says what a user should know about the data after they were read."""
+
 
 class Silent:
     """A display that says nothing; it passes the progress on to a function."""
@@ -59,6 +65,9 @@ class Silent:
     def note(self, sentence: str) -> None:
         """Says nothing."""
 
+    def end(self, notes: Sequence[str]) -> None:
+        """Says nothing."""
+
     def loading(self, model: LoadedModel, load: Callable[[], Job]) -> Job:  # noqa: ARG002  (nothing is said of it)
         """Calls `load`."""
         return load()
@@ -70,7 +79,8 @@ class Spoken:
     def __init__(self, say: Callable[[str], None], on_progress: ShowProgress, spell: Callable[[Option], str]) -> None:
         self._say = say
         self._spell = spell
-        self._has_noted = False
+        self._noted = set[str]()
+        self._noting = Lock()
         self.progress = on_progress
 
     def start(self, progress: Progress, notes: Sequence[Parts]) -> None:
@@ -79,10 +89,19 @@ class Spoken:
             self._say(spell_parts(parts, self._spell))
 
     def note(self, sentence: str) -> None:
-        """Says the first note about an image, because many images may be like it."""
-        if not self._has_noted:
-            self._has_noted = True
-            self._say(f"Note: {sentence} Other images like it are not named.")
+        """Says the first notes about images, because many images may be alike; several threads call it."""
+        with self._noting:
+            if sentence not in self._noted and len(self._noted) < MOST_NOTES:
+                self._say(f"Note: {sentence}")
+            self._noted.add(sentence)
+
+    def end(self, notes: Sequence[str]) -> None:
+        """Says how many notes about images there were beyond the first, and what else is known after the data."""
+        more = len(self._noted) - MOST_NOTES
+        if more > 0:
+            self._say(f"Note: {more:,} more images come out nearly black.")
+        for sentence in notes:
+            self._say(f"Note: {sentence}")
 
     def loading(self, model: LoadedModel, load: Callable[[], Job]) -> Job:
         """Says which model is loaded, and what was found at load."""

@@ -27,6 +27,7 @@ from midsight.extraction.sharing import prefill_shared
 from midsight.families.inputs import EncodedImage, continue_positions, mean_over_patches
 from midsight.prompts.token_layout import Span
 from midsight.records import PROCESSOR_POOLED_PIXELS, VISION_ONLY, Record
+from midsight.samples.images import Note, say_nothing
 from midsight.samples.sample import Failure, Sample
 
 Outcome = Record | Failure
@@ -34,10 +35,18 @@ Outcome = Record | Failure
 
 
 def extract_samples(
-    model: LoadedModel, request: ResolvedRequest, samples: Sequence[Sample], *, padding_side: PaddingSide = "right"
+    model: LoadedModel,
+    request: ResolvedRequest,
+    samples: Sequence[Sample],
+    *,
+    padding_side: PaddingSide = "right",
+    note: Note = say_nothing,
 ) -> list[Outcome]:
-    """One outcome for each sample, in their order, from as few calls of the model as their kinds allow."""
-    prepared = prepare(model, request, samples)
+    """One outcome for each sample, in their order, from as few calls of the model as their kinds allow.
+
+    `note` is told of images that come out nearly black.
+    """
+    prepared = prepare(model, request, samples, note)
     ready = [item for item in prepared if isinstance(item, PreparedSample)]
     outcomes: list[Outcome] = [item for item in prepared if isinstance(item, Failure)]
     for call in plan_whole(ready, request):

@@ -101,7 +101,7 @@ def fill(
             if suspects:
                 writer.commit()
             for sample in suspects:
-                results.waiting.append(judge(writer, job, sample))
+                results.waiting.append(judge(writer, job, sample, note))
                 count(results.store_waiting())
         finally:
             results.commit()
@@ -132,7 +132,7 @@ def collect(calls: Iterable[list[Outcome]], waiting: deque[Outcome]) -> Iterator
         yield
 
 
-def judge(writer: RunWriter, job: Job, sample: Sample) -> Outcome:
+def judge(writer: RunWriter, job: Job, sample: Sample, note: Note) -> Outcome:
     """The outcome of a suspect: tried alone, or set aside if enough processes died of it."""
     attempts, sample_id = writer.attempts, sample.sample_id
     is_recorded = sample_id in writer.failed
@@ -142,7 +142,7 @@ def judge(writer: RunWriter, job: Job, sample: Sample) -> Outcome:
         attempts.try_again(sample_id)
     if not can_fork(job.model):
         writer.commit()  # the sample may end this process
-    return try_alone(job.model, job.request, sample, attempts)
+    return try_alone(job.model, job.request, sample, attempts, note)
 
 
 def store(writer: RunWriter, outcome: Outcome) -> Failure | None:

@@ -22,6 +22,7 @@ from midsight.checkpoints.loading import LoadedModel
 from midsight.extraction.extract_call import Outcome, extract_samples
 from midsight.extraction.request import ResolvedRequest
 from midsight.extraction.stopping import CRASHES
+from midsight.samples.images import Note, say_nothing
 from midsight.samples.sample import Failure, Sample
 from midsight.store.attempts import Attempts
 
@@ -46,11 +47,16 @@ def set_aside(sample: Sample) -> Failure:
     return Failure(sample.sample_id, sample.input_index, reason)
 
 
-def try_alone(model: LoadedModel, request: ResolvedRequest, sample: Sample, attempts: Attempts) -> Outcome:
-    """The sample's outcome, tried alone; its deaths are counted, and enough of them set it aside."""
+def try_alone(
+    model: LoadedModel, request: ResolvedRequest, sample: Sample, attempts: Attempts, note: Note = say_nothing
+) -> Outcome:
+    """The sample's outcome, tried alone; its deaths are counted, and enough of them set it aside.
+
+    `note` is told of images that come out nearly black.
+    """
     while can_fork(model):
         with attempts.working_on([sample.sample_id], alone=True):
-            ended = extract_in_fork(model, request, sample)
+            ended = extract_in_fork(model, request, sample, note)
         if ended is None:
             break
         if not isinstance(ended, Death):
@@ -61,7 +67,7 @@ def try_alone(model: LoadedModel, request: ResolvedRequest, sample: Sample, atte
         if attempts.is_set_aside(sample.sample_id):
             return set_aside(sample)
     with attempts.working_on([sample.sample_id], alone=True):
-        return extract_samples(model, request, [sample])[0]
+        return extract_samples(model, request, [sample], note=note)[0]
 
 
 def can_fork(model: LoadedModel) -> bool:
@@ -76,9 +82,17 @@ def forks_work(model: LoadedModel, request: ResolvedRequest) -> bool:
 
 
 def extract_in_fork(
-    model: LoadedModel, request: ResolvedRequest, sample: Sample, *, timeout_s: float = TIMEOUT_S
+    model: LoadedModel,
+    request: ResolvedRequest,
+    sample: Sample,
+    note: Note = say_nothing,
+    *,
+    timeout_s: float = TIMEOUT_S,
 ) -> Outcome | Death | None:
-    """The sample's outcome from a fork of this process, or how the fork died; None if it is too slow or raises."""
+    """The sample's outcome from a fork of this process, or how the fork died; None if it is too slow or raises.
+
+    `note` gets here what the fork has to say about images.
+    """
     receiver, sender = multiprocessing.Pipe(duplex=False)
     parent_lives, held_by_parent = os.pipe()
     with warnings.catch_warnings():
@@ -91,7 +105,10 @@ def extract_in_fork(
     os.close(parent_lives)
     exit_status = None
     try:
-        return receiver.recv() if receiver.poll(timeout_s) else None
+        outcome, sentences = receiver.recv() if receiver.poll(timeout_s) else (None, [])
+        for sentence in sentences:
+            note(sentence)
+        return outcome
     except EOFError:
         _, exit_status = os.waitpid(child, 0)
         number = os.waitstatus_to_exitcode(exit_status)
@@ -116,13 +133,14 @@ def _extract_into(
     threading.Thread(target=_end_with_parent, args=(parent_lives,), daemon=True).start()
     with suppress(BaseException):
         torch.set_num_threads(1)
-        sender.send(_outcome(model, request, sample))
+        sentences: list[str] = []
+        sender.send((_outcome(model, request, sample, sentences.append), sentences))
     os._exit(0)
 
 
-def _outcome(model: LoadedModel, request: ResolvedRequest, sample: Sample) -> Outcome | None:
+def _outcome(model: LoadedModel, request: ResolvedRequest, sample: Sample, note: Note) -> Outcome | None:
     try:
-        return extract_samples(model, request, [sample])[0]
+        return extract_samples(model, request, [sample], note=note)[0]
     except Exception:  # it is raised again where the parent tries the sample itself
         return None
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from PIL import Image
 from rich.filesize import decimal
 from torch import Tensor
 
@@ -74,10 +75,10 @@ def prepare(
     """Each sample ready for the model, or a failure with the reason; an image shared by samples is prepared once."""
     prepared_images: dict[Hashable, PreparedImage] = {}
 
-    def prepare_image(source: ImageSource) -> PreparedImage:
+    def prepare_image(source: ImageSource, sample_id: str) -> PreparedImage:
         key = source_key(source)
         if key not in prepared_images:
-            image = decode_image(source, note=note)
+            image = decode_image(source, note=note_of(source, sample_id, note))
             inputs = model.family.vision.image_inputs(model.processor, image, request.pixels, model.config)
             prepared_images[key] = PreparedImage(image_id(image), inputs)
         return prepared_images[key]
@@ -89,7 +90,7 @@ def prepare(
             turn = request.prompt.turn(sample)
             images = []
             for source in sample.images:
-                images.append(prepare_image(source))
+                images.append(prepare_image(source, sample.sample_id))
                 require_bounded(images, len(sample.images), model.max_prompt_tokens)
             inputs = tuple(images[index].inputs for index in turn.images)
             prompt = prepare_prompt(model, request, turn, [image.tokens for image in inputs])
@@ -103,6 +104,13 @@ def prepare(
         return PreparedSample(sample, joint_id, inputs, prompt, positions)
 
     return [prepare_sample(sample) for sample in samples]
+
+
+def note_of(source: ImageSource, sample_id: str, note: Note) -> Note:
+    """The note for an image; one in memory has no name, so that the sample's id is said."""
+    if isinstance(source, bytes | Image.Image):
+        return lambda sentence: note(f"Sample {sample_id}: {sentence}")
+    return note
 
 
 def require_bounded(images: Sequence[PreparedImage], wanted: int, longest: int | None) -> None:

@@ -20,6 +20,7 @@ from midsight.extraction.todo import Progress
 from midsight.reports.reasons import describe_reasons
 from midsight.reports.terminal import counted
 from midsight.samples.open import Data
+from midsight.samples.streams import SampleStream
 from midsight.store.files import Shard
 from midsight.store.schema import StoreDtype
 from midsight.store.writer import RunWriter
@@ -123,5 +124,8 @@ def run_job(job: Job, *, batch_size: BatchSize, keep_going: bool, commit_seconds
     ) as writer:
         # another process may have done this shard in the meantime
         todo = start.todo if writer.done == start.done else job.todo(writer.done, writer.failed)
-        fill(writer, job, todo, budget=budget, keep_going=keep_going, on_progress=shown.progress, note=shown.note)
+        try:
+            fill(writer, job, todo, budget=budget, keep_going=keep_going, on_progress=shown.progress, note=shown.note)
+        finally:
+            shown.end(task.data.notes_of_rows() if isinstance(task.data, SampleStream) else ())
     return open_run(task.out)

@@ -17,7 +17,7 @@ from midsight.prompts.system_turn import NO_SYSTEM_TURN, SystemTurn, make_system
 from midsight.prompts.token_layout import Span, TokenLayout, runs_of
 from midsight.prompts.user_text import QUESTION_ALONE, UserText, parse_user_text
 from midsight.samples.columns import ColumnSource
-from midsight.samples.placeholders import PLACEHOLDER
+from midsight.samples.placeholders import PLACEHOLDER, chat_markup
 from midsight.samples.sample import Sample
 
 
@@ -120,6 +120,11 @@ def tokenise_prompt(
     control = find_control_text(turn.text, processor.tokenizer, declaration)
     if control:
         raise SampleError(f"The question contains the control token {control!r}; leave it out: midsight places it.")
+    if markup := chat_markup(question):
+        raise SampleError(
+            f"The question contains {markup!r}, in which the chat template of another model writes turns; give the "
+            "question alone."
+        )
     before, marked_places = mark_question(turn)
     try:
         text = prompt_format.render(processor, declaration, turn.places)

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from midsight.errors import MidsightError, Option, SampleError
 from midsight.prompts.declaration import QUESTION
-from midsight.samples.choices import choices_of, is_choice_column
+from midsight.samples.choices import choices_of, is_choice_column, is_missing_choice
 from midsight.samples.columns import ColumnSource
+from midsight.samples.extras import ExtraType
 from midsight.samples.rows import quoted_names
 from midsight.samples.sample import Sample
 
 MULTIPLE_CHOICE = "mcq"
 """The value of the option `prompt` that renders hint, question and choices as VLMEvalKit does."""
+
+CONTEXT_COLUMNS = ("hint", "context", "input", "passage", "history")
+"""Columns that some datasets have beside the question and show to the model with it."""
 
 _PIECE = re.compile(r"(?P<brace>\{\{|\}\})|\{(?P<name>[^{}]*)\}|(?P<text>[^{}]+)|(?P<lone>[{}])")
 
@@ -118,12 +122,20 @@ def parse_user_text(spelled: str, columns: Mapping[str, ColumnSource]) -> UserTe
     return UserText(spelled, tuple(map(tuple, _lines(pieces))))
 
 
-def describe_choices(spelled: str, extras: Iterable[str]) -> tuple[str, ...]:
-    """A note if the data have choices and the option `prompt` is the question alone."""
-    choices = [name for name in extras if is_choice_column(name)]
-    if not choices or spelled != QUESTION:
+def describe_choices(spelled: str, extras: Mapping[str, ExtraType]) -> tuple[str, ...]:
+    """Notes if the option `prompt` is the question alone, and the data have choices or what else belongs to it."""
+    if spelled != QUESTION:
         return ()
-    return (f"{quoted_names(choices)} look like choices, which are not part of the prompt; the prompt mcq has them.",)
+    notes: list[str] = []
+    if choices := [name for name in extras if is_choice_column(name)]:
+        notes.append(
+            f"{quoted_names(choices)} look like choices, which are not part of the prompt; the prompt mcq has them."
+        )
+    if context := [name for name in extras if name.casefold() in CONTEXT_COLUMNS]:
+        text = next((name for name in context if extras[name] == "string"), None)
+        remedy = f"; the prompt may have {{{text}?}}" if text else ""
+        notes.append(f"{quoted_names(context)} may belong to the question, and the prompt leaves it out{remedy}.")
+    return tuple(notes)
 
 
 def _pieces(spelled: str, columns: Mapping[str, ColumnSource]) -> Iterator[Piece]:
@@ -161,7 +173,7 @@ def _lines(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
 
 def around_multiple_choice(sample: Sample) -> tuple[str, str]:
     """What stands before and after the question in VLMEvalKit's prompt for multiple choice."""
-    hint = as_text(sample.extras.get("hint"), "hint")
+    hint = None if is_missing_choice(sample.extras.get("hint")) else as_text(sample.extras["hint"], "hint")
     before = ("" if hint is None else f"Hint: {hint}\n") + "Question: "
     choices = "".join(f"{letter}. {as_text(choice, letter)}\n" for letter, choice in choices_of(sample.extras))
     ending = "Please select the correct answer from the options above. \n"

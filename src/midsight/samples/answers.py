@@ -14,25 +14,38 @@ from midsight.samples.columnar import json_value
 from midsight.samples.options import DatasetOptions
 from midsight.samples.rows import Row, Table, quoted_names, shortened_json
 from midsight.samples.sources import open_table
+from midsight.samples.written_lists import written_texts
 
 ANSWER_COLUMNS = ("answers", "answer", "multiple_choice_answer", "label", "truth", "gt_answer")
 """Names of the answers in a file of answers, the first that it has."""
 
 
 def reference_answers(value: Any) -> tuple[str, ...]:
-    """Reference answers as text, without nulls and empty texts; of an object, its field `answer`."""
+    """Reference answers as text, without nulls and empty texts; of an object, its field `answer`.
+
+    A text that lists texts, such as `['a', 'b']`, is these; a list of numbers is one answer.
+    """
     if value is None or isinstance(value, str):
-        return (value,) if value else ()
-    values = [_plain(json_value(item)) for item in (value if isinstance(value, list | tuple) else [value])]
+        return tuple(filter(None, written_texts(value) or (value,))) if value else ()
+    values = [inner for item in (value if isinstance(value, list | tuple) else [value]) for inner in _plain(item)]
     texts = (item if isinstance(item, str) else json.dumps(item, ensure_ascii=False) for item in values)
     return tuple(text for item, text in zip(values, texts, strict=True) if item is not None and text)
 
 
-def _plain(item: Any) -> Any:
-    """The answer in an object; a whole number that became a float is written without `.0`."""
-    if isinstance(item, Mapping) and "answer" in item:
-        item = item["answer"]
-    return int(item) if isinstance(item, float) and item.is_integer() else item
+def _plain(item: Any) -> list[Any]:
+    """The answers in an item, with JSON types only; a whole number that became a float is written without `.0`.
+
+    `datasets` makes one object of a list of objects, with a list for each field.
+    """
+    item = json_value(item)
+    if isinstance(item, Mapping):
+        listed = next((item[name] for name in ("answer", "text") if isinstance(item.get(name), list)), None)
+        if listed is not None:
+            return [inner for each in listed for inner in _plain(each)]
+        item = item.get("answer", item)
+    if item != item:  # NaN, which pandas writes for null
+        return []
+    return [int(item) if isinstance(item, float) and item.is_integer() else item]
 
 
 def text_of_id(value: Any) -> str | None:

@@ -1,4 +1,4 @@
-"""Parquet files and Arrow stream files as rows, a few megabytes at a time."""
+"""Parquet and Arrow files as rows, a few megabytes at a time."""
 
 from __future__ import annotations
 
@@ -24,6 +24,9 @@ _PIECE_BYTES = 16_000_000
 _KEPT_BYTES = 128_000_000
 """How much of a row group's images stays in memory while samples ask for them."""
 
+_FILE_MAGIC = b"ARROW1\0\0"
+"""How an Arrow file begins that has a list of its batches at its end; between the two it is a stream."""
+
 LocatedCells = tuple[Path, int, int, dict[str, Any]]
 """File, group and row as in TableLocation, and the row's cells."""
 
@@ -39,8 +42,8 @@ def open_parquet(path: Path, files: Sequence[Path], root: Path) -> Table:
     )  # fmt: skip
 
 
-def open_arrow(path: Path, files: Sequence[Path]) -> Table:
-    """The rows of Arrow stream files, as `datasets` saves them, one file after the other.
+def open_arrow(path: Path, files: Sequence[Path], root: Path) -> Table:
+    """The rows of Arrow files, as `datasets` saves them or as Feather files, one file after the other.
 
     Raises MidsightError if their columns differ or are dictionary-encoded.
     """
@@ -53,7 +56,7 @@ def open_arrow(path: Path, files: Sequence[Path]) -> Table:
     return Table(
         path, "arrow", "row", tuple(schemas[0].names), lambda: joint_sha256(files),
         lambda images: _numbered(_arrow_rows(file, _columns_to_read(schemas[0], images)) for file in files),
-        path, binary_columns(schemas[0]),
+        root, binary_columns(schemas[0]),
     )  # fmt: skip
 
 
@@ -69,7 +72,7 @@ def joint_sha256(files: Sequence[Path]) -> str:
 def read_cell(location: TableLocation, column: str) -> Any:
     """The value of one cell, read again; raises MidsightError if the file cannot be read."""
     with _cache_lock:
-        if location.file.suffix == ".arrow":
+        if location.file.suffix.lower() in (".arrow", ".feather"):
             return _read_file(location.file, lambda _: _arrow_value(location, column))
         return _read_file(location.file, lambda file: _row_group(file, location.group, column).value(location.row))
 
@@ -188,6 +191,8 @@ def _open_parquet(file: Path) -> pq.ParquetFile:
 def _open_arrow(file: Path) -> tuple[pa.MemoryMappedFile, pa.Schema]:
     """The file, positioned at its first record batch, and its schema."""
     source = pa.memory_map(str(file))
+    if source.read(len(_FILE_MAGIC)) != _FILE_MAGIC:
+        source.seek(0)
     return source, pa.ipc.open_stream(source).schema
 
 

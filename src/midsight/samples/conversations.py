@@ -2,22 +2,41 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from midsight.errors import SampleError
 from midsight.samples.placeholders import PLACEHOLDER
 from midsight.samples.rows import shortened_json
+from midsight.samples.written_lists import written_value
 
 CONVERSATION_COLUMNS = ("conversations", "messages", "conversation")
 """Columns that hold a conversation: LLaVA's and ShareGPT's, OpenAI's."""
+_REQUESTS = ("body", "params")
+"""Columns of requests in files for batches of OpenAI, vLLM and Anthropic, which have a column `custom_id`."""
+_TURNS = ("messages", "conversations", "conversation", "input")
+"""Where an object, such as a request, holds its turns."""
+_SYSTEM = ("system", "instructions")
+"""Where an object holds its system turn, beside the others."""
 
 _SPEAKERS = {
     **dict.fromkeys(("human", "user"), "user"),
     **dict.fromkeys(("gpt", "assistant", "chatgpt", "model", "bot"), "assistant"),
     **dict.fromkeys(("system", "developer"), "system"),
 }
+_NAMED_IN_TEXT = re.compile(r"<img>([^<>\n]+)</img>")
+"""An image that the text of a turn names, as Qwen-VL's data have it."""
+
+
+def conversation_column(columns: Collection[str]) -> str | None:
+    """The column that holds a conversation, by its name and those of the others; None if there is none."""
+    found = next((name for name in CONVERSATION_COLUMNS if name in columns), None)
+    if found is None and "custom_id" in columns:
+        found = next((name for name in _REQUESTS if name in columns), None)
+    if found is None and "texts" in columns and {"images", "image"} & {*columns}:  # the Cauldron, Docmatix
+        found = "texts"
+    return found
 
 
 def first_exchange(cell: Any, images: int | None) -> tuple[str, str | None]:
@@ -50,27 +69,59 @@ def images_of_conversation(cell: Any) -> list[Any] | None:
     turns = [turn for turn in _turns(cell) if turn[0] != "system"]
     if not turns:
         return None
-    sources = (_source_of_part(part) for part in _parts(turns[0][1]) if _is_image(part))
+    sources: list[Any] = []
+    for part in _parts(turns[0][1]):
+        if _is_image(part):
+            sources.append(_source_of_part(part))
+        else:
+            sources += _NAMED_IN_TEXT.findall(_text_of_part(part))
     return [source for source in sources if source is not None]
 
 
 def has_system_turn(cell: Any) -> bool:
     """Whether the cell is a conversation in which the system speaks."""
-    return any(speaker == "system" for speaker, _ in _turns(cell))
+    beside = isinstance(cell, Mapping) and any(cell.get(name) for name in _SYSTEM)
+    return beside or any(speaker == "system" for speaker, _ in _turns(cell))
+
+
+def has_later_questions(cell: Any) -> bool:
+    """Whether the cell is a conversation in which the user speaks more than once."""
+    return sum(speaker == "user" for speaker, _ in _turns(cell)) > 1
+
+
+def is_conversation(cell: Any) -> bool:
+    """Whether the cell holds turns with speakers that are known."""
+    return any(speaker for speaker, _ in _turns(cell))
 
 
 def _turns(cell: Any) -> Iterator[tuple[str, Any]]:
-    """Speaker and content of each turn."""
-    if isinstance(cell, str) and cell.lstrip().startswith("["):
-        try:
-            cell = json.loads(cell)
-        except (ValueError, RecursionError):
+    """Speaker and content of each turn; of an object that holds turns, those."""
+    if isinstance(cell, str):
+        cell = written_value(cell)
+    if isinstance(cell, Mapping):
+        inner = next((cell[name] for name in _TURNS if cell.get(name) is not None), None)
+        if isinstance(inner, str):
+            yield "user", inner
             return
+        cell = inner if inner is not None else _as_list_of_turns(cell)
     for turn in cell if isinstance(cell, list) else ():
         if not isinstance(turn, Mapping):
             return
-        speaker = _SPEAKERS.get(str(turn.get("from") or turn.get("role")).casefold(), "")
-        yield speaker, turn.get("value") if turn.get("from") else turn.get("content")
+        speaker = turn.get("from") or turn.get("role")
+        if speaker is None and "user" in turn:
+            yield "user", turn["user"]
+            if turn.get("assistant") is not None:
+                yield "assistant", turn["assistant"]
+            continue
+        name = "value" if turn.get("from") and "value" in turn else "content"
+        yield _SPEAKERS.get(str(speaker).casefold(), ""), turn[name] if name in turn else turn.get("value")
+
+
+def _as_list_of_turns(fields: Mapping[str, Any]) -> list[Any]:
+    """The turns of an object with a list for each field, which `datasets` makes of a list of turns."""
+    if not fields.keys() & {"from", "role", "user"} or not all(isinstance(each, list) for each in fields.values()):
+        return []
+    return [dict(zip(fields, values, strict=True)) for values in zip(*fields.values(), strict=False)]
 
 
 def _shown(content: Any) -> str:
@@ -99,7 +150,10 @@ def _text_of_part(part: Any) -> str:
 
 
 def _is_image(part: Any) -> bool:
-    return isinstance(part, Mapping) and (part.get("type") or "image") in ("image", "image_url", "input_image")
+    if not isinstance(part, Mapping):
+        return False
+    kind = part.get("type")
+    return kind in ("image", "image_url", "input_image") if kind else part.get("text") is None
 
 
 def _source_of_part(part: Mapping[str, Any]) -> Any:

@@ -33,11 +33,21 @@ LocatedText = tuple[TextLocation, bytes, str]
 """Where a row is, its bytes, and the problem that keeps it from being read, or an empty text."""
 
 
+_SEPARATOR = re.compile(rb'"?sep=([,;\t|])"?\r?\n', re.IGNORECASE)
+_LONGEST_SEPARATOR = 10
+"""Bytes of the longest line that `_SEPARATOR` matches."""
 OTHER_DELIMITERS = (",", ";", "\t", "|")
 
 
 def find_delimiter(path: Path, usual: str) -> str:
-    """What separates the cells of the header: `usual`, unless it finds one column and another separator several."""
+    """What separates the cells: as a first line `sep=;` says, which Excel writes, else `usual`.
+
+    It is another separator if `usual` finds one column in the header and the other several.
+    """
+    with open_bytes(path) as file:
+        skip_byte_order_mark(file, path)
+        if declared := _SEPARATOR.fullmatch(file.readline(_LONGEST_SEPARATOR)):
+            return declared[1].decode()
     if len(header(path, usual)) > 1:
         return usual
     return next((other for other in OTHER_DELIMITERS if _columns_with(path, other) > 1), usual)
@@ -144,6 +154,9 @@ def _rows(file: BinaryIO, path: Path, delimiter: bytes) -> Iterator[LocatedText]
     line fails, and the next line starts a new row. So one lost quote does not cost the rest of the file.
     """
     offset, number = skip_byte_order_mark(file, path), 1
+    if _SEPARATOR.fullmatch(declared := file.readline(_LONGEST_SEPARATOR)):
+        offset, number = offset + len(declared), 2
+    file.seek(offset)
     while True:
         line, length = read_line(file)
         if not line:

@@ -12,12 +12,13 @@ from urllib.parse import unquote
 
 from midsight.errors import MidsightError, SampleError
 from midsight.samples.columnar import read_cell
-from midsight.samples.conversations import images_of_conversation
+from midsight.samples.conversations import images_of_conversation, is_conversation
 from midsight.samples.delimited import split_row
 from midsight.samples.json_rows import json_cells
 from midsight.samples.locations import EmbeddedImage, TarLocation, TextLocation
 from midsight.samples.text_files import read_again
 from midsight.samples.webdataset import read_member
+from midsight.samples.written_lists import written_value
 
 _DATA_URI = re.compile(r"data:[^,]*;base64,", re.IGNORECASE)
 _BASE64_OF_IMAGE = re.compile(r"iVBORw0KGgo|[/_]9j[/_]|UklGR|R0lGOD|Qk|SUkq|SUkr|TU0A|AAAA..Z0eX")
@@ -27,9 +28,12 @@ _BYTES_AS_PYTHON = re.compile(r"""b(['"])""")
 _LONGER_THAN_FILE_NAME = 256
 _SHORTEST_BASE64 = 64
 """Shorter text is never taken for an image."""
-_LIST_OF_TEXTS = re.compile(r"""\[\s*(?:'[^'\\]*'|"[^"\\]*")(?:\s*,\s*(?:'[^'\\]*'|"[^"\\]*"))*\s*,?\s*\]""")
+_LIST_OF_TEXTS = re.compile(r"""\[\s*(?:'[^'\\]*'|"[^"\\]*")(?:(?:\s*,\s*|\s+)(?:'[^'\\]*'|"[^"\\]*"))*\s*,?\s*\]""")
+"""As JSON, Python or NumPy write it."""
 _TEXT_IN_LIST = re.compile(r"""'([^'\\]*)'|"([^"\\]*)\"""")
-_HOLDERS = ("image", "image_url", "url", "src", "source", "base64", "b64_json")
+_HOLDERS = (
+    "image", "image_url", "url", "src", "source", "base64", "b64_json", "image_base64", "img", "image_path", "uri",
+)  # fmt: skip
 _LIST_OF_NUMBERS = re.compile(r"\[\s*\d{1,3}\s*,")
 
 
@@ -39,20 +43,23 @@ def image_values(cell: Any) -> list[Any]:
     A list of numbers is the bytes of one image. Of an object
     like `{"image_url": ...}`, what it holds counts. Of a conversation, the values are the images in its first question.
     """
-    if isinstance(cell, str) and cell.startswith("["):
+    if isinstance(cell, str) and cell[:1] in ("[", "{"):
         if _LIST_OF_TEXTS.fullmatch(cell.strip()):
             return [single or double for single, double in _TEXT_IN_LIST.findall(cell)]
         if _LIST_OF_NUMBERS.match(cell):
             return [_bytes_of_text(cell)]
-    if not isinstance(cell, list):
-        return [_held(cell)]
-    if _is_list_of_bytes(cell):
+        written = written_value(cell)
+        if isinstance(written, dict) or (written and all(isinstance(item, dict) for item in written)):
+            cell = written
+    if isinstance(cell, list) and _is_list_of_bytes(cell):
         return [bytes(cell)]
-    if cell and isinstance(cell[0], dict) and cell[0].keys() & {"role", "from"}:
+    if is_conversation(cell):
         images = images_of_conversation(cell)
         if not images:
             raise SampleError("the first question of the conversation has no image.")
         return [*map(_held, images)]
+    if not isinstance(cell, list):
+        return [_held(cell)]
     return [*map(_held, cell)]
 
 

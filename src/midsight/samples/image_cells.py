@@ -80,7 +80,14 @@ class ImageCells:
         )
         if not isinstance(name, str):
             problem = f"; {_BAD_LIST}" if isinstance(cell, list) else ", not text."
+            if isinstance(cell, dict) and not is_missing(cell):
+                problem = ", not text; give a path, or an object with path, url, bytes or base64."
             raise SampleError(f"the image is {shortened_json(cell)}{problem}")
+        if name.startswith("<PIL."):
+            raise SampleError(
+                f"the image is {shortened_json(name)}, which Python prints for an image object; write the image's path "
+                "or its bytes."
+            )
         if self._allow_urls and is_web_address(name):
             return name, (ImageUrl(name),)
         if self._root is None:

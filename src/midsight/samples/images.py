@@ -32,6 +32,7 @@ from midsight.errors import Option, SampleError
 from midsight.samples.embedded import read_embedded
 from midsight.samples.locations import EmbeddedImage, ImageUrl
 from midsight.samples.sample import ImageSource
+from midsight.samples.text_files import describe_stand_in
 from midsight.samples.urls import download
 
 MAX_BYTES = 100_000_000
@@ -48,9 +49,9 @@ _READERS: tuple[tuple[re.Pattern[bytes], type[ImageFile]], ...] = (
     (re.compile(rb"GIF8[79]a"), GifImageFile),
     (re.compile(rb"BM"), BmpImageFile),
     (re.compile(rb"II[*+]\0|MM\0[*+]"), TiffImageFile),
-    (re.compile(rb"....ftypavi[fs]", re.DOTALL), AvifImageFile),
+    (re.compile(rb"....ftyp(?:avi[fs]|(?:mif1|msf1|miaf).{0,48}?avi[fs])", re.DOTALL), AvifImageFile),
 )
-_HEIC = re.compile(rb"....ftyp(heic|heix|hevc|heim|heis|mif1|msf1)", re.DOTALL)
+_HEIC = re.compile(rb"....ftyp(heic|heix|hevc|hevx|heim|heis|hevm|hevs|mif1|msf1)", re.DOTALL)
 _TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 """Parts of a PNG that say nothing about its pixels, and that Pillow refuses if they are large."""
 
@@ -88,7 +89,7 @@ def decode_image(
 
     Reads PNG, JPEG, WEBP, GIF, BMP, TIFF and AVIF, and HEIC with the package pillow-heif, recognised by content and
     not by name, and the first of several frames. Transparency is dropped as Pillow's `convert("RGB")` drops it: the
-    colours under it show. 16-bit grey keeps the high byte of each value, as Pillow does for 16-bit colour; if that is
+    colours under it show. Of 16-bit values the high byte is kept, for grey as Pillow does for colour; if that is
     nearly black, `note` gets a sentence that names it. A decoded image is copied, not changed.
 
     Raises SampleError, with file name and reason, if the source is not a regular file, is damaged or
@@ -128,9 +129,9 @@ def _read(reader: Any, encoded: bytes, name: str, max_pixels: int, note: Note) -
 def _heif_reader(encoded: bytes, name: str) -> Any:
     """The reader of HEIC, which is in a package of its own; raises SampleError if there is no reader for the data."""
     if not _HEIC.match(encoded):
-        raise SampleError(
-            f"{name} contains no PNG, JPEG, WEBP, GIF, BMP, TIFF or AVIF data; convert it to one of these."
-        )
+        stand_in = describe_stand_in(encoded[:256])
+        remedy = f": it {stand_in}" if stand_in else "; convert it to one of these"
+        raise SampleError(f"{name} contains no PNG, JPEG, WEBP, GIF, BMP, TIFF or AVIF data{remedy}.")
     try:
         return import_module("pillow_heif.as_plugin").HeifImageFile
     except ImportError:
@@ -284,6 +285,8 @@ def _to_rgb(image: Image.Image, name: str, max_pixels: int, note: Note) -> Image
     if image.mode in ("I", "F"):
         numbers = "32-bit integers" if image.mode == "I" else "floats"
         raise SampleError(f"{name} stores {numbers}, which have no known black and white; convert it to 8-bit RGB.")
+    is_deep_grey = image.mode.startswith("I;16")
+    has_16_bits = is_deep_grey or ";16" in str(getattr(image, "tile", [])[:1])
     try:
         image.load()
         rotation = _UPRIGHT.get(_orientation(image))
@@ -291,21 +294,25 @@ def _to_rgb(image: Image.Image, name: str, max_pixels: int, note: Note) -> Image
         # Metadata is dropped: no later code can rotate the image again, and Pillow warns when it
         # converts a palette whose transparency it would have to keep.
         upright.info = {}
-        if upright.mode.startswith("I;16"):
+        if is_deep_grey:
             upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
-            note_if_black(upright, name, note)
+        if has_16_bits:
+            note_if_black(upright.convert("L"), f"{name} stores 16-bit {'grey' if is_deep_grey else 'colour'}", note)
         return upright if upright.mode == "RGB" else upright.convert("RGB")
     except Exception as error:
         raise _damaged(name, error) from error
 
 
-def note_if_black(image: Image.Image, name: str, note: Note) -> None:
-    """Notes 16-bit grey that uses a small part of its range, so that its high byte is nearly black."""
+def note_if_black(image: Image.Image, stored: str, note: Note) -> None:
+    """Notes 16-bit values that use a small part of their range, so that the image is nearly black.
+
+    `image` is grey, 8 bits; `stored` begins the sentence.
+    """
     brightest = image.getextrema()[1]
     if isinstance(brightest, int) and brightest < NEARLY_BLACK:
         note(
-            f"{name} stores 16-bit grey values that are all below 8,192 of 65,535, and comes out nearly black; scale "
-            "the values of such images to the whole range."
+            f"{stored} values that are all below 8,192 of 65,535, and comes out nearly black; scale the values of "
+            "such images to the whole range."
         )
 
 

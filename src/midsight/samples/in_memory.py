@@ -18,6 +18,8 @@ from midsight.samples.sample import Sample
 
 LIBRARIES = ("pandas", "polars", "pyarrow", "datasets")
 """Packages whose tables are taken; none of them is imported for that."""
+MOST_NOTES = 20
+"""Images that are named in notes; of more, the number is said."""
 
 
 def is_table(data: Any) -> bool:
@@ -35,10 +37,21 @@ def memory_table(data: Any) -> Table:
     notes: list[str] = []
 
     def rows(_: Collection[str]) -> Iterator[Row]:
+        nearly_black: list[str] = []
         for number, record in enumerate(records, start=1):
-            yield Row(number, "", {str(name): _plain(value, encoded, notes) for name, value in record.items()})
+            known = len(nearly_black)
+            cells = {str(name): _plain(value, encoded, nearly_black) for name, value in record.items()}
+            nearly_black[known:] = [f"Row {number}: {sentence}" for sentence in nearly_black[known:]]
+            notes[:] = _shortened(nearly_black)
+            yield Row(number, "", cells)
 
     return Table(f"the {type(data).__name__}", "arrow", "row", columns, str, rows, Path(), notes=notes)
+
+
+def _shortened(notes: list[str]) -> list[str]:
+    """The first notes about images, and how many more there are."""
+    more = len(notes) - MOST_NOTES
+    return [*notes[:MOST_NOTES], *([f"{more:,} more images come out nearly black."] if more > 0 else [])]
 
 
 def digest(samples: Iterable[Sample]) -> str:

@@ -6,7 +6,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -29,6 +29,8 @@ NAMES_IN_ROWS = frozenset(("image", "images", "question", "query", "text", "conv
 """An object with one of these names is a row, or a table written column by column, but not a dict of rows."""
 NAMES_OF_ROWS = frozenset(("data", "questions", "rows", "samples", "examples", "instances"))
 """A list of objects with one of these names is the table, whatever else the object holds."""
+NAMES_OF_SPLITS = frozenset(("train", "training", "val", "valid", "validation", "dev", "test", "testmini", "eval"))
+"""Names of lists, and of files, that are splits of a dataset and not parts of one table."""
 _CHUNK_BYTES = 1 << 20
 _LINES_LOOKED_AT = 10
 _MEMBERS_LOOKED_AT = 100
@@ -59,14 +61,25 @@ LINES = JsonShape("lines")
 
 @dataclass
 class _Members:
-    """The members of a file's first object."""
+    """The members of an object, as far as they decide what it is."""
 
-    kinds: dict[str, str]
+    begin: int
+    """Where the object begins, in bytes."""
+    kinds: dict[str, str] = field(default_factory=dict)
     """Name of each of the first members -> `{` for an object, `[` for a list, empty for anything else."""
-    lists: dict[str, int]
+    lists: dict[str, int] = field(default_factory=dict)
     """Name of each list of objects, up to the first that is surely the table -> where it begins, in bytes."""
+    inner: dict[str, _Members] = field(default_factory=dict)
+    """Name of each member that is an object -> its members."""
     followed: bool = False
     """Whether another value follows."""
+
+    @property
+    def is_row(self) -> bool:
+        """Whether the object is a row, or a table written column by column."""
+        return bool(NAMES_IN_ROWS & (self.kinds.keys() - self.lists.keys())) or bool(
+            {"conversations", "messages"} & self.lists.keys()
+        )
 
 
 def json_shape(path: Path, split: str | None = None) -> JsonShape:
@@ -95,16 +108,45 @@ def json_shape(path: Path, split: str | None = None) -> JsonShape:
 
 def _shape_of_object(path: Path, offset: int, members: _Members, split: str | None) -> JsonShape:
     """The shape of a file that is one object: a row, a table within, or rows by id."""
-    named = {name: kind for name, kind in members.kinds.items() if name in NAMES_IN_ROWS and name not in members.lists}
-    if any(named[name] for name in named.keys() & {"image", "question"}) and len({*named.values()}) == 1:
+    if _holds_columns(members):
         raise MidsightError(f"{path} holds columns, not rows; with pandas, write to_json(..., orient='records').")
-    if named or {"conversations", "messages"} & members.lists.keys():
+    if members.is_row:
         return LINES
-    if members.lists:
-        last = list(members.lists)[-1]
-        chosen = last if last in NAMES_OF_ROWS else choose_split(path, list(members.lists), split)
-        return JsonShape("array", members.lists[chosen], inside=True)
+    if lists := members.lists or _inner_lists(members):
+        certain = [name for name in lists if name.rpartition(".")[2] in NAMES_OF_ROWS]
+        chosen = certain[0] if len(certain) == 1 else choose_split(path, list(lists), split)
+        return JsonShape("array", lists[chosen], inside=True)
+    for name, inner in members.inner.items():
+        if name in NAMES_OF_ROWS and not inner.is_row and {*inner.kinds.values()} == {"{"}:
+            return JsonShape("members", inner.begin, inside=True)
     return JsonShape("members", offset) if {*members.kinds.values()} == {"{"} else LINES
+
+
+def _holds_columns(members: _Members) -> bool:
+    """Whether an object is a table written column by column, as pandas does by default and with orient='split'."""
+    named = {name: kind for name, kind in members.kinds.items() if name in NAMES_IN_ROWS and name not in members.lists}
+    if {"conversations", "messages"} & members.lists.keys():
+        return False
+    by_column = any(named[name] for name in named.keys() & {"image", "question"}) and len({*named.values()}) == 1
+    return by_column or ({"columns", "data"} <= members.kinds.keys() and not members.lists)
+
+
+def _inner_lists(members: _Members) -> dict[str, int]:
+    """Name of each list of objects inside an object that is not a row -> where it begins, in bytes.
+
+    A list inside a row by id is not one of these, so that one of its two names has to be that of a table or a split.
+    """
+    known = NAMES_OF_ROWS | NAMES_OF_SPLITS
+    found = {
+        f"{outer}.{name}": begin
+        for outer, inner in members.inner.items()
+        for name, begin in inner.lists.items()
+        if not inner.is_row and known & {outer, name}
+    }
+    outers = [name.partition(".")[0] for name in found]
+    if len({*outers}) == len(found) > 1:  # a list for each split
+        return dict(zip(outers, found.values(), strict=True))
+    return found
 
 
 def choose_split(path: Path, splits: Sequence[str], split: str | None) -> str:
@@ -119,29 +161,37 @@ def choose_split(path: Path, splits: Sequence[str], split: str | None) -> str:
 
 
 def _read_members(path: Path, offset: int) -> _Members:
-    """The members of the object at the offset, as far as they decide its shape."""
-    members = _Members({}, {})
-    depth, name, previous, opened_at = 0, "", b"", 0
+    """The members of the object at the offset and of objects in it, as far as they decide its shape."""
+    members = _Members(offset)
+    opened: list[bytes] = []
+    objects, names, previous, opened_at = [members], ["", ""], b"", 0
     with open_bytes(path) as file:
         for token, at in _tokens(file, offset):
+            depth = len(opened)
             if depth == 0 and previous:
                 members.followed = True
                 return members
-            if depth == 1 and previous in (b"{", b",") and token.startswith(b'"'):
-                if len(members.kinds) == _MEMBERS_LOOKED_AT:
+            inside = depth - 1 if depth in (1, 2) and opened[-1] == b"{" else None
+            if inside is not None and previous in (b"{", b",") and token.startswith(b'"'):
+                if len(objects[inside].kinds) == _MEMBERS_LOOKED_AT:
                     return members
-                name = _text_of(token[1:-1])
-                members.kinds[name] = ""
-            elif depth == 1 and token in (b"{", b"["):
-                members.kinds[name] = token.decode()
-            elif depth == 2 and token == b"{" and previous == b"[":
-                members.lists[name] = opened_at
-                if name in NAMES_OF_ROWS:
+                names[inside] = _text_of(token[1:-1])
+                objects[inside].kinds[names[inside]] = ""
+            elif inside is not None and token in (b"{", b"["):
+                objects[inside].kinds[names[inside]] = token.decode()
+                if inside == 0 and token == b"{":
+                    objects[1:] = [_Members(at)]
+                    members.inner[names[0]] = objects[1]
+            elif depth in (2, 3) and token == b"{" and previous == b"[" and opened[-2] == b"{" and opened[0] == b"{":
+                name = names[depth - 2]
+                objects[depth - 2].lists[name] = opened_at
+                if name in NAMES_OF_ROWS and (depth == 2 or (names[0] in NAMES_OF_ROWS and not objects[1].is_row)):
                     return members
             if token in (b"{", b"["):
-                depth, opened_at = depth + 1, at
-            elif token in (b"}", b"]"):
-                depth -= 1
+                opened.append(token)
+                opened_at = at
+            elif token in (b"}", b"]") and opened:
+                opened.pop()
             previous = token
     return members
 

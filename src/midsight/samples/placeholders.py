@@ -1,34 +1,58 @@
-"""Image placeholders that datasets write into questions."""
+"""What datasets write into questions for other tools: image placeholders and markup of turns."""
 
 from __future__ import annotations
 
 import re
+
+from midsight.errors import SampleError
 
 _OPENING = (
     r"<\|?(?:vision_start|image_start|img_start|im_start|start_of_image|begin_of_image|fake_token_around_image|img)\|?>"
 )
 _CLOSING = r"<\|?(?:vision_end|image_end|img_end|im_end|end_of_image|fake_token_around_image|/img|/image)\|?>"
 _TAG = (
-    r"<\|?\s?(?:image|img)[ _:#-]?(?P<number>\d+)\s?\|?>|<\|?\s?image\s?\|?>|<\|img\|>"
-    r"|<\|?(?:image_?(?:here|placeholder|token|pad|soft_token)|img_context|im_patch)\|?>"
+    r"<\|?\s?(?:image|img)[ _:#-]?(?P<number>\d+)\s?\|?>|<\|?\s?image\s?/?\|?>|<\|img\|>|\\<image\\?>|&lt;image&gt;"
+    r"|<\|?(?:ima?ge?_?(?:here|placeholder|plh|token|pad|soft_token|feature|features|context)|im_patch)\|?>"
 )
-_BRACKETS = r"(?<!\w)\[(?:image|img)(?:[ _#-]{0,2}(?P<in_brackets>\d+))?\](?!\()"
-_WITH_PATH = r"<img>[^<>\s]*</img>|\(<image>\./</image>\)|<image>[^<>\s]*</image>"
+_BRACKETS = r"(?<!\w)\[(?:image|img|<img_plh>)(?:[ _#-]{0,2}(?P<in_brackets>\d+))?\](?!\()"
+_WITH_PATH = (
+    r"<img>[^<>\s]*</img>|\(<image>\./</image>\)|<image>[^<>\s]*</image>|<image><image></image>"
+    r"|<\|media_start\|>image<\|media_content\|><\|media_pad\|><\|media_end\|>"
+)
 _AT_THE_EDGE = r"(?:^|(?=\S+[^\S\n]*$))(?:\{\{?image(?:[ _]?(?P<in_braces>\d+))?\}?\}|<img>)"
 """Also words of questions about code, so a placeholder only where they begin or end a line."""
+_IN_LINE = r"(?<![`'\"])<img>(?![`'\"]|\s*(?:html|tags?|elements?|attributes?|nodes?)\b)"
+"""`<img>` between words, unless the words are about HTML."""
 
 PLACEHOLDER = re.compile(
-    rf"{_WITH_PATH}|(?:{_OPENING})?(?:{_TAG})(?:{_CLOSING})?|<start_of_image>(?:<end_of_image>)?|{_BRACKETS}|{_AT_THE_EDGE}",
+    rf"{_WITH_PATH}|(?:{_OPENING})?(?:{_TAG})(?:{_CLOSING})?|<start_of_image>(?:<end_of_image>)?|{_BRACKETS}"
+    rf"|{_AT_THE_EDGE}|{_IN_LINE}",
     re.IGNORECASE | re.MULTILINE,
 )
 """Text for one image: `<image>`, `<image 1>`, `<|image_1|>`, `[IMG]`, `<img>a.png</img>`, a model's own tokens."""
+
+_BETWEEN_WORDS = re.compile(rf"\S[^\S\n]*{_IN_LINE}[^\S\n]*\S", re.IGNORECASE)
+_LEADING_OF_ANY_KIND = re.compile(rf"\s*(?:{PLACEHOLDER.pattern})", PLACEHOLDER.flags)
 
 _LOOKS_ALIKE = re.compile(
     r"<[^<>\n]{0,40}(?:image|img|vision|video|audio|media)[^<>\n]{0,200}>|!\[[^\]\n]*\]\([^)\n]+\)|\{image\w*\}|&lt;image",
     re.IGNORECASE,
 )
 
-_LEADING = re.compile(r"\s*(?:<image>(?![^<>\s]*</image>)|<\|image_(?P<number>\d+)\|>)")
+_LEADING = re.compile(r"\s*(?:<image>(?![^<>\s]*</image>)(?!<image></image>)|<\|image_(?P<number>\d+)\|>)")
+
+_CHAT_MARKUP = re.compile(
+    r"<\|(?:im_start|im_end|im_sep|user|assistant|system|end|start_header_id|end_header_id|eot_id|eom_id|begin_of_text"
+    r"|end_of_text|endoftext|end_of_turn|START_OF_TURN_TOKEN|END_OF_TURN_TOKEN)\|>"
+    r"|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|<end_of_utterance>|<[｜|](?:User|Assistant)[｜|]>|</s>$"
+)
+"""Markup of turns that chat templates of usual models write."""
+
+_USER = re.compile(r"\s*(?:(?P<sure>###\s*(?:USER|User|Human|HUMAN)|USER|HUMAN)|User|Human)\s*:\s*")
+_ASSISTANT = re.compile(r"\s*(?:###\s?)?(?:ASSISTANT|Assistant|GPT)\s?:\s?(?:<answer>)?$")
+_LONGEST_ENDING = 40
+"""Characters in which `_ASSISTANT` is looked for."""
+_INSIDE = re.compile(r"(?:^|\s)(?:###\s*)?(?:USER|HUMAN|ASSISTANT|GPT)\s*:")
 
 
 def number_of(placeholder: re.Match[str]) -> int | None:
@@ -40,6 +64,40 @@ def looks_alike(question: str) -> str | None:
     """The first text that may stand for an image, and may as well be words, so that it stays in the prompt."""
     found = _LOOKS_ALIKE.search(PLACEHOLDER.sub("", question))
     return found.group() if found else None
+
+
+def has_tag_in_line(question: str) -> bool:
+    """Whether `<img>` stands for an image between words, where it may as well be a word."""
+    return _BETWEEN_WORDS.search(question) is not None
+
+
+def chat_markup(text: str) -> str | None:
+    """The first markup of turns in a text, such as `<|im_start|>` or `[INST]`, if any."""
+    found = _CHAT_MARKUP.search(text)
+    return found.group() if found else None
+
+
+def without_turns(question: str) -> str:
+    """The question without `USER:` before it and `ASSISTANT:` after it, as prompts for LLaVA have them.
+
+    `User:` may begin the words of a question, so it is left out only if `Assistant:` ends them. Raises SampleError if
+    the text holds several turns.
+    """
+    begin = 0
+    while leading := _LEADING_OF_ANY_KIND.match(question, begin):
+        begin = leading.end()
+    whole = question.rstrip()
+    opening, closing = _USER.match(whole, begin), _ASSISTANT.search(whole, max(begin, len(whole) - _LONGEST_ENDING))
+    if opening is not None and not (closing or opening["sure"]):
+        opening = None
+    if opening is None and closing is None:
+        return question
+    start, stop = opening.end() if opening else begin, closing.start() if closing else len(question)
+    if _INSIDE.search(question, start, stop):
+        raise SampleError(
+            "the question holds several turns or a whole prompt (USER:, ASSISTANT:); give the first question alone."
+        )
+    return question[:begin] + ("\n" if begin and opening else "") + question[start:stop]
 
 
 def without_leading(question: str, images: int) -> str:

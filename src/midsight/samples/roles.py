@@ -9,25 +9,28 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from midsight.errors import MidsightError, Option
-from midsight.samples.conversations import CONVERSATION_COLUMNS
+from midsight.samples.conversations import CONVERSATION_COLUMNS, conversation_column
 from midsight.samples.image_cells import NAME_IN_PATTERN
 from midsight.samples.options import DatasetOptions
 from midsight.samples.rows import Table, quoted_names
 
 Benchmark = Literal["pope", "conversation", "vlmevalkit"]
-"""Known by their columns. pope: question_id, image, text, label. conversation: conversations or messages. vlmevalkit: a
-TSV with index, question, and image or image_path."""
+"""Known by their columns. pope: question_id, image, text, label. conversation: conversations, messages and their like.
+vlmevalkit: a TSV with index, question, and image or image_path."""
 
 NO_COLUMN = "none"
 """The value of `id_column` for a table whose rows get ids of their own."""
 
 IMAGE_NAMES = (
-    "image", "images", "image_path", "image_file", "image_name", "file_name", "filename", "img", "img_path",
-    "image_url",
+    "image", "images", "image_path", "image_file", "image_name", "image_file_name", "file_name", "filename", "img",
+    "img_path", "img_name", "image_url",
 )  # fmt: skip
 QUESTION_NAMES = ("question", "query", "prompt", "instruction")
-ANSWER_NAMES = ("answer", "answers", "gt_answer", "ground_truth", "groundtruth_responses", "multiple_choice_answer")
-"""Names by which a column is recognised, the first that a table has; compared without case, spaces and hyphens."""
+ANSWER_NAMES = (
+    "answer", "answers", "gt_answer", "ground_truth", "groundtruth_responses", "multiple_choice_answer",
+    "direct_answers",
+)  # fmt: skip
+"""Names by which a column is recognised, the first that a table has; compared without case, spaces, `_` and `-`."""
 
 _NUMBERED_IMAGE = re.compile(r"image_?(\d+)", re.IGNORECASE)
 
@@ -50,6 +53,8 @@ class Roles:
     """Makes the path of an image of other columns, like `{image_id:012}.jpg`; `images` are then those columns."""
     id_is_guessed: bool = False
     """Whether nobody named the column of ids, so that ids which repeat are no ids."""
+    id_is_extra: bool = False
+    """Whether the column of ids is kept as an extra too, because its ids may turn out to repeat."""
     notes: tuple[str, ...] = ()
     """What was decided by names that are not exactly the expected ones."""
 
@@ -58,7 +63,7 @@ class Roles:
         """The columns that are not kept as extras: a conversation is kept, unless it holds the images."""
         images = {} if self.image_pattern else {*self.images}
         kept = {self.question} - {*images} if self.benchmark == "conversation" else set[str]()
-        return {*images, self.question, self.answer, self.id} - kept
+        return {*images, self.question, self.answer, None if self.id_is_extra else self.id} - kept
 
     def as_options(self) -> dict[str, str | None]:
         """Field of DatasetOptions -> column name; several image columns are a JSON list."""
@@ -79,7 +84,7 @@ class _Columns:
     notes: list[str] = field(default_factory=list)
 
     def find(self, names: Iterable[str], role: str) -> str | None:
-        """The first of the names that the table has, exactly or but for case, spaces and hyphens."""
+        """The first of the names that the table has, exactly or but for case, spaces, `_` and `-`."""
         names = tuple(names)
         exact = next((name for name in names if name in self.table.columns), None)
         if exact is not None:
@@ -108,7 +113,7 @@ class _Columns:
 
 
 def _normal(name: str) -> str:
-    return re.sub(r"[\s_-]+", "_", name.strip().casefold())
+    return re.sub(r"[\s_-]+", "", name.casefold())
 
 
 def assign_roles(table: Table, options: DatasetOptions) -> Roles:
@@ -133,7 +138,7 @@ def assign_roles(table: Table, options: DatasetOptions) -> Roles:
         columns.notes += free.notes if answer is not None else []
     if sample_id is not None and guessed and sample_id in {answer, question, *images}:
         sample_id = None
-    return Roles(benchmark, images, question, answer, sample_id, pattern, guessed, tuple(columns.notes))
+    return Roles(benchmark, images, question, answer, sample_id, pattern, guessed, notes=tuple(columns.notes))
 
 
 def _recognise(table: Table, options: DatasetOptions) -> Benchmark | None:
@@ -141,7 +146,7 @@ def _recognise(table: Table, options: DatasetOptions) -> Benchmark | None:
     has_question = options.question_column is not None or "question" in columns
     if not has_question and {"question_id", "image", "text"} <= columns:
         return "pope"
-    if options.question_column in CONVERSATION_COLUMNS or (not has_question and columns & {*CONVERSATION_COLUMNS}):
+    if options.question_column in CONVERSATION_COLUMNS or (not has_question and conversation_column(columns)):
         return "conversation"
     if table.kind == "tsv" and {"index", "question"} <= columns and columns & {"image", "image_path"}:
         return "vlmevalkit"
@@ -154,7 +159,7 @@ def _question(columns: _Columns, benchmark: Benchmark | None, options: DatasetOp
     if benchmark == "pope":
         return "text"
     if benchmark == "conversation":
-        return next(name for name in CONVERSATION_COLUMNS if name in columns.table.columns)
+        return conversation_column(columns.table.columns) or CONVERSATION_COLUMNS[0]
     return columns.find(QUESTION_NAMES, "question") or "question"
 
 
@@ -182,15 +187,23 @@ def _images(
         return tuple(columns.named(name, "image") for name in listed), None
     if benchmark == "vlmevalkit":
         return ("image" if "image" in columns.table.columns else "image_path",), None
+    if columns.table.kind == "tar":
+        return _members(columns), None
     numbered = _numbered(columns.table.columns)
     if numbered and "image" not in columns.table.columns:
         return numbered, None
     found = columns.find(IMAGE_NAMES, "image")
-    if found is None and columns.table.image_columns:
-        return columns.table.image_columns, None
     if found is None and benchmark == "conversation":
         return (question,), None
     return (columns.named(found or "image", "image"),), None
+
+
+def _members(columns: _Columns) -> tuple[str, ...]:
+    """The images of a tar file, which win over a path of them in the JSON of a row."""
+    found = columns.table.image_columns
+    if len(found) > 1:
+        columns.notes.append(f"The images of each row are its members {quoted_names(found)}, in this order.")
+    return found
 
 
 def _numbered(columns: Sequence[str]) -> tuple[str, ...]:
@@ -210,7 +223,7 @@ def _id(columns: _Columns, benchmark: Benchmark | None, options: DatasetOptions)
     if columns.table.id_column is not None:
         return columns.table.id_column, True
     if benchmark == "conversation":  # LLaVA's ids belong to images and repeat
-        return None, True
+        return ("custom_id" if "custom_id" in columns.table.columns else None), True
     names = ["id", "index"] if benchmark == "vlmevalkit" else ["id"]
     found = next((name for name in names if name in columns.table.columns), None) or columns.find(["id"], "id")
     return (None if found in columns.table.binary_columns else found), True

@@ -11,9 +11,9 @@ from typing import Any
 from midsight.errors import SampleError
 from midsight.samples.answers import reference_answers, text_of_id
 from midsight.samples.columnar import json_value
-from midsight.samples.conversations import first_exchange, has_system_turn
+from midsight.samples.conversations import first_exchange, has_later_questions, has_system_turn
 from midsight.samples.image_cells import ImageCells
-from midsight.samples.placeholders import looks_alike, without_leading
+from midsight.samples.questions import Questions
 from midsight.samples.roles import Roles
 from midsight.samples.rows import Row, Table, shortened_json
 from midsight.samples.sample import Failure, ImageSource, Sample, SampleOrFailure, make_sample_id
@@ -42,9 +42,9 @@ class SampleMaker:
         """VLMEvalKit rows that name another row's image: index and row, without its cells."""
         self._images_by_index: dict[str, tuple[str, tuple[ImageSource, ...]]] = {}
         """VLMEvalKit `index` -> image reference and images."""
-        self._like_placeholders = 0
-        self._first_like_placeholder = ""
+        self._questions = Questions()
         self._system_turns = 0
+        self._later_questions = 0
 
     def __call__(self, row: Row, index: int) -> SampleOrFailure:
         """The sample of the row with this index, or the failure that says why there is none."""
@@ -55,10 +55,7 @@ class SampleMaker:
             given_id = self._given_id(row.cells)
             image, images = self._images(row, index)
             question, answer = self._question_and_answer(row.cells, len(images))
-            validate_question(question)
-            if found := looks_alike(question):
-                self._like_placeholders += 1
-                self._first_like_placeholder = self._first_like_placeholder or found
+            question = self._questions.clean(question, len(images))
             return Sample(
                 sample_id=given_id or make_sample_id(index, image, question),
                 input_index=index,
@@ -94,12 +91,12 @@ class SampleMaker:
                 f"In {self._system_turns:,} of the conversations, the system turn is left out; the option system gives "
                 "all prompts the same one."
             )
-        if self._like_placeholders:
+        if self._later_questions:
             notes.append(
-                f"In {self._like_placeholders:,} of the questions, text may stand for an image or another file, like "
-                f"{shortened_json(self._first_like_placeholder)}; it stays in the prompt as words."
+                f"In {self._later_questions:,} of the conversations, the user asks more than once; only the first "
+                "question is asked."
             )
-        return notes
+        return notes + self._questions.notes()
 
     def _images(self, row: Row, index: int) -> tuple[str, tuple[ImageSource, ...]]:
         """Image reference and images; none yet for a VLMEvalKit row that names another row's image."""
@@ -122,13 +119,15 @@ class SampleMaker:
         if roles.benchmark == "conversation":
             question, reply = first_exchange(cells.get(roles.question), images)
             self._system_turns += has_system_turn(cells.get(roles.question))
-            return without_leading(question, images), answer if roles.answer is not None else reply
+            self._later_questions += has_later_questions(cells.get(roles.question))
+            return question, answer if roles.answer is not None else reply
         if roles.question not in cells:
             raise SampleError(f"there is no question (column {roles.question!r}).")
         question = cells[roles.question]
         if not isinstance(question, str):
-            raise SampleError(f"the question is {shortened_json(question)}, not text.")
-        return without_leading(question, images), answer
+            remedy = "; write a row for each question" if isinstance(question, list) else ""
+            raise SampleError(f"the question is {shortened_json(question)}, not text{remedy}.")
+        return question, answer
 
     def _given_id(self, cells: Mapping[str, Any]) -> str | None:
         value = cells.get(self._roles.id) if self._roles.id is not None else None
@@ -149,9 +148,3 @@ class SampleMaker:
 
     def _reason(self, row: Row, error: SampleError) -> str:
         return f"{row.place or f'{self._table.path}, {self._table.unit} {row.number}'}: {error}"
-
-
-def validate_question(question: str) -> None:
-    """Raises SampleError if the question is blank."""
-    if not question.strip():
-        raise SampleError("the question is empty.")

@@ -18,7 +18,7 @@ MAX_ROW_BYTES = 256_000_000
 TableKind = Literal["jsonl", "json", "csv", "tsv", "parquet", "arrow", "tar", "images", "stream"]
 """How rows are stored; `images` are the files of a folder, a `stream` arrives over the network."""
 
-NOT_UTF_8 = "it is not encoded as UTF-8."
+NOT_UTF_8 = "it is not encoded as UTF-8; save the file as UTF-8."
 
 _MAX_NESTING = 100
 """Deepest nesting of lists and objects; deeper values could not be written again."""

@@ -15,27 +15,31 @@ from midsight.errors import MidsightError, Option, first_line
 from midsight.samples.columnar import joint_sha256, open_arrow, open_parquet
 from midsight.samples.delimited import delimited_rows, find_delimiter, header
 from midsight.samples.folders import is_folder
-from midsight.samples.json_rows import choose_split, json_columns, json_rows, json_shape
+from midsight.samples.json_rows import NAMES_OF_SPLITS, choose_split, json_columns, json_rows, json_shape
 from midsight.samples.rows import Row, Table, TableKind, quoted_names
-from midsight.samples.text_files import COMPRESSED, UNREADABLE, guarded, table_stem, table_suffix
+from midsight.samples.text_files import (
+    COMPRESSED,
+    UNREADABLE,
+    guarded,
+    require_table,
+    table_stem,
+    table_suffix,
+)
 from midsight.samples.webdataset import open_tar
 
 _KINDS: Mapping[str, TableKind] = {
     ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv", ".json": "json", ".parquet": "parquet",
-    ".tar": "tar",
+    ".tar": "tar", ".arrow": "arrow", ".feather": "arrow",
 }  # fmt: skip
 _REMEDIES = {
     **dict.fromkeys((".xlsx", ".xls", ".ods"), "save the sheet as CSV"),
     **dict.fromkeys((".pkl", ".pickle", ".pt", ".pth", ".npy", ".npz", ".joblib"), "such files can run code, so write "
                     "the rows as Parquet or JSON Lines"),
     **dict.fromkeys((".zip", ".tgz", ".7z", ".rar", ".zst"), "unpack it"),
-    **dict.fromkeys((".arrow", ".feather"), "name the folder that save_to_disk wrote, or write Parquet"),
     ".txt": "write CSV, TSV or JSON Lines",
 }  # fmt: skip
 """Suffix -> what to do with such a file."""
 _SHARD = re.compile(r"(?P<split>.+?)-(?P<number>\d{5})-of-(?P<count>\d{5})(?:-[0-9a-f]+)?")
-_SPLITS = frozenset(("train", "training", "val", "valid", "validation", "dev", "test", "testmini", "eval"))
-"""Names of files that are splits of a dataset and not parts of one table."""
 
 
 def open_table(path: Path, split: str | None = None, limit: int | None = None) -> Table:
@@ -68,7 +72,7 @@ def _fixed_folder(pattern: Path) -> Path:
 
 def _kind(path: Path) -> TableKind | None:
     kind = _KINDS.get(table_suffix(path))
-    return None if kind in ("parquet", "tar") and path.suffix.lower() in COMPRESSED else kind
+    return None if kind in ("parquet", "tar", "arrow") and path.suffix.lower() in COMPRESSED else kind
 
 
 def _open_files(path: Path, files: Sequence[Path], root: Path, split: str | None, limit: int | None) -> Table:
@@ -84,10 +88,14 @@ def _open_files(path: Path, files: Sequence[Path], root: Path, split: str | None
         names = ", ".join(sorted({table_suffix(file) for file in files}))
         raise MidsightError(f"{path} has tables of several kinds ({names}); name one, or a pattern like '*.jsonl'.")
     kind = _kind(_validate_files(files)[0])
+    for file in files:
+        require_table(file, text=kind in ("jsonl", "json", "csv", "tsv"))
     if split is not None and kind != "json":
         raise MidsightError(f"{path} has no splits; leave ", Option("split", split), " out.")
     if kind == "parquet":
         return open_parquet(path, files, root)
+    if kind == "arrow":
+        return open_arrow(path, files, root)
     if kind == "tar":
         return open_tar(path, files, root, limit)
     tables = [_open_text(file, kind, split, limit) for file in files]
@@ -171,7 +179,7 @@ def _open_shards(path: Path, split: str | None, limit: int | None) -> Table:
         )
     stems = {file: table_stem(file) for file in shards}
     matched = {file: _SHARD.fullmatch(stem) for file, stem in stems.items()}
-    splits = [stem for stem in stems.values() if stem in _SPLITS]
+    splits = [stem for stem in stems.values() if stem in NAMES_OF_SPLITS]
     if split is None and len(splits) < 2 and not any(matched.values()):
         return _open_files(path, shards, path, None, limit)
     split_of = {file: match["split"] if match else stems[file] for file, match in matched.items()}
@@ -184,9 +192,9 @@ def _open_shards(path: Path, split: str | None, limit: int | None) -> Table:
 
 
 def _shards(path: Path) -> Sequence[Path]:
-    """The Parquet files of a folder; without them its tar files, else its text files, `.json` last."""
+    """The Parquet files of a folder; without them its tar or Arrow files, else its text files, `.json` last."""
     files = sorted(file for file in path.iterdir() if _kind(file) and not file.name.startswith("."))
-    for kinds in (("parquet",), ("tar",), ("jsonl", "csv", "tsv"), ("json",)):
+    for kinds in (("parquet",), ("tar",), ("arrow",), ("jsonl", "csv", "tsv"), ("json",)):
         if chosen := [file for file in files if _kind(file) in kinds]:
             return _validate_files(chosen)
     return ()
@@ -203,7 +211,7 @@ def _open_saved(path: Path) -> Table:
     for name in names:
         if not isinstance(name, str) or not name.endswith(".arrow") or Path(name).name != name:
             raise MidsightError(f"{state} names {name!r}; data files must be .arrow files in the same folder.")
-    return open_arrow(path, _validate_files([path / str(name) for name in names]))
+    return open_arrow(path, _validate_files([path / str(name) for name in names]), path)
 
 
 def _read_object(path: Path) -> dict[str, Any]:

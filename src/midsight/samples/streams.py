@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
@@ -16,10 +16,10 @@ from midsight.errors import BrokenOffError, MidsightError, Option, RepeatedIdErr
 from midsight.samples.columnar import binary_columns
 from midsight.samples.extras import ExtraType, type_of_column
 from midsight.samples.options import DEFAULT_OPTIONS, DatasetOptions, ResolvedOptions, resolved_options
-from midsight.samples.roles import assign_roles
+from midsight.samples.roles import Roles, assign_roles
 from midsight.samples.row_to_sample import SampleMaker
 from midsight.samples.rows import Row, Table
-from midsight.samples.sample import Failure, Sample, SampleOrFailure
+from midsight.samples.sample import Failure, Sample, SampleOrFailure, make_sample_id
 
 HUB_PREFIX = "hf://"
 LOOK_AHEAD_ROWS = 1_000
@@ -68,6 +68,8 @@ class SampleStream:
     """Starts the stream; each row is a sample or a failure. Iterating raises BrokenOffError and RepeatedIdError."""
     notes: tuple[str, ...] = ()
     """What the user should know about how it is read, one sentence each."""
+    notes_of_rows: Callable[[], Sequence[str]] = tuple
+    """What the user should know about the rows that were read last, one sentence each."""
 
 
 def open_hub(name: str, options: DatasetOptions = DEFAULT_OPTIONS) -> SampleStream:
@@ -107,17 +109,25 @@ def stream_rows(
 
     table = Table(name, "stream", "row", tuple(features), lambda: sha256, rows, Path(), binary)
     roles = assign_roles(table, options)
+    roles = replace(roles, id_is_extra=roles.id_is_guessed)
     images = None if options.images is None else Path(options.images)
     not_extras = roles.not_extras | binary
     maker = partial(SampleMaker, table, roles, images, allow_urls=options.allow_urls, follow_links=options.follow_links)
+    reading: list[_Reading] = []
+
+    def start() -> Iterator[SampleOrFailure]:
+        reading[:] = [_Reading(name, maker(), roles)]
+        return reading[0].samples(table.rows(roles.images))
+
     return SampleStream(
         name=name,
         sha256=sha256,
         revision=revision,
         extras={column: type_of_column(schema.field(column).type) for column in features if column not in not_extras},
         options=resolved_options(options, images=images, columns=roles.as_options()),
-        rows=lambda: _unique(table.rows(roles.images), maker(), name),
+        rows=start,
         notes=roles.notes,
+        notes_of_rows=lambda: [note for each in reading for note in each.notes()],
     )
 
 
@@ -203,22 +213,50 @@ def _broken_off(name: str, rows: int, error: Exception) -> BrokenOffError:
     return BrokenOffError(problem, "the same call resumes from what is stored.")
 
 
-def _unique(rows: Iterator[Row], make: SampleMaker, name: str) -> Iterator[SampleOrFailure]:
-    """The samples and failures of the rows; raises RepeatedIdError for an id that comes a second time."""
-    seen: set[str] = set()
-    for index, row in enumerate(rows):
-        made = make(row, index)
-        if made.sample_id in seen:
-            raise RepeatedIdError(
-                f"{name} has the id {made.sample_id!r} twice, the second time in row {row.number}; the rows before it "
-                "are stored; choose other ids with ",
-                Option("id_column", "none"),
-                " and another ",
-                Option("out"),
-                ".",
+class _Reading:
+    """The rows of a stream on their way to samples, from its beginning."""
+
+    def __init__(self, name: str, make: SampleMaker, roles: Roles) -> None:
+        """`name` is the stream's, for messages."""
+        self._name = name
+        self._make = make
+        self._roles = roles
+        self._repeated = 0
+
+    def samples(self, rows: Iterator[Row]) -> Iterator[SampleOrFailure]:
+        """The samples and failures of the rows.
+
+        A row with an id that came before gets one of its own, which is the same each time that the stream is read;
+        if the user named the column of ids, RepeatedIdError is raised.
+        """
+        seen: set[str] = set()
+        for index, row in enumerate(rows):
+            made = self._make(row, index)
+            if made.sample_id in seen and self._roles.id_is_guessed:
+                self._repeated += 1
+                text = f"{made.image}\0{made.question}" if isinstance(made, Sample) else made.reason
+                made = replace(made, sample_id=make_sample_id(index, made.sample_id, text))
+            if made.sample_id in seen:
+                raise RepeatedIdError(
+                    f"{self._name} has the id {made.sample_id!r} twice, the second time in row {row.number}; the rows "
+                    "before it are stored; choose other ids with ",
+                    Option("id_column", "none"),
+                    " and another ",
+                    Option("out"),
+                    ".",
+                )
+            seen.add(made.sample_id)
+            yield made
+
+    def notes(self) -> list[str]:
+        """What is to be said about the rows read so far, one sentence each."""
+        notes = self._make.notes()
+        if self._repeated:
+            notes.append(
+                f"In {self._repeated:,} of the rows of {self._name}, the id in the column {self._roles.id!r} came "
+                "before; such rows have ids of their own, and the column is an extra."
             )
-        seen.add(made.sample_id)
-        yield made
+        return notes
 
 
 def _load(hub: HubDataset, split: str | None) -> tuple[str, str, Any]:

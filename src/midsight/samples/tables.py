@@ -29,8 +29,9 @@ from midsight.samples.in_memory import digest, memory_table
 from midsight.samples.locations import ImageUrl
 from midsight.samples.options import DEFAULT_OPTIONS, DatasetOptions, ResolvedOptions, resolved_options
 from midsight.samples.packed import PackedSamples
+from midsight.samples.questions import Questions
 from midsight.samples.roles import Roles, assign_roles
-from midsight.samples.row_to_sample import SampleMaker, validate_question
+from midsight.samples.row_to_sample import SampleMaker
 from midsight.samples.rows import Table, validate_storable
 from midsight.samples.sample import Failure, ImageSource, Sample, SampleOrFailure, make_sample_id
 from midsight.samples.sources import open_table
@@ -187,7 +188,8 @@ def make_samples(items: Iterable[Pair | Sample]) -> Dataset:
 
     Raises MidsightError for an item that is neither a pair nor a Sample, and for repeated ids.
     """
-    rows = [_validated(_sample_of(item, index)) for index, item in enumerate(items)]
+    questions = Questions()
+    rows = [_validated(_sample_of(item, index), questions) for index, item in enumerate(items)]
     hashes = array("q", (hash(row.sample_id) for row in rows))
     _validate_unique_ids(hashes, rows, lambda index: f"item {index}", "The list of samples")
     digest, types = hashlib.sha256(), ExtraTypes(())
@@ -199,7 +201,8 @@ def make_samples(items: Iterable[Pair | Sample]) -> Dataset:
         digest.update(json.dumps(content).encode() + b"\n")
     samples = tuple(row for row in rows if isinstance(row, Sample))
     failures = tuple(row for row in rows if isinstance(row, Failure))
-    return Dataset(samples, failures, types.types(), digest.hexdigest(), None, len(rows))
+    notes = tuple(questions.notes())
+    return Dataset(samples, failures, types.types(), digest.hexdigest(), None, len(rows), notes=notes)
 
 
 def _sample_of(item: Any, index: int) -> Sample:
@@ -239,10 +242,10 @@ def _image_of_pair(image: Any) -> tuple[str, ImageSource] | None:
     return None
 
 
-def _validated(sample: Sample) -> SampleOrFailure:
+def _validated(sample: Sample, questions: Questions) -> SampleOrFailure:
     """The sample, or the failure that says why it cannot be extracted."""
     try:
-        validate_question(sample.question)
+        sample = replace(sample, question=questions.clean(sample.question))
         validate_storable(
             [sample.sample_id, sample.image, sample.question, sample.reference_answers, dict(sample.extras)]
         )

@@ -1,4 +1,4 @@
-"""Text files, also compressed ones, opened as bytes."""
+"""Text files, also compressed ones, opened as bytes; and what else is found under the name of a table."""
 
 from __future__ import annotations
 
@@ -19,6 +19,17 @@ T = TypeVar("T")
 
 COMPRESSED: Mapping[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 """Suffix -> what opens such a file; the suffix before it says what is inside."""
+_MAGIC = {b"\x1f\x8b\x08": ".gz", b"BZh": ".bz2", b"\xfd7zXZ\0": ".xz"}
+"""How compressed data begin -> the suffix that they should have."""
+_NOT_TEXT = {
+    b"PAR1": "holds Parquet data; name it .parquet",
+    b"ARROW1": "holds Arrow data; name it .arrow",
+    b"PK\x03\x04": "is a zip archive or an Excel file; unpack it, or save the sheet as CSV",
+    b"\xd0\xcf\x11\xe0": "is an Excel file; save the sheet as CSV",
+    b"\x28\xb5\x2f\xfd": "is compressed with zstd; decompress it with zstd -d",
+    b"SQLite format 3\0": "is an SQLite database; write its rows as CSV or Parquet",
+}
+"""How other files begin -> what is wrong, and what to do."""
 
 UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError)
 """What reading a file raises if its bytes are damaged or missing."""
@@ -38,9 +49,51 @@ def table_stem(path: Path) -> str:
 
 
 def open_bytes(path: Path) -> BinaryIO:
-    """The file, decompressed while it is read."""
-    compressed = COMPRESSED.get(path.suffix.lower())
+    """The file, decompressed while it is read; its first bytes say whether it is compressed, whatever its name."""
+    compressed = COMPRESSED.get(_compression(path))
     return compressed(path, "rb") if compressed else path.open("rb")
+
+
+def _compression(path: Path) -> str:
+    """The suffix of COMPRESSED that stands for how a file is compressed; empty if it is not."""
+    with path.open("rb") as file:
+        begin = file.read(8)
+    found = next((suffix for magic, suffix in _MAGIC.items() if begin.startswith(magic)), "")
+    return found or (path.suffix.lower() if path.suffix.lower() in COMPRESSED else "")
+
+
+def require_table(path: Path, *, text: bool) -> None:
+    """Raises MidsightError, with what to do, if the file's first bytes say that it is surely not a table.
+
+    `text` says whether the table should be text.
+    """
+    with path.open("rb") as file:
+        begin = file.read(256)
+    if problem := describe_stand_in(begin):
+        raise MidsightError(f"{path} {problem}.")
+    compressed = begin.startswith(tuple(_MAGIC))
+    if text and not compressed and (suffix := path.suffix.lower()) in COMPRESSED:
+        raise MidsightError(
+            f"{path} cannot be read: it is not compressed as its name says; if it is text, take {suffix} off its "
+            "name, else download it again."
+        )
+    if compressed and not text:
+        raise MidsightError(f"{path} is compressed as a whole; decompress it, with gunzip for example.")
+    found = next((problem for magic, problem in _NOT_TEXT.items() if text and begin.startswith(magic)), None)
+    if found:
+        raise MidsightError(f"{path} {found}.")
+
+
+def describe_stand_in(begin: bytes) -> str:
+    """What is wrong with a file that was stored in place of the one that was asked for, and what to do.
+
+    `begin` are its first bytes; the result is empty unless they are those of a pointer of Git LFS or of a web page.
+    """
+    if begin.startswith(b"version https://git-lfs.github.com/spec/"):
+        return "is a pointer of Git LFS and not the file itself; fetch the file with git lfs pull"
+    if begin.lstrip()[:14].lower().startswith((b"<!doctype html", b"<html")):
+        return "is a web page, such as an error or a login that a server sent in place of the file; download it again"
+    return ""
 
 
 def guarded(path: Path, items: Iterator[T]) -> Iterator[T]:
@@ -53,7 +106,7 @@ def guarded(path: Path, items: Iterator[T]) -> Iterator[T]:
 
 def read_again(location: TextLocation) -> bytes:
     """The bytes of a row; a compressed file stays open, because samples are read in the order of the table."""
-    if location.file.suffix.lower() not in COMPRESSED:
+    if not _compression(location.file):
         with location.file.open("rb") as file:
             file.seek(location.offset_bytes)
             return file.read(location.length_bytes)

@@ -1,4 +1,7 @@
-"""WebDataset shards as rows: the members of a tar file whose names differ in the suffix only are one row."""
+"""WebDataset shards as rows: the members of a tar file whose names differ in the suffix only are one row.
+
+The members of a row are found wherever they are in the file.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import tarfile
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from midsight.errors import MidsightError, first_line
 from midsight.samples.columnar import joint_sha256
@@ -22,6 +25,19 @@ KEY = "__key__"
 TEXT_SUFFIXES = ("txt", "text", "cls")
 MAX_MEMBER_BYTES = 256_000_000
 """Longest member that is read; a row with a longer one fails."""
+
+
+class _Member(NamedTuple):
+    """A file inside a tar file."""
+
+    suffix: str
+    """What follows the key, in lower case."""
+    name: str
+    """Its whole name."""
+    offset: int
+    """Where its bytes begin in the tar file."""
+    size: int
+    """Number of its bytes."""
 
 
 def open_tar(path: Path, files: Sequence[Path], root: Path, limit: int | None) -> Table:
@@ -52,45 +68,76 @@ def _rows(files: Sequence[Path], images: Collection[str]) -> Iterator[Row]:
     numbers = itertools.count(1)
     for path in files:
         try:
-            with tarfile.open(path, "r:") as archive, path.open("rb") as file:
-                members = (member for member in archive if member.isreg() and not _is_hidden(member.name))
-                groups = itertools.groupby(members, lambda member: _split_name(member.name)[0])
-                for in_file, (key, group) in enumerate(groups, start=1):
-                    row = _row(path, file, key, list(group), next(numbers), images)
+            with path.open("rb") as file:
+                for in_file, (key, members) in enumerate(_members_of_rows(path), start=1):
+                    row = _row(path, file, key, members, next(numbers), images)
                     yield replace(row, place=f"{path}, row {in_file}")
         except (tarfile.TarError, OSError) as error:
             raise MidsightError(f"{path} cannot be read: {first_line(error)}; copy or download it again.") from error
 
 
-def _row(
-    path: Path, file: BinaryIO, key: str, members: Sequence[tarfile.TarInfo], number: int, images: Collection[str]
-) -> Row:
+def _members_of_rows(path: Path) -> list[tuple[str, list[_Member]]]:
+    """The key and the members of each row, in the order in which keys first appear.
+
+    A row's members need not be next to each other. If they are, a key may come again, as another row.
+    """
+    groups: dict[str, list[list[_Member]]] = {}
+    previous = None
+    with tarfile.open(path, "r:") as archive:
+        for member in archive:
+            if member.isreg() and not _is_hidden(member.name):
+                key, suffix = _split_name(member.name)
+                if key != previous:
+                    groups.setdefault(key, []).append([])
+                groups[key][-1].append(_Member(suffix, member.name, member.offset_data, member.size))
+                previous = key
+            archive.members = []  # pyright: ignore[reportAttributeAccessIssue]  (it would keep all of them)
+    return [(key, members) for key, group in groups.items() for members in _joined(group)]
+
+
+def _joined(groups: list[list[_Member]]) -> list[list[_Member]]:
+    """The members of one key by row: one row if each suffix comes once, else one for each group of equal suffixes.
+
+    All are one row, which then fails, if it is not clear which belong together.
+    """
+    joined = [*itertools.chain.from_iterable(groups)]
+    are_alike = len({frozenset(member.suffix for member in group) for group in groups}) == 1
+    return groups if _repeats(joined) and are_alike and not any(map(_repeats, groups)) else [joined]
+
+
+def _repeats(members: Sequence[_Member]) -> bool:
+    return len({member.suffix for member in members}) < len(members)
+
+
+def _row(path: Path, file: BinaryIO, key: str, members: Sequence[_Member], number: int, images: Collection[str]) -> Row:
+    if _repeats(members):
+        repeated = next(one.name for one in members if sum(one.suffix == other.suffix for other in members) > 1)
+        return Row(number, key, {}, f"{repeated!r} comes several times; give every sample a name of its own.")
     cells: dict[str, Any] = {KEY: key}
     found: list[tuple[str, int, int]] = []
-    for member in members:
-        suffix = _split_name(member.name)[1]
+    for suffix, name_in_tar, offset, size in members:
         is_image = f".{suffix}".endswith(IMAGE_SUFFIXES)
         if is_image:
-            found.append((suffix, member.offset_data, member.size))
+            found.append((suffix, offset, size))
         name, _, last = suffix.rpartition(".")
         if not (suffix in images if is_image else suffix == "json" or last in TEXT_SUFFIXES):
             continue
-        if member.size > MAX_MEMBER_BYTES:
-            return Row(number, key, {}, f"{member.name!r} has more than {MAX_MEMBER_BYTES:,} bytes.")
-        file.seek(member.offset_data)
-        data = file.read(member.size)
+        if size > MAX_MEMBER_BYTES:
+            return Row(number, key, {}, f"{name_in_tar!r} has more than {MAX_MEMBER_BYTES:,} bytes.")
+        file.seek(offset)
+        data = file.read(size)
         if is_image:
             cells[suffix] = data
         elif suffix == "json":
             values, problem = read_cells(data)
             if problem:
-                return Row(number, key, {}, f"of {member.name!r}, {problem}")
+                return Row(number, key, {}, f"of {name_in_tar!r}, {problem}")
             cells = {**values, **cells}
         else:
             try:
                 cells[name or suffix] = data.decode("utf-8").strip()
             except UnicodeDecodeError:
-                return Row(number, key, {}, f"of {member.name!r}, {NOT_UTF_8}")
+                return Row(number, key, {}, f"of {name_in_tar!r}, {NOT_UTF_8}")
     return Row(number, key, cells, "", TarLocation(path, number, tuple(found)))
 
 
