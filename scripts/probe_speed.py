@@ -3,7 +3,8 @@
 Run from the repository root, with nothing else running: .venv/bin/python scripts/probe_speed.py [SAMPLES COLUMNS]
 """
 
-import resource
+import multiprocessing
+import os
 import subprocess
 import sys
 import tempfile
@@ -18,17 +19,29 @@ from support.planted import write_planted
 WIDTH, QUESTIONS = 3072, 10
 
 
+def make_run(run: Path, samples: int, columns: int) -> None:
+    """A labelled run of yes/no questions, ten on each image."""
+    layers = columns - 1
+    write_planted(run, images=samples // QUESTIONS, questions=QUESTIONS, layer=layers - 1, layers=layers, width=WIDTH)
+    open_run(run).label(judge="yes_no")
+
+
 def main() -> None:
-    """Makes a run of yes/no questions, ten on each image, labels it, and probes it by the command."""
+    """Makes a run in a process of its own, whose memory does not count, and probes it by the command."""
     samples, columns = (int(number) for number in sys.argv[1:3]) if sys.argv[1:] else (20_000, 11)
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
-        write_planted(run, images=samples // QUESTIONS, questions=QUESTIONS, layers=columns - 1, width=WIDTH)
-        open_run(run).label(judge="yes_no")
+        maker = multiprocessing.get_context("spawn").Process(target=make_run, args=(run, samples, columns))
+        maker.start()
+        maker.join()
+        if maker.exitcode:
+            sys.exit(f"making the run ended with {maker.exitcode}")
         started = time.monotonic()
         command = [str(Path(sys.executable).with_name("midsight")), "probe", str(run)]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # noqa: S603
-        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)  # noqa: S603
+        _, status, used = os.wait4(process.pid, 0)
+        if status:
+            sys.exit(f"{' '.join(command)} ended with status {status}")
         print(
             f"{samples:,} samples x {columns} columns of {WIDTH}: {time.monotonic() - started:.0f} s, "
             f"{used.ru_utime + used.ru_stime:.0f} s of CPU time, {used.ru_maxrss / 1e6:.2f} GB"
