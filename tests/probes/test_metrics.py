@@ -34,8 +34,9 @@ def test_auroc_and_average_precision_are_scikit_learns(seed, ties):
     assert average_precision(y, scores) == pytest.approx(average_precision_score(y, scores), abs=1e-12)
 
 
-def test_many_aurocs_are_single_ones():
-    rows = [sample(seed) for seed in range(5)]
+@pytest.mark.parametrize("ties", [False, True])
+def test_many_aurocs_are_single_ones(ties):
+    rows = [sample(seed, ties=ties) for seed in range(5)]
     labels, scores = (np.stack(part).astype(np.float32) for part in zip(*rows, strict=True))
     assert many_aurocs(labels, scores) == pytest.approx(
         [roc_auc_score(y, s) for y, s in zip(labels, scores, strict=True)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import rankdata
 
 Z_95 = 1.959964
 """Half-width of the interval that holds 95 % of a normal distribution, in standard deviations."""
@@ -18,13 +19,12 @@ def auroc(y: np.ndarray, scores: np.ndarray) -> float:
 
 
 def many_aurocs(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """AUROC of each row of scores for the labels of the same row; both [m, n]. Ties are broken arbitrarily."""
-    order = np.argsort(scores, axis=1)
-    ranked = np.take_along_axis(labels, order, axis=1)
+    """AUROC of each row of scores for the labels of the same row, ties counting half; both [m, n]."""
+    ranks = rankdata(scores, axis=1)
     positives = labels.sum(axis=1, dtype=np.float64)
-    ranks = ranked @ np.arange(1, labels.shape[1] + 1, dtype=np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return (ranks - positives * (positives + 1) / 2) / (positives * (labels.shape[1] - positives))
+        below = np.einsum("mn,mn->m", labels, ranks, dtype=np.float64) - positives * (positives + 1) / 2
+        return below / (positives * (labels.shape[1] - positives))
 
 
 def placements(y: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -122,12 +122,7 @@ def study(run: Run, options: StudyOptions, other: Run | None = None, on_progress
         seed=options.seed,
     )
     with threadpool_limits(1):  # more threads than columns side by side would wait for each other
-        probes = _probe_columns(division, columns, on_progress)
-        if not probes:
-            raise MidsightError(f"Every column is constant: in each of {', '.join(columns)}, {CONSTANT}.")
-        constant = next((name for name in options.columns or () if name in columns and name not in probes), None)
-        if constant:
-            raise MidsightError(f"In the column {constant}, {CONSTANT}; leave it out of ", Option("columns"), ".")
+        probes = _probe_columns(division, columns, options.columns or (), on_progress)
         extra = _other_methods(division, probes, options)
         finding = _conclude(samples, other_samples, division, probes, extra, columns, options)
     if options.halp:
@@ -176,17 +171,26 @@ def _require_sense(run: Run, options: StudyOptions, other: Run | None) -> None:
         raise MidsightError(Option("permutations", options.permutations), " is negative; give 0 or more.")
 
 
-def _probe_columns(division: Division, columns: Sequence[str], on_progress: Progress) -> dict[str, ColumnProbe]:
-    """The probes of columns that are not constant, several columns at a time, each in one thread."""
-    done = 0
+def _probe_columns(
+    division: Division, columns: Sequence[str], named: Sequence[str], on_progress: Progress
+) -> dict[str, ColumnProbe]:
+    """The probes of columns that are not constant, several columns at a time, each in one thread.
+
+    A constant column that is among the `named` ends the work.
+    """
     probes: dict[str, ColumnProbe] = {}
     on_progress(0, len(columns))
     with ThreadPoolExecutor(_workers(division, columns)) as pool:
-        for name, probe in zip(columns, pool.map(lambda name: probe_column(division, name), columns), strict=True):
+        found = pool.map(lambda name: probe_column(division, name), columns)
+        for done, (name, probe) in enumerate(zip(columns, found, strict=True), 1):
             if probe is not None:
                 probes[name] = probe
-            done += 1
+            elif name in named:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise MidsightError(f"In the column {name}, {CONSTANT}; leave it out of ", Option("columns"), ".")
             on_progress(done, len(columns))
+    if not probes:
+        raise MidsightError(f"Every column is constant: in each of {', '.join(columns)}, {CONSTANT}.")
     return probes
 
 
