@@ -130,7 +130,7 @@ def first_line(error: BaseException) -> str:
 
 LONGEST_QUOTE = 240
 """Characters of a library's error that a sentence quotes."""
-LOAD_OPTIONS = frozenset(("revision", "dtype", "device", "lora", "audio", "weights"))
+LOAD_OPTIONS = frozenset(("revision", "dtype", "device", "device_map", "lora", "base", "audio", "weights"))
 """The arguments of `midsight.load`."""
 
 

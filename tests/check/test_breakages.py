@@ -12,6 +12,7 @@ from midsight.check.full_forward import full_forward
 from midsight.check.lora import check_factors
 from midsight.check.subject import make_subject
 from midsight.checkpoints import lora
+from midsight.checkpoints.adapter import find_model
 from midsight.samples.sample import Sample
 from support.breakages import BREAKAGES
 from support.family_reference import FAMILIES
@@ -90,7 +91,7 @@ def test_a_lora_without_its_scale_is_noticed(run_folder, monkeypatch, mode, scal
     monkeypatch.setattr(lora, "merge", lambda weight, factors: merge(weight, without(factors)))
     monkeypatch.setattr(lora.LoraLinear, "__init__", lambda self, layer, factors: start(self, layer, without(factors)))
     model = load(folder, device="cpu", lora=mode)
-    (found,) = check_factors(subject_of(model), folder)
+    (found,) = check_factors(subject_of(model), find_model(folder))
     assert found.name == "layers with LoRA and W x + alpha / rank B A x from the files"
     assert found.passed == scale
 

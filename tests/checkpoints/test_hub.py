@@ -23,6 +23,7 @@ from midsight.testing import write_phi4_multimodal, write_published_phi4mm
 from support.folders import copy_folder, replace_file, said_by
 from support.hub_stub import HubStub, read_files
 from support.pictures import picture
+from support.reference import relative_error
 
 QUESTION = "How many lamps are lit?"
 NEVER_READ = {
@@ -165,6 +166,24 @@ def test_a_hub_id_gives_the_folders_numbers_from_the_needed_files_alone(hub, fol
     assert set(found) == set(expected)
     for name, vector in expected.items():
         np.testing.assert_array_equal(found[name], vector, err_msg=name)
+
+
+def test_an_adapter_brings_its_base_model(hub, folders):
+    """Each with the files that are read, at the commits that are recorded."""
+    native = folders["native"]
+    base = hub.add("maker/base", read_files(native), "main")
+    settings = json.loads((native / "vision-lora" / "adapter_config.json").read_text())
+    files = {
+        "adapter_config.json": json.dumps({**settings, "base_model_name_or_path": "maker/base"}).encode(),
+        "adapter_model.safetensors": (native / "vision-lora" / "adapter_model.safetensors").read_bytes(),
+    }
+    commit = hub.add("maker/adapter", {**files, "training_args.bin": b"\x80", "checkpoint-1/rng.pth": b"\x80"}, "main")
+    loaded = load("maker/adapter").loaded
+    assert loaded.adapter is not None
+    assert (loaded.revision, loaded.adapter.base, loaded.adapter.base_revision) == (commit, "maker/base", base)
+    assert hub.files("GET") == sorted([*files, *needed(native)])
+    once, twice = vectors_of(load("maker/base")), vectors_of(load("maker/adapter"))
+    assert relative_error(twice["query.1"], once["query.1"]) > 0.01
 
 
 def test_a_run_records_the_commit(hub, folders, tmp_path):

@@ -11,7 +11,8 @@ from transformers import Phi4MultimodalFeatureExtractor, Phi4MultimodalImageProc
 
 from midsight.errors import MidsightError, SampleError
 from midsight.families.phi4_multimodal import FAMILY
-from midsight.prompts.chat_template import find_template
+from midsight.prompts.chat_template import ChatTemplate, find_template
+from midsight.prompts.control_tokens import control_tokens
 from midsight.prompts.prompt import find_control_text, find_question, make_prompt_format, tokenise_prompt
 from midsight.prompts.user_text import parse_user_text
 from midsight.samples.columns import ColumnSource
@@ -23,7 +24,8 @@ PROCESSOR: Any = Phi4MultimodalProcessor(
     Phi4MultimodalImageProcessor(), Phi4MultimodalFeatureExtractor(), TOKENIZER, chat_template=CHAT_TEMPLATE
 )
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30).filter(lambda text: text.strip())
-HARMLESS = TEXT.filter(lambda text: find_control_text(text, TOKENIZER, FAMILY.prompt) is None)
+CONTROLS = control_tokens(PROCESSOR, FAMILY.prompt, ChatTemplate("folder", CHAT_TEMPLATE, "text"))
+HARMLESS = TEXT.filter(lambda text: find_control_text(text, CONTROLS, FAMILY.prompt) is None)
 """Hypothesis also draws strings from the code under test, control tokens among them."""
 
 

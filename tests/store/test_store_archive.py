@@ -31,7 +31,15 @@ SPEC = make_spec(
     created="2025-01-01T00:00:00+00:00",
     # what run.json did not have yet
     request=make_request(plain_greedy=True),
-    model=make_model_spec(answer_settings="{}"),
+    model=make_model_spec(
+        answer_settings="{}",
+        notes=(),
+        base=None,
+        base_revision=None,
+        base_fingerprint=None,
+        adapter_fingerprint=None,
+        adapters=(),
+    ),
 )
 ROWS = 8
 

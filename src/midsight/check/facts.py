@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
+from midsight.checkpoints.adapter import find_model
 from midsight.checkpoints.checkpoint import Checkpoint, count_parameters, left_out_parts, loaded_parameters
 from midsight.checkpoints.fingerprint import fingerprint
 from midsight.checkpoints.generation import read_generation
-from midsight.checkpoints.hub import find_model_folder, how_to_download_again
+from midsight.checkpoints.hub import how_to_download_again
 from midsight.checkpoints.loading import closest_to_float32, find_chat_template, load_processor
 from midsight.checkpoints.open_folder import open_checkpoint
 from midsight.checkpoints.quiet import quiet_transformers
@@ -32,7 +33,11 @@ class ModelFacts:
     source: str
     """Folder or hub id, as given."""
     folder: str
-    """The folder whose files were read."""
+    """The folder whose files were read; of an adapter, that of its base model."""
+    base: str | None
+    """Folder or hub id of an adapter's base model; None for a whole model."""
+    adapter_folder: str | None
+    """The adapter's folder; None for a whole model."""
     format: str
     """How the folder stores its model: `transformers` or `published phi4mm`."""
     family: str
@@ -81,12 +86,13 @@ class ModelFacts:
     """Free memory on this machine by device."""
 
 
-def read_facts(source: str | Path, *, revision: str | None = None) -> ModelFacts:
+def read_facts(source: str | Path, *, revision: str | None = None, base: str | Path | None = None) -> ModelFacts:
     """Opens a model as `midsight.load` would, without its weights, and accounts for every tensor.
 
     Args:
-        source: Model folder or hub id.
+        source: Folder or hub id of a model or an adapter.
         revision: Branch, tag or commit of a hub id.
+        base: Folder or hub id of an adapter's base model; by default the one that the adapter names.
 
     Returns:
         The facts.
@@ -94,25 +100,31 @@ def read_facts(source: str | Path, *, revision: str | None = None) -> ModelFacts
     Raises:
         MidsightError: The model cannot be loaded.
     """
-    found = find_model_folder(source, revision=revision)
-    with quiet_transformers(), how_to_download_again(found.path):
-        checkpoint = open_checkpoint(found.path)
+    found = find_model(source, revision=revision, base=base)
+    folder = found.folder.path
+    with quiet_transformers(), how_to_download_again(folder):
+        checkpoint = open_checkpoint(folder, found.adapter)
         family, config = checkpoint.family, checkpoint.config
-        processor = load_processor(checkpoint, found.path)
+        processor = load_processor(checkpoint, folder)
         template, notes = find_chat_template(processor, family, str(source))
-        generation = read_generation(found.path, processor.tokenizer, config)
+        generation = read_generation(folder, processor.tokenizer, config)
         checkpoint.account()
     text = config.get_text_config()
     prompt = render(processor, family.prompt, template, EXAMPLE_QUESTION) if template else ""
     parameters = count_parameters(checkpoint)
+    if found.adapter:
+        parameters["adapter"] = sum(header.parameters for header in found.adapter.headers.values())
+    origin = found.origin(checkpoint.headers)
     return ModelFacts(
         source=str(source),
-        folder=str(found.path),
+        folder=str(folder),
+        base=found.name if found.adapter else None,
+        adapter_folder=str(found.adapter.path) if found.adapter else None,
         format=checkpoint.format,
         family=family.name,
         architecture=family.architecture,
         revision=found.revision,
-        fingerprint=fingerprint(found.path, checkpoint.headers),
+        fingerprint=origin.fingerprint if origin else fingerprint(folder, checkpoint.headers),
         parameters=parameters,
         left_out=tuple(part for part in parameters if part in left_out_parts(family)),
         lora=describe_lora(checkpoint),
@@ -152,7 +164,7 @@ def describe_lora(checkpoint: Checkpoint) -> str:
     lora_folder = checkpoint.family.stored.lora_folder
     if lora_folder is None:
         return "the family has none"
-    if not checkpoint.has_lora:
+    if not checkpoint.has_own_lora:
         return f"no {lora_folder}/: merged into the weights, or missing; the files do not say which"
     return "beside the weights"
 

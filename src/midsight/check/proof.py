@@ -13,7 +13,7 @@ from midsight.check.check import Check
 from midsight.check.family_checks import SECTIONS, run_section, run_sections
 from midsight.check.lora import check_factors, compare_lora, extract_each
 from midsight.check.subject import make_subject
-from midsight.checkpoints.hub import find_model_folder
+from midsight.checkpoints.adapter import find_model
 from midsight.checkpoints.loading import LoadedModel, Lora
 from midsight.extraction.model import load
 from midsight.extraction.request import Request, resolve
@@ -93,6 +93,7 @@ def prove(
     dtype: str = "auto",
     device: str = "auto",
     lora: Lora = "auto",
+    base: str | Path | None = None,
     prompt_template: str | Path = "auto",
 ) -> Proof:
     """Loads a model as `extract` would, and measures its numbers on three drawn images.
@@ -103,6 +104,7 @@ def prove(
         dtype: As in `midsight.load`.
         device: As in `midsight.load`.
         lora: As in `midsight.load`.
+        base: As in `midsight.load`.
         prompt_template: `auto`, `raw`, or a file with a chat template.
 
     Returns:
@@ -111,15 +113,17 @@ def prove(
     Raises:
         MidsightError: The model cannot be loaded, or an argument has a wrong value.
     """
-    folder = find_model_folder(source, revision=revision).path
     samples = shipped_samples()
-    model = load(folder, dtype=dtype, device=device, lora=lora)
+    model = load(source, revision=revision, dtype=dtype, device=device, lora=lora, base=base)
     loaded = model.loaded
     limit = LIMITS[loaded.dtype]
     if loaded.dtype == torch.float32 and loaded.device.type != "cpu":
         limit = LIMIT_ON_ACCELERATORS
     subject = make_subject(loaded, samples, limit=limit, max_new_tokens=NEW_TOKENS, prompt_template=prompt_template)
-    checks = (*run_sections(subject, SECTIONS), *run_section("LoRA", lambda: check_factors(subject, folder)))
+    checks = (
+        *run_sections(subject, SECTIONS),
+        *run_section("LoRA", lambda: check_factors(subject, find_model(source, revision=revision, base=base))),
+    )
     proof = as_loaded(loaded, checks, render_example(loaded, samples[0], prompt_template))
     if loaded.lora != "merged" or not subject.is_extracted:
         return proof
@@ -128,7 +132,7 @@ def prove(
     loaded.hf_model.to("meta")
     gc.collect()
     # dtype and device of the first load, because `auto` depends on the memory that is free
-    other = load(folder, dtype=proof.dtype, device=proof.device, lora="off").loaded
+    other = load(source, revision=revision, base=base, dtype=proof.dtype, device=proof.device, lora="off").loaded
     off_and_on = run_section("LoRA", lambda: [compare_lora(extract_each(other, request, samples), with_lora)])
     return replace(proof, checks=(*proof.checks, *off_and_on))
 

@@ -45,7 +45,8 @@ def describe(facts: ModelFacts) -> dict[str, str]:
     free = ", ".join(f"{decimal(size)} on {device}" for device, size in facts.free_bytes.items())
     return {
         "model": facts.source,
-        **({"folder": facts.folder} if facts.folder != facts.source else {}),
+        **({"base model": facts.base} if facts.base is not None else {}),
+        **({"folder": facts.folder} if facts.folder not in (facts.source, facts.base) else {}),
         "format": facts.format,
         "family": f"{facts.family} ({facts.architecture})",
         "revision": facts.revision or "none, a plain folder",

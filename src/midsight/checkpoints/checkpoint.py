@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 
 from midsight.checkpoints.headers import Headers
+from midsight.checkpoints.peft_folder import PeftFolder
 from midsight.families.family import Family
 
 LoraMode = Literal["merged", "unmerged", "off"]
@@ -30,7 +31,7 @@ class Checkpoint:
     """The family's declarations."""
     config: Any
     """transformers' config of the whole model."""
-    has_lora: bool
+    has_own_lora: bool
     """Whether the LoRA that image input needs is stored beside the weights."""
     headers: Headers
     """Every stored tensor that midsight uses or counts, by stored name."""
@@ -40,8 +41,15 @@ class Checkpoint:
     """Makes the model with its weights; raises MidsightError."""
     load_processor: Callable[[], Any]
     """Makes transformers' processor from the folder's files, or ProcessorParts; raises MidsightError."""
+    adapter: PeftFolder | None = None
+    """The adapter that is applied to the folder's model, if the user gave one."""
     notes: tuple[str, ...] = ()
     """What a user should know about the folder, one sentence each."""
+
+    @property
+    def has_lora(self) -> bool:
+        """Whether a LoRA is stored beside the weights: the one for images, or an adapter's."""
+        return self.has_own_lora or self.adapter is not None
 
 
 @dataclass(frozen=True)
@@ -110,4 +118,6 @@ def loaded_parameters(checkpoint: Checkpoint, lora: LoraMode | None) -> int:
     left_out = {*left_out_parts(checkpoint.family)}
     if lora != "unmerged":
         left_out.add(image_lora(checkpoint.family) or "")
-    return sum(count for part, count in count_parameters(checkpoint).items() if part not in left_out)
+    own = sum(count for part, count in count_parameters(checkpoint).items() if part not in left_out)
+    adapter = checkpoint.adapter.headers.values() if checkpoint.adapter and lora == "unmerged" else ()
+    return own + sum(header.parameters for header in adapter)

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from midsight.checkpoints.headers import Headers
-from midsight.checkpoints.hub import TEXTS
+from midsight.checkpoints.hub import TEXTS, VOCABULARY
+from midsight.errors import MidsightError
+from midsight.families.placement import stored_tensor
 
 SAMPLED_BYTES = 64 * 1024
 """Size of each of the three windows that are read from a file's data."""
@@ -17,6 +19,8 @@ def decisive_files(folder: Path, headers: Headers) -> list[Path]:
     """The files that decide a model's numbers: its tensors, and the config and tokenizer files next to them."""
     weights = {header.file for header in headers.values()}
     texts = {inside / name for inside in {folder, *(w.parent for w in weights)} for name in TEXTS}
+    if not (folder / "tokenizer.json").is_file():
+        texts |= {folder / name for name in VOCABULARY}
     return sorted(weights | {path for path in texts if path.is_file()})
 
 
@@ -45,9 +49,16 @@ def fingerprint(folder: Path, headers: Headers) -> str:
 
 
 def weights_fingerprint(hf_model: Any) -> str:
-    """SHA-256 over the names, shapes and up to 64 values of every parameter of a model in memory, hex."""
+    """SHA-256 over the names, shapes and up to 64 values of every parameter of a model in memory, hex.
+
+    Raises MidsightError for a parameter without values.
+    """
     digest = hashlib.sha256()
-    for name, tensor in sorted(hf_model.named_parameters()):
+    for name, _ in sorted(hf_model.named_parameters()):
+        owner, _, attribute = name.rpartition(".")
+        tensor = stored_tensor(hf_model.get_submodule(owner), attribute)
+        if tensor is None:
+            raise MidsightError(f"The model has no values for {name}; load its weights first.")
         values = tensor.detach().flatten()
         spread = values[:: max(1, len(values) // 64)][:64].float().cpu().numpy()
         digest.update(f"{name}:{tuple(tensor.shape)}\n".encode() + spread.tobytes())

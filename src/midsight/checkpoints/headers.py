@@ -52,9 +52,17 @@ def read_header(path: Path) -> dict[str, TensorHeader]:
     for name, header in headers.items():
         if name.endswith((".weight", ".bias")) and header.dtype not in FLOATS:
             raise MidsightError(
-                f"{path} stores {name} as {header.dtype}, quantised; load it with transformers and use midsight.wrap."
+                f"{path} stores {name} as {header.dtype}, quantised; {how_to_wrap('AutoModelForImageTextToText')}."
             )
     return headers
+
+
+def how_to_wrap(model_class: str) -> str:
+    """What to do with quantised weights, as the end of a sentence; `model_class` is transformers' class."""
+    return (
+        f"load it with transformers: model = {model_class}.from_pretrained(FOLDER); "
+        "processor = AutoProcessor.from_pretrained(FOLDER); model = midsight.wrap(model, processor)"
+    )
 
 
 def read_headers(folder: Path) -> dict[str, TensorHeader]:

@@ -36,6 +36,8 @@ TEXTS = (
 """The files that are read in addition to the weights; never Python, pickles or ONNX."""
 LORA_FILES = ("adapter_config.json", "adapter_model.safetensors")
 """The files that are read from a LoRA's folder."""
+VOCABULARY = ("vocab.json", "merges.txt")
+"""The files that are read in place of a tokenizer.json."""
 
 
 @dataclass(frozen=True)
@@ -125,10 +127,18 @@ def download(hub_id: str, revision: str | None) -> Path:
     """Downloads the files that midsight reads, and returns the snapshot folder; raises MidsightError."""
     folder = fetch(hub_id, revision, allow=TEXTS, ignore="*/*")
     with how_to_download_again(folder):
-        patterns = weight_patterns(read_index(folder), lora_folder(folder))
+        weights = weight_patterns(read_index(folder), lora_folder(folder))
+    vocabulary = () if (folder / "tokenizer.json").exists() else VOCABULARY
+    patterns = LORA_FILES if is_adapter(folder) else (*weights, *vocabulary)
     # at the commit that the first call found, because the branch may move in between
     fetch(hub_id, folder.name, allow=patterns, ignore="*/*/*")
     return folder
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder has an adapter and no model."""
+    whole = any((folder / name).exists() for name in ("config.json", ONLY_WEIGHTS, INDEX))
+    return (folder / LORA_FILES[0]).exists() and not whole
 
 
 def lora_folder(folder: Path) -> str | None:

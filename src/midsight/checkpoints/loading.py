@@ -9,20 +9,15 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from midsight.checkpoints.adapter import AdapterOrigin, find_model
 from midsight.checkpoints.checkpoint import Checkpoint, CheckpointFormat, LoadChoice, LoraMode, loaded_parameters
-from midsight.checkpoints.fingerprint import fingerprint, weights_fingerprint
-from midsight.checkpoints.generation import (
-    AnswerSettings,
-    as_ids,
-    read_answer_settings,
-    read_generation,
-    validate_stop_ids,
-)
-from midsight.checkpoints.hub import find_model_folder, how_to_download_again
+from midsight.checkpoints.device_map import SPARE_MEMORY, DeviceMap, dispatch, free_by_device, validate_device_map
+from midsight.checkpoints.fingerprint import fingerprint
+from midsight.checkpoints.generation import AnswerSettings, read_generation
+from midsight.checkpoints.hub import how_to_download_again
 from midsight.checkpoints.open_folder import open_checkpoint
 from midsight.checkpoints.quiet import quiet_transformers
 from midsight.errors import MidsightError, ModelFileError, Option
-from midsight.families.catalogue import FAMILIES, find_family
 from midsight.families.family import Family
 from midsight.families.inputs import layer_types, sliding_window
 from midsight.memory import free_memory
@@ -32,9 +27,6 @@ Lora = Literal["auto", "merged", "unmerged", "off"]
 """How the LoRA that image input needs is applied: added to the weights, computed beside them, or left out, which
 gives another model's numbers. `auto` merges in float32. In 16 bits it keeps the LoRA beside the weights, as the
 published code does, because merged weights are rounded once more (docs/checkpoints.md)."""
-
-SPARE_MEMORY = 0.8
-"""Largest share of the free memory that weights may take."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +52,7 @@ class LoadedModel:
     dtype: torch.dtype
     """The dtype of the decoder's weights."""
     device: torch.device
-    """Where the weights are."""
+    """Where the weights are; of a model on several devices, where its inputs go."""
     sliding_window: int | None
     """Number of tokens, itself included, that a token reads in the decoder's sliding layers; None without any."""
     answer_settings: AnswerSettings
@@ -74,6 +66,10 @@ class LoadedModel:
     """The bugs that were fixed at load, one sentence each."""
     notes: tuple[str, ...]
     """What a user should know about the load, one sentence each."""
+    adapters: tuple[str, ...] = ()
+    """Names of the adapters that are on in a wrapped model."""
+    adapter: AdapterOrigin | None = None
+    """Where base and adapter come from, if an adapter's folder was loaded."""
 
     @property
     def has_weights(self) -> bool:
@@ -134,8 +130,8 @@ class WithoutWeights:
     """transformers' config of the whole model."""
     account: Callable[[], None]
     """Raises MidsightError if a tensor is missing, extra or misshapen; reads headers only."""
-    load: Callable[[], Any]
-    """Makes transformers' model with its weights; raises MidsightError."""
+    load: Callable[[], tuple[Any, tuple[str, ...]]]
+    """Makes transformers' model with its weights, and notes about it; raises MidsightError."""
 
 
 def load_model(
@@ -145,18 +141,23 @@ def load_model(
     dtype: str = "auto",
     device: str = "auto",
     lora: Lora = "auto",
+    base: str | Path | None = None,
+    device_map: DeviceMap | None = None,
     audio: bool = False,
     weights: bool = True,
 ) -> LoadedModel:
     """Loads a model, in transformers' format or in the published format of Phi-4-multimodal.
 
     Args:
-        source: Model folder or hub id.
+        source: Model folder or hub id, or those of a PEFT adapter.
         revision: Branch, tag or commit of a hub id.
         dtype: `auto`, `float32`, `bfloat16` or `float16`. `auto` is the checkpoint's dtype on a GPU; on a CPU it is
             float32 if that fits in memory, else the checkpoint's.
         device: `auto`, `cpu`, `mps`, `cuda` or `cuda:N`.
-        lora: `auto`, `merged`, `unmerged` or `off`: how a LoRA that image input needs is applied.
+        lora: `auto`, `merged`, `unmerged` or `off`: how an adapter, and a LoRA that image input needs, are applied.
+        base: Folder or hub id of an adapter's base model; by default the one that the adapter names.
+        device_map: `auto` or a mapping from numbers of decoder layers to devices or `disk`, for a model that is larger
+            than one device.
         audio: Load the audio tower too, which no image prompt uses.
         weights: Without them `hf_model` has only a config, which is enough for a dry run.
 
@@ -166,7 +167,16 @@ def load_model(
     Raises:
         MidsightError: The model cannot be loaded, or an argument has a wrong value.
     """
-    opened = open_model(source, revision=revision, dtype=dtype, device=device, lora=lora, audio=audio)
+    opened = open_model(
+        source,
+        revision=revision,
+        dtype=dtype,
+        device=device,
+        lora=lora,
+        base=base,
+        device_map=device_map,
+        audio=audio,
+    )
     if weights:
         return add_weights(opened)
     opened.hf_model.account()
@@ -180,32 +190,39 @@ def open_model(
     dtype: str = "auto",
     device: str = "auto",
     lora: Lora = "auto",
+    base: str | Path | None = None,
+    device_map: DeviceMap | None = None,
     audio: bool = False,
 ) -> LoadedModel:
     """A model as `load_model` makes it, from its small files and tensor headers; `add_weights` loads the rest."""
     if lora not in get_args(Lora):
         raise MidsightError(Option("lora", lora), f" is unknown; give {' or '.join(get_args(Lora))}.")
     target = choose_device(device)
-    found = find_model_folder(source, revision=revision)
-    folder = found.path
+    if device_map is not None:
+        validate_device_map(device_map)
+    found = find_model(source, revision=revision, base=base)
+    folder = found.folder.path
     with quiet_transformers(), how_to_download_again(folder):
-        checkpoint = open_checkpoint(folder)
+        checkpoint = open_checkpoint(folder, found.adapter)
         family = checkpoint.family
         torch_dtype, dtype_notes = choose_dtype(dtype, target, checkpoint)
         mode, lora_notes = choose_lora(lora, torch_dtype, checkpoint, folder)
         processor = load_processor(checkpoint, folder)
         template, template_notes = find_chat_template(processor, family, str(source))
         generation = read_generation(folder, processor.tokenizer, checkpoint.config)
+    origin = found.origin(checkpoint.headers)
 
     def account() -> None:
         with quiet_transformers(), how_to_download_again(folder):
             checkpoint.account()
 
-    def load() -> Any:
+    def load() -> tuple[Any, tuple[str, ...]]:
+        free = {} if device_map is None else free_by_device(target)
+        at = target if device_map is None else torch.device("cpu")  # dispatched from there
         with quiet_transformers(), how_to_download_again(folder):
-            hf_model = checkpoint.load_weights(LoadChoice(torch_dtype, target, mode, unused=audio)).eval()
+            hf_model = checkpoint.load_weights(LoadChoice(torch_dtype, at, mode, unused=audio)).eval()
         hf_model.generation_config = generation.config
-        return hf_model
+        return hf_model, () if device_map is None else (dispatch(hf_model, family, device_map, target, free),)
 
     return LoadedModel(
         hf_model=WithoutWeights(checkpoint.config, account, load),
@@ -215,7 +232,7 @@ def open_model(
         name=str(source),
         revision=found.revision,
         format=checkpoint.format,
-        fingerprint=fingerprint(folder, checkpoint.headers),
+        fingerprint=origin.fingerprint if origin else fingerprint(folder, checkpoint.headers),
         dtype=torch_dtype,
         device=target,
         sliding_window=sliding_window(checkpoint.config),
@@ -224,6 +241,7 @@ def open_model(
         lora=mode or ("in the weights" if family.stored.lora_folder else "none"),
         fixes=(),
         notes=(*checkpoint.notes, *dtype_notes, *lora_notes, *generation.notes, *template_notes),
+        adapter=origin,
     )
 
 
@@ -231,79 +249,14 @@ def add_weights(model: LoadedModel) -> LoadedModel:
     """The model with its weights in memory and its bugs fixed; unchanged if they are there. Raises MidsightError."""
     if model.has_weights:
         return model
-    hf_model = model.hf_model.load()
+    hf_model, notes = model.hf_model.load()
     return replace(
         model,
         hf_model=hf_model,
         attention=hf_model.config._attn_implementation,
         fixes=model.family.stored.fixes(hf_model),
+        notes=(*model.notes, *notes),
     )
-
-
-def wrap_model(hf_model: Any, processor: Any) -> LoadedModel:
-    """Takes a model that is already in memory; its weights stay as they are.
-
-    The model may be fine-tuned, quantised, or inside a PEFT model, whose active adapters stay on.
-
-    Args:
-        hf_model: A transformers model of a known family, or a PEFT model around one. Its bugs are fixed in place.
-        processor: Its processor, as AutoProcessor makes it.
-
-    Returns:
-        The model.
-
-    Raises:
-        MidsightError: The family is unknown, or the processor belongs to another family.
-    """
-    plain = without_peft(hf_model)
-    kind = type(plain).__name__
-    # a subclass that a user wrote counts as the class that it is derived from
-    known = [parent.__name__ for parent in type(plain).__mro__ if parent.__name__ in FAMILIES]
-    family = find_family(known or [kind], f"The model of class {kind}")
-    config: Any = plain.config
-    validate_wrapped_processor(processor, family)
-    family.vision.validate_processor(processor, config)
-    template, notes = find_chat_template(processor, family, type(processor).__name__)
-    plain.eval()
-    # token ids go to its device, and quantisation usually does not change its dtype
-    embedding: Any = plain.get_submodule(family.modules.token_embedding).weight
-    stop_ids = as_ids(plain.generation_config.eos_token_id, "The model's generation config")
-    validate_stop_ids(stop_ids, processor.tokenizer, vocab_size(config), "The model's generation config")
-    settings, answer_notes = read_answer_settings(
-        plain.generation_config, stop_ids, vocab_size(config), "The model's generation config"
-    )
-    return LoadedModel(
-        hf_model=plain,
-        processor=processor,
-        family=family,
-        chat_template=template,
-        name=config.name_or_path or kind,
-        revision=None,
-        format="in memory",
-        fingerprint=weights_fingerprint(plain),
-        dtype=embedding.dtype,
-        device=embedding.device,
-        sliding_window=sliding_window(config),
-        answer_settings=settings,
-        attention=config._attn_implementation,
-        lora="as given",
-        fixes=family.stored.fixes(plain),
-        notes=(*answer_notes, *notes),
-    )
-
-
-def validate_wrapped_processor(processor: Any, family: Family) -> None:
-    """Raises MidsightError if a processor lacks what the family's prompts and images need."""
-    source = f"The processor of class {type(processor).__name__}"
-    tokenizer, image_processor = getattr(processor, "tokenizer", None), getattr(processor, "image_processor", None)
-    image_token = family.prompt.image_token
-    if tokenizer is None or image_processor is None or image_token not in tokenizer.get_vocab():
-        raise MidsightError(
-            f"{source} has no tokenizer with {image_token} and image processor; give the one that AutoProcessor makes "
-            f"for {family.name}."
-        )
-    if tokenizer.pad_token_id is None:
-        raise MidsightError(f"{source} has a tokenizer without pad_token; set tokenizer.pad_token.")
 
 
 def find_chat_template(processor: Any, family: Family, source: str) -> tuple[ChatTemplate | None, tuple[str, ...]]:
@@ -314,23 +267,6 @@ def find_chat_template(processor: Any, family: Family, source: str) -> tuple[Cha
     template = find_template(processor, family.prompt)
     note = describe_template(processor, family.prompt, template, folder=source, name=family.name)
     return template, (note,) if note else ()
-
-
-def without_peft(hf_model: Any) -> Any:
-    """The transformers model inside a PEFT model, adapter layers included; any other model is returned unchanged.
-
-    Raises MidsightError for an adapter that works outside the layers, as prompt tuning does.
-    """
-    configs = getattr(hf_model, "peft_config", None)
-    if configs is None or not hasattr(hf_model, "get_base_model"):
-        return hf_model
-    outside = [config.peft_type for config in configs.values() if config.is_prompt_learning]
-    if outside:
-        raise MidsightError(
-            f"The PEFT model has {outside[0].value}, which adds trained prompts that midsight would leave out; "
-            "give a model with LoRA or another adapter inside the layers."
-        )
-    return hf_model.get_base_model()
 
 
 def load_processor(checkpoint: Checkpoint, folder: Path) -> Any:
@@ -348,11 +284,6 @@ def load_processor(checkpoint: Checkpoint, folder: Path) -> Any:
             folder / "tokenizer.json",
         )
     return processor
-
-
-def vocab_size(config: Any) -> int:
-    """Number of rows of the language-model head."""
-    return config.get_text_config().vocab_size
 
 
 def choose_device(device: str) -> torch.device:
@@ -381,7 +312,7 @@ def choose_dtype(dtype: str, device: torch.device, checkpoint: Checkpoint) -> tu
         if dtype not in {"float32", "bfloat16", "float16"}:
             raise MidsightError(Option("dtype", dtype), " is unknown; give auto, float32, bfloat16 or float16.")
         return getattr(torch, dtype), ()
-    stored = checkpoint.config.dtype
+    stored = checkpoint.config.dtype or checkpoint.config.get_text_config().dtype
     if stored not in (torch.bfloat16, torch.float16):
         stored = torch.float32
     if device.type != "cpu":
@@ -407,16 +338,20 @@ def choose_lora(
 ) -> tuple[LoraMode | None, tuple[str, ...]]:
     """How the LoRA beside the weights is applied, None if there is no such LoRA; and notes about it."""
     lora_folder = checkpoint.family.stored.lora_folder
+    lacks_own = lora_folder is not None and not checkpoint.has_own_lora
+    notes = (missing_lora_note(str(folder), f"{lora_folder}/"),) if lacks_own else ()
     if checkpoint.has_lora:
-        return (closest_to_float32(dtype) if lora == "auto" else lora), ()
+        return (closest_to_float32(dtype) if lora == "auto" else lora), notes
     if lora != "auto":
         raise MidsightError(
             Option("lora", lora), f" needs a LoRA beside the weights, and {folder} has none; leave the option out."
         )
-    if lora_folder is None:
-        return None, ()
-    note = (
-        f"{folder} has no {lora_folder}/, so its weights are used unchanged: that is right if the LoRA for images is "
+    return None, notes
+
+
+def missing_lora_note(source: str, what: str) -> str:
+    """The note about a model that has no LoRA for images beside its weights; `what` names where it would be."""
+    return (
+        f"{source} has no {what}, so its weights are used unchanged: that is right if the LoRA for images is "
         "merged into them, and gives another model's numbers if the LoRA is missing."
     )
-    return None, (note,)

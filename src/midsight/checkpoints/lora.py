@@ -48,8 +48,9 @@ class LoraLinear(nn.Module):
         """`factors` are A [rank, columns], B [rows, rank] and scale of each LoRA, in the layer's dtype."""
         super().__init__()
         self.base_layer = base_layer
-        self.lora_A = nn.ParameterList(nn.Parameter(a, requires_grad=False) for a, _, _ in factors)
-        self.lora_B = nn.ParameterList(nn.Parameter(b, requires_grad=False) for _, b, _ in factors)
+        # modules of their own, so that accelerate can bring their weights when they are called
+        self.lora_A = nn.ModuleList(as_linear(a) for a, _, _ in factors)
+        self.lora_B = nn.ModuleList(as_linear(b) for _, b, _ in factors)
         self.scales = tuple(scale for _, _, scale in factors)
         self.is_on = True
 
@@ -59,8 +60,16 @@ class LoraLinear(nn.Module):
         if not self.is_on:
             return output
         for a, b, scale in zip(self.lora_A, self.lora_B, self.scales, strict=True):
-            output = output + nn.functional.linear(nn.functional.linear(x, a), b) * scale
+            output = output + b(a(x)) * scale
         return output
+
+
+def as_linear(weight: Tensor) -> nn.Linear:
+    """A linear layer without bias that has this weight, [rows, columns]."""
+    rows, columns = weight.shape
+    linear = nn.Linear(columns, rows, bias=False, device="meta")
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    return linear
 
 
 @contextmanager
@@ -99,21 +108,28 @@ def apply_loras(
     """
     with ExitStack() as stack:
         readers = [(lora, stack.enter_context(tensor_reader(lora.headers))) for lora in loras]
+        for lora, read in readers:
+            for path, name in lora.replaced.items():
+                set_parameter(hf_model, path, read(name))
+        replaced = {path: (read, name) for lora, read in readers for path, name in lora.replaced.items()}
         for path in sorted({path for lora in loras for path in lora.pairs}):
             layer = hf_model.get_submodule(path)
             weight = layer.weight
             pairs = [(read, lora.pairs[path]) for lora, read in readers if path in lora.pairs]
             factors = [(read(p.a).to(weight.device), read(p.b).to(weight.device), p.scale) for read, p in pairs]
             if merged and read_base is not None:
-                full = merge(read_base(f"{path}.weight").to(weight.device), factors)
+                read, name = replaced.get(f"{path}.weight", (read_base, f"{path}.weight"))
+                full = merge(read(name).to(weight.device), factors)
                 # a new parameter: a weight that is tied to another one must not change both
                 layer.weight = nn.Parameter(full.to(weight.dtype), requires_grad=False)
             else:
                 beside = [(a.to(weight.dtype), b.to(weight.dtype), scale) for a, b, scale in factors]
                 hf_model.set_submodule(path, LoraLinear(layer, beside))
-        for lora, read in readers:
-            for path, name in lora.replaced.items():
-                owner, _, attribute = path.rpartition(".")
-                module = hf_model.get_submodule(owner)
-                old = getattr(module, attribute)
-                setattr(module, attribute, nn.Parameter(read(name).to(old.device, old.dtype), requires_grad=False))
+
+
+def set_parameter(hf_model: nn.Module, path: str, values: Tensor) -> None:
+    """Puts new values in the place of a parameter, in its dtype and on its device, and not in that of a tied one."""
+    owner, _, attribute = path.rpartition(".")
+    module = hf_model.get_submodule(owner)
+    old = getattr(module, attribute)
+    setattr(module, attribute, nn.Parameter(values.to(old.device, old.dtype), requires_grad=False))

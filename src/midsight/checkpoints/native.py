@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ import transformers
 from midsight.checkpoints.bounds import validate_sizes
 from midsight.checkpoints.checkpoint import Checkpoint, LoadChoice, ProcessorParts
 from midsight.checkpoints.class_parts import without_modules
-from midsight.checkpoints.headers import Headers, read_headers, read_json
+from midsight.checkpoints.headers import how_to_wrap, read_headers, read_json
 from midsight.checkpoints.hub import read_architectures
 from midsight.checkpoints.lora import apply_loras
-from midsight.checkpoints.peft_folder import find_lora, fit_lora, read_peft_folder
+from midsight.checkpoints.peft_folder import PeftFolder, find_lora, fit_lora, read_peft_folder
+from midsight.checkpoints.processor_files import processor_file, processor_folder, tokenizer_file
 from midsight.checkpoints.reading import tensor_reader
 from midsight.errors import MidsightError, ModelFileError, Option, first_line
 from midsight.families.catalogue import find_family
@@ -26,14 +28,19 @@ LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 """Arguments that keep transformers away from the network and from a folder's Python files."""
 
 
-def open_native(folder: Path) -> Checkpoint:
-    """Reads the folder's config and headers; raises MidsightError if it is not a model that midsight can load."""
+def open_native(folder: Path, adapter: PeftFolder | None = None) -> Checkpoint:
+    """Reads the folder's config and headers; raises MidsightError if it is not a model that midsight can load.
+
+    `adapter` is applied in addition to the LoRA for images that the folder may have.
+    """
     family = find_family(read_architectures(folder), str(folder))
-    validate_native_folder(folder)
+    validate_native_folder(folder, family, adapter)
     headers = read_headers(folder)
     validate_sizes(read_json(folder / "config.json"), headers, folder / "config.json")
     lora_folder = find_lora(folder, family)
-    adapters = [read_peft_folder(lora_folder)] if lora_folder else []
+    own = [read_peft_folder(lora_folder)] if lora_folder else []
+    adapters = [*own, adapter] if adapter else own
+    processor_at, processor_notes = processor_folder(folder, adapter)
 
     # fine-tuning for images may remove the modules that no image prompt uses
     has_unused = any(name.startswith(f"{path}.") for name in headers for path in family.stored.unused_modules.values())
@@ -41,8 +48,8 @@ def open_native(folder: Path) -> Checkpoint:
     def account() -> None:
         on_meta = LoadChoice(torch.bfloat16, torch.device("meta"), None, unused=has_unused)
         hf_model = load_weights(folder, family, on_meta)
-        for adapter in adapters:
-            fit_lora(adapter, hf_model, family)
+        for one in adapters:
+            fit_lora(one, hf_model, family)
 
     def load(choice: LoadChoice) -> Any:
         if choice.unused and family.stored.unused_modules and not has_unused:
@@ -50,7 +57,7 @@ def open_native(folder: Path) -> Checkpoint:
         account()  # before memory is taken, and for parts that are not loaded
         hf_model = load_weights(folder, family, choice)
         if choice.lora in ("merged", "unmerged"):
-            loras = [fit_lora(adapter, hf_model, family) for adapter in adapters]
+            loras = [fit_lora(one, hf_model, family) for one in adapters]
             with tensor_reader(headers) as read:
                 stored = stored_names(headers, family)
                 apply_loras(hf_model, loras, merged=choice.lora == "merged", read_base=lambda name: read(stored[name]))
@@ -60,15 +67,17 @@ def open_native(folder: Path) -> Checkpoint:
         format="transformers",
         family=family,
         config=from_pretrained(transformers.AutoConfig, folder, "config.json"),
-        has_lora=bool(adapters),
-        headers={**headers, **{name: header for adapter in adapters for name, header in adapter.headers.items()}},
+        has_own_lora=bool(own),
+        headers={**headers, **{name: header for one in own for name, header in one.headers.items()}},
         account=account,
         load_weights=load,
-        load_processor=lambda: load_processor(folder),
+        load_processor=lambda: load_processor(processor_at),
+        adapter=adapter,
+        notes=processor_notes,
     )
 
 
-def stored_names(headers: Headers, family: Family) -> dict[str, str]:
+def stored_names(headers: Iterable[str], family: Family) -> dict[str, str]:
     """From the name in transformers' class to the stored name of every tensor."""
     names: dict[str, str] = {}
     for stored in headers:
@@ -76,6 +85,9 @@ def stored_names(headers: Headers, family: Family) -> dict[str, str]:
         for older, newer in family.stored.older_names.items():
             name = re.sub(older, newer, name)
         names |= {stored: stored, name: stored}
+    head, embedding = (f"{path}.weight" for path in (family.modules.lm_head, family.modules.token_embedding))
+    if head not in names and embedding in names:  # the two are one weight
+        names[head] = names[embedding]
     return names
 
 
@@ -93,33 +105,49 @@ def from_pretrained(kind: Any, folder: Path, file: str) -> Any:
 
 def load_processor(folder: Path) -> Any:
     """Transformers' processor of the folder, or ProcessorParts if transformers cannot make a whole processor."""
-    for name in ("tokenizer.json", "tokenizer_config.json", processor_file(folder)):
+    for name in (tokenizer_file(folder), "tokenizer_config.json", processor_file(folder)):
         read_json(folder / name)
     with suppress(Exception):  # then the parts are loaded below, or their errors say what is wrong
         processor: Any = transformers.AutoProcessor.from_pretrained(folder, **LOCAL)
         if hasattr(processor, "tokenizer") and hasattr(processor, "image_processor"):
             return processor
-    tokenizer = from_pretrained(transformers.AutoTokenizer, folder, "tokenizer.json")
-    return ProcessorParts(tokenizer, from_pretrained(transformers.AutoImageProcessor, folder, processor_file(folder)))
+    tokenizer = from_pretrained(transformers.AutoTokenizer, folder, tokenizer_file(folder))
+    path = folder / processor_file(folder)
+    try:
+        return ProcessorParts(tokenizer, from_pretrained(transformers.AutoImageProcessor, folder, path.name))
+    except ModelFileError:
+        validate_image_processor(path)
+        raise
 
 
-def validate_native_folder(folder: Path) -> None:
+def validate_image_processor(path: Path) -> None:
+    """Raises MidsightError if a file names an image processor that transformers does not have."""
+    settings = read_json(path)
+    inner = settings.get("image_processor")
+    kind = (inner if isinstance(inner, dict) else settings).get("image_processor_type")
+    if isinstance(kind, str) and not hasattr(transformers, kind):
+        raise MidsightError(
+            f"{path} names the image processor {kind[:60]!r}, which transformers does not have; write the name of the "
+            "class that it is derived from."
+        )
+
+
+def validate_native_folder(folder: Path, family: Family, adapter: PeftFolder | None) -> None:
     """Raises MidsightError if transformers would load other weights than the folder's, or would quantise them."""
     if (folder / "adapter_config.json").exists():
         raise MidsightError(
             f"{folder} has adapter_config.json next to the model's config, and transformers would load that adapter "
             "and its base model; give the model's own folder, or merge the adapter."
         )
-    if read_json(folder / "config.json").get("quantization_config") is not None:
+    quantisation = read_json(folder / "config.json").get("quantization_config")
+    if quantisation is not None and adapter is not None:
         raise MidsightError(
-            f"{folder / 'config.json'} has a quantization_config; load it with transformers and use midsight.wrap."
+            f"{folder}, the adapter's base model, is quantised; give ",
+            Option("base"),
+            " the same model without quantisation, or load both with PEFT and give the model to midsight.wrap.",
         )
-
-
-def processor_file(folder: Path) -> str:
-    """Name of the file with the image processor's settings; newer transformers write it for the whole processor."""
-    names = ("preprocessor_config.json", "processor_config.json")
-    return next((name for name in names if (folder / name).is_file()), names[0])
+    if quantisation is not None:
+        raise MidsightError(f"{folder / 'config.json'} has a quantization_config; {how_to_wrap(family.architecture)}.")
 
 
 def load_weights(folder: Path, family: Family, choice: LoadChoice) -> Any:

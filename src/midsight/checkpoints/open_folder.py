@@ -11,25 +11,26 @@ from midsight.checkpoints.bounds import validate_files
 from midsight.checkpoints.checkpoint import Checkpoint
 from midsight.checkpoints.headers import read_json
 from midsight.checkpoints.native import open_native
+from midsight.checkpoints.peft_folder import PeftFolder
 from midsight.checkpoints.phi4mm.folder import open_published
 from midsight.errors import MidsightError, ModelFileError
 from midsight.families.catalogue import KNOWN
 
-PUBLISHED_FORMATS: dict[str, Callable[[Path], Checkpoint]] = {"phi4mm": open_published}
+PUBLISHED_FORMATS: dict[str, Callable[[Path, PeftFolder | None], Checkpoint]] = {"phi4mm": open_published}
 """From a `model_type` that transformers does not load to the function that opens such a folder."""
 
 
-def open_checkpoint(folder: Path) -> Checkpoint:
-    """Opens a model folder of any format. Raises MidsightError."""
+def open_checkpoint(folder: Path, adapter: PeftFolder | None = None) -> Checkpoint:
+    """Opens a model folder of any format, with an adapter of the user's if there is one. Raises MidsightError."""
     model_type = read_model_type(folder)
     if model_type in PUBLISHED_FORMATS:
-        return PUBLISHED_FORMATS[model_type](folder)
+        return PUBLISHED_FORMATS[model_type](folder, adapter)
     if model_type not in transformers.CONFIG_MAPPING:
         raise MidsightError(
             f"{folder} has model_type {model_type!r}, which transformers {transformers.__version__} does not load "
             f"without remote code; {KNOWN}."
         )
-    return open_native(folder)
+    return open_native(folder, adapter)
 
 
 def read_model_type(folder: Path) -> str:

@@ -11,18 +11,36 @@ from typing import Any
 
 from torch import nn
 
+from midsight.checkpoints.bounds import validate_files
 from midsight.checkpoints.headers import Headers, read_header, read_json
 from midsight.checkpoints.lora import Lora, LoraPair
+from midsight.checkpoints.patterns import require_quick
 from midsight.errors import MidsightError, ModelFileError
 from midsight.families.family import Family
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
+PICKLE = "adapter_model.bin"
+"""What older versions of PEFT wrote."""
 PREFIX = "base_model.model."
 """How PEFT's names of tensors start."""
 PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 """Values of `init_lora_weights` that leave the base model's weights as they are."""
-MORE_THAN_LORA = ("use_dora", "lora_bias", "alora_invocation_tokens", "layer_replication", "use_qalora")
+MORE_THAN_LORA = (
+    "use_dora",
+    "lora_bias",
+    "alora_invocation_tokens",
+    "layer_replication",
+    "use_qalora",
+    "use_bdlora",
+    "arrow_config",
+    "kasa_config",
+    "monteclora_config",
+    "trainable_token_indices",
+    "target_parameters",
+    "megatron_config",
+    "ensure_weight_tying",
+)
 """Settings with which PEFT computes more than W x + scale B A x."""
 
 
@@ -60,6 +78,12 @@ def find_lora(folder: Path, family: Family) -> Path | None:
 
 def read_peft_folder(path: Path) -> PeftFolder:
     """Reads config and tensor headers; raises MidsightError if a file is missing, damaged, or not a plain LoRA."""
+    validate_files(path)
+    if (path / PICKLE).exists() and not (path / WEIGHTS).exists():
+        raise MidsightError(
+            f"{path} stores its adapter in {PICKLE}, a pickle, which midsight does not open; load it with PEFT and "
+            f"save it with save_pretrained, which writes {WEIGHTS}."
+        )
     for name in (CONFIG, WEIGHTS):
         if not (path / name).is_file():
             raise ModelFileError(f"{path} has no {name}, so its LoRA cannot be read", path / name)
@@ -105,6 +129,7 @@ def fit_lora(adapter: PeftFolder, hf_model: nn.Module, family: Family) -> Lora:
     MidsightError for a tensor that has no counterpart, or another shape than its weight and the config ask for.
     """
     modules = dict(hf_model.named_modules())
+    require_quick(adapter.path / CONFIG, patterns_of(adapter.config), {*modules, *map(trained_path, adapter.headers)})
     parameters = dict(hf_model.named_parameters(remove_duplicate=False))
     factors: dict[str, dict[str, str]] = {}
     replaced: dict[str, str] = {}
@@ -112,16 +137,24 @@ def fit_lora(adapter: PeftFolder, hf_model: nn.Module, family: Family) -> Lora:
         name = native_name(stored, family, {*modules, *parameters})
         if is_unread(name, family, modules):
             continue
+        if ".lora_embedding_" in name:
+            raise more_than_lora(adapter.path, f"a LoRA on the embedding {name.partition('.lora_embedding_')[0]}")
         found = re.fullmatch(r"(.+)\.lora_([AB])\.weight", name)
         if found and isinstance(modules.get(found[1]), nn.Linear):
             factors.setdefault(found[1], {})[found[2]] = stored
         elif name in parameters and tuple(parameters[name].shape) == adapter.headers[stored].shape:
             replaced[name] = stored
+        elif name in parameters:
+            raise no_fit(adapter, family, stored, f"has another shape than {list(parameters[name].shape)}")
+        elif found and found[1] in modules:
+            raise more_than_lora(adapter.path, f"a LoRA on the {type(modules[found[1]]).__name__} {found[1]}")
         elif not found and name.partition(".lora_")[0] in modules:
             raise more_than_lora(adapter.path, stored)
         else:
             raise no_fit(adapter, family, stored, "has no counterpart")
-    for path in sorted({*factors, *targets(adapter.config, modules)}):
+    # a layer that is stored as a whole has no factors, even if it is a target
+    targeted = {path for path in targets(adapter.config, modules) if f"{path}.weight" not in replaced}
+    for path in sorted({*factors, *targeted}):
         for letter in "AB":
             if letter not in factors.get(path, ()):
                 raise no_fit(adapter, family, f"{path}.lora_{letter}.weight", "is missing")
@@ -129,9 +162,22 @@ def fit_lora(adapter: PeftFolder, hf_model: nn.Module, family: Family) -> Lora:
     return Lora(adapter.headers, pairs, replaced)
 
 
+def patterns_of(config: Mapping[str, Any]) -> Iterator[str]:
+    """The regular expressions of a config."""
+    if isinstance(config.get("target_modules"), str):
+        yield config["target_modules"]
+    for name in ("rank_pattern", "alpha_pattern"):
+        yield from config.get(name) or {}
+
+
+def trained_path(stored: str) -> str:
+    """Path of the layer that one of PEFT's tensors belongs to, as it was called in training."""
+    return stored.removeprefix(PREFIX).partition(".lora_")[0]
+
+
 def native_name(stored: str, family: Family, known: set[str]) -> str:
     """The name in transformers' class of one of PEFT's tensors."""
-    name = stored.removeprefix(PREFIX)
+    name = stored.removeprefix(PREFIX).replace(".base_layer.", ".")
     if name in known or name.partition(".lora_")[0] in known:
         return name
     for older, newer in family.stored.older_names.items():
@@ -169,7 +215,7 @@ def is_target(path: str, named: Any) -> bool:
 def make_pair(adapter: PeftFolder, path: str, layer: Any, found: Mapping[str, str], family: Family) -> LoraPair:
     """The factors of one layer; raises MidsightError if they do not fit it."""
     config = adapter.config
-    trained = found["A"].removeprefix(PREFIX).removesuffix(".lora_A.weight")
+    trained = trained_path(found["A"])
     named = config.get("target_modules")
     if named and not is_target(trained, named) and not is_target(path, named):
         raise no_fit(adapter, family, found["A"], "is not one that adapter_config.json targets")

@@ -16,8 +16,11 @@ if TYPE_CHECKING:
 
 
 def check(
-    model: Annotated[str, typer.Argument(help="Folder or hub id of a model.")],
+    model: Annotated[str, typer.Argument(help="Folder or hub id of a model or an adapter.")],
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
+    base: Annotated[
+        str | None, typer.Option(help="Base model of an adapter; by default the one that it names.")
+    ] = None,
     run: Annotated[bool, typer.Option("--run", help="Load it and prove its numbers on this machine.")] = False,
     dtype: Annotated[str, typer.Option(help="With --run: auto, float32, bfloat16 or float16.")] = "auto",
     device: Annotated[str, typer.Option(help="With --run: auto, cpu, mps, cuda or cuda:N.")] = "auto",
@@ -38,12 +41,13 @@ def check(
         for name, value in given.items():
             if value != "auto" and not run:
                 raise MidsightError(Option(name, value), " goes with ", Option("run"), "; add it, or leave both out.")
-        facts = read_facts(model, revision=revision)
+        facts = read_facts(model, revision=revision, base=base)
         proof = None
         if run:
             with Console(stderr=True).status("Measuring"):
                 proof = prove(
-                    facts.folder,
+                    facts.adapter_folder or facts.folder,
+                    base=facts.folder if facts.adapter_folder else None,
                     dtype=dtype,
                     device=device,
                     lora=cast("Lora", lora),

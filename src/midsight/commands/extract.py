@@ -39,7 +39,9 @@ def extract(
             "images, or hf:// name."
         ),
     ],
-    model: Annotated[str, typer.Option("--model", help="Folder or hub id of the model.", rich_help_panel=MODEL)],
+    model: Annotated[
+        str, typer.Option("--model", help="Folder or hub id of the model, or of an adapter.", rich_help_panel=MODEL)
+    ],
     out: Annotated[
         Path,
         typer.Option("--out", help="The run folder; an unfinished run is resumed.", rich_help_panel=STORING),
@@ -155,12 +157,25 @@ def extract(
     device: Annotated[
         str, typer.Option(help="cpu, mps, cuda or cuda:N; auto: a GPU if there is one.", rich_help_panel=MODEL)
     ] = "auto",
+    device_map: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto",
+            help="auto: decoder layers on several GPUs, in main memory and on disk, as far as they fit.",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
     lora: Annotated[
         str,
         typer.Option(
-            help="How the model's LoRA for images is applied: auto, merged, unmerged or off.", rich_help_panel=MODEL
+            help="How an adapter, and the model's LoRA for images, are applied: auto, merged, unmerged or off.",
+            rich_help_panel=MODEL,
         ),
     ] = "auto",
+    base: Annotated[
+        str | None,
+        typer.Option(help="Base model of an adapter; by default the one that it names.", rich_help_panel=MODEL),
+    ] = None,
     pixels: Annotated[
         str | None,
         typer.Option(help="Who resizes images: pil or transformers; by default as published.", rich_help_panel=MODEL),
@@ -255,7 +270,14 @@ def extract(
             shard=own,
             retry_failed=retry_failed,
         )
-        loading = {"revision": revision, "dtype": dtype, "device": device, "lora": lora}
+        loading = {
+            "revision": revision,
+            "dtype": dtype,
+            "device": device,
+            "lora": lora,
+            "base": base,
+            "device_map": device_map,
+        }
         if dry_run:
             say_start(task, model, loading)
             return

@@ -83,7 +83,7 @@ class OpenRows:
         state = self.state
         ids = [state.ids[i] for i in kept]
         left = sorted({state.rows[i] for i in kept})
-        rows = torch.tensor(left, device=state.prompt_ids.device, dtype=torch.int64)
+        rows = torch.tensor(left, dtype=torch.int64)  # on the CPU, because layers may be on several devices
         if kept and len(left) < len(state.prompt_ids):
             state.cache.batch_select_indices(rows)
         prompt_ids = state.prompt_ids[rows]

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
 
-from midsight.checkpoints.loading import LoadedModel, Lora, load_model, wrap_model
+from midsight.checkpoints.device_map import DeviceMap
+from midsight.checkpoints.loading import LoadedModel, Lora, load_model
+from midsight.checkpoints.wrapping import wrap_model
 from midsight.errors import MidsightError, SampleError
 from midsight.extraction.budget import make_budget
 from midsight.extraction.pipeline import extract_all
@@ -100,18 +102,23 @@ def load(
     dtype: str = "auto",
     device: str = "auto",
     lora: Lora = "auto",
+    base: str | Path | None = None,
+    device_map: DeviceMap | None = None,
     audio: bool = False,
     weights: bool = True,
 ) -> Model:
     """Loads a model.
 
     Args:
-        source: Model folder or hub id.
+        source: Folder or hub id of a model or of a PEFT adapter.
         revision: Branch, tag or commit of a hub id.
         dtype: `auto`, `float32`, `bfloat16` or `float16`. `auto` is the checkpoint's dtype on a GPU; on a CPU it is
             float32 if that fits in memory, else the checkpoint's.
         device: `auto`, `cpu`, `mps`, `cuda` or `cuda:N`.
-        lora: `auto`, `merged`, `unmerged` or `off`: how a LoRA that image input needs is applied.
+        lora: `auto`, `merged`, `unmerged` or `off`: how an adapter, and a LoRA that image input needs, are applied.
+        base: Folder or hub id of an adapter's base model; by default the one that the adapter names.
+        device_map: `auto` puts decoder layers on all GPUs, in main memory and on disk, as far as they fit; a mapping
+            like {0: "cuda:1", 1: "disk"} says it for single layers. The rest of the model is on `device`.
         audio: Load the audio tower too, which no image prompt uses.
         weights: If False, only config and processor are loaded; `midsight.extract` loads the weights when it needs
             them.
@@ -123,7 +130,17 @@ def load(
         MidsightError: The model cannot be loaded, or an argument has a wrong value.
     """
     return Model(
-        load_model(source, revision=revision, dtype=dtype, device=device, lora=lora, audio=audio, weights=weights)
+        load_model(
+            source,
+            revision=revision,
+            dtype=dtype,
+            device=device,
+            lora=lora,
+            base=base,
+            device_map=device_map,
+            audio=audio,
+            weights=weights,
+        )
     )
 
 

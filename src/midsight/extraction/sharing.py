@@ -35,7 +35,7 @@ def prefill_shared(
     prefixes = pad_prefixes(model, [items[first] for first in firsts], side)
     begun = prefill(model, prefixes, [images[first] for first in firsts], in_prefix, keep_cache=True)
     filled = continue_prefill(model, begun, pad_suffixes(model, items, row_numbers), at_end)
-    of_sample = torch.tensor(row_numbers, device=model.device)
+    of_sample = torch.tensor(row_numbers)  # on the CPU, because layers may be on several devices
     return replace(filled, states={**filled.states, **{tap: begun.states[tap][of_sample] for tap in in_prefix}})
 
 

@@ -87,7 +87,7 @@ def insert_image_embeddings(
     embeddings = hf_model.get_input_embeddings()(token_ids)
     for row, layout in enumerate(layouts):
         indices = torch.from_numpy(layout.image_indices()).to(embeddings.device)
-        embeddings[row, indices] = torch.cat([image.embeddings for image in images[row]])
+        embeddings[row, indices] = torch.cat([image.embeddings for image in images[row]]).to(embeddings.device)
     return DecoderInputs({"inputs_embeds": embeddings}, {})
 
 

@@ -24,6 +24,7 @@ from transformers.models.mllama.processing_mllama import (
 from midsight.errors import ModelFileError
 from midsight.families.family import Decoder, Family, Modules, Reference, StoredTensors, Vision
 from midsight.families.inputs import DecoderInputs, EncodedImage, ImageInputs
+from midsight.families.placement import device_of
 from midsight.families.resizing import Pixels, with_resizing
 from midsight.prompts.declaration import FamilyPrompt
 from midsight.prompts.token_layout import TokenLayout
@@ -91,7 +92,7 @@ def tiles_of(images: Sequence[ImageInputs]) -> dict[str, Tensor]:
 def encode(model: nn.Module, images: Sequence[ImageInputs]) -> Iterator[Tensor]:
     """Output of the vision model for each image, [tiles, patches with CLS, vision width], padding tiles included."""
     tower: Any = model.get_submodule(VISION_TOWER)
-    device = tower.class_embedding.device
+    device = device_of(tower)
     for start in range(0, len(images), IMAGES_PER_CALL):
         tiles = tiles_of(images[start : start + IMAGES_PER_CALL])
         yield from tower(**{name: value.to(device) for name, value in tiles.items()}).last_hidden_state[0]
@@ -177,7 +178,7 @@ def silence_layer(layer: Any) -> None:
 
     def silence(_attention: nn.Module, _args: Any, output: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
         mask = seen.pop("mask")
-        return (output[0] if mask is None else output[0] * mask[:, 0], *output[1:])
+        return (output[0] if mask is None else output[0] * mask[:, 0].to(output[0].device), *output[1:])
 
     layer.register_forward_pre_hook(note, with_kwargs=True)
     layer.cross_attn.register_forward_hook(silence)
@@ -217,6 +218,7 @@ FAMILY = Family(
             f"<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n{IMAGE_TOKEN}{{question}}<|eot_id|>"
             "<|start_header_id|>assistant<|end_header_id|>\n\n"
         ),
+        placeholder=r"<\|(begin_of_text|end_of_text|finetune_right_pad_id|step_id|eom_id|python_tag)\|>",
     ),
     vision=Vision(
         describe=describe_encoder,

@@ -18,6 +18,7 @@ from transformers.masking_utils import create_bidirectional_mask
 from midsight.errors import ModelFileError, SampleError
 from midsight.families.family import Decoder, Family, Modules, Reference, StoredTensors, Vision
 from midsight.families.inputs import ImageInputs
+from midsight.families.placement import device_of
 from midsight.families.resizing import Pixels
 from midsight.prompts.declaration import FamilyPrompt
 
@@ -164,11 +165,12 @@ def encode_crops(
     first on; the others must be masked, and their features are 0.
     """
     tower: Any = model.get_submodule(VISION_TOWER)
-    weight = tower.embeddings.patch_embedding.weight
-    pixel_values, patch_mask = pixel_values.to(weight.device, weight.dtype), patch_mask.to(weight.device)
+    patch_embedding = tower.embeddings.patch_embedding
+    device = device_of(patch_embedding)
+    pixel_values, patch_mask = pixel_values.to(device, patch_embedding.weight.dtype), patch_mask.to(device)
     embedded = tower.embeddings(pixel_values=pixel_values, patch_attention_mask=patch_mask)
     rows, columns = size or patch_mask.shape[1:]
-    run = torch.zeros(patch_mask.shape[1:], dtype=torch.bool, device=weight.device)
+    run = torch.zeros(patch_mask.shape[1:], dtype=torch.bool, device=device)
     run[:rows, :columns] = True
     hidden_states = embedded[:, run.flatten()]
     attention_mask = create_bidirectional_mask(
@@ -289,7 +291,7 @@ FAMILY = Family(
         image_token_id=lambda config: config.vision_config.image_token_id,
         published=f"<|user|>{IMAGE_TOKEN}{{question}}<|end|><|assistant|>",
         fallback_template=CHAT_TEMPLATE,
-        placeholder=r"<\|(image|audio)_\d+\|>",
+        placeholder=r"<\|((image|audio)_\d+|endofprompt|/?tool(_call)?|tool_response|tag)\|>",
     ),
     vision=Vision(
         describe=describe_encoder,

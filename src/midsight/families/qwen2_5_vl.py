@@ -17,6 +17,7 @@ from transformers import Qwen2VLImageProcessor, Qwen2VLImageProcessorPil
 from midsight.errors import ModelFileError, SampleError
 from midsight.families.family import Decoder, Family, Modules, Reference, StoredTensors, Vision
 from midsight.families.inputs import ImageInputs
+from midsight.families.placement import device_of
 from midsight.families.resizing import Pixels, with_resizing
 from midsight.prompts.declaration import FamilyPrompt
 from midsight.prompts.token_layout import TokenLayout
@@ -75,7 +76,7 @@ def patches_of(images: Sequence[ImageInputs]) -> tuple[Tensor, Tensor]:
 def encode(model: nn.Module, images: Sequence[ImageInputs]) -> Iterator[Tensor]:
     """Output of the last block for each image, [patches, vision width], in the encoder's order: window by window."""
     tower: Any = model.get_submodule(VISION_TOWER)
-    device = tower.patch_embed.proj.weight.device
+    device = device_of(tower.patch_embed)
     groups: list[list[ImageInputs]] = []
     for image in images:
         last = sum(len(other.pixel_values) for other in groups[-1]) if groups else PATCHES_PER_CALL

@@ -53,8 +53,8 @@ class FamilyPrompt:
     fallback_template: str | None = None
     """Jinja chat template for folders without a usable one; None if the family offers none."""
     placeholder: str | None = None
-    """Regular expression of image and audio placeholders that a question must not contain; added tokens of the
-    tokenizer are refused anyway."""
+    """Regular expression of what else a question must not contain: placeholders of images and audio, and control tokens
+    of the published model that its chat template does not use; the template's own are refused anyway."""
 
     @property
     def image_markup(self) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 from midsight.errors import MidsightError, Option, SampleError, first_line
 from midsight.prompts.chat_template import MARK, ChatTemplate, can_interleave, choose_template, render_places
+from midsight.prompts.control_tokens import control_tokens
 from midsight.prompts.declaration import FamilyPrompt
 from midsight.prompts.image_places import UserTurn, place_images
 from midsight.prompts.system_turn import NO_SYSTEM_TURN, SystemTurn, make_system_turn
@@ -35,6 +36,8 @@ class PromptFormat:
     """What that means for the template."""
     interleaves: bool = False
     """Whether the template keeps the places of images between texts; else all images come first."""
+    controls: tuple[str, ...] = ()
+    """Added tokens that no text of the user's may spell."""
 
     def turn(self, sample: Sample) -> UserTurn:
         """The user's turn for a sample: its text, and where its images are. Raises SampleError."""
@@ -78,30 +81,32 @@ def make_prompt_format(
     `folder` names the model in errors; `columns` are those that the user's text may use.
     """
     user_text = parse_user_text(user, columns)
+    template = choose_template(processor, declaration, prompt_template, own=own, folder=folder)
+    controls = control_tokens(processor, declaration, template)
     for option, text in (("prompt", user), ("system", system or "")):
         found = [one.group() for one in PLACEHOLDER.finditer(text)]
         placeholder = next((one for one in found if not one.startswith("{")), None)  # {image} is a column
-        control = placeholder or find_control_text(text, processor.tokenizer, declaration)
+        control = placeholder or find_control_text(text, controls, declaration)
         if control:
             raise MidsightError(
                 Option(option), f" contains the control token {control!r}; leave it out: midsight places it."
             )
-    template = choose_template(processor, declaration, prompt_template, own=own, folder=folder)
     return PromptFormat(
         template,
         user_text,
         system,
         make_system_turn(processor, declaration, template, system),
         can_interleave(processor, declaration, template),
+        controls,
     )
 
 
-def find_control_text(text: str, tokenizer: Any, declaration: FamilyPrompt) -> str | None:
-    """The first control token or image placeholder that `text` spells out, if any."""
+def find_control_text(text: str, controls: Sequence[str], declaration: FamilyPrompt) -> str | None:
+    """The first of the control tokens `controls`, or image placeholder, that `text` spells out, if any."""
     placeholder = re.search(declaration.placeholder, text) if declaration.placeholder else None
     if placeholder:
         return placeholder.group()
-    return next((token for token in sorted(tokenizer.get_added_vocab()) if token in text), None)
+    return next((token for token in controls if token in text), None)
 
 
 def tokenise_prompt(
@@ -117,7 +122,7 @@ def tokenise_prompt(
     if not question.strip():
         raise SampleError("The question is empty; give one, or leave the sample out.")
     # the whole text: its question and the text around it, each harmless, may spell a token together
-    control = find_control_text(turn.text, processor.tokenizer, declaration)
+    control = find_control_text(turn.text, prompt_format.controls, declaration)
     if control:
         raise SampleError(f"The question contains the control token {control!r}; leave it out: midsight places it.")
     if markup := chat_markup(question):

@@ -81,8 +81,20 @@ class ModelSpec:
     """Bugs of the installed transformers that were corrected at load."""
     dtype: str = field(metadata=decisive("dtype"))
     """Type of the weights in memory."""
+    notes: tuple[str, ...] = field(default=(), metadata=ADDED_LATER)
+    """What a user should know about the load, one sentence each."""
     lora: str = field(metadata=decisive("lora"))
     """The LoRA that was applied."""
+    base: str | None = field(default=None, metadata=ADDED_LATER)
+    """Folder or hub id of the base model, if `name` is an adapter."""
+    base_revision: str | None = field(default=None, metadata=ADDED_LATER)
+    """Its commit on the Hugging Face Hub; None if unknown."""
+    base_fingerprint: str | None = field(default=None, metadata=ADDED_LATER)
+    """Hash of the base model's files; `fingerprint` is that of both."""
+    adapter_fingerprint: str | None = field(default=None, metadata=ADDED_LATER)
+    """Hash of the adapter's files."""
+    adapters: tuple[str, ...] = field(default=(), metadata=ADDED_LATER)
+    """Names of the adapters that were on in a model that was given in memory."""
     device_type: str = field(metadata=decisive("device"))
     """Kind of the device: cpu, cuda or mps."""
     attention: str

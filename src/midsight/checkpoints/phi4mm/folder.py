@@ -9,7 +9,9 @@ import transformers
 
 from midsight.checkpoints.checkpoint import Checkpoint
 from midsight.checkpoints.headers import read_json
-from midsight.checkpoints.phi4mm.weights import load_published, read_published
+from midsight.checkpoints.peft_folder import PeftFolder
+from midsight.checkpoints.phi4mm.weights import fit_adapter, load_published, read_published
+from midsight.checkpoints.processor_files import processor_folder
 from midsight.errors import ModelFileError, first_line
 from midsight.families.phi4_multimodal import FAMILY, IMAGE_TOKEN
 
@@ -17,20 +19,25 @@ MEDIA_TOKENS = {"image_token": IMAGE_TOKEN, "audio_token": "<|endoftext11|>"}
 """Tokens that transformers' processor looks up by name. The published files do not name them; the remote code does."""
 
 
-def open_published(folder: Path) -> Checkpoint:
-    """Reads config and tensor headers, and accounts for every tensor. Raises MidsightError."""
+def open_published(folder: Path, adapter: PeftFolder | None = None) -> Checkpoint:
+    """Reads config and tensor headers, and accounts for every tensor. Raises MidsightError.
+
+    `adapter` is applied in addition to the LoRA for images.
+    """
     published = read_published(folder)
     published.account()
+    processor_at, processor_notes = processor_folder(folder, adapter)
     return Checkpoint(
         format="published phi4mm",
         family=FAMILY,
         config=published.config,
-        has_lora=True,
+        has_own_lora=True,
         headers=published.headers,
-        account=lambda: None,  # done above
-        load_weights=lambda choice: load_published(folder, published, choice),
-        load_processor=lambda: load_processor(folder),
-        notes=published.notes,
+        account=lambda: fit_adapter(published, adapter),  # the folder's own tensors are accounted for above
+        load_weights=lambda choice: load_published(folder, published, choice, adapter),
+        load_processor=lambda: load_processor(processor_at),
+        adapter=adapter,
+        notes=(*published.notes, *processor_notes),
     )
 
 

@@ -15,11 +15,15 @@ from midsight.checkpoints.checkpoint import LoadChoice
 from midsight.checkpoints.class_parts import without_modules
 from midsight.checkpoints.headers import Headers, read_headers, read_json
 from midsight.checkpoints.lora import Lora, apply_loras
+from midsight.checkpoints.peft_folder import PeftFolder, fit_lora
 from midsight.checkpoints.phi4mm.config import LoraScale, Shapes, lora_scale, native_config, normalise
 from midsight.checkpoints.phi4mm.tensors import Accounts, account_for
 from midsight.checkpoints.reading import tensor_reader
 from midsight.errors import MidsightError, ModelFileError, first_line
-from midsight.families.phi4_multimodal import AUDIO_EMBED
+from midsight.families.phi4_multimodal import AUDIO_EMBED, FAMILY
+
+TIED = {"lm_head.weight": "model.embed_tokens.weight"}
+"""A weight that is not stored, and the one that it is."""
 
 
 @dataclass(frozen=True)
@@ -65,12 +69,22 @@ def read_published(folder: Path) -> PublishedFolder:
     return PublishedFolder(config, lora, headers, native, notes)
 
 
-def load_published(folder: Path, published: PublishedFolder, choice: LoadChoice) -> Any:
-    """Transformers' Phi4MultimodalForCausalLM with the weights of a published folder.
+def fit_adapter(published: PublishedFolder, adapter: PeftFolder | None) -> None:
+    """Raises MidsightError if an adapter does not fit the model; reads headers only."""
+    if adapter is not None:
+        with torch.device("meta"):
+            fit_lora(adapter, Phi4MultimodalForCausalLM(published.config), FAMILY)
+
+
+def load_published(
+    folder: Path, published: PublishedFolder, choice: LoadChoice, adapter: PeftFolder | None = None
+) -> Any:
+    """Transformers' Phi4MultimodalForCausalLM with the weights of a published folder, and an adapter of the user's.
 
     Tensors are read one at a time: host memory holds the model, unless it is on a GPU, and one weight with its LoRA
     in float32. Raises MidsightError.
     """
+    fit_adapter(published, adapter)  # before memory is taken
     unread = () if choice.unused else (AUDIO_EMBED,)
     with torch.device("meta"):
         model: Any = without_modules(Phi4MultimodalForCausalLM, unread)(published.config)
@@ -81,11 +95,12 @@ def load_published(folder: Path, published: PublishedFolder, choice: LoadChoice)
             set_tensor(model, name, read(stored).to(choice.device, choice.dtype))
         model.tie_weights()
         if choice.lora in ("merged", "unmerged"):
+            loras = [Lora(published.headers, accounts.vision_lora)]
             apply_loras(
                 model,
-                [Lora(published.headers, accounts.vision_lora)],
+                [*loras, fit_lora(adapter, model, FAMILY)] if adapter else loras,
                 merged=choice.lora == "merged",
-                read_base=lambda name: read(accounts.loaded[name]),
+                read_base=lambda name: read(accounts.loaded.get(name) or accounts.loaded[TIED[name]]),
             )
     # its frequencies are buffers, which no file stores
     model.model.rotary_emb = type(model.model.rotary_emb)(published.config).to(choice.device)

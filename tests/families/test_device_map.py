@@ -1,0 +1,145 @@
+"""Models larger than one device, split over main memory and disk: the numbers of transformers' full forward."""
+
+import gc
+import tempfile
+from typing import Any
+
+import accelerate
+import pytest
+import torch
+from transformers import AutoProcessor
+
+import midsight
+from midsight.checkpoints import device_map
+from midsight.checkpoints.device_map import describe_places, fill_devices
+from midsight.extraction.extract_call import extract_samples
+from midsight.extraction.request import Request, resolve
+from midsight.families.family import decoder_layers
+from midsight.samples.sample import Sample
+from midsight.taps.tap import POSITIONS
+from support.family_reference import WITHOUT_PHI
+from support.folders import assert_sentence, said_by
+from support.parity import NEW_TOKENS, assert_parity, expect, samples_of
+from support.pictures import CASES
+
+EVERYTHING = Request(layers="all", residual=True, positions=POSITIONS, max_new_tokens=NEW_TOKENS)
+ON_DISK = {1: "disk", 2: "disk", 4: "disk"}
+ASKED = ["What is this?", "a", "Is there a red circle in the image? Answer yes or no."]
+
+
+def split(folder, **options):
+    return midsight.load(folder, device="cpu", device_map=ON_DISK, **options)
+
+
+def on_meta(hf_model):
+    return [name for name, parameter in hf_model.named_parameters() if parameter.is_meta]
+
+
+def assert_all(model, samples, reference, **options):
+    """Batches of several sizes, their answers too, against the full forward of each sample."""
+    outcomes: Any = extract_samples(model.loaded, resolve(EVERYTHING, model.loaded), samples, **options)
+    for sample, outcome in zip(samples, outcomes, strict=True):
+        assert_parity(outcome, expect(reference, [*sample.images], sample.question))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+def test_batches_and_shared_prefixes_equal_the_full_forward(folder, reference, padding_side):
+    model = split(folder)
+    layers = decoder_layers(model.loaded.hf_model, model.loaded.family)
+    elsewhere = [i for i, layer in enumerate(layers) if all(p.is_meta for p in layer.parameters())]
+    assert elsewhere == [*ON_DISK]
+    assert len(on_meta(model.loaded.hf_model)) == sum(len([*layers[i].parameters()]) for i in ON_DISK)
+    assert model.loaded.device == torch.device("cpu")
+    assert_all(model, samples_of([CASES[0], CASES[3], CASES[4], CASES[1]]), reference, padding_side=padding_side)
+    asked = [Sample(str(i), i, (CASES[4].image,), question) for i, question in enumerate(ASKED)]
+    assert_all(model, asked, reference, padding_side=padding_side)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["phi4_multimodal"], indirect=True)
+def test_a_lora_beside_weights_that_are_on_disk(folder, reference):
+    model = split(folder, lora="unmerged")
+    assert any(".lora_A." in name for name in on_meta(model.loaded.hf_model))
+    assert_all(model, samples_of([CASES[0], CASES[4]]), reference)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WITHOUT_PHI, indirect=True)
+def test_a_model_that_the_user_dispatched(family, folder, reference, tmp_path):
+    """Also its embedding and head are on disk; its fingerprint is that of the same weights in memory."""
+    hf_model = family.model.from_pretrained(folder, dtype=torch.float32).eval()
+    processor = AutoProcessor.from_pretrained(folder)
+    fingerprint = midsight.wrap(hf_model, processor).loaded.fingerprint
+    modules: dict[str, Any] = {
+        **{f"model.{name}": "cpu" for name, _ in hf_model.model.named_children() if name != "language_model"},
+        **{f"model.language_model.{name}": "disk" for name, _ in hf_model.model.language_model.named_children()},
+        "lm_head": "disk",
+    }
+    accelerate.dispatch_model(hf_model, modules, offload_dir=tmp_path / "weights")
+    wrapped = midsight.wrap(hf_model, processor)
+    assert {"lm_head.weight", "model.language_model.embed_tokens.weight"} <= {*on_meta(hf_model)}
+    assert (wrapped.loaded.fingerprint, wrapped.loaded.device) == (fingerprint, torch.device("cpu"))
+    assert_all(wrapped, samples_of([CASES[0], CASES[4]]), reference)
+
+
+@pytest.mark.parametrize("name", ["qwen2_vl"], indirect=True)
+class TestPlaces:
+    """What the option takes and says."""
+
+    def test_auto_leaves_a_model_that_fits_in_one_place(self, folder):
+        model = midsight.load(folder, device="cpu", device_map="auto").loaded
+        assert on_meta(model.hf_model) == []
+        assert model.notes[-1] == "Decoder layers are on cpu (0 to 5); everything else is on cpu."
+
+    def test_auto_puts_on_disk_what_does_not_fit(self, folder, monkeypatch, tmp_path):
+        plain = midsight.load(folder, device="cpu").loaded.hf_model
+        layers = [device_map.size_of(layer) for layer in plain.model.language_model.layers]
+        room = device_map.size_of(plain) - sum(layers[3:]) + 100
+        monkeypatch.setattr(device_map, "free_memory", lambda: int(room / device_map.SPARE_MEMORY))
+        model = midsight.load(folder, device="cpu", dtype="float32", device_map="auto")
+        assert "cpu (0 to 1) and disk (2 to 5)" in model.loaded.notes[-1]
+        midsight.extract([(CASES[0].image, "What?")], model=model, out=tmp_path / "run", answers=False)
+        assert model.loaded.notes[-1] in (tmp_path / "run" / "run.json").read_text()
+
+    def test_the_files_go_with_the_model(self, folder, monkeypatch, tmp_path):
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+        model = split(folder)
+        assert [*tmp_path.glob("*/*.dat")]
+        del model
+        gc.collect()
+        assert not [*tmp_path.glob("*/*.dat")]
+
+    @pytest.mark.parametrize(
+        ("given", "said"),
+        [
+            ("balanced", "'balanced'"),
+            ({"model.layers.0": "disk"}, "numbers of layers"),
+            ({99: "disk"}, "layers 0 to 5"),
+            ({0: "nowhere"}, "nowhere"),
+        ],
+        ids=str,
+    )
+    def test_a_map_that_is_none(self, folder, given, said):
+        sentence = said_by(midsight.load, folder, device="cpu", device_map=given)
+        assert sentence is not None
+        assert_sentence(sentence)
+        assert sentence.startswith("device_map")
+        assert said in sentence
+
+    def test_without_accelerate(self, folder, monkeypatch):
+        monkeypatch.setattr(device_map, "find_spec", lambda _: None)
+        sentence = said_by(midsight.load, folder, device="cpu", device_map="auto")
+        assert sentence == "device_map needs accelerate; install it with `pip install accelerate`."
+
+
+def test_layers_fill_one_device_after_the_other():
+    free = {"cuda:1": 100, "cuda:0": 60, "cpu": 40}
+    # 80 on cuda:1 less 30 for the rest, and 10 for a layer that is brought there
+    assert fill_devices([10] * 14, 170, "cuda:1", free) == ["cuda:1"] * 4 + ["cuda:0"] * 4 + ["cpu"] * 3 + ["disk"] * 3
+    assert fill_devices([10] * 5, 80, "cuda:1", free) == ["cuda:1"] * 5
+    assert fill_devices([10] * 2, 500, "cuda:1", free) == ["cuda:0"] * 2
+
+
+def test_places_are_said_in_words():
+    assert describe_places(["cuda:0", "cuda:0", "cpu", "disk"]) == "cuda:0 (0 to 1), cpu (2) and disk (3)"
