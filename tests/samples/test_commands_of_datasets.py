@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -52,6 +53,25 @@ def test_every_benchmark_of_the_page_has_its_files_here():
     assert {*ROWS} == {*WRITERS}
 
 
+def test_a_dry_run_says_which_rows_cannot_be_extracted(checkpoint, without_weights, tmp_path, monkeypatch):
+    monkeypatch.setattr("midsight.checkpoints.loading.load_model", lambda *_, **__: without_weights)
+    questions = ["<image><image> Same?", "What?", "", "<|im_start|>user"]
+    rows = [{"image": str(tmp_path / "a.png"), "question": question} for question in questions]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    words = [
+        "extract",
+        str(tmp_path / "a.jsonl"),
+        "--model",
+        str(checkpoint),
+        "--out",
+        str(tmp_path / "run"),
+        "--dry-run",
+    ]
+    done = CliRunner().invoke(app, words)
+    assert "The first prompt: <|user|><|endoftext10|>What?<|end|><|assistant|>" in done.output
+    assert re.search(r"^3 rows cannot be extracted: .*\(1 of 3 are like this\)\.$", done.output, re.MULTILINE)
+
+
 @pytest.mark.parametrize("name", ROWS)
 def test_the_command_of_the_page_makes_the_prompts(name, checkpoint, without_weights, tmp_path, monkeypatch):
     WRITERS[name](tmp_path)
@@ -69,7 +89,7 @@ def test_the_command_of_the_page_makes_the_prompts(name, checkpoint, without_wei
     assert f"{len(expected)} sample{'s' if len(expected) > 1 else ''} on 1 image" in done.output.replace(
         "2 images", "1 image"
     )
-    shown = re.search(r"^Prompts look like this: (.*)$", done.output, re.MULTILINE)
+    shown = re.search(r"^The first prompt: (.*)$", done.output, re.MULTILINE)
     assert shown is not None
     declaration = without_weights.family.prompt
     assert in_one_line(expected[0].replace("#", declaration.image_markup)) in shown[1]

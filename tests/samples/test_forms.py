@@ -113,7 +113,8 @@ def test_a_table_written_by_columns_is_refused_with_the_remedy(tmp_path, columns
 @pytest.mark.parametrize(
     ("name", "said"),
     [("a.xlsx", "save the sheet as CSV"), ("a.pkl", "such files can run code"), ("a.zip", "unpack it"),
-     ("a.tar.gz", r"unpack it to a \.tar file"), ("a.parquet.gz", "supported are"), ("a.txt", "write CSV")],
+     ("a.tar.gz", r"unpack it to a \.tar file"), ("a.parquet.gz", "supported are"), ("a.txt", "write CSV"),
+     ("a.JPG", "an image needs a table")],
 )  # fmt: skip
 def test_what_is_not_read_is_refused_with_the_remedy(tmp_path, name, said):
     (tmp_path / name).write_bytes(b"x" * 100)

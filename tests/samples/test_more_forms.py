@@ -251,6 +251,23 @@ class TestJson:
         (tmp_path / "a.jsonl").write_text(json.dumps(row))
         assert prompts(read_good(tmp_path / "a.jsonl")) == ["##Same?"]
 
+    @pytest.mark.parametrize("suffix", [".json", ".jsonl"])
+    def test_a_file_may_be_one_object_over_several_lines(self, tmp_path, suffix):
+        for n, row in enumerate(ROWS):
+            (tmp_path / f"{n}{suffix}").write_text(json.dumps({**row, "image": text(ENCODED[n])}, indent=2) + "\n\n")
+        dataset = read_good(tmp_path)
+        assert [sample.sample_id for sample in dataset.samples] == ["n0", "n1", "n2"]
+        assert all(same_picture(sample.images[0], n) for n, sample in enumerate(dataset.samples))
+        (tmp_path / f"1{suffix}").write_text('{"image": "a.png",\n"question": What?}')
+        (tmp_path / f"3{suffix}").write_text("")
+        damaged = read_table(tmp_path)
+        assert [sample.sample_id for sample in damaged.samples] == ["n0", "n2"]
+        assert "cannot be read as JSON" in damaged.failures[0].reason
+        for n in range(3):
+            (tmp_path / f"{n}{suffix}").unlink()
+        with pytest.raises(MidsightError, match=r"has no row with values, .*; it is empty"):
+            read_table(tmp_path)
+
     def test_pandas_split_form_is_refused_with_the_remedy(self, tmp_path):
         (tmp_path / "a.json").write_text(json.dumps({"columns": ["image"], "index": [0], "data": [["a.png"]]}))
         with pytest.raises(MidsightError, match="holds columns, not rows; with pandas, write to_json"):

@@ -295,6 +295,7 @@ def say_start(task: Task, model: str, loading: Mapping[str, Any]) -> None:
     from midsight.checkpoints.loading import load_model
     from midsight.extraction.display import describe_start
     from midsight.extraction.job import look_ahead, make_job
+    from midsight.extraction.trial import try_prompts
     from midsight.reports.reasons import describe_reasons
     from midsight.reports.terminal import counted, in_one_line
 
@@ -302,9 +303,11 @@ def say_start(task: Task, model: str, loading: Mapping[str, Any]) -> None:
     start = look_ahead(job)
     for parts in start.notes:
         typer.echo(spell_parts(parts, as_flag))
-    typer.echo(f"Prompts look like this: {in_one_line(job.spec.prompt.rendered[:LONGEST_PROMPT])}")
-    if unusable := start.todo.unusable:
-        typer.echo(f"{counted(len(unusable), 'row')} cannot be extracted: {in_one_line(describe_reasons(unusable))}.")
+    prompts = try_prompts(job.task.data, job.model, job.request)
+    if prompts.first is not None:
+        typer.echo(f"The first prompt: {in_one_line(prompts.first[:LONGEST_PROMPT])}")
+    if failures := (*start.todo.unusable, *prompts.failures):
+        typer.echo(f"{counted(len(failures), 'row')} cannot be extracted: {in_one_line(describe_reasons(failures))}.")
     typer.echo(f"{describe_start(start.progress)} Nothing was written.")
 
 

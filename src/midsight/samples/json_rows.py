@@ -43,8 +43,8 @@ _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|["\[\]{},]', re.DOTALL)
 class JsonShape:
     """How a JSON file holds its rows."""
 
-    kind: Literal["lines", "array", "members"]
-    """One object a line, the elements of an array, or the members of an object, whose names are ids."""
+    kind: Literal["lines", "array", "members", "object"]
+    """One object a line, the elements of an array, the members of an object, whose names are ids, or one object."""
     offset: int = 0
     """Where the array or object begins, in bytes."""
     inside: bool = False
@@ -100,10 +100,13 @@ def json_shape(path: Path, split: str | None = None) -> JsonShape:
         if is_json and lines:
             raise MidsightError(f"{path} is not JSON with rows; write [{{...}}, ...], or one object per line.")
         return LINES
-    if len(lines) > 1 and any(not read_cells(line)[1] for line in lines[: 1 if is_json else None]):
+    are_rows = [not read_cells(line)[1] for line in lines]
+    if len(lines) > 1 and any(are_rows[: 1 if is_json else None]):
         return LINES
     members = _read_members(path, offset)
-    return LINES if members.followed else _shape_of_object(path, offset, members, split)
+    shape = LINES if members.followed else _shape_of_object(path, offset, members, split)
+    is_alone = members.is_row and not members.followed and len(lines) > 1 and not any(are_rows)
+    return JsonShape("object", offset) if shape is LINES and is_alone else shape
 
 
 def _shape_of_object(path: Path, offset: int, members: _Members, split: str | None) -> JsonShape:
@@ -215,15 +218,15 @@ def _tokens(file: BinaryIO, offset: int) -> Iterator[tuple[bytes, int]]:
         more = b"" if len(text) > limits.MAX_ROW_BYTES else file.read(max(_CHUNK_BYTES, len(text)))
 
 
-def json_columns(path: Path, shape: JsonShape, limit: int | None) -> tuple[str, ...]:
-    """Every name that occurs in the first `limit` rows; raises MidsightError if there is none."""
+def json_columns(path: Path, shape: JsonShape, limit: int | None, *, may_be_empty: bool = False) -> tuple[str, ...]:
+    """Every name that occurs in the first `limit` rows; raises MidsightError if there is none, unless it may be."""
     columns: dict[str, None] = {}
     first: Row | None = None
     for row in itertools.islice(json_rows(path, shape), limit):
         first = first or row
         if not row.cells.keys() <= columns.keys():
             columns.update(dict.fromkeys(row.cells))
-    if not columns:
+    if not columns and not may_be_empty:
         remedy = "write one JSON object per line" if shape.kind == "lines" else "write one array of JSON objects"
         why = f"{shape.unit} {first.number}: {first.problem or 'it names no values.'}" if first else "it is empty."
         raise MidsightError(f"{path} has no row with values, {remedy}; {why}")
@@ -240,6 +243,11 @@ def json_rows(path: Path, shape: JsonShape, key_column: str = "") -> Iterator[Ro
             for number, offset, line in read_lines(file, path):
                 if line.strip():
                     yield _row(line, TextLocation(path, offset, len(line), number))
+            return
+        if shape.kind == "object":
+            file.seek(shape.offset)
+            data = file.read(limits.MAX_ROW_BYTES + 1).rstrip()
+            yield _row(data, TextLocation(path, shape.offset, len(data), 1))
             return
         elements = _elements(file, shape.offset, alone=not shape.inside)
         for number, (offset, data, problem) in enumerate(elements, start=1):

@@ -14,7 +14,7 @@ from typing import Any
 from midsight.errors import MidsightError, Option, first_line
 from midsight.samples.columnar import joint_sha256, open_arrow, open_parquet
 from midsight.samples.delimited import delimited_rows, find_delimiter, header
-from midsight.samples.folders import is_folder
+from midsight.samples.folders import IMAGE_SUFFIXES, is_folder
 from midsight.samples.json_rows import NAMES_OF_SPLITS, choose_split, json_columns, json_rows, json_shape
 from midsight.samples.rows import Row, Table, TableKind, quoted_names
 from midsight.samples.text_files import (
@@ -82,6 +82,8 @@ def _open_files(path: Path, files: Sequence[Path], root: Path, split: str | None
         remedy = _REMEDIES.get(path.suffix.lower(), "")
         if path.name.lower().endswith((".tar.gz", ".tar.bz2", ".tar.xz")):
             remedy = "unpack it to a .tar file"
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            remedy = "an image needs a table with questions, or name its folder and one question"
         supported = f"supported are {', '.join(_KINDS)}, text also with {', '.join(COMPRESSED)}, and folders"
         raise MidsightError(f"{path} is not a supported table; {remedy + ', ' if remedy else ''}{supported}.")
     if len(kinds) > 1:
@@ -98,11 +100,14 @@ def _open_files(path: Path, files: Sequence[Path], root: Path, split: str | None
         return open_arrow(path, files, root)
     if kind == "tar":
         return open_tar(path, files, root, limit)
-    tables = [_open_text(file, kind, split, limit) for file in files]
-    return tables[0] if len(files) == 1 else _join(path, files, tables, root)
+    tables = [_open_text(file, kind, split, limit, is_one_of_many=len(files) > 1) for file in files]
+    if len(files) > 1 and any(table.columns for table in tables):
+        return _join(path, files, tables, root)
+    return _open_text(files[0], kind, split, limit) if len(files) > 1 else tables[0]
 
 
-def _open_text(path: Path, kind: Any, split: str | None, limit: int | None) -> Table:
+def _open_text(path: Path, kind: Any, split: str | None, limit: int | None, *, is_one_of_many: bool = False) -> Table:
+    """The rows of a text file; one of many may have none that can be read."""
     if kind in ("csv", "tsv"):
         usual = "," if kind == "csv" else "\t"
         delimiter = find_delimiter(path, usual)
@@ -113,7 +118,7 @@ def _open_text(path: Path, kind: Any, split: str | None, limit: int | None) -> T
     shape = json_shape(path, split)
     if split is not None and not shape.inside:
         raise MidsightError(f"{path} has no splits; leave ", Option("split", split), " out.")
-    columns = json_columns(path, shape, limit)
+    columns = json_columns(path, shape, limit, may_be_empty=is_one_of_many)
     if shape.kind != "members":
         return _text_table(path, kind, shape.unit, columns, partial(json_rows, path, shape))
     key = next(name for name in ("id", "key", "__key__") if name not in columns)
