@@ -37,6 +37,20 @@ def matrix_peak(device: str, repeats: int = 3) -> float:
     return best
 
 
+def memory_bandwidth(device: str, repeats: int = 5) -> float:
+    """Highest speed of a large copy inside the device's memory, in bytes per second, read and written."""
+    size = 2**31 if torch.device(device).type == "cuda" else 2**27
+    source, target = (torch.zeros(size, dtype=torch.uint8, device=device) for _ in range(2))
+    best = 0.0
+    for _ in range(repeats):
+        synchronize()
+        began = time.perf_counter()
+        target.copy_(source)
+        synchronize()
+        best = max(best, 2 * size / (time.perf_counter() - began))
+    return best
+
+
 def vision_flops(config: Any, sizes_px: Sequence[tuple[int, int]], most_crops: int) -> float:
     """Floating-point operations of the vision encoder: the real crops, through the layers up to the feature layer."""
     vision = config.vision_config
@@ -62,6 +76,11 @@ def decoder_flops(config: Any, pieces: Sequence[tuple[int, int]]) -> float:
     tokens = sum(length for _, length in pieces)
     pairs = sum(length * before + length * (length + 1) / 2 for before, length in pieces)
     return config.num_hidden_layers * (tokens * per_token + 4 * pairs * hidden)
+
+
+def head_flops(config: Any, tokens: int) -> float:
+    """Floating-point operations of the language-model head."""
+    return 2 * config.vocab_size * config.hidden_size * tokens
 
 
 def synchronize() -> None:

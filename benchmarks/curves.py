@@ -15,7 +15,6 @@ from benchmarks.measure import Measured, Procedure, Task
 QUESTIONS_PER_IMAGE = (1, 2, 5, 10, 20)
 NEW_TOKENS = (1, 20, 200)
 IMAGES = 4
-BATCH_SIZE = 80
 FIXED_NEW_TOKENS = 20
 """Maximum number of new tokens while the questions per image change."""
 
@@ -36,11 +35,11 @@ def measure_curves(size: str, device: str, measure: Callable[[Task], Measured]) 
         images = write_drawn(Path(folder), [DRAWN_PX] * IMAGES)
         for count in QUESTIONS_PER_IMAGE:
             rows = ask(images, count, FIXED_NEW_TOKENS)
-            add("questions per image", count, "midsight", Task("midsight", size, device, rows, BATCH_SIZE))
+            add("questions per image", count, "midsight", Task("midsight", size, device, rows, "auto"))
             if count == 1:
-                add("questions per image", count, "original", Task("original", size, device, rows, 1))
+                add("questions per image", count, "original", Task("original", size, device, rows, "auto"))
         for tokens in NEW_TOKENS:
             rows = [replace(row, new_tokens=tokens) for row in ask(images, 1, FIXED_NEW_TOKENS)]
             for procedure in ("midsight", "original"):
-                add("new tokens", tokens, procedure, Task(procedure, size, device, rows, BATCH_SIZE))
+                add("new tokens", tokens, procedure, Task(procedure, size, device, rows, "auto"))
     return points

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import easy_vqa
 import numpy as np
 from PIL import Image
 
@@ -96,6 +95,8 @@ def ten_drawn(folder: Path, count: int, max_new_tokens: int) -> list[Row]:
 
 def ten_easy_vqa(_folder: Path, count: int, max_new_tokens: int) -> list[Row]:
     """Ten questions per image of easy-vqa; images of 64 x 64 pixels, unchanged."""
+    import easy_vqa  # the report of a GPU does without it
+
     questions, _, image_ids = easy_vqa.get_test_questions()
     paths = easy_vqa.get_test_image_paths()
     by_image: dict[int, list[str]] = {}
@@ -114,6 +115,16 @@ def mixed_sizes(folder: Path, count: int, max_new_tokens: int) -> list[Row]:
     """One question per image; images of eight sizes in turn."""
     sizes_px = [MIXED_SIZES_PX[number % len(MIXED_SIZES_PX)] for number in range(count)]
     return ask(write_drawn(folder, sizes_px), 1, max_new_tokens)
+
+
+def cross_section(rows: Sequence[Row], count: int) -> list[Row]:
+    """`count` of the rows, at equal distances in the order of image size and answer length: with the means of all."""
+    sizes_px: dict[str, tuple[int, int]] = {}
+    for path in {row.image for row in rows}:
+        with Image.open(path) as image:
+            sizes_px[path] = image.size
+    ordered = sorted(rows, key=lambda row: (sizes_px[row.image], row.new_tokens))
+    return [ordered[(2 * number + 1) * len(rows) // (2 * count)] for number in range(count)]
 
 
 def write_dataset(rows: Sequence[Row], path: Path) -> Path:

@@ -16,7 +16,6 @@ from PIL import Image
 from benchmarks.data import Row, write_dataset
 
 Procedure = Literal["original", "batches", "midsight"]
-PROCEDURES: tuple[Procedure, ...] = ("original", "batches", "midsight")
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class Task:
     rows: list[Row]
     """The samples."""
     batch_size: int | str
-    """Maximum number of samples in one call of the model, or `auto`."""
+    """Maximum number of samples in one call of the model; midsight's default is `auto`."""
 
     @property
     def longest(self) -> int:
@@ -56,8 +55,10 @@ class Measured:
     """Share of midsight's time in each phase, on the thread that runs the model."""
     background: dict[str, float] = field(default_factory=dict)
     """Share of midsight's time in each phase, on other threads."""
+    calls: list[tuple[int, float, int]] = field(default_factory=list)
+    """Number of samples, seconds and decode steps of each of midsight's calls of the model."""
     peak_shares: dict[str, float] = field(default_factory=dict)
-    """Speed of vision and prefill, as a share of `peak_flops`."""
+    """Speed of vision, prefill and decode, as a share of `peak_flops`."""
     peak_flops: float = 0.0
     """Highest speed of a matrix product, in floating-point operations per second."""
 
@@ -117,7 +118,7 @@ def run_midsight(task: Task, model: Any, processor: Any) -> dict[str, Any]:
     """Times `midsight.extract`, from a JSONL file to a run folder."""
     import midsight
     from benchmarks.cost import matrix_peak
-    from benchmarks.phases import clocked
+    from benchmarks.phases import clocked, watched_calls
 
     peak = matrix_peak(task.device)
     wrapped = midsight.wrap(model, processor)
@@ -125,7 +126,7 @@ def run_midsight(task: Task, model: Any, processor: Any) -> dict[str, Any]:
         "layers": default_layers(model.config),
         "answers": task.longest > 0,
         "max_new_tokens": max(task.longest, 1),
-        "batch_size": task.batch_size,
+        **({} if task.batch_size == "auto" else {"batch_size": task.batch_size}),
         "images": Path(task.rows[0].image).parent,
     }
     with tempfile.TemporaryDirectory() as temporary:
@@ -133,7 +134,7 @@ def run_midsight(task: Task, model: Any, processor: Any) -> dict[str, Any]:
         one = write_dataset(task.rows[:1], folder / "one.jsonl")
         midsight.extract(one, model=wrapped, out=folder / "one", **options)
         data = write_dataset(task.rows, folder / "all.jsonl")
-        with clocked() as clock:
+        with clocked() as clock, watched_calls() as calls:
             began, worked = time.perf_counter(), time.process_time()
             run = midsight.extract(data, model=wrapped, out=folder / "all", **options)
             took, worked = time.perf_counter() - began, time.process_time() - worked
@@ -151,14 +152,15 @@ def run_midsight(task: Task, model: Any, processor: Any) -> dict[str, Any]:
         "cpu_seconds": worked,
         "phases": phases,
         "background": {name: seconds / took for name, seconds in clock.background.items()},
-        "peak_shares": {name: needed[name] / clock.seconds[name] / peak for name in needed},
+        "calls": calls,
+        "peak_shares": {name: needed[name] / clock.seconds[name] / peak for name in needed if clock.seconds[name]},
         "peak_flops": peak,
     }
 
 
 def flops_needed(rows: Sequence[Row], table: dict[str, list[Any]], config: Any, most_crops: int) -> dict[str, float]:
-    """Floating-point operations of vision and prefill if every image and every shared prefix is computed once."""
-    from benchmarks.cost import decoder_flops, vision_flops
+    """Floating-point operations of each phase if every image and every shared prefix is computed once."""
+    from benchmarks.cost import decoder_flops, head_flops, vision_flops
 
     sizes_px = []
     for path in dict.fromkeys(row.image for row in rows):
@@ -170,7 +172,14 @@ def flops_needed(rows: Sequence[Row], table: dict[str, list[Any]], config: Any, 
         (prefixes[row.image], length - prefixes[row.image])
         for row, length in zip(rows, table["prompt_tokens"], strict=True)
     ]
-    return {"vision": vision_flops(config, sizes_px, most_crops), "prefill": decoder_flops(config, pieces)}
+    # the last token of an answer does not go through the decoder
+    lengths = zip(rows, table["prompt_tokens"], strict=True)
+    decoded = [(length, row.new_tokens - 1) for row, length in lengths if row.new_tokens]
+    return {
+        "vision": vision_flops(config, sizes_px, most_crops),
+        "prefill": decoder_flops(config, pieces),
+        "decode": decoder_flops(config, decoded) + head_flops(config, sum(row.new_tokens for row in rows)),
+    }
 
 
 def require_lengths(task: Task, lengths: Sequence[int]) -> None:

@@ -30,7 +30,8 @@ def random_model(size: str, device: str) -> tuple[Any, Any]:
     with tempfile.TemporaryDirectory() as folder:
         processor = AutoProcessor.from_pretrained(write_phi4_multimodal(Path(folder), lora=False))
         if size == "demo":
-            return Phi4MultimodalForCausalLM.from_pretrained(folder, dtype=torch.float32).eval(), processor
+            model: Any = Phi4MultimodalForCausalLM.from_pretrained(folder, dtype=torch.float32)
+            return model.eval().to(device), processor
     config: Any = make_config(layers=WIDTHS[size]["num_hidden_layers"], original_max_position_embeddings=4096)
     for name, value in {**WIDTHS[size], "num_key_value_heads": KEY_VALUE_HEADS[size]}.items():
         setattr(config, name, value)

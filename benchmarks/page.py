@@ -15,7 +15,9 @@ FIGURE = DOCS / "performance-curves.svg"
 BEGIN, END = "<!-- written by make bench -->", "<!-- end of what make bench wrote -->"
 ORDER = ("mid-cpu", "demo-cpu", "full-cuda")
 """Results that the page shows if their files exist."""
+SWEEPS = ("sweep-mid-cpu", "sweep-demo-cpu", "sweep-full-cuda")
 CURVES = ("curves-mid-cpu", "curves-full-cuda")
+SHARES = ("vision", "prefill", "decode")
 PHASES = ("vision", "prefill", "decode", "store", "waiting")
 
 
@@ -31,9 +33,17 @@ def read_result(name: str) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
-def ratio(case: dict[str, Any], procedure: str = "midsight") -> float:
+def replace_cases(name: str, report: dict[str, Any]) -> None:
+    """Writes a result; cases of an earlier one that the new one does not have stay."""
+    names = {case["name"] for case in report["cases"]}
+    earlier = read_result(name) or {"cases": []}
+    kept = [case for case in earlier["cases"] if case["name"] not in names]
+    write_result(name, {**report, "cases": [*kept, *report["cases"]]})
+
+
+def ratio_of(original: dict[str, Any], original_samples: int, other: dict[str, Any], other_samples: int) -> float:
     """Speed of a procedure divided by the original's."""
-    return case["original"]["seconds"] / case[procedure]["seconds"]
+    return original["seconds"] / original_samples / (other["seconds"] / other_samples)
 
 
 def table(report: dict[str, Any]) -> list[str]:
@@ -44,45 +54,67 @@ def table(report: dict[str, Any]) -> list[str]:
         "| --- |" + " ---: |" * 9,
     ]
     for case in report["cases"]:
-        each = [case[name] for name in ("original", "batches", "midsight")]
-        cells = [f"{case['samples'] / one['seconds']:.3g}" for one in each]
-        cells += [f"{ratio(case, 'batches'):.1f} x", f"**{ratio(case):.1f} x**"]
-        cells.append(f"{case['target']:.1f} x" if case["target"] else "")
-        cells += [f"{one['peak_bytes'] / 1e9:.2f} GB" for one in each]
+        original, batches, midsight = (case[name] for name in ("original", "batches", "midsight"))
+        few, many = case["samples_of_others"], case["samples"]
+        cells = [f"{few / original['seconds']:.3g}", f"{few / batches['seconds']:.3g}"]
+        cells += [f"{many / midsight['seconds']:.3g}", f"{ratio_of(original, few, batches, few):.1f} x"]
+        cells += [describe_ratios(case["ratios"]), f"{case['target']:.1f} x" if case["target"] else ""]
+        cells += [f"{one['peak_bytes'] / 1e9:.2f} GB" for one in (original, batches, midsight)]
         lines.append(f"| {case['name']} | " + " | ".join(cells) + " |")
     return lines
+
+
+def describe_ratios(ratios: list[float]) -> str:
+    """The median of several runs, with the smallest and the largest."""
+    ordered = sorted(ratios)
+    spread = f" ({ordered[0]:.1f} to {ordered[-1]:.1f})" if len(ordered) > 1 else " (one run)"
+    return f"**{ordered[len(ordered) // 2]:.1f} x**{spread}"
 
 
 def phase_table(report: dict[str, Any]) -> list[str]:
     """Table of midsight's time by phase, one row per case."""
     lines = [
-        f"| {report['size']}, {report['device']} | samples | batch | "
+        f"| {report['size']}, {report['device']} | samples | calls | "
         + " | ".join(PHASES)
-        + " | vision, share of peak | prefill, share of peak |",
-        "| --- |" + " ---: |" * (len(PHASES) + 4),
+        + " | "
+        + " | ".join(f"{name}, share of peak" for name in SHARES)
+        + " |",
+        "| --- |" + " ---: |" * (len(PHASES) + len(SHARES) + 2),
     ]
     for case in report["cases"]:
         midsight = case["midsight"]
         cells = [f"{100 * midsight['phases'][name]:.0f} %" for name in PHASES]
-        cells += [f"{100 * midsight['peak_shares'][name]:.0f} %" for name in ("vision", "prefill")]
-        lines.append(f"| {case['name']} | {case['samples']} | {case['batch_size']} | " + " | ".join(cells) + " |")
+        shares = midsight["peak_shares"]
+        cells += [f"{100 * shares[name]:.0f} %" if name in shares else "" for name in SHARES]
+        sizes = ", ".join(str(samples) for samples, *_ in midsight["calls"])
+        lines.append(f"| {case['name']} | {case['samples']} | {sizes} | " + " | ".join(cells) + " |")
     return lines
 
 
 def targets(report: dict[str, Any]) -> list[str]:
     """The targets that are not ratios, each with the measured value."""
-    lines = []
+    if report["size"] != "demo":
+        return []
+    outside = {
+        case["name"]: sum(case["midsight"]["phases"][name] for name in ("store", "waiting")) for case in report["cases"]
+    }
+    return [f"* {name}: {100 * share:.0f} % outside the model (target: under 10 %)." for name, share in outside.items()]
+
+
+def sweep_table(report: dict[str, Any]) -> list[str]:
+    """Table of midsight's speed by batch size, one row per case."""
+    sizes = list(report["cases"][0]["speeds"])
+    lines = [
+        f"| {report['size']}, {report['device']}: samples per second | "
+        + " | ".join(sizes)
+        + " | auto, later, share of the best |",
+        "| --- |" + " ---: |" * (len(sizes) + 1),
+    ]
     for case in report["cases"]:
-        midsight, original = case["midsight"], case["original"]
-        if report["size"] == "demo":
-            outside = midsight["phases"]["store"] + midsight["phases"]["waiting"]
-            lines.append(f"* {case['name']}: {100 * outside:.0f} % outside the model (target: under 15 %).")
-        elif case["batch_size"] == 8:
-            more = (midsight["peak_bytes"] - original["peak_bytes"]) / 1e9
-            lines.append(
-                f"* {case['name']}: with batches of 8, peak memory differs by {more:+.2f} GB from the original with "
-                "single samples (target: at most +1 GB)."
-            )
+        speeds = case["speeds"]
+        best = max(speed for name, speed in speeds.items() if not name.startswith("auto"))
+        cells = [*(f"{speeds[name]:.3g}" for name in sizes), f"{100 * speeds['auto, later'] / best:.0f} %"]
+        lines.append(f"| {case['name']} | " + " | ".join(cells) + " |")
     return lines
 
 
@@ -114,6 +146,9 @@ def render() -> str:
     for name in ORDER:
         if report := read_result(name):
             blocks += [[describe_machine(report)], table(report), targets(report), phase_table(report)]
+    for name in SWEEPS:
+        if report := read_result(name):
+            blocks += [[f"`{report['command']}` on {report['date']}:"], sweep_table(report)]
     for name in CURVES:
         if report := read_result(name):
             blocks.append([f"`{report['command']}` on {report['date']}:"])

@@ -92,6 +92,27 @@ def clocked() -> Iterator[Clock]:
             setattr(holder, name, function)
 
 
+@contextmanager
+def watched_calls() -> Iterator[list[tuple[int, float, int]]]:
+    """Notes number of samples, seconds and decode steps of every call of the model inside the context."""
+    from midsight.extraction import extract_call
+
+    original, calls = extract_call.extract_call, list[tuple[int, float, int]]()
+
+    def watched(model: Any, request: Any, call: Any, *args: Any) -> Any:
+        began = time.perf_counter()
+        outcomes = original(model, request, call, *args)
+        answers = [getattr(outcome, "answer_token_ids", None) or () for outcome in outcomes]
+        calls.append((len(call.items), time.perf_counter() - began, max(map(len, answers))))
+        return outcomes
+
+    extract_call.extract_call = watched
+    try:
+        yield calls
+    finally:
+        extract_call.extract_call = original
+
+
 def find(path: str) -> tuple[list[object], str, Callable[..., Any]]:
     """Finds the function `module:name`: all modules that import it (or its class), its name, and the function."""
     module_name, _, qualified = path.partition(":")

@@ -32,8 +32,15 @@ class StopAfter:
         for token_id, next_id in zip(self._countdown[1:], self._countdown, strict=False):
             self._following[token_id] = next_id
         self._next: Tensor | None = None
-        model.get_input_embeddings().register_forward_hook(self._read_tokens)
-        model.get_output_embeddings().register_forward_hook(self._force_next)
+        self._hooks = [
+            model.get_input_embeddings().register_forward_hook(self._read_tokens),
+            model.get_output_embeddings().register_forward_hook(self._force_next),
+        ]
+
+    def remove(self) -> None:
+        """Lets the model answer as it does without this object."""
+        for hook in self._hooks:
+            hook.remove()
 
     def _read_tokens(self, _module: object, inputs: tuple[Tensor, ...], _output: Tensor) -> None:
         token_ids = inputs[0]

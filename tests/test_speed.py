@@ -3,16 +3,18 @@
 import json
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from benchmarks import page
+from benchmarks import gpu_sections, page
 from benchmarks.cost import matrix_peak
-from benchmarks.data import ask, distinct, stop_length, write_drawn
+from benchmarks.data import ask, cross_section, distinct, mixed_sizes, stop_length, write_drawn
 from benchmarks.figure import curves_svg
+from benchmarks.gpu import missing_packages, problem_of
 from benchmarks.measure import Measured, Task, measure, require_lengths
 from benchmarks.models import random_model
 from benchmarks.original import original
@@ -62,7 +64,7 @@ def test_every_procedure_gives_answers_of_the_planned_lengths(procedure, rows):
 def test_midsight_is_measured_through_the_entry_point_of_a_process(rows, tmp_path):
     """In a process of its own: in this one, memory that other tests freed would hide the peak."""
     task, result = tmp_path / "task.json", tmp_path / "result.json"
-    task.write_text(json.dumps(asdict(Task("midsight", "demo", "cpu", rows, 4))))
+    task.write_text(json.dumps(asdict(Task("midsight", "demo", "cpu", rows, "auto"))))
     command = [sys.executable, "-m", "benchmarks.measure", str(task), str(result)]
     subprocess.run(command, check=True, cwd=Path(__file__).parents[1], capture_output=True)
     measured = Measured(**json.loads(result.read_text()))
@@ -71,6 +73,8 @@ def test_midsight_is_measured_through_the_entry_point_of_a_process(rows, tmp_pat
     assert min(measured.phases.values()) > 0
     assert sum(measured.phases.values()) == pytest.approx(1)
     assert all(0 < share < 1.5 for share in measured.peak_shares.values())
+    assert measured.peak_shares.keys() == {"vision", "prefill", "decode"}
+    assert [(samples, steps) for samples, _, steps in measured.calls] == [(3, max(row.new_tokens for row in rows))]
 
 
 def test_answers_of_other_lengths_are_an_error(rows):
@@ -134,12 +138,16 @@ def test_results_replace_the_text_between_the_marks_of_the_page(tmp_path, monkey
         "machine": {"processor": "P", "threads": 2, "cores": 2, "memory_gb": 8, "torch": "2"},
         "phases": shares,
         "peak_shares": {"vision": 0.5, "prefill": 0.25},
+        "calls": [(3, 1.0, 2), (1, 1.0, 2)],
         "peak_flops": 1e11,
     }
-    case = {"name": "a case", "samples": 4, "batch_size": 8, "target": 3.0, "original": one, "batches": one}
-    case["midsight"] = {**one, "seconds": 2.0}
+    case = {"name": "a case", "samples": 4, "samples_of_others": 2, "target": 3.0, "original": one, "batches": one}
+    case |= {"midsight": {**one, "seconds": 2.0}, "ratios": [9.0, 7.5, 8.0]}
     heading = {"command": "make bench SIZE=mid", "date": "2026-01-01", "size": "mid", "device": "cpu"}
-    page.write_result("mid-cpu", {**heading, "cases": [case]})
+    page.replace_cases("mid-cpu", {**heading, "cases": [case, {**case, "name": "another"}]})
+    page.replace_cases("mid-cpu", {**heading, "cases": [{**case, "name": "another", "ratios": [1.0]}]})
+    speeds = {"auto": 3.0, "auto, later": 3.8, "1": 2.0, "2": 4.0}
+    page.write_result("sweep-mid-cpu", {**heading, "cases": [{"name": "a case", "samples": 4, "speeds": speeds}]})
     points = [
         {"curve": curve, "x": x, "procedure": procedure, "seconds": x / 10, "samples": 1}
         for curve in ("questions per image", "new tokens")
@@ -149,9 +157,11 @@ def test_results_replace_the_text_between_the_marks_of_the_page(tmp_path, monkey
     page.write_result("curves-mid-cpu", {**heading, "points": points})
     page.write_page()
     text = page.PAGE.read_text()
-    assert "| a case | 0.5 | 0.5 | 2 | 1.0 x | **4.0 x** | 3.0 x |" in text
+    assert "| a case | 0.25 | 0.25 | 2 | 1.0 x | **8.0 x** (7.5 to 9.0) | 3.0 x |" in text
+    assert "| another | 0.25 | 0.25 | 2 | 1.0 x | **1.0 x** (one run) | 3.0 x |" in text
+    assert "| a case | 4 | 3, 1 | 20 % | 20 % | 20 % | 20 % | 20 % | 50 % | 25 % |  |" in text
+    assert "| a case | 3 | 3.8 | 2 | 4 | 95 % |" in text
     assert "| new tokens: 20 | 2.000 | 2.000 |" in text
-    assert "* a case: with batches of 8, peak memory differs by +0.00 GB from the original" in text
     assert (text.startswith("before\n"), text.endswith("\nafter\n"), "former" in text) == (True, True, False)
     assert page.FIGURE.read_text() == curves_svg(points)
 
@@ -163,3 +173,49 @@ def test_the_page_shows_the_stored_results():
 
 def test_distinct_images_are_distinct(tmp_path):
     assert len({Path(row.image).read_bytes() for row in distinct(tmp_path, 4, 5)}) == 4
+
+
+def test_a_cross_section_has_the_sizes_and_lengths_of_all(tmp_path):
+    rows = mixed_sizes(tmp_path, 40, 20)
+    few = cross_section(rows, 16)
+    assert len({row.question for row in few}) == 16
+    assert {row.image.split("/")[-1] for row in few} <= {row.image.split("/")[-1] for row in rows}
+    sizes = Counter(Image.open(row.image).size for row in few)
+    assert sizes == dict.fromkeys(sizes, 2)
+    assert len(sizes) == 8
+    means = [np.mean([row.new_tokens for row in some]) for some in (rows, few)]
+    assert abs(means[0] - means[1]) < 1.5
+
+
+def test_the_gpu_report_says_which_packages_are_missing():
+    assert missing_packages() == []
+    assert problem_of("no-such-package>=1.0").startswith("no-such-package is missing; install no-such-package>=1.0")
+    assert problem_of("numpy>=99.1").endswith("; install numpy>=99.1.")
+    assert problem_of("numpy>=1.0,<1.1").endswith("; install numpy>=1.0,<1.1.")
+    assert problem_of("torch>=2.10,<2.12") == "", "a newer torch is tried"
+
+
+@pytest.mark.slow
+def test_the_gpu_report_is_made_on_a_cpu_too(tmp_path, monkeypatch):
+    """The same code with the small checkpoint, fewer samples and two sections of the proof."""
+    monkeypatch.setattr(gpu_sections, "SECTIONS", {name: gpu_sections.SECTIONS[name] for name in ("states", "answers")})
+    few = {"counts": {"cpu": 2}, "counts_of_original": {"cpu": 1}, "new_tokens": 3}
+    monkeypatch.setattr(gpu_sections, "SPEEDS", [replace(speed, **few) for speed in gpu_sections.SPEEDS[:2]])
+    left = iter([1.0] * 12)
+    report = gpu_sections.measure_all("demo", "cpu", tmp_path, seconds_left=lambda: next(left, 0.0))
+    sections = report["sections"]
+    assert not [one["left_out"] for one in sections.values() if "left_out" in one]
+    assert all(check["passed"] for check in sections["proof"]["checks"])
+    assert 0 <= sections["parity"]["midsight"] <= 1e-5
+    assert sections["out of memory"]["failed"] == []
+    assert sections["out of memory"]["calls"][0] == 8
+    assert max(sections["out of memory"]["calls"][-4:]) <= 2
+    text = (tmp_path / "gpu-cpu.md").read_text()
+    assert "checks passed." in text
+    assert "| distinct images, 20 new tokens |" in text
+    assert json.loads((tmp_path / "gpu-cpu.json").read_text())["sections"].keys() == sections.keys()
+
+
+def test_a_section_without_time_or_with_an_error_is_named():
+    assert gpu_sections.measured_section(dict, lambda: 0.0) == {"left_out": "there was no time left"}
+    assert "ZeroDivisionError" in gpu_sections.measured_section(lambda: {"x": 1 // 0}, lambda: 1.0)["left_out"]

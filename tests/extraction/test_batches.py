@@ -10,41 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import midsight
-from midsight.checkpoints.generation import AnswerSettings
 from midsight.errors import BrokenOffError
-from midsight.extraction import budget, extract_call, pipeline, prepare
+from midsight.extraction import extract_call, pipeline, prepare
 from midsight.extraction.budget import Budget, make_budget
-from midsight.extraction.calls import MAX_PADDING, plan_calls, plan_whole
+from midsight.extraction.calls import MAX_PADDING, make_rows, plan_calls, plan_whole
 from midsight.extraction.prepare import PreparedSample
-from midsight.extraction.request import Request, ResolvedRequest, resolve
-from midsight.prompts.chat_template import ChatTemplate
-from midsight.prompts.prompt import PromptFormat, PromptTokens
-from midsight.prompts.token_layout import Span, TokenLayout
+from midsight.extraction.request import Request, resolve
 from midsight.samples.sample import Failure, Sample
 from support.pictures import encoded, picture
-
-CPU = torch.device("cpu")
-REQUEST = ResolvedRequest(
-    taps=(),
-    prompt=PromptFormat(ChatTemplate("raw", None)),
-    pixels="pil",
-    vision=False,
-    processor_pooled_pixels=False,
-    answers=True,
-    max_new_tokens=5,
-    answer_settings=AnswerSettings(),
-    share=True,
-    longrope_threshold=None,
-    vectors={},
-)
-
-
-def asked(number, image, prefix, rest):
-    """A prepared sample whose image takes `prefix` tokens and whose question `rest`."""
-    layout = TokenLayout(Span(0, prefix + rest), (Span(0, prefix),), Span(prefix, prefix + rest))
-    prompt = PromptTokens((image,) * prefix + (0,) * rest, layout, "")
-    sample = Sample(str(number), number, (b"",), "?", image=str(image))
-    return PreparedSample(sample, str(image), (), prompt, torch.zeros(1, 1))
+from support.planning import CPU, REQUEST, asked
 
 
 @st.composite
@@ -64,11 +38,11 @@ def windows(draw):
 )
 def test_calls_hold_every_sample_once_within_the_budget(window, samples, tokens, share, threshold):
     request = replace(REQUEST, share=share, longrope_threshold=threshold)
-    calls = list(plan_calls(window, request, Budget(CPU, samples, samples, tokens)))
+    calls = list(plan_calls(make_rows(window, request), Budget(CPU, samples, samples, tokens)))
     assert sorted(int(item.sample.sample_id) for call in calls for item in call.items) == list(range(len(window)))
     for call in calls:
         assert 0 < len(call.items) <= samples
-        assert call.tokens <= tokens or len(call.items) == 1, "a sample alone may be larger than the budget"
+        assert call.size.tokens <= tokens or len(call.items) == 1, "a sample alone may be larger than the budget"
         prefixes = [row.prefix for row in call.rows]
         assert len(prefixes) * max(prefixes) <= MAX_PADDING * sum(prefixes)
         assert_one_kind(call, threshold)
@@ -97,64 +71,22 @@ def test_a_call_is_halved_into_calls_of_its_kind(window, share, threshold):
 
 @given(windows(), st.integers(1, 9))
 def test_an_image_is_in_as_few_calls_as_can_be(window, samples):
-    calls = [call.items for call in plan_calls(window, REQUEST, Budget(CPU, samples, samples))]
+    calls = [call.items for call in plan_calls(make_rows(window, REQUEST), Budget(CPU, samples, samples))]
     for image in {item.image_id for item in window}:
         count = sum(item.image_id == image for item in window)
         assert sum(any(item.image_id == image for item in call) for call in calls) == -(-count // samples)
 
 
 def test_the_budget_may_change_between_two_calls():
-    calls = plan_calls([asked(n, n, 10, 1) for n in range(1, 9)], REQUEST, now := Budget(CPU, 4, 4))
+    calls = plan_calls(make_rows([asked(n, n, 10, 1) for n in range(1, 9)], REQUEST), now := Budget(CPU, 4, 4))
     assert len(next(calls).items) == 4
     now.tokens = 2 * (10 + 6)
     assert [len(call.items) for call in calls] == [2, 2]
 
 
-def test_the_model_waits_for_one_call_and_what_comes_then_is_planned_together():
-    rows: list[list[PreparedSample | Failure]] = [[asked(n, n, 10, 1)] for n in range(60)]
-    assert [len(window) for window in pipeline.windows(rows, Budget(CPU, 4, 8), 2**20)] == [4, 32, 24]
-
-
-def test_auto_grows_while_memory_is_measured_to_hold_it(monkeypatch):
-    used = iter([100, 100, 1000, 1000])
-    monkeypatch.setattr(budget, "start_peak", lambda _: 0)
-    monkeypatch.setattr(budget, "peak", lambda _: next(used))
-    now = Budget(CPU, 8, 32, free_bytes=2000)
-    with now.watching(8, tokens=10):
-        pass
-    assert (now.samples, now.tokens) == (16, 200)
-    with now.watching(5, tokens=10):
-        pass
-    assert (now.samples, now.tokens) == (16, 200), "a call that was not full says nothing of larger ones"
-    with now.watching(16, tokens=100):
-        pass
-    assert (now.samples, now.tokens) == (32, 200)
-    with now.watching(32, tokens=50):
-        pass
-    assert (now.samples, now.tokens) == (32, 200), "a call smaller than another says nothing either"
-
-
-def test_without_a_measure_auto_stays_as_it_began(monkeypatch, tmp_path):
-    monkeypatch.setattr(budget, "PROCESS", tmp_path / "there is none")
-    now = make_budget("auto", CPU)
-    with now.watching(8, tokens=1):
-        pass
-    assert (now.samples, now.tokens) == (8, math.inf)
-    assert make_budget("auto", torch.device("meta")).most_samples == 8
-
-
-@pytest.mark.skipif(not (budget.PROCESS / "clear_refs").exists(), reason="only Linux says the peak of a process")
-def test_the_peak_is_that_of_the_call_and_not_of_an_earlier_one():
-    size = 200 * 2**20
-    before = budget.start_peak(CPU)
-    if before is None:
-        pytest.skip("this machine does not let a process set its peak back")
-    torch.ones(size // 4)
-    assert 0.9 * size < budget.peak(CPU) - before < 1.5 * size
-    before = budget.start_peak(CPU)
-    assert before is not None
-    torch.ones(size // 40)
-    assert budget.peak(CPU) - before < 0.5 * size
+def test_the_model_waits_for_one_call_and_more_and_more_is_planned_together():
+    rows: list[list[PreparedSample | Failure]] = [[asked(n, n, 10, 1)] for n in range(100)]
+    assert [len(window) for window in pipeline.windows(rows, Budget(CPU, 4, 8), 2**20)] == [4, 8, 16, 32, 32, 8]
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
@@ -280,5 +212,6 @@ def test_an_image_that_breaks_a_library_fails_alone(model, monkeypatch):
 
 def test_without_sharing_images_stay_together_too():
     window = [asked(n, 1 + n % 3, 10, 5) for n in range(12)]
-    calls = [call.items for call in plan_calls(window, replace(REQUEST, share=False), Budget(CPU, 4, 4))]
+    rows = make_rows(window, replace(REQUEST, share=False))
+    calls = [call.items for call in plan_calls(rows, Budget(CPU, 4, 4))]
     assert [len({item.image_id for item in call}) for call in calls] == [1, 1, 1]

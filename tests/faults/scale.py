@@ -33,8 +33,8 @@ MAX_SECONDS_TO_OPEN = 2.0
 
 
 @functools.cache
-def long_run(rows: int) -> tuple[Any, Path, Path]:
-    """A table of `rows` rows, and its run without the last part.
+def long_run(rows: int, questions: int) -> tuple[Any, Path, Path]:
+    """A table of `rows` rows with so many questions on each image, and its run without the last part.
 
     The first value deletes both when it is collected.
     """
@@ -43,34 +43,39 @@ def long_run(rows: int) -> tuple[Any, Path, Path]:
     size = ROWS_OF_A_PART[rows]
     with data.open("w") as file:
         for i in range(rows):
-            row = {"id": f"sample-{i:07d}", "image": image_of(i), "question": f"What is in row {i}?", "source": "web"}
+            row = {
+                "id": f"sample-{i:07d}",
+                "image": image_of(i, questions),
+                "question": f"What is in row {i}?",
+                "source": "web",
+            }
             file.write(json.dumps(row) + "\n")
     (data.parent / "images").mkdir()
     for i in range(rows - size, rows):
-        Image.new("RGB", (2, 2), (i % 256, i // 256 % 256, 0)).save(data.parent / image_of(i))
+        Image.new("RGB", (2, 2), (i % 256, i // 256 % 256, 0)).save(data.parent / image_of(i, questions))
     step("start", data, run)
     spec = open_run(run).spec
     for counter in range(rows // size - 1):
-        table = records_to_table([*records(range(counter * size, (counter + 1) * size), spec)], spec.columns)
+        table = records_to_table([*records(range(counter * size, (counter + 1) * size), questions, spec)], spec.columns)
         part = encode_part(table)
         part_path(run, (0, 1), counter).write_bytes(part)
         write_commit(run, Commit((0, 1), counter, digest_part(part), ()), spec.run_id)
     return folder, data, run
 
 
-def image_of(index: int) -> str:
+def image_of(index: int, questions: int) -> str:
     """Image path of a row."""
-    return f"images/{index // QUESTIONS_OF_AN_IMAGE}.png"
+    return f"images/{index // questions}.png"
 
 
-def records(indices: range, spec: RunSpec) -> Iterator[Record]:
+def records(indices: range, questions: int, spec: RunSpec) -> Iterator[Record]:
     """Records as the writer receives them."""
     for i in indices:
         yield Record(
             sample_id=f"sample-{i:07d}",
             input_index=i,
-            image_id=f"{i // QUESTIONS_OF_AN_IMAGE:064d}",
-            image=image_of(i),
+            image_id=f"{i // questions:064d}",
+            image=image_of(i, questions),
             question=f"What is in row {i}?",
             reference_answers=(),
             extras={"source": "web"},
@@ -86,14 +91,20 @@ def step(name: str, data: Path, run: Path) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def measured(name: str, max_seconds: float, expected: Callable[[int], dict[str, int]]) -> Callable[[int, int], Outcome]:
+def measured(
+    name: str,
+    max_seconds: float,
+    expected: Callable[[int], dict[str, int]],
+    *,
+    questions: int = QUESTIONS_OF_AN_IMAGE,
+) -> Callable[[int, int], Outcome]:
     """An experiment with one step: right counts, at most 1 GB of memory, and at full size limited time."""
 
     def run_experiment(count: int, seed: int) -> Outcome:
         notes: list[str] = []
 
         def attempt(folder: Path, random: np.random.Generator, number: int) -> Mapping[str, int]:
-            _, data, run = long_run(count)
+            _, data, run = long_run(count, questions)
             found = step(name, data, run)
             memory = found["peak_bytes"]
             notes.append(
@@ -115,6 +126,12 @@ def measured(name: str, max_seconds: float, expected: Callable[[int], dict[str, 
 def stored_before(rows: int) -> int:
     """Number of rows in the run before it is resumed."""
     return rows - ROWS_OF_A_PART[rows]
+
+
+def distinct(name: str, step_name: str, expected: Callable[[int], dict[str, int]]) -> Experiment:
+    """A step of a run in which every row has its own image."""
+    run_experiment = measured(step_name, MAX_SECONDS, expected, questions=1)
+    return Experiment(GROUP, f"{name}, every image distinct", run_experiment, ROWS, QUICK_ROWS)
 
 
 EXPERIMENTS = (
@@ -140,4 +157,7 @@ EXPERIMENTS = (
         ROWS,
         QUICK_ROWS,
     ),
+    distinct("a start", "start", lambda rows: {"samples": rows, "already": stored_before(rows)}),
+    distinct("resuming", "resume", lambda rows: {"rows": rows}),
+    distinct("show", "show", lambda rows: {"rows": rows}),
 )

@@ -78,11 +78,10 @@ def first_rows_stay(monkeypatch: pytest.MonkeyPatch, _model: Model) -> None:
 
 
 def open_padding(monkeypatch: pytest.MonkeyPatch, _model: Model) -> None:
-    def everything(_model: Any, before: Any, new: Any, *, one_prompt_a_row: bool) -> Any:
+    def everything(_model: Any, before: Any, new: Any, *, is_padded: bool) -> Any:
         prompt_ids = torch.cat([before, new], dim=1)
-        return (
-            torch.ones_like(prompt_ids) if one_prompt_a_row else original(_model, before, new, one_prompt_a_row=False)
-        )
+        one_prompt_a_row = new.shape[1] == 1
+        return torch.ones_like(prompt_ids) if one_prompt_a_row else original(_model, before, new, is_padded=is_padded)
 
     original = prefill.make_mask
     monkeypatch.setattr(prefill, "make_mask", everything)

@@ -75,8 +75,16 @@ def fix(model: Any) -> None:
 class FamilyReference:
     """One sample at a time through transformers."""
 
-    def __init__(self, folder: Path, family: Family, *, fixed: bool = True, keep: bool = False) -> None:
-        self.family, self.folder, self.fixed, self.keep = family, folder, fixed, keep
+    def __init__(
+        self,
+        folder: Path,
+        family: Family,
+        *,
+        fixed: bool = True,
+        keep: bool = False,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.family, self.folder, self.fixed, self.keep, self.dtype = family, folder, fixed, keep, dtype
         self.image_token_id = family.image_token_id
         self.processor: Any = AutoProcessor.from_pretrained(folder)
         self.image_processors = {
@@ -86,7 +94,7 @@ class FamilyReference:
 
     @cached_property
     def model(self) -> Any:
-        model = self.family.model.from_pretrained(self.folder, dtype=torch.float32).eval()
+        model = self.family.model.from_pretrained(self.folder, dtype=self.dtype).eval()
         if self.fixed:
             fix(model)
         return model
@@ -112,7 +120,7 @@ class FamilyReference:
         seen: dict[str, Any] = {}
         decoder, tower = self.model.model.language_model, self.model.get_submodule(self.family.tower)
         hooks = [
-            decoder.norm.register_forward_pre_hook(lambda _, args: seen.update(residual=args[0][0].numpy())),
+            decoder.norm.register_forward_pre_hook(lambda _, args: seen.update(residual=args[0][0].float().numpy())),
             tower.register_forward_hook(lambda _, __, output: seen.update(feature=output)),
         ]
         try:
@@ -120,7 +128,7 @@ class FamilyReference:
         finally:
             for hook in hooks:
                 hook.remove()
-        hidden_states = torch.stack(output.hidden_states)[:, 0].numpy()
+        hidden_states = torch.stack(output.hidden_states)[:, 0].float().numpy()
         mean = self.family.vision_mean(seen["feature"], inputs)
         return Forward(hidden_states, seen["residual"], mean.numpy())
 

@@ -82,9 +82,14 @@ def compute_expected(
     reference: Any, images: list[bytes], question: str, new_tokens: int, use_cache: bool, **options: Any
 ) -> Expected:
     inputs = reference.inputs([rgb(image) for image in images], question, **options)
+    answer = reference.answer(inputs, new_tokens, use_cache=use_cache)
+    return Expected(vectors_of(reference, inputs), tuple(answer), inputs["input_ids"].shape[1])
+
+
+def vectors_of(reference: Any, inputs: Any) -> dict[str, np.ndarray]:
+    """Every vector of the first sample of a batch, by column; without padding."""
     forward = reference.forward(inputs)
-    token_ids = inputs["input_ids"][0].numpy()
-    is_image = token_ids == reference.image_token_id
+    is_image = inputs["input_ids"][0].numpy() == reference.image_token_id
     at = {
         "vision_token": lambda states: states[np.flatnonzero(is_image)[-1]],
         "query_token": lambda states: states[-1],
@@ -96,8 +101,7 @@ def compute_expected(
             vectors[f"{position}_representation.layer_{layer}"] = read(states)
         last = len(forward.hidden_states) - 2
         vectors[f"{position}_representation.layer_{last}_residual"] = read(forward.last_residual)
-    answer = reference.answer(inputs, new_tokens, use_cache=use_cache)
-    return Expected(vectors, tuple(answer), len(token_ids))
+    return vectors
 
 
 def assert_parity(record: Record, expected: Expected) -> None:

@@ -37,22 +37,27 @@ def relative_error(value: np.ndarray, reference: np.ndarray) -> float:
     return float(np.linalg.norm(value - reference) / np.linalg.norm(reference))
 
 
-def add_lora(model: Any, folder: Path) -> None:
-    """PEFT's own layers; transformers' integration refuses the PEFT of its day."""
+def add_lora(model: Any, folder: Path, dtype: torch.dtype) -> None:
+    """PEFT's own layers, in the model's dtype; transformers' integration refuses the PEFT of its day."""
     peft.inject_adapter_in_model(peft.PeftConfig.from_pretrained(str(folder)), model, adapter_name="vision")
     report = peft.set_peft_model_state_dict(
         model, load_file(folder / "adapter_model.safetensors"), adapter_name="vision"
     )
     assert not report.unexpected_keys
     assert not [name for name in report.missing_keys if ".lora_" in name]
+    for name, parameter in model.named_parameters():
+        if ".lora_" in name:
+            parameter.data = parameter.data.to(dtype)
 
 
-def load_reference_model(folder: Path, *, fixed: bool = True, lora: bool = True, **kwargs: Any) -> Any:
+def load_reference_model(
+    folder: Path, *, fixed: bool = True, lora: bool = True, dtype: torch.dtype = torch.float32, **kwargs: Any
+) -> Any:
     """transformers' model with the vision LoRA on; `fixed` makes the vision tower bidirectional."""
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    model: Any = Phi4MultimodalForCausalLM.from_pretrained(folder, dtype=torch.float32, **kwargs)
+    model: Any = Phi4MultimodalForCausalLM.from_pretrained(folder, dtype=dtype, **kwargs)
     if lora:
-        add_lora(model, folder / "vision-lora")
+        add_lora(model, folder / "vision-lora", dtype)
     if fixed:
         for layer in model.model.embed_tokens_extend.image_embed.img_processor.encoder.layers:
             layer.self_attn.is_causal = False
@@ -93,7 +98,7 @@ def mean_over_real_patches(feature: torch.Tensor, inputs: Any) -> np.ndarray:
     for image, (height, width) in enumerate(inputs["image_sizes"].tolist()):
         crops = 1 + (height // 448) * (width // 448)
         mask = masks[image, :crops].bool().flatten(1)
-        useful.append(by_image[image, :crops][mask].numpy().astype(np.float64))
+        useful.append(by_image[image, :crops][mask].double().numpy())
     return np.concatenate(useful).mean(axis=0)
 
 
@@ -134,7 +139,7 @@ class Reference:
         model = self.states_model.model
         tower = model.embed_tokens_extend.image_embed.img_processor
         hooks = [
-            model.norm.register_forward_pre_hook(lambda _, args: seen.update(residual=args[0][0].numpy())),
+            model.norm.register_forward_pre_hook(lambda _, args: seen.update(residual=args[0][0].float().numpy())),
             tower.register_forward_hook(lambda _, __, output: seen.update(feature=output.hidden_states[-2])),
         ]
         try:
@@ -143,7 +148,7 @@ class Reference:
         finally:
             for hook in hooks:
                 hook.remove()
-        hidden_states = torch.stack(output.hidden_states)[:, 0].numpy()
+        hidden_states = torch.stack(output.hidden_states)[:, 0].float().numpy()
         return Forward(hidden_states, seen["residual"], mean_over_real_patches(seen["feature"], inputs))
 
     @torch.inference_mode()

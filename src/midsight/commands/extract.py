@@ -184,7 +184,7 @@ def extract(
         str,
         typer.Option(
             metavar="auto|N",
-            help="Maximum number of samples in one call of the model; auto: what memory holds.",
+            help="Maximum number of samples in one call of the model; auto: the fastest that memory holds.",
             rich_help_panel=RUNNING,
         ),
     ] = "auto",

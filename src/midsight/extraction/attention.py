@@ -20,16 +20,20 @@ def takes_token_masks(attention: str) -> bool:
     return not attention.startswith(UNMASKED_ATTENTION)
 
 
-def make_mask(model: LoadedModel, before: Tensor, new: Tensor, *, one_prompt_a_row: bool) -> Tensor | dict[str, Tensor]:
+def make_mask(model: LoadedModel, before: Tensor, new: Tensor, *, is_padded: bool) -> Tensor | dict[str, Tensor] | None:
     """The attention mask of new tokens, whose prompt ids are `new` [rows, new tokens], on a cache of `before`.
 
-    It covers past and new tokens: with a mask of the new ones alone, transformers computes wrong numbers.
+    It covers past and new tokens: with a mask of the new ones alone, transformers computes wrong numbers. Single
+    tokens are masked here, because transformers would ask the device whether there is padding. None if every token
+    reads all tokens up to itself: then `is_padded` is False and the prompts have a row each.
     """
     prompt_ids = torch.cat([before, new], dim=1)
-    window = model.sliding_window
-    slides = window is not None and prompt_ids.shape[1] > window and takes_token_masks(model.attention)
-    if one_prompt_a_row and not slides:
+    if not takes_token_masks(model.attention):
         return (prompt_ids != PADDING).long()
+    window = model.sliding_window
+    slides = window is not None and prompt_ids.shape[1] > window
+    if not is_padded and not slides:
+        return None
     reads = readable(before, new)
     everything = as_bias(reads, model.dtype)
     if not slides or window is None:

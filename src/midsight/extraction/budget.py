@@ -1,4 +1,4 @@
-"""How much goes through the model in one call: a fixed number of samples, or as many as memory holds."""
+"""How much goes through the model in one call: a fixed number of samples, or as many as memory holds and speed asks."""
 
 from __future__ import annotations
 
@@ -6,93 +6,133 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
+from midsight.extraction.meter import Meter, Usage, measured
+from midsight.extraction.needs import SMALL, Needs
+from midsight.extraction.size_search import SizeSearch
 from midsight.extraction.task import BatchSize, validate_batch_size
 from midsight.memory import free_memory
 
-FIRST_SAMPLES = 8
-"""Samples in the first call of `auto`, and in every call if memory cannot be measured."""
-MOST_SAMPLES = {"cpu": 32, "cuda": 128}
-"""Maximum for `auto`, by device: larger calls decode hardly faster."""
+FIRST_CALL_FLOPS = {"cpu": 4e12, "cuda": 5e14}
+"""Work of the first call of `auto` in the decoder, by device: up to a minute on two cores, seconds on a GPU."""
+FIRST_SAMPLES = 32
+"""Maximum for the first call of `auto`."""
+PROMPT_TOKENS = 1000
+"""Length of a prompt with an image of 640 x 480 pixels, about."""
+MOST_SAMPLES = {"cpu": 128, "cuda": 256}
+"""Maximum for `auto`, by device. From there on a decode step computes longer than it reads weights."""
 MEMORY_SHARE = {"cpu": 0.5, "cuda": 0.8}
 """Share of the memory free at the start that a call may take."""
-PROCESS = Path("/proc/self")
-"""Linux: writing 5 to `clear_refs` resets the peak in `status`."""
+UNMEASURED_SHARE = 0.5
+"""Share of that memory that a call may take by estimate, before one was measured."""
+
+
+@dataclass(frozen=True)
+class CallSize:
+    """How large a call is."""
+
+    samples: int
+    """Number of samples."""
+    tokens: int
+    """Tokens of its rows as one rectangle, padding and answers included."""
+    unpadded: int
+    """The same without padding."""
 
 
 @dataclass
 class Budget:
-    """What one call of the model may hold, adjusted after each."""
+    """What one call of the model may hold, adjusted after each if the batch size is `auto`."""
 
     device: torch.device
     """Where the calls run."""
     samples: int
     """Maximum number of samples in the next call."""
     most_samples: int
-    """What `samples` may grow to."""
+    """What `samples` may grow to; also the maximum for questions on one image, which `auto` keeps together."""
     tokens: float = math.inf
-    """Maximum number of tokens in the next call, padding and answers included."""
+    """Maximum load of the next call, in tokens."""
+    sample_tokens: float = 0.0
+    """Memory that a sample takes beyond its tokens, as a number of tokens: mostly its logits."""
     free_bytes: float = math.inf
     """Bytes that a call may take in addition to the weights; infinite if the batch size is fixed."""
-    largest: int = 0
-    """Tokens of the largest call that was measured."""
+    search: SizeSearch | None = None
+    """The search for the fastest size; None if the batch size is fixed."""
+    meter: Meter = measured
+    """Measures calls."""
+    largest: float = 0.0
+    """Load of the largest call that was measured."""
     fitting: float = math.inf
     """Upper limit of `tokens` since a call ran out of memory."""
 
+    def load(self, size: CallSize) -> float:
+        """What a call takes of the memory, in tokens."""
+        return size.tokens + self.sample_tokens * size.samples
+
+    def holds(self, size: CallSize) -> bool:
+        """Whether a call may have this size."""
+        return size.samples <= self.samples and self.load(size) <= self.tokens
+
     @contextmanager
-    def watching(self, samples: int, tokens: int) -> Iterator[None]:
-        """Measures a call with this number of samples and tokens, and sets the size of the next call.
-
-        Memory is taken from the largest call so far, because part of a call's memory does not grow with its size.
-        """
-        before = start_peak(self.device) if self.free_bytes < math.inf else None
-        yield
-        if before is None:
+    def watching(self, size: CallSize) -> Iterator[None]:
+        """Measures a call, and sets the size of the next one."""
+        if self.search is None:
+            yield
             return
-        used = peak(self.device) - before
-        if used > 0 and tokens >= self.largest:
-            self.largest = tokens
-            self.tokens = min(self.fitting, self.free_bytes * tokens / used)
-        if samples == self.samples:
-            self.samples = min(2 * self.samples, self.most_samples)
+        fitting = self.fitting
+        with self.meter(self.device) as usage:
+            yield
+        if self.fitting == fitting:  # else it ran out of memory, and was done in parts
+            self._learn_from(size, usage, self.search)
 
-    def learn(self, tokens: int, enough: bool) -> None:
-        """After out-of-memory, caps calls at half its tokens; a part that fits (`enough`) raises the cap to its own."""
-        self.fitting = max(self.fitting, tokens) if enough else min(self.fitting, tokens / 2)
+    def _learn_from(self, size: CallSize, usage: Usage, search: SizeSearch) -> None:
+        """Memory is taken from the largest call so far, because part of a call's memory does not grow with its size.
+
+        Without a measure of memory nothing changes.
+        """
+        if usage.bytes is None:
+            return
+        load = self.load(size)
+        if usage.bytes > 0 and load >= self.largest:
+            self.largest = load
+            self.tokens = min(self.fitting, self.free_bytes * load / usage.bytes)
+        search.add(size.samples, size.unpadded, usage.seconds)
+        self.samples = search.samples
+
+    def learn(self, size: CallSize, enough: bool) -> None:
+        """After out-of-memory, caps calls at half its load; a part that fits (`enough`) raises the cap to its own."""
+        load = self.load(size)
+        self.fitting = max(self.fitting, load) if enough else min(self.fitting, load / 2)
         self.tokens = self.fitting
 
 
-def make_budget(batch_size: BatchSize, device: torch.device) -> Budget:
-    """A budget of `batch_size` samples; for `auto`, one computed from the free memory. Raises MidsightError."""
+def make_budget(
+    batch_size: BatchSize, device: torch.device, needs: Needs = SMALL, *, meter: Meter = measured
+) -> Budget:
+    """A budget of `batch_size` samples; for `auto`, one that starts from what the model needs and the free memory.
+
+    Call it when the weights are loaded. Raises MidsightError.
+    """
     if validate_batch_size(batch_size) != "auto":
         return Budget(device, int(batch_size), int(batch_size))
-    if device.type not in MEMORY_SHARE:
-        return Budget(device, FIRST_SAMPLES, FIRST_SAMPLES)
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
-    return Budget(device, FIRST_SAMPLES, MOST_SAMPLES[device.type], free_bytes=MEMORY_SHARE[device.type] * free)
+    kind = device.type if device.type in MEMORY_SHARE else "cpu"
+    free_bytes = MEMORY_SHARE[kind] * free_on(device)
+    tokens = UNMEASURED_SHARE * free_bytes / needs.token_bytes
+    sample_tokens = needs.sample_bytes / needs.token_bytes
+    by_work = FIRST_CALL_FLOPS[kind] / (PROMPT_TOKENS * needs.token_flops)
+    by_memory = tokens / (PROMPT_TOKENS + sample_tokens)
+    first = 2 ** math.floor(math.log2(max(1.0, min(by_work, by_memory, FIRST_SAMPLES))))
+    search = SizeSearch(first, MOST_SAMPLES[kind])
+    return Budget(device, first, MOST_SAMPLES[kind], tokens, sample_tokens, free_bytes, search, meter)
 
 
-def start_peak(device: torch.device) -> int | None:
-    """Resets the peak and returns the bytes in use; None if this machine cannot tell."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return torch.cuda.memory_allocated(device)
-    try:
-        (PROCESS / "clear_refs").write_text("5")
-    except OSError:
-        return None
-    return peak(device)
-
-
-def peak(device: torch.device) -> int:
-    """Peak of the bytes in use since start_peak."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    status = (PROCESS / "status").read_text()
-    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+def free_on(device: torch.device) -> int:
+    """Free bytes for calls on a device, those that torch holds in reserve included."""
+    if device.type != "cuda":
+        return free_memory()
+    reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + reserve
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -5,17 +5,18 @@ Questions on one image share a prefix. Prompts of similar length share a call, w
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from midsight.extraction.budget import Budget
+from midsight.extraction.budget import Budget, CallSize
 from midsight.extraction.prepare import PreparedSample
 from midsight.extraction.request import ResolvedRequest
 
-MAX_PADDING = 1.25
-"""Largest ratio of a call's prefix tokens with padding to those without; above it, a second call is cheaper."""
+MAX_PADDING, MAX_PADDING_WITHOUT_ANSWERS = 1.25, 1.05
+"""Largest ratio of a call's prefix tokens with padding to those without; above it, a second call is cheaper.
+
+Without answers a second call costs little, because no decode step reads the weights again."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,14 @@ class Call:
         return len(self.items) > len(self.rows)
 
     @property
-    def tokens(self) -> int:
-        """Tokens of the rows as one rectangle, padding and answers included."""
-        return len(self.rows) * (max(row.prefix for row in self.rows) + max(row.suffix for row in self.rows))
+    def size(self) -> CallSize:
+        """What a budget needs to know."""
+        longest = max(row.prefix for row in self.rows) + max(row.suffix for row in self.rows)
+        return CallSize(
+            samples=sum(len(row.items) for row in self.rows),
+            tokens=len(self.rows) * longest,
+            unpadded=sum(row.prefix + row.suffix for row in self.rows),
+        )
 
     def halves(self) -> tuple[Call, Call]:
         """The first and the second half of the samples, each a call of the same kind; needs two samples or more."""
@@ -101,12 +107,17 @@ def make_rows(window: Sequence[PreparedSample], request: ResolvedRequest) -> lis
     for item in window:
         groups.setdefault((is_long(item, request), item.prefix_key), []).append(item)
     rows: list[CacheRow] = []
-    for items in sorted(groups.values(), key=lambda items: items[0].prefix_length):
+    for items in groups.values():
         shareable, long_factors = may_share(items[0], request), is_long(items[0], request)
         for together in [items] if shareable else [[item] for item in items]:
             prefix = items[0].prefix_length if shareable else len(together[0].prompt.token_ids)
             rows.append(CacheRow(tuple(together), prefix, request.answer_tokens, long_factors))
-    return sorted(rows, key=kind_of)
+    return sort_rows(rows)
+
+
+def sort_rows(rows: Sequence[CacheRow]) -> list[CacheRow]:
+    """The rows, one kind after the other; within a kind, short prefixes come first."""
+    return sorted(rows, key=lambda row: (*kind_of(row), row.prefix))
 
 
 def is_long(item: PreparedSample, request: ResolvedRequest) -> bool:
@@ -136,35 +147,51 @@ def plan_whole(items: Sequence[PreparedSample], request: ResolvedRequest) -> lis
     return [Call(tuple(rows)) for rows in by_kind.values()]
 
 
-def plan_calls(window: Sequence[PreparedSample], request: ResolvedRequest, budget: Budget) -> Iterator[Call]:
-    """The calls for a window of samples. The budget at the moment when a call is taken decides its size.
+def plan_calls(waiting: list[CacheRow], budget: Budget, *, last: bool = True) -> Iterator[Call]:
+    """Takes calls from the rows that wait, which are in order. The budget at that moment decides the size of each.
 
-    An image's questions stay together if they fit.
+    An image's questions stay together if they fit. Unless these are the `last` rows, those of a call that is not full
+    go on waiting, because more of their kind may come.
     """
-    waiting = deque(make_rows(window, request))
+    left: list[CacheRow] = []
     while waiting:
-        taken: list[CacheRow] = []
-        while waiting:
-            row = waiting[0]
-            whole = row.prefix + row.suffix <= budget.tokens
-            limit = min(budget.samples, budget.samples if whole else max(1, len(row.items) // 2))
-            if len(row.items) > limit:
-                waiting.popleft()
-                waiting.extendleft(reversed(row.pieces(limit)))
-                continue
-            if taken and not fits([*taken, row], budget):
-                break
-            taken.append(waiting.popleft())
-        yield Call(tuple(taken))
+        rows, is_full = take_rows(waiting, budget)
+        if is_full or last:
+            yield Call(tuple(rows))
+        else:
+            left += rows
+    waiting[:] = left
+
+
+def take_rows(waiting: list[CacheRow], budget: Budget) -> tuple[list[CacheRow], bool]:
+    """Takes the rows of the next call out of `waiting`; returns them, and whether the call is full.
+
+    It is not full if it ends only because no more rows of its kind wait.
+    """
+    taken: list[CacheRow] = []
+    while waiting:
+        row = waiting[0]
+        limit = most_together(row, budget)
+        if len(row.items) > limit:
+            waiting[:1] = row.pieces(limit)
+        elif taken and kind_of(row) != kind_of(taken[0]):
+            break
+        elif taken and not fits([*taken, row], budget):
+            return taken, True
+        else:
+            taken.append(waiting.pop(0))
+    return taken, Call(tuple(taken)).size.samples >= budget.samples
+
+
+def most_together(row: CacheRow, budget: Budget) -> int:
+    """Maximum number of the row's samples in one call: what the budget allows if they fit in memory, else half."""
+    size = Call((row,)).size
+    fits_in_memory = budget.load(size) <= budget.tokens
+    return min(budget.most_samples, size.samples if fits_in_memory else max(1, size.samples // 2))
 
 
 def fits(rows: Sequence[CacheRow], budget: Budget) -> bool:
-    """Whether the rows are few, small and alike enough for one call."""
+    """Whether rows of one kind are few, small and alike enough for one call."""
     prefixes = [row.prefix for row in rows]
-    call = Call(tuple(rows))
-    return (
-        len({kind_of(row) for row in rows}) == 1
-        and len(call.items) <= budget.samples
-        and call.tokens <= budget.tokens
-        and len(rows) * max(prefixes) <= MAX_PADDING * sum(prefixes)
-    )
+    padding = MAX_PADDING if rows[0].answer_tokens else MAX_PADDING_WITHOUT_ANSWERS
+    return budget.holds(Call(tuple(rows)).size) and len(rows) * max(prefixes) <= padding * sum(prefixes)

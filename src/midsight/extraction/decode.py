@@ -87,8 +87,9 @@ class OpenRows:
         if kept and len(left) < len(state.prompt_ids):
             state.cache.batch_select_indices(rows)
         prompt_ids = state.prompt_ids[rows]
-        open_ids = torch.tensor(ids, device=prompt_ids.device, dtype=torch.int64)
-        gone = (prompt_ids >= 0) & ~torch.isin(prompt_ids, open_ids)
+        is_open = torch.zeros(max(state.ids) + 1, dtype=torch.bool)
+        is_open[torch.tensor(ids, dtype=torch.int64)] = True
+        gone = (prompt_ids >= 0) & ~is_open.to(prompt_ids.device)[prompt_ids.clamp(min=0)]
         self.answers = [self.answers[i] for i in kept]
         self.state = Continuation(
             state.logits[list(kept)],
@@ -161,13 +162,15 @@ def decode_until(
 
 
 def take_tokens(open_rows: OpenRows, settings: AnswerSettings, *, max_new_tokens: int) -> None:
-    """Appends the token with the best score to each answer, and drops the answers that end with it."""
+    """Appends the token with the best score to each answer, and drops the answers that end with it.
+
+    Tokens and log-probabilities come from the device together, because each copy waits for it.
+    """
     all_logprobs = to_logprobs(open_rows.state.logits)
-    token_ids = choose_tokens(open_rows, settings, max_new_tokens=max_new_tokens)
-    logprobs = all_logprobs.gather(1, token_ids)
-    for answer, token_id, logprob in zip(
-        open_rows.answers, token_ids[:, 0].tolist(), logprobs[:, 0].tolist(), strict=True
-    ):
+    chosen = choose_tokens(open_rows, settings, max_new_tokens=max_new_tokens).to(all_logprobs.device)
+    chosen_with_logprobs = torch.cat([chosen.double(), all_logprobs.gather(1, chosen)], dim=1)
+    for answer, (token_id, logprob) in zip(open_rows.answers, chosen_with_logprobs.tolist(), strict=True):
+        token_id = int(token_id)
         answer.token_ids.append(token_id)
         answer.logprobs.append(logprob)
         if token_id in settings.stop_ids:
@@ -202,7 +205,8 @@ def feed_tokens(model: LoadedModel, open_rows: OpenRows) -> Continuation:
         rows=state.rows,
         ids=state.ids,
     )
-    output = run_on_cache(model, state.cache, state.prompt_ids, tokens, state.later)
+    is_padded = any(length != state.prompt_ids.shape[1] for length in state.lengths)
+    output = run_on_cache(model, state.cache, state.prompt_ids, tokens, state.later, is_padded=is_padded)
     logits = to_logits(model, end_states(output, tokens))
     lengths = [length + 1 for length in state.lengths]
     return replace(

@@ -10,7 +10,7 @@ import torch
 
 from midsight.checkpoints.loading import LoadedModel
 from midsight.errors import BrokenOffError, first_line
-from midsight.extraction.budget import is_out_of_memory
+from midsight.extraction.budget import CallSize, is_out_of_memory
 from midsight.extraction.calls import Call, plan_whole
 from midsight.extraction.decode import (
     Answer,
@@ -61,12 +61,12 @@ def extract_or_halve(
     call: Call,
     *,
     padding_side: PaddingSide = "right",
-    on_memory: Callable[[int, bool], None] = lambda _tokens, _enough: None,
+    on_memory: Callable[[CallSize, bool], None] = lambda _size, _enough: None,
 ) -> list[Outcome]:
     """One outcome for each sample of the call; a call that fails is halved until the sample at fault is alone.
 
-    If a call of several samples runs out of memory, `on_memory` gets its number of tokens and False. From then on it
-    also gets the number of tokens of each call that fits, and True. Raises BrokenOffError if the device is lost.
+    If a call of several samples runs out of memory, `on_memory` gets its size and False. From then on it also gets the
+    size of each call that fits, and True. Raises BrokenOffError if the device is lost.
     """
     ran_out = False
 
@@ -77,10 +77,10 @@ def extract_or_halve(
         except Exception as error:
             if is_out_of_memory(error) and len(part.items) > 1:
                 ran_out = True
-                on_memory(part.tokens, False)
+                on_memory(part.size, False)
             raise
         if ran_out:
-            on_memory(part.tokens, True)
+            on_memory(part.size, True)
         return outcomes
 
     return isolate_failures(call, extract, lambda: still_works(model.device))

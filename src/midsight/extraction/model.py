@@ -13,9 +13,10 @@ from midsight.checkpoints.loading import LoadedModel, Lora, load_model
 from midsight.checkpoints.wrapping import wrap_model
 from midsight.errors import MidsightError, SampleError
 from midsight.extraction.budget import make_budget
+from midsight.extraction.needs import estimate_needs
 from midsight.extraction.pipeline import extract_all
 from midsight.extraction.request import Request, RequestKeywords, make_request, resolve
-from midsight.extraction.task import BatchSize
+from midsight.extraction.task import BatchSize, validate_batch_size
 from midsight.extraction.todo import group_by_image
 from midsight.records import Record
 from midsight.samples.columns import prompt_columns
@@ -71,7 +72,8 @@ class Model:
 
         Args:
             pairs: (image, question) pairs or Samples.
-            batch_size: Maximum number of samples in one call of the model; `auto` measures what memory holds.
+            batch_size: Maximum number of samples in one call of the model; `auto` finds the
+                fastest that memory holds.
             **options: The fields of Request.
 
         Returns:
@@ -87,9 +89,11 @@ class Model:
     ) -> list[Record | Failure]:
         if not self.loaded.has_weights:
             raise MidsightError(f"{self.loaded.name} was loaded with weights=False; load it again without that.")
-        budget = make_budget(batch_size, self.loaded.device)
+        validate_batch_size(batch_size)
         dataset = make_samples(pairs)
         resolved = resolve(request, self.loaded, prompt_columns(dataset.extras, dataset.options))
+        needs = estimate_needs(self.loaded.config, self.loaded.dtype, answers=resolved.answers)
+        budget = make_budget(batch_size, self.loaded.device, needs)
         calls = extract_all(self.loaded, resolved, group_by_image(dataset.samples), budget, note=warnings.warn)
         outcomes = [outcome for call in calls for outcome in call]
         return sorted([*outcomes, *dataset.failures], key=lambda outcome: outcome.input_index)

@@ -15,10 +15,11 @@ import torch
 from midsight.checkpoints.loading import LoadedModel
 from midsight.errors import MidsightError
 from midsight.extraction.budget import Budget
-from midsight.extraction.calls import plan_calls
+from midsight.extraction.calls import CacheRow, Call, make_rows, plan_calls, sort_rows
 from midsight.extraction.extract_call import Outcome, extract_or_halve
 from midsight.extraction.prepare import PreparedSample, prepare, source_key
 from midsight.extraction.request import ResolvedRequest
+from midsight.memory import free_memory
 from midsight.samples.images import Note, say_nothing
 from midsight.samples.sample import Failure, Sample
 from midsight.samples.streams import until_broken
@@ -30,8 +31,8 @@ InWork = Callable[[Sequence[str]], AbstractContextManager[None]]
 
 WINDOW_CALLS = 4
 """Calls that are planned together, so that prompts of similar length share a call."""
-WINDOW_BYTES = {"cpu": 2**28, "cuda": 2**30}
-"""Bytes of pixels that fill a window, by device."""
+WINDOW_BYTES, WINDOW_SHARE = 2**28, 1 / 16
+"""Bytes of pixels that fill a window: a share of the free memory, and at least so many."""
 WORKERS = min(4, os.cpu_count() or 1)
 """Threads that prepare images."""
 
@@ -56,21 +57,24 @@ def extract_all(
         with in_work([sample.sample_id for sample in to_prepare]):
             return [*(row for row in rows if isinstance(row, Failure)), *prepare(model, request, to_prepare, note)]
 
+    def extract(call: Call) -> list[Outcome]:
+        with in_work([item.sample.sample_id for item in call.items]), budget.watching(call.size):
+            return extract_or_halve(model, request, call, on_memory=budget.learn)
+
     threads = torch.get_num_threads()
     broken: list[MidsightError] = []
+    waiting: list[CacheRow] = []
     rows = by_image(until_broken(samples, broken), budget)
+    most_bytes = max(WINDOW_BYTES, int(WINDOW_SHARE * free_memory()))
     try:
         with ThreadPoolExecutor(WORKERS, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            full = WINDOW_BYTES.get(model.device.type, WINDOW_BYTES["cpu"])
-            for window in prefetch(windows(in_order(pool, prepared, rows), budget, full)):
+            for window in prefetch(windows(in_order(pool, prepared, rows), budget, most_bytes)):
                 if failures := [item for item in window if isinstance(item, Failure)]:
                     yield list(failures)
                 ready = [item for item in window if isinstance(item, PreparedSample)]
-                for call in plan_calls(ready, request, budget):
-                    ids = [item.sample.sample_id for item in call.items]
-                    with in_work(ids), budget.watching(len(ids), call.tokens):
-                        done = extract_or_halve(model, request, call, on_memory=budget.learn)
-                    yield done
+                waiting = sort_rows([*waiting, *make_rows(ready, request)])
+                yield from map(extract, plan_calls(waiting, budget, last=False))
+            yield from map(extract, plan_calls(waiting, budget))
     finally:  # threads that start later would inherit the number that a worker set for itself
         torch.set_num_threads(threads)
     if broken:
@@ -99,7 +103,8 @@ def windows(
 ) -> Iterator[list[PreparedSample | Failure]]:
     """Windows: the samples that are planned together, enough for a few calls or for `most_bytes` of pixels.
 
-    The first window is a single call, so that the model starts early.
+    The first window is a single call, so that the model starts early. Each later one may be twice as large as the one
+    that is in the model while it is prepared.
     """
     window: list[PreparedSample | Failure] = []
     held, full = 0, budget.samples
@@ -109,7 +114,7 @@ def windows(
         window += group
         if len(window) >= full or held >= most_bytes:
             yield window
-            window, held, full = [], 0, WINDOW_CALLS * budget.most_samples
+            window, held, full = [], 0, min(2 * full, WINDOW_CALLS * budget.most_samples)
     if window:
         yield window
 

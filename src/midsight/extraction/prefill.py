@@ -36,8 +36,8 @@ class PaddedRows:
     """Per prompt, in its padded row."""
     rows: tuple[int, ...]
     """Per prompt: the row it lies in."""
-    ends: tuple[int, ...]
-    """Per prompt: the index of its last token in that row."""
+    ends: Tensor
+    """int64 [2, prompts]: row and index of each prompt's last token."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,8 @@ def pad_rows(
 ) -> PaddedRows:
     """Puts prompts into rows and pads the rows to one length; `positions` are those of each prompt, [axes, tokens].
 
+    All that goes to the device goes before the model runs, because a copy in between would wait for the model.
+
     rows: per prompt its row; prompts in one row follow each other. By default every prompt has its own row.
     ids: per prompt its id in `prompt_ids`; its index by default.
     """
@@ -103,7 +105,9 @@ def pad_rows(
         position_offsets=tuple(int(p.max()) + 1 - len(tokens) for p, tokens in zip(positions, prompts, strict=True)),
         layouts=tuple(layout.shifted(start) for layout, start in zip(layouts, starts, strict=True)),
         rows=tuple(rows),
-        ends=tuple(start + len(tokens) - 1 for start, tokens in zip(starts, prompts, strict=True)),
+        ends=torch.tensor(
+            [[*rows], [start + len(tokens) - 1 for start, tokens in zip(starts, prompts, strict=True)]]
+        ).to(device),
     )
 
 
@@ -176,14 +180,20 @@ def continue_prefill(model: LoadedModel, prefixes: Prefill, suffixes: PaddedRows
 
 
 def run_on_cache(
-    model: LoadedModel, cache: KVCache, before: Tensor, more: PaddedRows, later: Mapping[str, Tensor]
+    model: LoadedModel,
+    cache: KVCache,
+    before: Tensor,
+    more: PaddedRows,
+    later: Mapping[str, Tensor],
+    *,
+    is_padded: bool = True,
 ) -> Any:
     """The decoder over `more` tokens after those of the cache, whose prompt ids are `before` [rows, tokens].
 
-    A token reads the tokens of its own prompt and the shared ones, up to itself.
+    A token reads the tokens of its own prompt and the shared ones, up to itself. `is_padded` is False if every token of
+    a row is one of its prompt's.
     """
-    one_prompt_a_row = len(more.rows) == len(more.prompt_ids)
-    attention_mask = make_mask(model, before, more.prompt_ids, one_prompt_a_row=one_prompt_a_row)
+    attention_mask = make_mask(model, before, more.prompt_ids, is_padded=is_padded)
     decoder = model.hf_model.get_submodule(model.family.modules.decoder)
     return decoder(
         input_ids=more.token_ids,
@@ -202,4 +212,4 @@ def name_of_cache(decoder: nn.Module) -> str:
 
 def end_states(output: Any, padded: PaddedRows) -> Tensor:
     """The state of each prompt's last token after the final norm, [prompts, hidden size]."""
-    return output.last_hidden_state[list(padded.rows), list(padded.ends)]
+    return output.last_hidden_state[padded.ends[0], padded.ends[1]]

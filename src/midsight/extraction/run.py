@@ -15,7 +15,8 @@ from midsight.extraction.display import Display, display
 from midsight.extraction.fill import fill
 from midsight.extraction.job import Job, look_ahead, make_job, require_a_chance
 from midsight.extraction.model import Model
-from midsight.extraction.task import BatchSize, ExtractKeywords, make_task
+from midsight.extraction.needs import estimate_needs
+from midsight.extraction.task import BatchSize, ExtractKeywords, make_task, validate_batch_size
 from midsight.extraction.todo import Progress
 from midsight.reports.reasons import describe_reasons
 from midsight.reports.terminal import counted
@@ -52,7 +53,8 @@ def extract(
             pandas or polars DataFrame, a `datasets.Dataset`, a list of dicts; or (image, question) pairs or Samples.
         model: A loaded model, or its folder or hub id.
         out: The run folder; it is made if it does not exist.
-        batch_size: Maximum number of samples in one call of the model; `auto` measures what memory holds.
+        batch_size: Maximum number of samples in one call of the model; `auto` finds the
+            fastest that memory holds.
         store_dtype: `float32` or `float16`, for the stored vectors.
         limit: Process only the first `limit` rows.
         shard: (I, N) does shard I of N, from 0; several processes may fill one run, each with its own shard.
@@ -108,7 +110,7 @@ def tell_failures(run: Run) -> None:
 
 def run_job(job: Job, *, batch_size: BatchSize, keep_going: bool, commit_seconds: float, shown: Display) -> Run:
     """Does a job, and returns its run; a finished run is opened at once, without weights. Raises MidsightError."""
-    budget = make_budget(batch_size, job.model.device)
+    validate_batch_size(batch_size)
     task = job.task
     start = look_ahead(job)
     shown.start(start.progress, start.notes)
@@ -119,6 +121,8 @@ def run_job(job: Job, *, batch_size: BatchSize, keep_going: bool, commit_seconds
         require_a_chance(job, start)
     if start.todo.remaining != 0 and not job.model.has_weights:
         job = shown.loading(job.model, job.with_weights)
+    needs = estimate_needs(job.model.config, job.model.dtype, answers=job.request.answers)
+    budget = make_budget(batch_size, job.model.device, needs)
     with RunWriter(
         task.out, job.spec, shard=task.shard, retry_failed=task.retry_failed, commit_seconds=commit_seconds
     ) as writer:

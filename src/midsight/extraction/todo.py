@@ -117,19 +117,19 @@ def choose(
     end = math.inf if limit is None else limit
     failures = [failure for failure in data.failures if is_in_shard(failure, shard) and failure.input_index < end]
     failures_left = [failure for failure in failures if failure.sample_id not in done]
-    done_images: list[str] = []
     already_failed = len(failures) - len(failures_left)
-    indices, images = array("q"), list[str]()
+    # hashes of image keys, because a million keys would take too much memory
+    indices, images, done_images = array("q"), array("q"), array("q")
     for index, key in enumerate(keys_of(data.samples)):
         if key.input_index >= end or not is_in_shard(key, shard):
             continue
         if key.sample_id in done:
-            done_images.append(key.image_key)
+            done_images.append(hash(key.image_key))
             already_failed += key.sample_id in failed
         else:
             indices.append(index)
-            images.append(key.image_key)
-    ranks = image_ranks(images)
+            images.append(hash(key.image_key))
+    ranks = image_ranks(np.array(images, np.int64))
     places = np.argsort(ranks, kind="stable")
     order = np.array(indices, np.int64)[places]
     first_places = np.unique(ranks[places], return_index=True)[1]
@@ -137,7 +137,7 @@ def choose(
     return Todo(
         rows=itertools.chain(failures_left, (data.samples[index] for index in order.tolist())),
         samples=already + len(failures_left) + len(images),
-        images=len({*done_images, *images}),
+        images=len(np.unique(np.concatenate([images, done_images]).astype(np.int64))),
         already=already,
         already_failed=already_failed,
         remaining=len(images),
@@ -168,14 +168,16 @@ def is_in_shard(row: SampleOrFailure | SampleKey, shard: Shard) -> bool:
 
 def group_by_image(samples: Sequence[Sample]) -> list[Sample]:
     """The samples, with those of one image key together; images stay in the order in which they first appear."""
-    ranks = image_ranks(sample.image_key for sample in samples)
+    ranks = image_ranks(np.array([hash(sample.image_key) for sample in samples], np.int64))
     return [samples[index] for index in np.argsort(ranks, kind="stable")]
 
 
-def image_ranks(images: Iterable[str]) -> np.ndarray:
-    """How many other images appear before each sample's image, int64 [samples]; `images` are their image keys."""
-    first: dict[str, int] = {}
-    return np.array([first.setdefault(image, len(first)) for image in images], np.int64)
+def image_ranks(images: np.ndarray) -> np.ndarray:
+    """How many other images appear before each sample's image, int64 [samples]; `images` are int64, one per image."""
+    _, first, numbers = np.unique(images, return_index=True, return_inverse=True)
+    ranks = np.empty(len(first), np.int64)
+    ranks[np.argsort(first)] = np.arange(len(first))
+    return ranks[numbers]
 
 
 def estimate_bytes(

@@ -1,4 +1,4 @@
-"""Image cells of a table become image sources; each distinct image is one value."""
+"""Image cells of a table become image sources."""
 
 from __future__ import annotations
 
@@ -19,12 +19,14 @@ from midsight.samples.urls import is_web_address
 
 NAME_IN_PATTERN = re.compile(r"\{(?P<name>[^{}:]+)(?::0?(?P<width>\d+)d?)?\}")
 """A column in the pattern of image paths, with the number of digits if it is filled up with zeros."""
+MOST_FILES_KEPT = 10_000
+"""Files that are remembered, because the next rows often repeat them; all of them would take too much memory."""
 _BAD_LIST = "a list must hold one or more paths or images."
 _NAMES_IN_STRUCT = ("path", "url", "file_name", "filename")
 
 
 class ImageCells:
-    """Reads the image cells of one dataset; an image that many rows repeat is kept once."""
+    """Reads the image cells of one dataset; an embedded image that many rows repeat is kept once."""
 
     def __init__(self, root: Path | None, *, allow_urls: bool = False, follow_links: bool = False) -> None:
         """`root` is the folder of image files; without it a path is a SampleError."""
@@ -93,6 +95,8 @@ class ImageCells:
         if self._root is None:
             raise _not_in_stream(name)
         if name not in self._files:
+            if len(self._files) == MOST_FILES_KEPT:
+                self._files.clear()
             path = resolve_image_path(name, self._root, self._resolved_root, follow_links=self._follow_links)
             self._files[name] = name, (path,)
         return self._files[name]

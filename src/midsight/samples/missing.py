@@ -48,15 +48,22 @@ def find_missing(images: Iterable[ImageSource], root: Path) -> MissingImages | N
 
     `root` is the folder that paths start from.
     """
-    files = [image for image in images if isinstance(image, Path)]
-    if len(files) <= MOST_FILES:
-        files = [*dict.fromkeys(files)]  # of more, each would take memory for its hash
-    chosen = files[:: -(-len(files) // MOST_FILES) or 1]
+    chosen, count, step = list[Path](), 0, 1
+    for image in images:
+        if isinstance(image, Path):
+            if count % step == 0:
+                chosen.append(image)
+            count += 1
+        if len(chosen) > MOST_FILES:
+            chosen, step = chosen[::2], 2 * step
+    if step == 1:  # of more, each would take memory for its hash
+        chosen = [*dict.fromkeys(chosen)]
+        count = len(chosen)
     with ThreadPoolExecutor(LOOKING) as pool:
         missing = [*itertools.compress(chosen, pool.map(does_not_exist, chosen))]
     if not missing:
         return None
-    return MissingImages(len(files), len(chosen), len(missing), missing[0], likely_folder(missing[0], root))
+    return MissingImages(count, len(chosen), len(missing), missing[0], likely_folder(missing[0], root))
 
 
 def does_not_exist(file: Path) -> bool:

@@ -1,0 +1,292 @@
+"""The batch size `auto`: calls grow and shrink by measured time and memory, and come out full. No clock is read."""
+
+import math
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from midsight.extraction import meter, pipeline
+from midsight.extraction.budget import FIRST_CALL_FLOPS, PROMPT_TOKENS, Budget, CallSize, make_budget
+from midsight.extraction.calls import Call, fits, kind_of, make_rows, plan_calls, sort_rows
+from midsight.extraction.meter import Usage
+from midsight.extraction.needs import Needs, estimate_needs
+from midsight.extraction.size_search import LONGEST_S
+from midsight.samples.sample import Failure, Sample
+from support.planning import CPU, REQUEST, asked
+
+PREFIX, REST = 100, 10
+PLENTY = 2**50
+
+
+def needing(first_samples: int) -> Needs:
+    """What a small model needs, of which `auto` puts so many samples into its first call."""
+    return Needs(1e-3, 0.0, FIRST_CALL_FLOPS["cpu"] / PROMPT_TOKENS / first_samples)
+
+
+@dataclass
+class Machine:
+    """A machine on which calls take a made-up time and memory."""
+
+    seconds: Callable[[CallSize], float] = lambda size: 1 + size.unpadded / 1000
+    """By default a call reads the weights for a second, and then computes."""
+    bytes: Callable[[CallSize], int | None] = lambda size: size.tokens
+    sizes: list[CallSize] = field(default_factory=list)
+    """Of all calls so far."""
+
+    @contextmanager
+    def meter(self, _device: torch.device) -> Any:
+        usage = Usage()
+        yield usage
+        usage.seconds, usage.bytes = self.seconds(self.sizes[-1]), self.bytes(self.sizes[-1])
+
+    def budget(self, first_samples: int, *, free_bytes: float = PLENTY) -> Budget:
+        made = make_budget("auto", CPU, needing(first_samples), meter=self.meter)
+        assert made.samples == first_samples
+        return replace(made, free_bytes=free_bytes)
+
+    def call(self, budget: Budget, samples: int, tokens: int | None = None) -> None:
+        """A call without padding."""
+        self.sizes.append(CallSize(samples, tokens or 100 * samples, tokens or 100 * samples))
+        with budget.watching(self.sizes[-1]):
+            pass
+
+    def calls(self, budget: Budget, count: int) -> list[int]:
+        """Full calls, one after the other; returns their sizes."""
+        for _ in range(count):
+            self.call(budget, budget.samples)
+        return [size.samples for size in self.sizes[-count:]]
+
+
+@pytest.fixture
+def extract(monkeypatch):
+    """Extracts questions on made-up images with a machine; returns the number of samples of each call."""
+
+    def run(machine: Machine, budget: Budget, *, images: int, questions: int) -> list[int]:
+        def prepare(_model, _request, samples, _note):
+            return [asked(sample.input_index, int(sample.image), PREFIX, REST) for sample in samples]
+
+        def compute(_model, _request, call, *, on_memory):
+            machine.sizes.append(call.size)
+            return [Failure(item.sample.sample_id, item.sample.input_index, "made up") for item in call.items]
+
+        monkeypatch.setattr(pipeline, "prepare", prepare)
+        monkeypatch.setattr(pipeline, "extract_or_halve", compute)
+        pictures = [bytes([image]) for image in range(images)]
+        samples = [
+            Sample(str(n), n, (pictures[n // questions],), "?", image=str(n // questions))
+            for n in range(images * questions)
+        ]
+        loaded: Any = SimpleNamespace(device=CPU)
+        done = [
+            outcome.sample_id for call in pipeline.extract_all(loaded, REQUEST, samples, budget) for outcome in call
+        ]
+        assert sorted(done, key=int) == [sample.sample_id for sample in samples]
+        return [size.samples for size in machine.sizes]
+
+    return run
+
+
+def test_auto_leaves_its_first_size_when_memory_and_speed_allow_more(extract):
+    """Ten questions on each image: the first size is no multiple of ten, so no call holds exactly that many."""
+    machine = Machine()
+    sizes = extract(machine, machine.budget(8), images=100, questions=10)
+    assert sizes[0] == 10, "an image's questions stay together"
+    assert min(sizes[2:-1]) > 1.5 * 8
+    assert max(sizes) == 120, "as many whole images as the largest size takes"
+    assert len(sizes) <= 15
+
+
+def test_a_run_makes_the_same_calls_again(extract):
+    sizes = []
+    for _ in range(2):
+        machine = Machine()
+        sizes.append(extract(machine, machine.budget(4), images=40, questions=3))
+    assert sizes[0] == sizes[1]
+    assert len({*sizes[0]}) > 3
+
+
+def test_it_stays_where_a_larger_size_is_not_faster_and_remembers_it():
+    machine = Machine(seconds=lambda size: size.unpadded * (1 if size.samples <= 16 else 1.2) / 1000)
+    budget = machine.budget(8)
+    assert machine.calls(budget, 8) == [8, 16, 16, 4, 4, 8, 8, 8], "16 and 4 are each tried twice"
+    machine = Machine(seconds=lambda size: (1 + size.unpadded / 1000) * (1 if size.samples <= 16 else 2))
+    budget = machine.budget(8)
+    assert machine.calls(budget, 4) == [8, 16, 32, 32]
+    assert {*machine.calls(budget, 50)} == {16}
+
+
+def test_it_shrinks_while_smaller_sizes_are_faster():
+    machine = Machine(seconds=lambda size: size.samples**2 / 1000)
+    assert machine.calls(machine.budget(16), 8) == [16, 32, 32, 8, 4, 2, 1, 1]
+
+
+def test_one_slow_call_does_not_decide():
+    slow = iter([1, 1, 3] + [1] * 20)
+    machine = Machine(seconds=lambda size: (1 + size.unpadded / 1000) * next(slow))
+    assert machine.calls(machine.budget(8), 5) == [8, 16, 32, 32, 64]
+
+
+def test_speeds_of_longer_and_shorter_samples_are_not_compared():
+    machine = Machine(seconds=lambda size: size.samples)
+    budget = machine.budget(8)
+    machine.call(budget, 8, tokens=8 * 100)
+    machine.call(budget, 16, tokens=16 * 10)
+    assert budget.samples == 32, "fewer tokens per second, but of other samples"
+
+
+def test_a_call_of_less_than_half_the_size_says_nothing_of_it():
+    machine = Machine()
+    budget = machine.budget(8)
+    machine.call(budget, 3)
+    assert budget.samples == 8
+    machine.call(budget, 4)
+    assert budget.samples == 16
+
+
+def test_calls_do_not_become_longer_than_some_minutes():
+    machine = Machine(seconds=lambda size: LONGEST_S / 10 * math.sqrt(size.samples))
+    sizes = machine.calls(machine.budget(8), 9)
+    assert sizes[-1] == sizes[-2]
+    assert machine.seconds(machine.sizes[-1]) <= LONGEST_S < 4 * machine.seconds(machine.sizes[-1])
+
+
+def test_memory_is_measured_on_the_largest_call():
+    used = iter([100, 1000, 10])
+    machine = Machine(bytes=lambda _: next(used))
+    budget = machine.budget(8, free_bytes=2000)
+    machine.call(budget, 8, tokens=10)
+    assert budget.tokens == 200
+    machine.call(budget, 16, tokens=100)
+    assert budget.tokens == 200
+    machine.call(budget, 16, tokens=50)
+    assert budget.tokens == 200, "a call smaller than another says nothing"
+
+
+def test_what_memory_cannot_hold_is_not_planned(extract):
+    machine = Machine(bytes=lambda size: size.tokens)
+    load = 5 * (PREFIX + 3 * (REST + REQUEST.answer_tokens))
+    sizes = extract(machine, machine.budget(4, free_bytes=load), images=40, questions=3)
+    assert max(sizes) == 15
+
+
+def test_logits_take_memory_of_every_sample():
+    budget = Budget(CPU, 8, 8, tokens=1000, sample_tokens=50)
+    assert budget.holds(CallSize(samples=8, tokens=600, unpadded=600))
+    assert not budget.holds(CallSize(samples=8, tokens=601, unpadded=601))
+
+
+def test_after_out_of_memory_calls_are_half_as_large_and_grow_no_more():
+    machine = Machine()
+    budget = machine.budget(8)
+    size = CallSize(8, 800, 800)
+    machine.sizes.append(size)
+    with budget.watching(size):
+        budget.learn(size, False)
+        budget.learn(CallSize(4, 400, 400), True)
+    assert (budget.samples, budget.tokens) == (8, 400), "the time of its parts is not a call's"
+    machine.call(budget, 4, tokens=400)
+    assert (budget.samples, budget.tokens) == (16, 400)
+
+
+def test_without_a_measure_of_memory_auto_stays_as_it_began(monkeypatch, tmp_path):
+    monkeypatch.setattr(meter, "PROCESS", tmp_path / "there is none")
+    now = make_budget("auto", CPU, needing(8))
+    tokens = now.tokens
+    with now.watching(CallSize(8, 1, 1)):
+        pass
+    assert (now.samples, now.tokens) == (8, tokens)
+    with meter.measured(torch.device("meta")) as usage:
+        pass
+    assert usage.bytes is None
+
+
+@pytest.mark.parametrize(("kind", "free", "tokens"), [("cpu", 8e9, 2e4), ("cpu", 2e9, 5e3)])
+def test_the_first_size_follows_from_the_model_and_the_free_memory(monkeypatch, kind, free, tokens):
+    monkeypatch.setattr("midsight.extraction.budget.free_memory", lambda: int(free))
+    large = Needs(token_bytes=1e5, sample_bytes=1e8, token_flops=1e6)
+    budget = make_budget("auto", torch.device(kind), large)
+    assert budget.tokens == tokens
+    assert budget.samples == {2e4: 8, 5e3: 2}[tokens]
+    assert make_budget("auto", torch.device(kind), replace(large, token_flops=1e12)).samples == 1, "a slow model"
+
+
+def test_needs_are_those_of_the_config():
+    text = SimpleNamespace(
+        num_hidden_layers=2, hidden_size=8, intermediate_size=16, num_attention_heads=2, vocab_size=100
+    )
+    config = SimpleNamespace(get_text_config=lambda: text)
+    needs = estimate_needs(config, torch.bfloat16, answers=True)
+    assert needs.token_flops == 2 * 2 * (4 * 8 * 8 + 3 * 8 * 16)
+    assert needs.token_bytes == 2 * (2 * 2 * 8 + 8 * 8 + 4 * 16)
+    assert needs.sample_bytes == 100 * (2 + 44)
+    assert estimate_needs(config, torch.float32, answers=False).sample_bytes == 0
+
+
+@st.composite
+def some_windows(draw):
+    """Windows of questions on images; an image's questions are in one window."""
+    images = draw(st.lists(st.tuples(st.integers(2, 60), st.integers(1, 12)), min_size=1, max_size=12))
+    windows, number = [[] for _ in range(3)], 0
+    for image, (prefix, questions) in enumerate(images):
+        window = draw(st.integers(0, 2))
+        for _ in range(questions):
+            windows[window].append(asked(number, 1 + image, prefix, draw(st.integers(1, 9))))
+            number += 1
+    return windows
+
+
+@given(
+    some_windows(),
+    st.integers(1, 16),
+    st.sampled_from([60, 200, 1000, math.inf]),
+    st.sampled_from([0.0, 3.0]),
+    st.booleans(),
+    st.sampled_from([None, 30]),
+)
+def test_whole_images_and_full_calls(windows, samples, tokens, sample_tokens, answers, threshold):
+    """An image's questions are cut only if they do not fit; calls are full but for the last; every sample is in one."""
+    request = replace(REQUEST, answers=answers, longrope_threshold=threshold)
+    budget = Budget(CPU, samples, 16, tokens, sample_tokens)
+    waiting, done, rows = [], [], []
+    for window in windows:
+        made = make_rows(window, request)
+        rows += made
+        waiting = sort_rows([*waiting, *made])
+        calls = [*plan_calls(waiting, budget, last=False)]
+        done += calls
+        for index, call in enumerate(calls):
+            coming = [row for later in calls[index + 1 :] for row in later.rows] + waiting
+            same_kind = [row for row in coming if kind_of(row) == kind_of(call.rows[0])]
+            if call.size.samples < samples:
+                assert same_kind
+                assert not fits([*call.rows, same_kind[0]], budget)
+    done += plan_calls(waiting, budget)
+    assert waiting == []
+    numbers = [int(item.sample.sample_id) for call in done for item in call.items]
+    assert sorted(numbers) == list(range(sum(map(len, windows))))
+    for row in rows:
+        size = Call((row,)).size
+        if size.samples <= budget.most_samples and budget.load(size) <= tokens:
+            of_row = {item.sample.sample_id for item in row.items}
+            assert sum(bool(of_row & {item.sample.sample_id for item in call.items}) for call in done) == 1
+
+
+@pytest.mark.skipif(not (meter.PROCESS / "clear_refs").exists(), reason="only Linux says the peak of a process")
+def test_the_peak_is_that_of_the_call_and_not_of_an_earlier_one():
+    size = 200 * 2**20
+    before = meter.start_peak(CPU)
+    if before is None:
+        pytest.skip("this machine does not let a process set its peak back")
+    torch.ones(size // 4)
+    assert 0.9 * size < meter.peak(CPU) - before < 1.5 * size
+    before = meter.start_peak(CPU)
+    assert before is not None
+    torch.ones(size // 40)
+    assert meter.peak(CPU) - before < 0.5 * size
