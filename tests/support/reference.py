@@ -37,7 +37,7 @@ def relative_error(value: np.ndarray, reference: np.ndarray) -> float:
     return float(np.linalg.norm(value - reference) / np.linalg.norm(reference))
 
 
-def add_lora(model: Any, folder: Path, dtype: torch.dtype) -> None:
+def add_lora(model: Any, folder: Path, dtype: torch.dtype = torch.float32) -> None:
     """PEFT's own layers, in the model's dtype; transformers' integration refuses the PEFT of its day."""
     peft.inject_adapter_in_model(peft.PeftConfig.from_pretrained(str(folder)), model, adapter_name="vision")
     report = peft.set_peft_model_state_dict(
