@@ -212,4 +212,5 @@ def name_of_cache(decoder: nn.Module) -> str:
 
 def end_states(output: Any, padded: PaddedRows) -> Tensor:
     """The state of each prompt's last token after the final norm, [prompts, hidden size]."""
-    return output.last_hidden_state[padded.ends[0], padded.ends[1]]
+    rows, indices = padded.ends.to(output.last_hidden_state.device)
+    return output.last_hidden_state[rows, indices]
