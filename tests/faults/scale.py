@@ -128,12 +128,6 @@ def stored_before(rows: int) -> int:
     return rows - ROWS_OF_A_PART[rows]
 
 
-def distinct(name: str, step_name: str, expected: Callable[[int], dict[str, int]]) -> Experiment:
-    """A step of a run in which every row has its own image."""
-    run_experiment = measured(step_name, MAX_SECONDS, expected, questions=1)
-    return Experiment(GROUP, f"{name}, every image distinct", run_experiment, ROWS, QUICK_ROWS)
-
-
 EXPERIMENTS = (
     Experiment(
         GROUP,
@@ -157,7 +151,4 @@ EXPERIMENTS = (
         ROWS,
         QUICK_ROWS,
     ),
-    distinct("a start", "start", lambda rows: {"samples": rows, "already": stored_before(rows)}),
-    distinct("resuming", "resume", lambda rows: {"rows": rows}),
-    distinct("show", "show", lambda rows: {"rows": rows}),
 )
