@@ -121,6 +121,7 @@ def test_its_numbers_are_those_of_pefts_merged_model(adapter, folder, model, lor
     assert loaded.loaded.lora == lora
     assert loaded.loaded.adapter is not None
     assert loaded.loaded.adapter.base == str(folder)
+    assert loaded.loaded.notes[0] == f"{out} is an adapter of {folder}."
 
 
 def test_check_and_load_say_the_same(adapter, folder, model):

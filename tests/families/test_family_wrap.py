@@ -6,7 +6,7 @@ import peft
 import pytest
 import torch
 from torch import nn
-from transformers import AutoProcessor
+from transformers import AutoProcessor, BitsAndBytesConfig
 
 import midsight
 from support.family_reference import WITHOUT_PHI, FamilyReference
@@ -116,6 +116,23 @@ def test_a_quantised_model(own, folder, model):
         for m in (midsight.wrap(own.model, processor), model)
     ]
     assert LIMIT < differs(*records) < 0.2
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen2_vl"], indirect=True)
+def test_a_model_quantised_by_bitsandbytes(own, family, folder, model):
+    """In 8 bits, if it is installed. On a CPU it takes 4 bits in wider layers only, and not the inputs of Llama's."""
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    config = BitsAndBytesConfig(load_in_8bit=True)
+    own.model = family.model.from_pretrained(
+        folder, dtype=torch.float32, device_map={"": "cpu"}, quantization_config=config
+    ).eval()
+    processor = AutoProcessor.from_pretrained(folder)
+    assert_same_as_the_full_forward(own.model, own, processor)
+    wrapped = midsight.wrap(own.model, processor)
+    records = [m.extract(USED[0].image, "What?", layers=[3], answers=False) for m in (wrapped, model)]
+    assert differs(*records) > LIMIT
 
 
 @from_peft

@@ -10,6 +10,7 @@ from transformers import AutoProcessor
 import midsight
 from midsight.check.facts import read_facts
 from midsight.check.full_forward import largest_error
+from midsight.testing import write_published_phi4mm
 from support.folders import assert_sentence, copy_folder, edit_json, replace_file, said_by
 from support.pictures import CASES
 
@@ -117,3 +118,25 @@ def test_an_image_processor_class_of_another_name_is_a_short_sentence(other):
         assert_sentence(said)
         assert "MyOwnImageProcessor" in said
         assert len(said) < 300 + len(str(other))
+
+
+@pytest.mark.parametrize("name", ["qwen2_vl"], indirect=True)
+@pytest.mark.parametrize("method", ["bitsandbytes", "gptq", "awq"])
+def test_quantised_weights_are_refused_with_the_lines_that_load_them(other, method):
+    edit_json(other / "config.json", lambda config: config.update(quantization_config={"quant_method": method}))
+    said = said_by(read_facts, other)
+    assert said is not None
+    assert said == said_by(midsight.load, other, device="cpu")
+    assert_sentence(said)
+    assert "model = Qwen2VLForConditionalGeneration.from_pretrained(FOLDER); " in said
+    assert "processor = AutoProcessor.from_pretrained(FOLDER); model = midsight.wrap(model, processor)" in said
+
+
+def test_quantised_weights_in_the_published_format_are_refused(tmp_path):
+    folder = write_published_phi4mm(tmp_path / "model")
+    edit_json(folder / "config.json", lambda config: config.update(quantization_config={"quant_method": "awq"}))
+    said = said_by(read_facts, folder)
+    assert said is not None
+    assert said == said_by(midsight.load, folder, device="cpu")
+    assert_sentence(said)
+    assert "quantised" in said

@@ -211,6 +211,7 @@ def open_model(
         template, template_notes = find_chat_template(processor, family, str(source))
         generation = read_generation(folder, processor.tokenizer, checkpoint.config)
     origin = found.origin(checkpoint.headers)
+    base_note = (f"{source} is an adapter of {origin.base}.",) if origin else ()
 
     def account() -> None:
         with quiet_transformers(), how_to_download_again(folder):
@@ -240,7 +241,7 @@ def open_model(
         attention="not loaded",
         lora=mode or ("in the weights" if family.stored.lora_folder else "none"),
         fixes=(),
-        notes=(*checkpoint.notes, *dtype_notes, *lora_notes, *generation.notes, *template_notes),
+        notes=(*base_note, *checkpoint.notes, *dtype_notes, *lora_notes, *generation.notes, *template_notes),
         adapter=origin,
     )
 

@@ -53,7 +53,13 @@ class PublishedFolder:
 
 def read_published(folder: Path) -> PublishedFolder:
     """Reads config and tensor headers. Raises MidsightError."""
-    raw, notes = normalise(read_json(folder / "config.json"))
+    stored = read_json(folder / "config.json")
+    if stored.get("quantization_config") is not None:
+        raise MidsightError(
+            f"{folder / 'config.json'} has a quantization_config, and midsight loads no quantised weights of this "
+            "format; use the folder without quantisation."
+        )
+    raw, notes = normalise(stored)
     headers = read_headers(folder)
     validate_sizes(raw, headers, folder / "config.json")
     config = native_config(raw, {name: header.shape for name, header in headers.items()})
