@@ -23,8 +23,7 @@ from PIL import Image
 from midsight.errors import MidsightError
 from midsight.samples.answers import reference_answers
 from midsight.samples.choices import choices_of
-from midsight.samples.images import decode_image
-from midsight.samples.in_memory import MOST_NOTES
+from midsight.samples.images import MOST_NOTES, decode_image
 from midsight.samples.options import DatasetOptions
 from midsight.samples.sample import Sample
 from midsight.samples.streams import stream_rows
@@ -268,6 +267,11 @@ class TestJson:
         with pytest.raises(MidsightError, match=r"has no row with values, .*; it is empty"):
             read_table(tmp_path)
 
+    def test_lists_by_image_are_refused_with_the_remedy(self, tmp_path):
+        (tmp_path / "a.json").write_text(json.dumps({"a.PNG": [{"question": "?"}], "b.png": [{"question": "?"}]}))
+        with pytest.raises(MidsightError, match="for each image; write one row for each, with its image in it"):
+            read_table(tmp_path / "a.json")
+
     def test_pandas_split_form_is_refused_with_the_remedy(self, tmp_path):
         (tmp_path / "a.json").write_text(json.dumps({"columns": ["image"], "index": [0], "data": [["a.png"]]}))
         with pytest.raises(MidsightError, match="holds columns, not rows; with pandas, write to_json"):
@@ -314,6 +318,13 @@ class TestCells:
         (tmp_path / "a.jsonl").write_text(json.dumps({"image": cell, "question": "?"}))
         (sample,) = read_good(tmp_path / "a.jsonl").samples
         assert sample.images == tuple(tmp_path.resolve() / name for name in names)
+
+    def test_a_path_that_only_begins_as_from_the_root_gets_a_hint(self, tmp_path):
+        (tmp_path / "a.png").write_bytes(ENCODED[0])
+        (tmp_path / "a.csv").write_text("image,question\n/a.png,?\n/b.png,?\n")
+        first, second = read_table(tmp_path / "a.csv").failures
+        assert first.reason.endswith(", but is in it without the first /; leave it out.")
+        assert "name the folder that holds all images" in second.reason
 
     def test_an_image_object_that_was_printed_is_named(self, tmp_path):
         (tmp_path / "a.csv").write_text("image,question\n<PIL.PngImagePlugin.PngImageFile image mode=RGB>,?\n")

@@ -21,9 +21,8 @@ from midsight.errors import Option, spell_parts
 from midsight.extraction.job import Job
 from midsight.extraction.todo import Progress
 from midsight.reports.terminal import counted
+from midsight.samples.images import MOST_NOTES
 
-MOST_NOTES = 20
-"""Images that are named in notes; of more, the number is said at the end."""
 LOG_SECONDS = 30.0
 """Time between two lines of progress in a log."""
 

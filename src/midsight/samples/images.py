@@ -76,6 +76,8 @@ _URL = re.compile(r"[a-z][a-z0-9+.-]*://|(data|file|https?):", re.IGNORECASE)
 
 Note = Callable[[str], None]
 """Takes a sentence that the user should read."""
+MOST_NOTES = 20
+"""Images that are named in notes; of more, the number is said."""
 
 
 def say_nothing(_: str) -> None:
@@ -185,6 +187,10 @@ def resolve_image_path(
     if resolved.is_relative_to(resolved_root):
         return resolved
     link = _first_link(path, resolved_root)
+    if link is None and reference.startswith("/") and (resolved_root / reference.lstrip("/")).is_file():
+        raise SampleError(
+            f"{shown} lies outside the image folder {root}, but is in it without the first /; leave it out."
+        )
     if link is None:
         raise SampleError(
             f"{shown} lies outside the image folder {root}; name the folder that holds all images with the option ",

@@ -12,14 +12,12 @@ from typing import Any
 
 from PIL import Image
 
-from midsight.samples.images import decode_image
+from midsight.samples.images import MOST_NOTES, decode_image
 from midsight.samples.rows import Row, Table
 from midsight.samples.sample import Sample
 
 LIBRARIES = ("pandas", "polars", "pyarrow", "datasets")
 """Packages whose tables are taken; none of them is imported for that."""
-MOST_NOTES = 20
-"""Images that are named in notes; of more, the number is said."""
 
 
 def is_table(data: Any) -> bool:

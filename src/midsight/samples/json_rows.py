@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, Literal
 
 from midsight.errors import MidsightError, Option, SampleError
 from midsight.samples import rows as limits
+from midsight.samples.folders import IMAGE_SUFFIXES
 from midsight.samples.locations import TextLocation
 from midsight.samples.rows import (
     NOT_UTF_8,
@@ -115,6 +116,10 @@ def _shape_of_object(path: Path, offset: int, members: _Members, split: str | No
         raise MidsightError(f"{path} holds columns, not rows; with pandas, write to_json(..., orient='records').")
     if members.is_row:
         return LINES
+    if any(name.lower().endswith(IMAGE_SUFFIXES) for name in members.lists):
+        raise MidsightError(
+            f"{path} holds a list of rows for each image; write one row for each, with its image in it."
+        )
     if lists := members.lists or _inner_lists(members):
         certain = [name for name in lists if name.rpartition(".")[2] in NAMES_OF_ROWS]
         chosen = certain[0] if len(certain) == 1 else choose_split(path, list(lists), split)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 
 from midsight.errors import SampleError
 from midsight.samples.placeholders import has_tag_in_line, looks_alike, without_leading, without_turns
 from midsight.samples.rows import shortened_json
+
+_PLAIN = re.compile(r"[^<\[{&!:\\]*+")
+"""Text without any sign of a placeholder or of a turn."""
 
 
 class Questions:
@@ -21,13 +25,13 @@ class Questions:
 
         If `images` is given, placeholders before the text are left out where they say what a prompt does anyway.
         """
+        if _PLAIN.fullmatch(question):
+            return _validated(question)
         cleaned = without_turns(question)
         self._counts["turns"] += cleaned != question
         if images is not None:
             cleaned = without_leading(cleaned, images)
-        if not cleaned.strip():
-            raise SampleError("the question is empty.")
-        self._counts["tags"] += has_tag_in_line(cleaned)
+        self._counts["tags"] += has_tag_in_line(_validated(cleaned))
         if alike := looks_alike(cleaned):
             self._counts["alike"] += 1
             self._first_alike = self._first_alike or alike
@@ -44,3 +48,9 @@ class Questions:
         return [
             f"In {self._counts[key]:,} of the questions, {text}" for key, text in sentences.items() if self._counts[key]
         ]
+
+
+def _validated(question: str) -> str:
+    if not question.strip():
+        raise SampleError("the question is empty.")
+    return question
