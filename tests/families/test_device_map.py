@@ -1,25 +1,33 @@
 """Models larger than one device, split over main memory and disk: the numbers of transformers' full forward."""
 
+import copy
 import gc
 import tempfile
+from dataclasses import replace
 from typing import Any
 
 import accelerate
 import pytest
 import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from transformers import AutoProcessor
 
 import midsight
+from midsight.check.full_forward import largest_error
 from midsight.checkpoints import device_map
 from midsight.checkpoints.device_map import describe_places, fill_devices
-from midsight.extraction.extract_call import extract_samples
+from midsight.extraction.calls import plan_whole
+from midsight.extraction.extract_call import extract_call, extract_samples
+from midsight.extraction.prepare import PreparedSample, prepare
 from midsight.extraction.request import Request, resolve
 from midsight.families.family import decoder_layers
+from midsight.records import Record
 from midsight.samples.sample import Sample
 from midsight.taps.tap import POSITIONS
+from support.fake_device import DEVICE, fake_device
 from support.family_reference import WITHOUT_PHI
 from support.folders import assert_sentence, said_by
-from support.parity import NEW_TOKENS, assert_parity, expect, samples_of
+from support.parity import LIMIT, NEW_TOKENS, assert_parity, expect, samples_of
 from support.pictures import CASES
 
 EVERYTHING = Request(layers="all", residual=True, positions=POSITIONS, max_new_tokens=NEW_TOKENS)
@@ -143,3 +151,27 @@ def test_layers_fill_one_device_after_the_other():
 
 def test_places_are_said_in_words():
     assert describe_places(["cuda:0", "cuda:0", "cpu", "disk"]) == "cuda:0 (0 to 1), cpu (2) and disk (3)"
+
+
+@pytest.mark.slow
+def test_layers_on_a_second_device(model):
+    """On a stand-in for a GPU, every other layer and its cache stay on the CPU; no operation mixes the two."""
+    request = replace(resolve(Request(layers="all", positions=POSITIONS, max_new_tokens=6), model.loaded), share=True)
+    samples = [Sample(str(i), i, (CASES[4].image,), question) for i, question in enumerate(ASKED)]
+    items = [item for item in prepare(model.loaded, request, samples) if isinstance(item, PreparedSample)]
+    (call,) = plan_whole(items, request)
+    with fake_device(), torch.no_grad():
+        hf_model = copy.deepcopy(model.loaded.hf_model).to("cuda")
+        norm = hf_model.get_submodule(model.loaded.family.modules.final_norm)
+        for index, layer in enumerate(decoder_layers(hf_model, model.loaded.family)):
+            place = "cpu" if index % 2 else "cuda:0"
+            layer.to(place)
+            add_hook_to_module(layer, AlignDevicesHook(place, skip_keys=["past_key_values", "cache"]))
+        add_hook_to_module(norm, AlignDevicesHook("cuda:0"))
+        moved = replace(model.loaded, hf_model=hf_model, device=DEVICE)
+        outcomes = extract_call.__wrapped__(moved, request, call, "right")  # pyright: ignore[reportFunctionMemberAccess]
+    for outcome, expected in zip(outcomes, extract_samples(model.loaded, request, samples), strict=True):
+        assert isinstance(outcome, Record), outcome.reason
+        assert isinstance(expected, Record)
+        assert outcome.answer_token_ids == expected.answer_token_ids
+        assert largest_error(outcome, expected) <= LIMIT
