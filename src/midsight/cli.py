@@ -13,6 +13,7 @@ from midsight.commands.compact import compact
 from midsight.commands.demo import demo
 from midsight.commands.export import export
 from midsight.commands.extract import extract
+from midsight.commands.import_halp import import_halp
 from midsight.commands.label import label
 from midsight.commands.models import models
 from midsight.commands.outcome import DONE, WRONG_CALL
@@ -38,6 +39,7 @@ EXAMPLES = {
     verify: "midsight verify runs/first",
     compact: "midsight compact runs/first",
     export: "midsight export runs/first --format hdf5 --out first.h5",
+    import_halp: "midsight import-halp halp_parts --out runs/halp",
     check: "midsight check microsoft/Phi-4-multimodal-instruct --run",
     models: "midsight models microsoft/Phi-4-multimodal-instruct my-models/finetuned",
     demo: "midsight demo --out demo-run",

@@ -20,6 +20,8 @@ FinishReason = Literal["stop", "length"]
 
 ANSWER = {"only_with_answers": True}
 """Field metadata: a run without answers does not have this column."""
+UNKNOWN_IF_IMPORTED = {"unknown_if_imported": True}
+"""Field metadata: None in imported runs, and never in others."""
 
 
 @dataclass(frozen=True)
@@ -54,16 +56,16 @@ class Record:
     """Ids of the ten likeliest first tokens, likeliest first."""
     first_token_top_logprobs: tuple[float, ...] | None = field(default=None, metadata=ANSWER)
     """Their log-probabilities."""
-    prompt_tokens: int = 0
+    prompt_tokens: int | None = field(default=0, metadata=UNKNOWN_IF_IMPORTED)
     """Tokens of the prompt, with image tokens, without padding."""
-    image_tokens: int = 0
+    image_tokens: int | None = field(default=0, metadata=UNKNOWN_IF_IMPORTED)
     """Tokens of the prompt that stand for images."""
-    vision_token_index: int = 0
+    vision_token_index: int | None = field(default=0, metadata=UNKNOWN_IF_IMPORTED)
     """Index in the prompt of the last image token, from 0."""
-    query_token_index: int = 0
+    query_token_index: int | None = field(default=0, metadata=UNKNOWN_IF_IMPORTED)
     """Index in the prompt of its last token, from 0."""
     vectors: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """float32 [width] by column name; each entry is a column."""
+    """float32 [width] by column name; each entry is a column. Only in imported runs one may be missing."""
 
     def __repr__(self) -> str:
         return in_lines(f"Record({self.sample_id!r})", self._facts(), self._widths())

@@ -67,6 +67,40 @@ def test_pope_without_labels_and_with_columns_named(tmp_path):
     assert own.extras == {"question_id": "int64", "text": "string", "label": "string"}
 
 
+def write_csv(path: Path, header: str, *rows: str) -> Path:
+    path.write_text("\n".join([header, *rows, ""]))
+    return path
+
+
+@pytest.mark.parametrize("image", ["image_id", "image_name"])
+@pytest.mark.parametrize("answer", ["answer", "gt_answer", "ground_truth_answer"])
+def test_the_csv_of_the_halp_scripts(tmp_path, image, answer):
+    path = write_csv(
+        tmp_path / "a.csv", f"question_id,{image},question,{answer},source", "p_1,a.jpg,Dog?,yes,POPE",
+        "p_2,b/c.jpg,Bus?,,MME",
+    )  # fmt: skip
+    dataset = read_table(path)
+    assert [(s.sample_id, s.image, s.question, s.reference_answers) for s in dataset.samples] == [
+        ("p_1", "a.jpg", "Dog?", ("yes",)),
+        ("p_2", "b/c.jpg", "Bus?", ()),
+    ]
+    assert [s.extras for s in dataset.samples] == [{"source": "POPE"}, {"source": "MME"}]
+    assert dataset.options["id_column"] == "question_id"
+
+
+def test_the_csv_of_the_halp_scripts_with_both_names_and_with_columns_named(tmp_path):
+    header = "question_id,image_id,image_name,question,answer,gt_answer"
+    path = write_csv(tmp_path / "a.csv", header, "p_1,17,a.jpg,Dog?,yes,no")
+    (sample,) = read_table(path).samples
+    assert (sample.image, sample.reference_answers) == ("a.jpg", ("yes",))
+    assert sample.extras == {"image_id": "17", "gt_answer": "no"}
+    (named,) = read_table(path, DatasetOptions(answer_column="gt_answer", id_column="image_id")).samples
+    assert (named.sample_id, named.reference_answers) == ("17", ("no",))
+    own = write_csv(tmp_path / "b.csv", "question_id,image,image_id,question,answer", "p_1,x.jpg,17,Dog?,yes")
+    (other,) = read_table(own).samples
+    assert (other.image, other.extras) == ("x.jpg", {"question_id": "p_1", "image_id": "17"})
+
+
 def turns(*values: str) -> list[dict]:
     return [{"from": ("human", "gpt")[i % 2], "value": value} for i, value in enumerate(values)]
 
@@ -212,8 +246,8 @@ def test_an_index_is_an_id_in_vlmevalkits_tsv_only(tmp_path):
 def test_the_examples_of_the_documentation_are_read(tmp_path):
     text = (Path(__file__).parents[2] / "docs" / "datasets.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-    jsonl, pope, llava, vlmevalkit = (content for language, content in blocks if not language)
-    shown = {"a.jsonl": jsonl, "pope.jsonl": pope, "llava.json": llava, "a.tsv": vlmevalkit}
+    jsonl, pope, llava, vlmevalkit, halp = (content for language, content in blocks if not language)
+    shown = {"a.jsonl": jsonl, "pope.jsonl": pope, "llava.json": llava, "a.tsv": vlmevalkit, "a.csv": halp}
     questions = []
     for name, content in shown.items():
         (tmp_path / name).write_text(content.replace("iVBORw0KGgo...", BASE64[0]))
@@ -225,4 +259,5 @@ def test_the_examples_of_the_documentation_are_read(tmp_path):
         ["Is there a dog in the image?"],
         ["What is it?"],
         ["Which one?", "And how many?"],
+        ["Is there a dog in the image?"],
     ]

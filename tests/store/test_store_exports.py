@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from midsight.cli import app
 from midsight.commands.export import split_columns
 from midsight.errors import DamagedRunError, MidsightError, RunError
-from midsight.store import RunWriter, exports, open_run
+from midsight.store import RunWriter, export_target, exports, open_run
 from midsight.store.commits import Commit, part_path, write_commit
 from midsight.store.compact import compact
 from midsight.store.csv_export import neutral
@@ -380,7 +380,7 @@ def test_a_failing_disk_leaves_the_old_export(one_run, tmp_path, monkeypatch, fo
     def refuse(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    for owner, name in ((os, "fsync"), (exports, "_put")):
+    for owner, name in ((os, "fsync"), (export_target, "_put")):
         with monkeypatch.context() as patched:
             patched.setattr(owner, name, refuse)
             with pytest.raises(RunError, match=f"{out} could not be written: No space left on device"):

@@ -13,6 +13,7 @@ from midsight.store.files import write_sealed_json
 from midsight.store.spec import (
     DatasetSpec,
     EnvironmentSpec,
+    ImportSpec,
     ModelSpec,
     PromptSpec,
     RequestSpec,
@@ -57,6 +58,7 @@ FULL = make_spec(
         allow_urls=True,
     ),
     environment=make_environment(midsight_version="9.9", midsight_commit="abc", packages={"numpy": "2", "a.b": "3"}),
+    imported=ImportSpec(source="a", note="b", columns={"c.d": "e"}, left_out=("f",), attributes={"g": "h"}),
 )
 """A spec in which no field has its default value."""
 

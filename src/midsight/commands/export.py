@@ -4,24 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from midsight.commands.outcome import Debug, reported_errors
 from midsight.errors import MidsightError, Option
 
+if TYPE_CHECKING:
+    from midsight.store.reader import Run
+
 
 def export(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
-    format: Annotated[str, typer.Option("--format", help="hdf5, safetensors, npz, npy or csv.")],
-    out: Annotated[Path, typer.Option("--out", help="File to write; for npy a folder.")],
+    format: Annotated[str, typer.Option("--format", help="hdf5, safetensors, npz, npy, csv or halp.")],
+    out: Annotated[Path, typer.Option("--out", help="File to write; for npy and halp a folder.")],
     columns: Annotated[
         list[str] | None,
         typer.Option(help="Columns, with commas between; may be repeated. By default all vectors; for csv all others."),
     ] = None,
     samples: Annotated[
         Path | None, typer.Option(help="File of sample ids, one a line or a JSON list; by default all.")
+    ] = None,
+    vision_only: Annotated[
+        str | None,
+        typer.Option(
+            metavar="encoder|pixels",
+            help="halp: what stands under vision_only_representation: the encoder's mean (default) or the "
+            "processor's pixels, as the script for Phi-4 has it.",
+        ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what --out names.")] = False,
     debug: Debug = False,
@@ -32,15 +43,40 @@ def export(
         from midsight.store.reader import open_run
 
         opened = open_run(run)
+        ids = read_ids(samples) if samples else None
+        if format == "halp":
+            _export_halp(opened, out, columns, vision_only, ids, overwrite=overwrite)
+            return
+        if vision_only is not None:
+            raise MidsightError(Option("vision_only"), " is for ", Option("format", "halp"), "; leave it out.")
         export_run(
             opened,
             out,
             format,
             columns=split_columns(columns, opened.columns) if columns else None,
-            samples=read_ids(samples) if samples else None,
+            samples=ids,
             overwrite=overwrite,
         )
         typer.echo(f"Wrote {out}.")
+
+
+def _export_halp(
+    run: Run,
+    out: Path,
+    columns: list[str] | None,
+    vision_only: str | None,
+    samples: list[str] | None,
+    *,
+    overwrite: bool,
+) -> None:
+    from midsight.halp.export import export_halp
+
+    if columns:
+        raise MidsightError(Option("format", "halp"), " has fixed columns; leave out ", Option("columns"), ".")
+    done = export_halp(run, out, vision_only=vision_only, samples=samples, overwrite=overwrite)
+    for note in done.notes:
+        typer.echo(note)
+    typer.echo(f"Wrote {done.samples:,} samples in {done.parts:,} HDF5 parts to {out}.")
 
 
 def split_columns(given: Sequence[str], known: Collection[str]) -> list[str]:

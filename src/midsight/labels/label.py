@@ -134,10 +134,12 @@ def label_from_file(
 
 
 def _judge_row(judge: Judge, row: dict[str, Any], options: JudgeOptions) -> Verdict | None:
-    """The verdict on one row; None without a reference."""
+    """The verdict on one row; None without a reference. An answer that is missing stays undecided."""
     references: Sequence[str] = row["reference_answers"]
     if not references:
         return None
+    if row["answer"] is None:
+        return Verdict(None)
     try:
         return judge(row["answer"] or "", references, options, _choices(row))
     except OutsideDomainError as error:
@@ -165,6 +167,7 @@ def _different_from_pope(rows: Sequence[dict[str, Any]], verdicts: Sequence[Verd
     pope = JUDGES["yes_no:pope"]
     return sum(
         verdict is not None
+        and row["answer"] is not None
         and verdict.right != pope(row["answer"] or "", row["reference_answers"], JudgeOptions()).right
         for row, verdict in zip(rows, verdicts, strict=True)
     )

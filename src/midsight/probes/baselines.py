@@ -57,11 +57,11 @@ def confidence_features(found: Sequence[Baseline]) -> np.ndarray | None:
 
 
 def _input_baselines(table: pa.Table, strata: Mapping[str, Sequence[str]]) -> list[Baseline]:
-    lengths = np.column_stack([table["prompt_tokens"].to_numpy(), table["image_tokens"].to_numpy()])
+    lengths = [] if table["prompt_tokens"].null_count else [table["prompt_tokens"], table["image_tokens"]]
     return [
         *(Baseline(f"stratum: {name}", "without the model", _one_hot(values)) for name, values in strata.items()),
         Baseline("question_words", "without the model", _bag_of_words(table["question"].to_pylist())),
-        Baseline("lengths", "without the model", lengths.astype(np.float32)),
+        *([Baseline("lengths", "without the model", np.column_stack(lengths).astype(np.float32))] if lengths else []),
     ]
 
 

@@ -136,8 +136,8 @@ class Finding:
     """The run's id."""
     model: str
     """Name of the model."""
-    model_fingerprint: str
-    """Hash of the model."""
+    model_fingerprint: str | None
+    """Hash of the model; None for an imported run."""
     tested_on: str
     """`cross-validation`, `held-out groups`, or the folder of the other run."""
     label: str

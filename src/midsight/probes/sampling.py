@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
@@ -40,6 +40,8 @@ class Samples:
     """How the label was made."""
     unlabelled: int
     """Samples of the run without a value."""
+    notes: tuple[str, ...] = ()
+    """What else a reader of the finding must know about them."""
 
 
 def labelled_samples(run: Run, label: str) -> Samples:
@@ -60,6 +62,31 @@ def labelled_samples(run: Run, label: str) -> Samples:
     kept = table.filter(pa.array(mask))
     y = np.array([value for value in found if value is not None], np.float32)
     return Samples(run, tuple(kept["sample_id"].to_pylist()), y, kept, record, int((~mask).sum()))
+
+
+def with_vectors(samples: Samples, columns: Sequence[str]) -> Samples:
+    """Those of the samples that have a vector in each of the columns; only in imported runs one may be missing."""
+    run = samples.run
+    if run.spec.imported is None:
+        return samples
+    missing: dict[str, set[str]] = {}
+    for name in columns:
+        for batch in run.vector_batches(name) if name in run.spec.vectors else ():
+            lost = np.isnan(batch.vectors[:, 0])
+            missing.setdefault(name, set()).update(one for one, is_lost in zip(batch.sample_ids, lost, strict=True)
+                                                   if is_lost)  # fmt: skip
+    mask = np.array([not any(one in ids for ids in missing.values()) for one in samples.ids], bool)
+    if mask.all():
+        return samples
+    worst = max(missing, key=lambda name: len(missing[name]))
+    left_out = (
+        f"{int((~mask).sum())} samples of {run.path} have no vector in one of the columns, most of them in {worst}"
+    )
+    if not mask.any():
+        raise MidsightError(f"{left_out}, and none is left; choose other ", Option("columns"), ".")
+    note = f"{left_out}, and are left out of all columns; without that column they would stay."
+    kept = samples.table.filter(pa.array(mask))
+    return replace(samples, ids=tuple(kept["sample_id"].to_pylist()), y=samples.y[mask], table=kept, notes=(note,))
 
 
 @dataclass(frozen=True)
@@ -240,6 +267,7 @@ def _notes(samples: Samples, other: Samples | None, table: pa.Table, origin: np.
     for one in (samples, *([other] if other else [])):
         if one.unlabelled:
             notes.append(f"{one.unlabelled} samples of {one.run.path} have no value of the label and are left out.")
+        notes += one.notes
     if other:
         images = np.array(table["image_id"].to_pylist())
         shared = len({*images[origin == 0]} & {*images[origin == 1]})

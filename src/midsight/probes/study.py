@@ -17,7 +17,7 @@ from midsight.memory import free_memory
 from midsight.probes.baselines import baselines, confidence_features
 from midsight.probes.crossval import ColumnFit, fit_column
 from midsight.probes.finding import CurvePoint, Finding, HalpResult, SkippedColumn, StratumResult
-from midsight.probes.sampling import Division, Samples, divide, joint_codes, labelled_samples
+from midsight.probes.sampling import Division, Samples, divide, joint_codes, labelled_samples, with_vectors
 from midsight.probes.scored import (
     CROSS_VALIDATED,
     Evaluation,
@@ -108,9 +108,9 @@ def study(run: Run, options: StudyOptions, other: Run | None = None, on_progress
         MidsightError: The label, a column or an option cannot be used; the sentence says why.
     """
     _require_sense(run, options, other)
-    samples = labelled_samples(run, options.label)
     columns = chosen_columns(run, options.columns)
-    other_samples = labelled_samples(other, options.label) if other else None
+    samples = with_vectors(labelled_samples(run, options.label), columns)
+    other_samples = with_vectors(labelled_samples(other, options.label), columns) if other else None
     division = divide(
         samples,
         other_samples,

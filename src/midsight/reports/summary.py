@@ -12,6 +12,7 @@ import pyarrow as pa
 from midsight.samples.sample import Failure
 from midsight.store.reader import Run
 from midsight.store.schema import is_vector, renamed_columns, run_schema
+from midsight.store.spec import ImportSpec
 from midsight.store.vectors import same_as, vectors_of
 
 
@@ -44,7 +45,7 @@ class VectorSummary:
     constant: bool
     """Whether all rows, at least two, hold the same vector within 1e-5: nothing can be learned from it."""
     non_finite: int
-    """Rows with a value that is infinite or NaN."""
+    """Rows with a value that is infinite or NaN; in an imported run, rows without a vector."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,9 @@ class AnswerSummary:
     finish_reasons: Mapping[str, int]
     """Answers by why decoding ended, most frequent first."""
     mean_tokens: float | None
-    """Mean number of generated tokens, the stop token included; None without answers."""
+    """Mean number of generated tokens, the stop token included; None without answers or without their tokens."""
+    missing: int = 0
+    """Rows without an answer, in an imported run."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,8 @@ class Summary:
     """Every vector column, in stored order."""
     answers: AnswerSummary | None
     """None for a run without answers."""
+    imported: ImportSpec | None = None
+    """Where the rows come from, if midsight did not extract them."""
 
 
 class _VectorTally:
@@ -126,14 +131,15 @@ def summarise(run: Run) -> Summary:
     """The content of `run`. Reads every vector once, one row group at a time; raises DamagedRunError."""
     images: set[str] = set()
     finish_reasons: Counter[str] = Counter()
-    tokens = 0
+    tokens = missing = 0
     tallies = {name: _VectorTally() for name in run.vector_columns}
-    answer_columns = ["finish_reason", "answer_token_ids"] if run.spec.request.answers else []
+    answer_columns = ["answer", "finish_reason", "answer_token_ids"] if run.spec.request.answers else []
     for batch in run.batches(["image_id", *answer_columns, *tallies]):
         images.update(batch.column("image_id").unique().to_pylist())
         if answer_columns:
             finish_reasons.update(batch.column("finish_reason").drop_null().to_pylist())
             tokens += sum(len(chunk.flatten()) for chunk in batch.column("answer_token_ids").chunks)
+            missing += batch.column("answer").null_count
         for name, tally in tallies.items():
             tally.add(vectors_of(batch, name))
     return Summary(
@@ -147,13 +153,14 @@ def summarise(run: Run) -> Summary:
         columns=tuple(_column(field, len(run)) for field in run_schema(run.spec.columns)),
         renamed=renamed_columns(run.spec.stored_as),
         vectors=tuple(tally.summary(name, run.spec.vectors[name]) for name, tally in tallies.items()),
-        answers=_answers(finish_reasons, tokens) if run.spec.request.answers else None,
+        answers=_answers(finish_reasons, tokens, missing) if run.spec.request.answers else None,
+        imported=run.spec.imported,
     )
 
 
-def _answers(finish_reasons: Counter[str], tokens: int) -> AnswerSummary:
+def _answers(finish_reasons: Counter[str], tokens: int, missing: int) -> AnswerSummary:
     answers = finish_reasons.total()
-    return AnswerSummary(dict(finish_reasons.most_common()), tokens / answers if answers else None)
+    return AnswerSummary(dict(finish_reasons.most_common()), tokens / answers if answers else None, missing)
 
 
 def _column(field: pa.Field, rows: int) -> ColumnSummary:

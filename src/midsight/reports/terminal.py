@@ -10,6 +10,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from midsight.reports.summary import Summary, VectorSummary
+from midsight.store.spec import ImportSpec
 
 SHOWN_FAILURES = 10
 """Maximum number of failed samples that are listed; the rest is only counted."""
@@ -31,6 +32,8 @@ def counted(count: int, noun: str) -> str:
 def render_summary(summary: Summary) -> RenderableType:
     """The tables of `summary`, for a rich console to print."""
     blocks: list[RenderableType] = [_overview(summary), _columns(summary), _vectors(summary)]
+    if summary.imported:
+        blocks.append(_origin(summary.imported))
     if summary.failures:
         blocks.append(_failures(summary))
     return Group(*blocks)
@@ -72,6 +75,8 @@ def _vector_type(summary: Summary) -> str:
 def _answer_facts(summary: Summary) -> dict[str, str]:
     if summary.answers is None:
         return {"answers": "none"}
+    if summary.imported:
+        return {"answers": f"{summary.rows - summary.answers.missing:,} texts, without their tokens"}
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in summary.answers.finish_reasons.items())
     mean = summary.answers.mean_tokens
     return {"answers": "none" if mean is None else f"{reasons}; {mean:.1f} tokens on average"}
@@ -93,16 +98,25 @@ def _vectors(summary: Summary) -> Table:
     for vector in summary.vectors:
         shape = f"{summary.rows} x {vector.width}"
         norms = ("" if norm is None else f"{norm:.4g}" for norm in (vector.mean_norm, vector.min_norm, vector.max_norm))
-        table.add_row(Text(vector.name), shape, *norms, _note(vector))
+        table.add_row(Text(vector.name), shape, *norms, _note(vector, imported=summary.imported is not None))
     return table
 
 
-def _note(vector: VectorSummary) -> str:
+def _origin(imported: ImportSpec) -> RenderableType:
+    """What an imported run says about its vectors, which midsight did not compute."""
+    table = Table(Column("vectors", overflow="fold"), Column("what they are", overflow="fold"), box=SIMPLE_HEAD)
+    for name, meaning in imported.columns.items():
+        table.add_row(Text(name), Text(in_one_line(meaning)))
+    lines = [f"Imported: {imported.source}. {imported.note}", *(f"Left out: {one}" for one in imported.left_out)]
+    return Group(*(Text(in_one_line(line)) for line in lines), table)
+
+
+def _note(vector: VectorSummary, *, imported: bool) -> str:
     notes = []
     if vector.constant:
         notes.append("CONSTANT")
     if vector.non_finite:
-        notes.append(f"{vector.non_finite:,} rows not finite")
+        notes.append(f"{vector.non_finite:,} rows {'missing' if imported else 'not finite'}")
     return ", ".join(notes)
 
 

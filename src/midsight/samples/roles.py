@@ -14,9 +14,14 @@ from midsight.samples.image_cells import NAME_IN_PATTERN
 from midsight.samples.options import DatasetOptions
 from midsight.samples.rows import Table, quoted_names
 
-Benchmark = Literal["pope", "conversation", "vlmevalkit"]
+Benchmark = Literal["pope", "conversation", "vlmevalkit", "halp"]
 """Known by their columns. pope: question_id, image, text, label. conversation: conversations, messages and their like.
-vlmevalkit: a TSV with index, question, and image or image_path."""
+vlmevalkit: a TSV with index, question, and image or image_path. halp: a CSV with question_id, question, one of
+HALP_IMAGES and one of HALP_ANSWERS, and no image."""
+
+HALP_IMAGES = ("image_name", "image_id")
+HALP_ANSWERS = ("answer", "gt_answer", "ground_truth_answer")
+"""Columns of the CSV that the HALP scripts take, the first that a table has."""
 
 NO_COLUMN = "none"
 """The value of `id_column` for a table whose rows get ids of their own."""
@@ -127,7 +132,8 @@ def assign_roles(table: Table, options: DatasetOptions) -> Roles:
     images, pattern = _images(columns, benchmark, options, question)
     question = columns.named(question, "question")
     sample_id, guessed = _id(columns, benchmark, options)
-    answer = options.answer_column or ("label" if benchmark == "pope" and "label" in table.columns else None)
+    known = {"pope": ("label",), "halp": HALP_ANSWERS}.get(benchmark or "", ())
+    answer = options.answer_column or next((name for name in known if name in table.columns), None)
     if answer is not None:
         answer = columns.named(answer, "answer")
     else:
@@ -150,7 +156,8 @@ def _recognise(table: Table, options: DatasetOptions) -> Benchmark | None:
         return "conversation"
     if table.kind == "tsv" and {"index", "question"} <= columns and columns & {"image", "image_path"}:
         return "vlmevalkit"
-    return None
+    is_halp = table.kind == "csv" and {"question_id", "question"} <= columns and "image" not in columns
+    return "halp" if is_halp and columns & {*HALP_IMAGES} and columns & {*HALP_ANSWERS} else None
 
 
 def _question(columns: _Columns, benchmark: Benchmark | None, options: DatasetOptions) -> str:
@@ -189,6 +196,8 @@ def _images(
         return ("image" if "image" in columns.table.columns else "image_path",), None
     if columns.table.kind == "tar":
         return _members(columns), None
+    if benchmark == "halp":
+        return (next(name for name in HALP_IMAGES if name in columns.table.columns),), None
     numbered = _numbered(columns.table.columns)
     if numbered and "image" not in columns.table.columns:
         return numbered, None
@@ -218,7 +227,7 @@ def _id(columns: _Columns, benchmark: Benchmark | None, options: DatasetOptions)
         return None, False
     if options.id_column is not None:
         return columns.named(options.id_column, "id"), False
-    if benchmark == "pope":
+    if benchmark in ("pope", "halp"):
         return "question_id", True
     if columns.table.id_column is not None:
         return columns.table.id_column, True

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import zipfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -17,9 +15,9 @@ from urllib.parse import quote
 import numpy as np
 import pyarrow as pa
 
-from midsight.errors import MidsightError, Option, RunError
+from midsight.errors import MidsightError, Option
 from midsight.store.csv_export import write_csv
-from midsight.store.files import flush_folder, temporary_name
+from midsight.store.export_target import new_target
 from midsight.store.optional import import_optional
 from midsight.store.reader import Run
 from midsight.store.rows import Rows, places_of
@@ -90,31 +88,16 @@ def export_run(
     """
     out = Path(out)
     if format not in FORMATS:
-        raise MidsightError(f"The format {format!r} is unknown; choose from {', '.join(FORMATS)}.")
+        raise MidsightError(f"The format {format!r} is unknown; choose from {', '.join(FORMATS)}, or halp.")
     if format == "hdf5":
         import_optional("h5py")
     chosen = _chosen_columns(run, format, columns)
-    aside = out.with_name(temporary_name(out.name))
-    try:
-        _check_target(run, out, format, overwrite=overwrite)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(aside, ignore_errors=True)  # left by a killed export
-        aside.mkdir()
-        try:
-            rows = _chosen_rows(run, samples)
-            made = aside / "made"
-            if format == "csv":
-                write_csv(rows.batches(chosen), rows.count, chosen, made)
-            else:
-                _WRITERS[format](rows, [_describe(rows, name, format) for name in chosen], made)
-            _flush(made)
-            _put(made, out, aside / "old")
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
-    except OSError as error:
-        raise RunError(
-            f"{out} could not be written: {error.strerror or error}; fix that and run the same command again."
-        ) from error
+    with new_target(run, out, format, folder_of=".npy" if format == "npy" else None, overwrite=overwrite) as made:
+        rows = _Chosen(run, chosen_rows(run, samples))
+        if format == "csv":
+            write_csv(rows.batches(chosen), rows.count, chosen, made)
+        else:
+            _WRITERS[format](rows, [_describe(rows, name, format) for name in chosen], made)
     return out
 
 
@@ -132,23 +115,6 @@ def read_ids(file: Path) -> list[str]:
             f"{file} does not hold sample ids: it is not a JSON list of texts; give one per line, or such a list."
         )
     return [sample_id.removesuffix("\r") for sample_id in ids] if file.suffix != ".json" else ids
-
-
-def _check_target(run: Run, out: Path, format: str, *, overwrite: bool) -> None:
-    if out.resolve().is_relative_to(run.path.resolve()):
-        raise MidsightError(f"{out} is in the run folder {run.path}; choose an ", Option("out"), " outside of it.")
-    if not out.exists() and not out.is_symlink():
-        return
-    if not overwrite:
-        raise MidsightError(
-            f"{out} exists already; choose another ", Option("out"), " or give ", Option("overwrite", True), "."
-        )
-    if format != "npy" and not out.is_file():
-        raise MidsightError(f"{out} is not a file, and {format} is written to one; choose another ", Option("out"), ".")
-    if format == "npy" and not (out.is_dir() and all(file.suffix == ".npy" for file in out.iterdir())):
-        raise MidsightError(
-            f"{out} is not a folder of .npy files, so it is not overwritten; choose another ", Option("out"), "."
-        )
 
 
 def _chosen_columns(run: Run, format: str, columns: Sequence[str] | None) -> list[str]:
@@ -204,13 +170,13 @@ def escaped_name(column: str) -> str:
     return f"%2E{name[1:]}" if name.startswith(".") else name
 
 
-def _chosen_rows(run: Run, samples: Collection[str] | None) -> _Chosen:
-    """The rows of `samples` in dataset order."""
+def chosen_rows(run: Run, samples: Collection[str] | None) -> Rows:
+    """The rows of `samples`, or all, in dataset order; raises MidsightError for an id that the run does not have."""
     indices = [batch.column("input_index").to_numpy() for batch in run.batches(["input_index"])]
     input_index = np.concatenate([np.empty(0, np.int64), *indices])
     ids = (batch.column("sample_id").to_pylist() for batch in run.batches(["sample_id"]))
     stored = np.arange(len(run)) if samples is None else places_of(run.path, ids, samples)
-    return _Chosen(run, Rows.of_stored(stored[np.argsort(input_index[stored], kind="stable")], len(run)))
+    return Rows.of_stored(stored[np.argsort(input_index[stored], kind="stable")], len(run))
 
 
 def _describe(rows: _Chosen, column: str, format: str) -> _Array:
@@ -361,24 +327,3 @@ _WRITERS: Mapping[str, Callable[[_Chosen, Sequence[_Array], Path], None]] = {
     "npz": _write_npz,
     "npy": _write_npy_folder,
 }
-
-
-def _put(made: Path, out: Path, old: Path) -> None:
-    """Rename `made` to `out`; a folder that is there already is renamed to `old` first."""
-    if out.is_dir():
-        out.replace(old)
-    try:
-        made.replace(out)
-    except BaseException:
-        if old.exists():
-            old.replace(out)
-        raise
-    flush_folder(out.parent)
-
-
-def _flush(made: Path) -> None:
-    with ExitStack() as opened:
-        for file in made.iterdir() if made.is_dir() else [made]:
-            os.fsync(opened.enter_context(file.open("rb")).fileno())
-    if made.is_dir():
-        flush_folder(made)

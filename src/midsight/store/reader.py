@@ -60,7 +60,8 @@ class Run:
             "samples": f"{len(self):,} stored" + ("" if rows is None else f", of {rows:,} rows"),
             **({"failed, now or earlier": f"{len(failed):,}"} if failed else {}),
             "data": self.spec.dataset.path or "from Python",
-            "model": f"{self.spec.model.name} ({self.spec.model.family}), {self.spec.model.dtype}",
+            "model": f"{self.spec.model.name} ({self.spec.model.family}), {self.spec.model.dtype or 'dtype unknown'}",
+            **({} if self.spec.imported is None else {"imported": self.spec.imported.source}),
         }
 
     @property

@@ -48,6 +48,8 @@ class RunColumns:
     """Whether the run has the answer columns."""
     store_dtype: StoreDtype
     """Type of the stored vectors' elements."""
+    imported: bool = False
+    """Whether the rows come from elsewhere, so that values which midsight always has may be missing."""
 
 
 _HINTS = get_type_hints(Record)
@@ -114,7 +116,8 @@ def run_schema(columns: RunColumns) -> pa.Schema:
                 pa.field(columns.stored_as[name], EXTRA_TYPES[type_]) for name, type_ in columns.extras.items()
             )
         elif field in _COLUMN_FIELDS and (columns.answers or not field.metadata.get("only_with_answers")):
-            arrow_fields.append(_arrow_field(field.name, _HINTS[field.name]))
+            always_known = not columns.imported and field.metadata.get("unknown_if_imported", False)
+            arrow_fields.append(_arrow_field(field.name, _HINTS[field.name], always_known=always_known))
     element = VECTOR_TYPES[columns.store_dtype]
     arrow_fields.extend(
         pa.field(name, pa.list_(element, width), nullable=False) for name, width in columns.vectors.items()
@@ -152,10 +155,10 @@ def records_to_table(records: Sequence[Record], columns: RunColumns) -> pa.Table
     return pa.table(arrays, schema=schema)
 
 
-def _arrow_field(name: str, hint: Any) -> pa.Field:
+def _arrow_field(name: str, hint: Any, *, always_known: bool) -> pa.Field:
     members = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     (kind,) = (member for member in members if member is not NoneType)
-    return pa.field(name, _arrow_type(kind), nullable=NoneType in members)
+    return pa.field(name, _arrow_type(kind), nullable=NoneType in members and not always_known)
 
 
 def _arrow_type(kind: Any) -> pa.DataType:
@@ -176,7 +179,8 @@ def _require_columns(record: Record, columns: RunColumns) -> None:
                 ".",
             )
     shapes = {name: vector.shape for name, vector in record.vectors.items()}
-    if shapes != {name: (width,) for name, width in columns.vectors.items()}:
+    run_shapes = {name: (width,) for name, width in columns.vectors.items()}
+    if shapes != run_shapes and not (columns.imported and shapes.items() <= run_shapes.items()):
         given = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items()) or "none"
         wanted = ", ".join(f"{name} [{width}]" for name, width in columns.vectors.items()) or "none"
         raise RunError(f"The vectors of sample {record.sample_id!r} are {given}; this run stores {wanted}.")
@@ -226,7 +230,10 @@ def _vectors(records: Sequence[Record], field: pa.Field) -> pa.Array:
     width, element = field.type.list_size, field.type.value_type
     stored = np.empty((len(records), width), element.to_pandas_dtype())
     for row, record in zip(stored, records, strict=True):
-        vector = record.vectors[field.name]
+        vector = record.vectors.get(field.name)
+        if vector is None:
+            row[:] = np.nan
+            continue
         with np.errstate(over="ignore"):  # what overflows becomes infinite and is refused below
             row[:] = vector
         if not np.isfinite(vector).all():

@@ -47,14 +47,14 @@ class RequestSpec:
     """How the vision encoder's output is pooled; `none` leaves it out."""
     processor_pooled_pixels: bool = field(metadata=decisive("processor_pooled_pixels"))
     """Whether the averaged pixels are stored."""
-    pixels: str = field(metadata=decisive("pixels"))
-    """How images are resized."""
+    pixels: str | None = field(metadata=decisive("pixels"))
+    """How images are resized; None if unknown, as other fields of imported runs are."""
     answers: bool = field(metadata=decisive("answers"))
     """Whether answers are decoded, so whether the run has the answer columns."""
     max_new_tokens: int | None = field(metadata=decisive("max_new_tokens"))
     """Maximum number of new tokens; None without answers."""
-    plain_greedy: bool = field(default=True, metadata={**decisive("plain_greedy"), **ADDED_LATER})
-    """Whether answers are of the likeliest tokens, whatever the model's generation config says."""
+    plain_greedy: bool | None = field(default=True, metadata={**decisive("plain_greedy"), **ADDED_LATER})
+    """Whether answers are of the likeliest tokens, whatever the model's generation config says; None if unknown."""
     share: bool = field(metadata=decisive("share"))
     """Whether questions on the same images share the image's prefix."""
     store_dtype: StoreDtype = field(metadata=decisive("store_dtype"))
@@ -69,22 +69,22 @@ class ModelSpec:
     """Name of the checkpoint, as the call gave it."""
     family: str
     """The supported family that it belongs to."""
-    architecture: str
-    """Class name of the model."""
-    format: str
-    """How the folder stores it: `transformers`, `published phi4mm` or `in memory`."""
+    architecture: str | None
+    """Class name of the model; None if unknown."""
+    format: str | None
+    """How the folder stores it: `transformers`, `published phi4mm` or `in memory`; None if unknown."""
     revision: str | None
     """Commit of the checkpoint on the Hugging Face Hub; None if unknown."""
-    fingerprint: str = field(metadata=decisive("model"))
-    """Hash of the weights and of the files that shape the numbers."""
+    fingerprint: str | None = field(metadata=decisive("model"))
+    """Hash of the weights and of the files that shape the numbers; None if unknown."""
     fixes: tuple[str, ...]
     """Bugs of the installed transformers that were corrected at load."""
-    dtype: str = field(metadata=decisive("dtype"))
-    """Type of the weights in memory."""
+    dtype: str | None = field(metadata=decisive("dtype"))
+    """Type of the weights in memory; None if unknown."""
     notes: tuple[str, ...] = field(default=(), metadata=ADDED_LATER)
     """What a user should know about the load, one sentence each."""
-    lora: str = field(metadata=decisive("lora"))
-    """The LoRA that was applied."""
+    lora: str | None = field(metadata=decisive("lora"))
+    """The LoRA that was applied; None if unknown."""
     base: str | None = field(default=None, metadata=ADDED_LATER)
     """Folder or hub id of the base model, if `name` is an adapter."""
     base_revision: str | None = field(default=None, metadata=ADDED_LATER)
@@ -95,18 +95,18 @@ class ModelSpec:
     """Hash of the adapter's files."""
     adapters: tuple[str, ...] = field(default=(), metadata=ADDED_LATER)
     """Names of the adapters that were on in a model that was given in memory."""
-    device_type: str = field(metadata=decisive("device"))
-    """Kind of the device: cpu, cuda or mps."""
-    attention: str
-    """The attention implementation."""
+    device_type: str | None = field(metadata=decisive("device"))
+    """Kind of the device: cpu, cuda or mps; None if unknown."""
+    attention: str | None
+    """The attention implementation; None if unknown."""
     layers: int
     """Number of decoder layers."""
     hidden_size: int
     """Width of a hidden state."""
-    stop_ids: tuple[int, ...]
-    """Token ids that end an answer."""
-    answer_settings: str = field(default="{}", metadata=ADDED_LATER)
-    """What its generation config changes about greedy answers, as JSON by transformers' names."""
+    stop_ids: tuple[int, ...] | None
+    """Token ids that end an answer; None if unknown."""
+    answer_settings: str | None = field(default="{}", metadata=ADDED_LATER)
+    """What its generation config changes about greedy answers, as JSON by transformers' names; None if unknown."""
     longrope_threshold_tokens: int | None
     """Prompt length above which the long rotary factors apply; None if the model has no such factors."""
 
@@ -115,18 +115,18 @@ class ModelSpec:
 class PromptSpec:
     """How a question becomes a prompt."""
 
-    user: str = field(metadata=decisive("prompt"))
-    """The user's text, with {question} in it."""
+    user: str | None = field(metadata=decisive("prompt"))
+    """The user's text, with {question} in it; None if unknown."""
     system: str | None = field(metadata=decisive("system"))
     """Text of the system turn; None is the chat template's own choice, empty text is no system turn."""
-    template: str
-    """Where the chat template comes from: `folder`, `family`, `raw`, or the path of a file."""
+    template: str | None
+    """Where the chat template comes from: `folder`, `family`, `raw`, or the path of a file; None if unknown."""
     template_sha256: str | None = field(metadata=decisive("prompt_template"))
     """SHA-256 of the chat template's text; None for a raw prompt."""
     is_published: bool | None
     """Whether it renders the published checkpoint's prompt; None if the family has no single one."""
-    rendered: str
-    """One example of a finished prompt."""
+    rendered: str | None
+    """One example of a finished prompt; None if unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,8 +163,8 @@ class DatasetSpec:
 class EnvironmentSpec:
     """The process that started the run."""
 
-    device: str
-    """The device by name."""
+    device: str | None
+    """The device by name; None for an imported run."""
     python: str
     """Version of Python."""
     platform: str
@@ -175,6 +175,22 @@ class EnvironmentSpec:
     """Version of midsight."""
     midsight_commit: str | None = None
     """Git commit of midsight; None if it was not run from a repository."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportSpec:
+    """Where the rows of an imported run come from; midsight did not compute them."""
+
+    source: str
+    """What was imported, in words."""
+    note: str
+    """What a reader of the numbers must know."""
+    columns: Mapping[str, str]
+    """Vector column -> what it was called, and what it is."""
+    left_out: tuple[str, ...]
+    """What could not be imported, one sentence each."""
+    attributes: Mapping[str, str]
+    """What the files say about themselves."""
 
 
 def _now() -> str:
@@ -207,6 +223,8 @@ class RunSpec:
     """Type by extra input column, in stored order: string, int64, float64, bool or json."""
     stored_as: Mapping[str, str] = field(default_factory=dict)
     """The column that stores each extra input column; by default what `extra_columns` gives."""
+    imported: ImportSpec | None = field(default=None, metadata=ADDED_LATER)
+    """Where the rows come from, if midsight did not extract them."""
 
     def __post_init__(self) -> None:
         for name, kind in field_types(RunSpec).items():
@@ -220,8 +238,9 @@ class RunSpec:
                 raise MidsightError(
                     f"The vector column {name!r} has the width {width}; a width is 1 to {LONGEST_VECTOR}."
                 )
+        explained = () if self.imported is None else self.imported.columns
         for name in self.vectors:
-            if name not in (VISION_ONLY, PROCESSOR_POOLED_PIXELS):
+            if name not in (VISION_ONLY, PROCESSOR_POOLED_PIXELS) and name not in explained:
                 Tap.parse(name)
         for name, type_ in self.extras.items():
             if type_ not in EXTRA_TYPES:
@@ -234,7 +253,14 @@ class RunSpec:
     @property
     def columns(self) -> RunColumns:
         """What decides the columns of the run's parts."""
-        return RunColumns(self.vectors, self.extras, self.stored_as, self.request.answers, self.request.store_dtype)
+        return RunColumns(
+            self.vectors,
+            self.extras,
+            self.stored_as,
+            self.request.answers,
+            self.request.store_dtype,
+            imported=self.imported is not None,
+        )
 
 
 def write_spec(path: Path, spec: RunSpec) -> None:
@@ -303,6 +329,11 @@ def _refuse_newer_format(path: Path, content: Mapping[str, Any]) -> None:
 
 def require_same_run(path: Path, stored: RunSpec, asked: RunSpec) -> None:
     """Raise RunError that names the first thing by which `asked` would make other rows than `stored` did."""
+    if (stored.imported is None) != (asked.imported is None):
+        raise RunError(
+            f"{path} was {'extracted' if stored.imported is None else 'imported'}, and this call would "
+            f"{'extract' if asked.imported is None else 'import'} other rows into it; use another ", Option("out"), ".",
+        )  # fmt: skip
     before, now = _decisive_values(stored), _decisive_values(asked)
     for option, value in before.items():
         if option in COMPARED_BY_DIGEST and value != now[option]:

@@ -273,7 +273,7 @@ def _examine(path: Path, spec: RunSpec | None, commit: Commit, tally: _Tally) ->
     if commit.part:
         try:
             require_size(file, commit.part)
-            rows = _examine_part(file, commit.part)
+            rows = _examine_part(file, commit.part, imported=spec is not None and spec.imported is not None)
             if spec is not None and not (wanted := run_schema(spec.columns)).equals(stored := pq.read_schema(file)):
                 tally.strangers[_within(path, file)] = str(other_columns(file, wanted, stored))
         except DamagedRunError as error:
@@ -329,8 +329,11 @@ def _blame_strangers(tally: _Tally) -> None:
         tally.add(file, problem, droppable=False)
 
 
-def _examine_part(file: Path, digest: PartDigest) -> pa.Table:
-    """The KEYS of the part at `file`. Raises DamagedRunError unless all of it is sound, OSError."""
+def _examine_part(file: Path, digest: PartDigest, *, imported: bool) -> pa.Table:
+    """The KEYS of the part at `file`. Raises DamagedRunError unless all of it is sound, OSError.
+
+    Of an imported run, a vector that is missing is all NaN.
+    """
     with file.open("rb") as stored:
         whole = hashlib.file_digest(stored, "sha256").hexdigest() == digest.sha256
     if not whole:
@@ -340,11 +343,16 @@ def _examine_part(file: Path, digest: PartDigest) -> pa.Table:
     groups: list[pa.Table] = []
     for batch in read_part(file, digest, schema.names):
         for field_ in schema:
-            if is_vector(field_) and not np.isfinite(vectors_of(batch, field_.name)).all():
+            if is_vector(field_) and not _all_finite(vectors_of(batch, field_.name), or_missing=imported):
                 raise _WholeAndWrongError(f"The part {file} is as it was written, and its column {field_.name} holds "
                                           "values that are not finite; do not use that column.")  # fmt: skip
         groups.append(pa.table([batch.column(name) for name in KEYS.names], names=KEYS.names))
     return pa.concat_tables([KEYS.empty_table(), *groups])
+
+
+def _all_finite(vectors: np.ndarray, *, or_missing: bool) -> bool:
+    finite = np.isfinite(vectors)
+    return bool((finite.all(axis=1) | (or_missing & np.isnan(vectors).all(axis=1))).all())
 
 
 def _blame_a_column(file: Path, digest: PartDigest) -> None:
