@@ -166,7 +166,8 @@ def errors_of(rule: Rule, family: Family, folder: Path) -> dict[str, list[float]
 def shown(errors: list[float]) -> str:
     """The smallest and the largest error."""
     low, high = (
-        "0" if value == 0 else f"{value:.0e}" if value < 1e-3 else f"{value:.2f}" for value in (min(errors), max(errors))
+        "0" if value == 0 else f"{value:.0e}" if value < 1e-2 else f"{value:.2f}"
+        for value in (min(errors), max(errors))
     )
     return low if low == high else f"{low} to {high}"
 

@@ -26,7 +26,7 @@ BLOCKS = re.findall(r"```(python|bash)?\n(.*?)```", EXAMPLE, re.DOTALL)
 def call(command):
     program, *arguments = shlex.split(command)
     ended = CliRunner().invoke(app, arguments)
-    assert (program, ended.exit_code) == ("midsight", 0), (command, ended.output)
+    assert (program, ended.exit_code) == ("midsight", 0), (command, ended.output, ended.exception)
     return ended.output
 
 

@@ -158,3 +158,12 @@ def test_widened_intervals_cover():
 @pytest.mark.slow
 def test_held_out_intervals_cover_the_fitted_probe():
     assert held_out_coverage(40, 1.0).plain >= 0.85
+
+
+def test_a_fold_of_one_image_has_scores_in_the_range_of_the_others():
+    """Its scores of an image column are equal but for rounding; divided by that, they would be larger than any other."""
+    made = planted(0, images=8, questions=8)
+    design = design_of(made, folds=5)
+    assert 1 in {len({*design.groups[design.fold_slice(fold)]}) for fold in range(5)}
+    fit = fit_column(made[IMAGE][design.rows], design)
+    assert np.abs(fit.scores[design.tested]).max() < 10

@@ -34,7 +34,8 @@ class Weights:
         """Scores of a fold that the weights were not trained on, divided by their standard deviation.
 
         So folds with other penalties, which shrink scores, can be pooled. The label's mean is left out: it is lower
-        where the held-out fold has more positives, and would pull a pooled AUROC below one half.
+        where the held-out fold has more positives, and would pull a pooled AUROC below one half. Scores that are equal
+        but for rounding, as in a fold of one image, have no spread to divide by and stay as they are.
 
         Args:
             features: float32 [rows, width], scaled.
@@ -43,7 +44,8 @@ class Weights:
             float32 [labels, rows].
         """
         raw = self.coefficients.T @ features.T + self.intercepts[:, None]
-        return raw / np.maximum(raw.std(axis=1, keepdims=True), np.finfo(np.float32).tiny)
+        spread = raw.std(axis=1, keepdims=True)
+        return raw / np.where(spread > _DEAD * np.abs(raw).max(axis=1, keepdims=True), spread, 1)
 
 
 class FoldedFeatures:
