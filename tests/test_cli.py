@@ -141,7 +141,7 @@ def test_every_option_reaches_the_extraction(checkpoint, dataset, tmp_path):
     assert (spec.request.vision, spec.request.answers, spec.request.max_new_tokens) == ("none", False, None)
     assert (spec.prompt.template, spec.prompt.user) == (str(template), "{question} Be brief.")
     assert spec.prompt.system == "Look."
-    assert spec.prompt.rendered.startswith("<|system|>Look.<|end|><|user|><|endoftext10|>What is number 0? Be")
+    assert str(spec.prompt.rendered).startswith("<|system|>Look.<|end|><|user|><|endoftext10|>What is number 0? Be")
     assert "answer" not in run.columns
 
 

@@ -56,13 +56,13 @@ class Record:
     """Ids of the ten likeliest first tokens, likeliest first."""
     first_token_top_logprobs: tuple[float, ...] | None = field(default=None, metadata=ANSWER)
     """Their log-probabilities."""
-    prompt_tokens: int | None = field(default=0, metadata=UNKNOWN_IF_IMPORTED)
+    prompt_tokens: int = field(default=0, metadata=UNKNOWN_IF_IMPORTED)
     """Tokens of the prompt, with image tokens, without padding."""
-    image_tokens: int | None = field(default=0, metadata=UNKNOWN_IF_IMPORTED)
+    image_tokens: int = field(default=0, metadata=UNKNOWN_IF_IMPORTED)
     """Tokens of the prompt that stand for images."""
-    vision_token_index: int | None = field(default=0, metadata=UNKNOWN_IF_IMPORTED)
+    vision_token_index: int = field(default=0, metadata=UNKNOWN_IF_IMPORTED)
     """Index in the prompt of the last image token, from 0."""
-    query_token_index: int | None = field(default=0, metadata=UNKNOWN_IF_IMPORTED)
+    query_token_index: int = field(default=0, metadata=UNKNOWN_IF_IMPORTED)
     """Index in the prompt of its last token, from 0."""
     vectors: Mapping[str, np.ndarray] = field(default_factory=dict)
     """float32 [width] by column name; each entry is a column. Only in imported runs one may be missing."""

@@ -127,7 +127,7 @@ class TestFoldersTemplate:
             [(rgb(self.IMAGES[0]), "  Why? ")], model=model, out=tmp_path / "run", layers=[0], answers=False
         )
         assert run.spec.prompt.is_published is False
-        assert "Q: " in run.spec.prompt.rendered
+        assert "Q: " in str(run.spec.prompt.rendered)
 
     def test_one_without_its_first_token_is_completed_as_the_processor_does(self, family, tmp_path):
         folder = family.write(tmp_path / "model")

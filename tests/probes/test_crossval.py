@@ -161,7 +161,7 @@ def test_held_out_intervals_cover_the_fitted_probe():
 
 
 def test_a_fold_of_one_image_has_scores_in_the_range_of_the_others():
-    """Its scores of an image column are equal but for rounding; divided by that, they would be larger than any other."""
+    """Its scores of an image column are equal but for rounding; divided by that, they would exceed all others."""
     made = planted(0, images=8, questions=8)
     design = design_of(made, folds=5)
     assert 1 in {len({*design.groups[design.fold_slice(fold)]}) for fold in range(5)}

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -53,6 +54,10 @@ from midsight.taps.tap import POSITIONS, Tap
 PACKAGES = ("h5py", "numpy", "pyarrow")
 """Packages whose versions an imported run records."""
 NOT_OURS = "Its numbers were not computed or tested by midsight; each column is named for what it holds."
+_UNKNOWN: Mapping[str, Any] = dict.fromkeys(
+    ("prompt_tokens", "image_tokens", "vision_token_index", "query_token_index")
+)
+"""Fields of a record that only a run of the model gives."""
 NAME_MARK = "name:"
 """Begins the `image_id` of an imported sample: the file's name, because its pixels are not known."""
 
@@ -255,11 +260,8 @@ def _record(
         reference_answers=references_of(stored.texts.get(TRUTH), by_midsight=survey.by_midsight),
         extras={},
         answer=_answer(sample_id, stored, survey, notes),
-        prompt_tokens=None,
-        image_tokens=None,
-        vision_token_index=None,
-        query_token_index=None,
         vectors=vectors,
+        **_UNKNOWN,
     )
 
 

@@ -116,8 +116,8 @@ def run_schema(columns: RunColumns) -> pa.Schema:
                 pa.field(columns.stored_as[name], EXTRA_TYPES[type_]) for name, type_ in columns.extras.items()
             )
         elif field in _COLUMN_FIELDS and (columns.answers or not field.metadata.get("only_with_answers")):
-            always_known = not columns.imported and field.metadata.get("unknown_if_imported", False)
-            arrow_fields.append(_arrow_field(field.name, _HINTS[field.name], always_known=always_known))
+            unknown = columns.imported and field.metadata.get("unknown_if_imported", False)
+            arrow_fields.append(_arrow_field(field.name, _HINTS[field.name], unknown=unknown))
     element = VECTOR_TYPES[columns.store_dtype]
     arrow_fields.extend(
         pa.field(name, pa.list_(element, width), nullable=False) for name, width in columns.vectors.items()
@@ -155,10 +155,10 @@ def records_to_table(records: Sequence[Record], columns: RunColumns) -> pa.Table
     return pa.table(arrays, schema=schema)
 
 
-def _arrow_field(name: str, hint: Any, *, always_known: bool) -> pa.Field:
+def _arrow_field(name: str, hint: Any, *, unknown: bool) -> pa.Field:
     members = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     (kind,) = (member for member in members if member is not NoneType)
-    return pa.field(name, _arrow_type(kind), nullable=NoneType in members and not always_known)
+    return pa.field(name, _arrow_type(kind), nullable=unknown or NoneType in members)
 
 
 def _arrow_type(kind: Any) -> pa.DataType:
