@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -129,13 +130,13 @@ class _VectorTally:
 
 def summarise(run: Run) -> Summary:
     """The content of `run`. Reads every vector once, one row group at a time; raises DamagedRunError."""
-    images: set[str] = set()
+    images = array("q")  # hashes of image ids, because a million ids would take too much memory
     finish_reasons: Counter[str] = Counter()
     tokens = missing = 0
     tallies = {name: _VectorTally() for name in run.vector_columns}
     answer_columns = ["answer", "finish_reason", "answer_token_ids"] if run.spec.request.answers else []
     for batch in run.batches(["image_id", *answer_columns, *tallies]):
-        images.update(batch.column("image_id").unique().to_pylist())
+        images.extend(map(hash, batch.column("image_id").unique().to_pylist()))
         if answer_columns:
             finish_reasons.update(batch.column("finish_reason").drop_null().to_pylist())
             tokens += sum(len(chunk.flatten()) for chunk in batch.column("answer_token_ids").chunks)
@@ -148,7 +149,7 @@ def summarise(run: Run) -> Summary:
         rows=len(run),
         failures=tuple(run.failures()),
         dataset_rows=run.spec.dataset.rows,
-        images=len(images),
+        images=len(np.unique(np.array(images, np.int64))),
         layers=tuple(sorted({tap.layer for tap in run.taps})),
         columns=tuple(_column(field, len(run)) for field in run_schema(run.spec.columns)),
         renamed=renamed_columns(run.spec.stored_as),
