@@ -10,6 +10,7 @@ import midsight
 from midsight.check.facts import read_facts
 from support.folders import assert_sentence, edit_json, edit_tensors, replace_file, said_by
 
+pytestmark = pytest.mark.slow
 CONFIG, WEIGHTS = "vision-lora/adapter_config.json", "vision-lora/adapter_model.safetensors"
 NAME = "base_model.model.model.layers.0.self_attn.qkv_proj.lora_A.weight"
 
@@ -60,7 +61,6 @@ def test_a_pattern_that_is_none_says_nothing(native):
     assert said_by(read_facts, native) is None
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("field", ["rank_pattern", "target_modules"])
 def test_a_pattern_that_never_ends(native, field, monkeypatch):
     """Each of its matches would take longer than anybody waits."""

@@ -28,6 +28,7 @@ from support.pictures import CASES
 from support.reference import Reference, load_reference_model, relative_error
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
     pytest.mark.filterwarnings("ignore::UserWarning"),
 ]
@@ -108,7 +109,6 @@ def record_of(model):
     )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("lora", ["merged", "unmerged"])
 def test_its_numbers_are_those_of_pefts_merged_model(adapter, folder, model, lora):
     out, expected = adapter
@@ -136,7 +136,6 @@ def test_check_and_load_say_the_same(adapter, folder, model):
     assert facts.parameters["adapter"] == sum(t.numel() for t in load_file(out / "adapter_model.safetensors").values())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("lora", ["merged", "unmerged"])
 def test_the_published_format_takes_it_too(tmp_path, lora):
     """The numbers are those of the same weights in transformers' format."""
@@ -154,7 +153,6 @@ def test_the_published_format_takes_it_too(tmp_path, lora):
     assert relative_error(ours.query_token_representation[1], plain.query_token_representation[1]) > 0.01
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["qwen2_vl"], indirect=True)
 def test_the_proof_holds_for_an_adapter(adapter):
     """Also that its layers compute what its files say, and that it changes something."""

@@ -100,6 +100,7 @@ class TestPlaces:
         assert on_meta(model.hf_model) == []
         assert model.notes[-1] == "Decoder layers are on cpu (0 to 5); everything else is on cpu."
 
+    @pytest.mark.slow
     def test_auto_puts_on_disk_what_does_not_fit(self, folder, monkeypatch, tmp_path):
         plain = midsight.load(folder, device="cpu").loaded.hf_model
         layers = [device_map.size_of(layer) for layer in plain.model.language_model.layers]
@@ -110,6 +111,7 @@ class TestPlaces:
         midsight.extract([(CASES[0].image, "What?")], model=model, out=tmp_path / "run", answers=False)
         assert model.loaded.notes[-1] in (tmp_path / "run" / "run.json").read_text()
 
+    @pytest.mark.slow
     def test_the_files_go_with_the_model(self, folder, monkeypatch, tmp_path):
         monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
         model = split(folder)

@@ -14,6 +14,8 @@ from midsight.testing import write_published_phi4mm
 from support.folders import assert_sentence, copy_folder, edit_json, replace_file, said_by
 from support.pictures import CASES
 
+pytestmark = pytest.mark.slow
+
 
 def record_of(model):
     return model.extract(CASES[3].image, "What is it?", layers="all", max_new_tokens=3)
@@ -31,7 +33,6 @@ def assert_same_numbers(folder, model):
     assert ours.answer_token_ids == theirs.answer_token_ids
 
 
-@pytest.mark.slow
 def test_what_the_installed_transformers_saves(name, family, folder, model, tmp_path):
     """Model, generation config and processor, by save_pretrained."""
     saved = tmp_path / "saved"

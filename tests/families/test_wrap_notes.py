@@ -35,6 +35,7 @@ class TestNames:
         assert loaded.adapters == ()
         assert not [note for note in loaded.notes if "dapter" in note]
 
+    @pytest.mark.slow
     def test_those_of_a_peft_model_that_are_on(self, hf_model, processor, tmp_path):
         tuned: Any = peft.get_peft_model(hf_model, peft.LoraConfig(**LORA), adapter_name="medical")
         tuned.add_adapter("unused", peft.LoraConfig(**LORA))

@@ -149,8 +149,9 @@ def read_tensor(files: Mapping[str, Path], name: str) -> Tensor:
 
 
 def scale_of(settings: Mapping[str, Any]) -> float | None:
-    """The scale of a LoRA as its settings have it; None if they give each layer its own, or none at all."""
-    if "r" not in settings or settings.get("alpha_pattern") or settings.get("rank_pattern"):
+    """The scale of a LoRA as its settings have it; None if they have none, one for each layer, or trained biases."""
+    of_its_own = any(settings.get(name) for name in ("alpha_pattern", "rank_pattern"))
+    if "r" not in settings or of_its_own or settings.get("bias", "none") != "none":
         return None
     rank = settings["r"]
     return settings["lora_alpha"] / (math.sqrt(rank) if settings.get("use_rslora") else rank)
