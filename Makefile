@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 SEED ?= 0
+ONLY ?=
 SIZE ?=
 CASE ?=
 DEVICE ?= cpu
@@ -28,9 +29,10 @@ test-quick: $(READY)
 test-versions: $(READY)
 	$(BIN)/python scripts/test_versions.py
 
-# All experiments of docs/reliability.md at their full counts, about half an hour; writes its tables.
+# All experiments of docs/reliability.md at their full counts, about an hour; writes its tables. ONLY="Long runs" runs
+# the experiments of one table.
 faults: $(READY)
-	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m faults $(SEED)
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m faults $(SEED) $(if $(ONLY),--only "$(ONLY)")
 
 # The original procedure, plain batches and midsight: about an hour and a half on two cores that have nothing else to
 # do. SIZE=demo (a few minutes), mid or full (both of the first by default), CASE=part of a case's name; writes

@@ -12,6 +12,12 @@ CGROUPS = Path("/sys/fs/cgroup")
 """Linux: limits and use of memory, of containers and of the jobs of a scheduler."""
 OWN_CGROUPS = Path("/proc/self/cgroup")
 """Linux: the groups of this process, one a line: number, controllers, path."""
+LIMITS = (
+    ("memory.max", "memory.current"),
+    ("memory.high", "memory.current"),  # above it, the kernel slows a process down until it hardly moves
+    ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+)
+"""Files of a group: a limit and what counts towards it; the first two of version 2, the last of version 1."""
 
 
 def free_memory() -> int:
@@ -22,7 +28,7 @@ def free_memory() -> int:
 def _free_in_groups() -> Iterator[int]:
     """What is left in every group that this process is in and that has a limit."""
     for folder in _own_folders():
-        for limit, used in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
+        for limit, used in LIMITS:
             with suppress(OSError, ValueError):  # no such group, or no limit
                 free = int((folder / limit).read_text()) - int((folder / used).read_text())
                 yield free + _reclaimable(folder)
@@ -34,7 +40,7 @@ def _own_folders() -> Iterator[Path]:
     with suppress(OSError, ValueError):
         for line in OWN_CGROUPS.read_text().splitlines():
             _, controllers, path = line.split(":", 2)
-            if controllers in ("", "memory"):
+            if not controllers or "memory" in controllers.split(","):
                 paths.append(path)
     for path in dict.fromkeys(paths):
         own = Path(path.lstrip("/"))

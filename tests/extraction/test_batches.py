@@ -48,6 +48,18 @@ def test_calls_hold_every_sample_once_within_the_budget(window, samples, tokens,
         assert_one_kind(call, threshold)
 
 
+def test_the_mask_of_long_questions_on_one_image_fits_into_free_memory():
+    """Without that, the first call of eight questions of 10 kB each would take 4 GB for it."""
+    window = [asked(n, 1, 500, 2_500) for n in range(8)]
+    free = 5 * 10**8
+    calls = [*plan_calls(window, REQUEST, Budget(CPU, 8, 8, free_bytes=free))]
+    assert [len(call.items) for call in calls] == [2, 2, 2, 2]
+    assert all(0 < call.mask_bytes <= free for call in calls)
+    assert [len(call.items) for call in plan_calls(window, REQUEST, Budget(CPU, 8, 8))] == [8]
+    alone = [*plan_calls(window[:1], REQUEST, Budget(CPU, 8, 8, free_bytes=1))]
+    assert [len(call.items) for call in alone] == [1], "a sample alone may be larger than the budget"
+
+
 def assert_one_kind(call, threshold):
     """Prompts of one longrope regime; a shared prefix has the regime of its prompts."""
     lengths = [len(item.prompt.token_ids) for item in call.items]

@@ -4,6 +4,7 @@ import faulthandler
 import itertools
 import os
 import signal
+import struct
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,7 @@ import midsight
 from midsight.errors import BrokenOffError
 from midsight.extraction import extract_call, fill, isolated
 from midsight.extraction.request import Request, resolve
+from midsight.extraction.stopping import STOPPING
 from midsight.samples.tables import read_table
 from midsight.store.attempts import Attempts
 from midsight.store.writer import RunWriter
@@ -143,6 +145,27 @@ def test_what_is_said_of_an_image_is_also_said_of_one_that_is_tried_alone(one, t
     outcome = isolated.try_alone(model, request, dark, Attempts(tmp_path, (0, 1)), notes.append)
     assert isinstance(outcome, midsight.Record)
     assert [note.partition(" stores ")[0] for note in notes] == [f"The image {tmp_path / 'dark.png'}"]
+
+
+@pytest.mark.parametrize("number", STOPPING)
+def test_a_signal_to_the_whole_process_group_is_the_parents_and_no_death(one, monkeypatch, number):
+    """As Slurm, a closed terminal or Ctrl-C send it."""
+
+    def signalled(*arguments, **options):
+        os.kill(os.getpid(), number)
+        return extract_call.extract_samples(*arguments, **options)
+
+    monkeypatch.setattr(isolated, "extract_samples", signalled)
+    assert isinstance(isolated.extract_in_fork(*one), midsight.Record)
+
+
+def test_a_fork_that_dies_while_it_sends_its_outcome_is_a_death(one, monkeypatch):
+    def send_half(sender, *_):
+        os.write(sender.fileno(), struct.pack("!i", 1_000) + b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(isolated, "_extract_into", send_half)
+    assert isolated.extract_in_fork(*one) == isolated.Death(by_itself=False)
 
 
 def kill_forks(monkeypatch, times, number, *, of="q0"):

@@ -1,13 +1,15 @@
 """Every experiment, in the order of docs/reliability.md."""
 
-from faults import bad_input, damage, deaths, disk, kills, scale, tampering
+from faults import bad_input, damage, deaths, disk, held_up, kills, large, scale, tampering
 
 EXPERIMENTS = (
     *kills.EXPERIMENTS,
     *deaths.EXPERIMENTS,
+    *held_up.EXPERIMENTS,
     *damage.EXPERIMENTS,
     *tampering.EXPERIMENTS,
     *disk.EXPERIMENTS,
     *scale.EXPERIMENTS,
+    *large.EXPERIMENTS,
     *bad_input.EXPERIMENTS,
 )

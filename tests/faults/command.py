@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import faulthandler
+import json
 import multiprocessing
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,12 +46,13 @@ def start(
     *,
     made_up: bool = True,
     behaviour: Behaviour | None = None,
+    usage: Path | None = None,
 ) -> BaseProcess:
     """Starts the command `midsight ARGUMENTS`, which prints into the file `output`.
 
-    With `made_up` every --model is the made-up model.
+    With `made_up` every --model is the made-up model. At its end the command writes what it took into the file `usage`.
     """
-    process = FORKING.Process(target=run_here, args=([*map(str, arguments)], output, fault, made_up, behaviour))
+    process = FORKING.Process(target=run_here, args=([*map(str, arguments)], output, fault, made_up, behaviour, usage))
     process.start()
     return process
 
@@ -78,10 +80,12 @@ def run_here(
     fault: Fault | None = None,
     made_up: bool = True,
     behaviour: Behaviour | None = None,
+    usage: Path | None = None,
 ) -> None:
     """Runs the command in this process, which ends with the command's exit code."""
     # Imported here, because the parent process does not need them.
     from faults.made_up_model import Behaviour, made_up_model, replace_forward_pass
+    from faults.usage import Meter
     from midsight import cli
     from midsight.checkpoints import loading
 
@@ -95,7 +99,12 @@ def run_here(
     if fault is not None:
         inject(fault)
     sys.argv = ["midsight", *arguments]
-    cli.main()
+    meter = Meter()
+    try:
+        cli.main()
+    finally:
+        if usage is not None:
+            usage.write_text(json.dumps(asdict(meter.read())))
 
 
 def extract_arguments(data: Path, run: Path) -> list[Any]:

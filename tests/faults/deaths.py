@@ -25,6 +25,7 @@ SAMPLES = 60
 SLOW_S = 0.005
 """Time of a sample, so that kills find samples in work."""
 KILLS = (2, 3, 6)
+SENT = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 MOST_STARTS = 3
 """Starts within which a sample that kills has to be set aside."""
 GRACE_S = 5.0
@@ -48,6 +49,13 @@ def kill_one_or_all(process: BaseProcess, random: np.random.Generator) -> None:
     chosen = int(random.integers(3))
     for one in everybody if chosen == 2 else everybody[chosen : chosen + 1]:
         one.kill()
+
+
+def signal_one_or_all(process: BaseProcess, number: int, *, everybody: bool) -> None:
+    """Signals the command alone, or with its children, as schedulers and closed terminals do."""
+    command = psutil.Process(process.pid)
+    for one in (command, *(command.children() if everybody else [])):
+        one.send_signal(number)
 
 
 def killed_from_outside(behaviour: Behaviour, killer: Killer) -> Callable[[int, int], Outcome]:
@@ -130,7 +138,7 @@ def stopped_then_killed(behaviour: Behaviour) -> Callable[[int, int], Outcome]:
             whole = finished(data, place / "run", place / "output", behaviour)
 
             def attempt(folder: Path, random: np.random.Generator, number: int) -> Mapping[str, int]:
-                sent = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGXCPU)[number % 4]
+                sent = SENT[number % len(SENT)]
                 run, counted = folder / "run", folder / "counted"
                 arguments = [*extract_arguments(data, run)[:-1], 600, "--batch-size", 4]
                 process = start(arguments, folder / "output", behaviour=replace(behaviour, counted=counted))
@@ -140,7 +148,7 @@ def stopped_then_killed(behaviour: Behaviour) -> Callable[[int, int], Outcome]:
                 time.sleep(random.uniform(0, 0.1))
                 is_early = process.is_alive()
                 with suppress(psutil.NoSuchProcess):
-                    psutil.Process(process.pid).send_signal(sent)
+                    signal_one_or_all(process, sent, everybody=number % 2 == 1)
                 asked = time.monotonic()
                 process.join(GRACE_S)
                 took = time.monotonic() - asked
@@ -179,14 +187,14 @@ EXPERIMENTS = (
     ),
     Experiment(
         GROUP,
-        "SIGTERM, SIGHUP, SIGUSR1 or SIGXCPU during slow calls, then SIGKILL",
+        "SIGTERM, SIGHUP, SIGUSR1, SIGUSR2 or SIGXCPU during slow calls, then SIGKILL",
         stopped_then_killed(replace(ON_CPU, seconds=0.02)),
         20,
         1,
     ),
     Experiment(
         GROUP,
-        "the same, sent to the supervisor, as on a GPU",
+        "the same, sent to the supervisor or to both processes, as on a GPU",
         stopped_then_killed(replace(ON_GPU, seconds=0.02)),
         20,
         1,

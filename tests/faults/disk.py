@@ -38,7 +38,12 @@ def failing(count: int, seed: int) -> Outcome:
     return refusing(count, seed, errno.EIO, lasting=None)
 
 
-def refusing(count: int, seed: int, error: int, *, lasting: bool | None) -> Outcome:
+def read_only(count: int, seed: int) -> Outcome:
+    """From a random moment on, nothing can be written, renamed or removed any more."""
+    return refusing(count, seed, errno.EROFS, lasting=True, read_only=True)
+
+
+def refusing(count: int, seed: int, error: int, *, lasting: bool | None, read_only: bool = False) -> Outcome:
     """The error comes at a random operation of a random commit; it lasts if `lasting`, or every other time if None."""
     with uninterrupted(SAMPLES_AT_POINTS) as whole:
 
@@ -50,12 +55,13 @@ def refusing(count: int, seed: int, error: int, *, lasting: bool | None) -> Outc
                 number=int(random.integers(1, COMMITS_AT_POINTS + 1)),
                 error=error,
                 lasting=number % 2 == 0 if lasting is None else lasting,
+                read_only=read_only,
             )
             done = run_command(extract_arguments(whole.data, run), folder / "output", fault)
             require_disk_error(done, error)
             require_part_of(run, whole.content)
             require_sound(run)
-            require(not any(run.glob("parts/.*")), "an incomplete file is left")
+            require(read_only or not any(run.glob("parts/.*")), "an incomplete file is left")
             kept = len(open_run(run))
             require_finish(whole, run, folder / "output")
             return {"rows stored before": kept}
@@ -178,4 +184,5 @@ EXPERIMENTS = (
     Experiment(GROUP, "a full disk (ENOSPC) at any step of a commit", full, 20, 4),
     Experiment(GROUP, "a small file system that fills up during the run", file_system_that_is_full, 20, 2),
     Experiment(GROUP, "an I/O error (EIO) at any step of a commit, once or from then on", failing, 10, 3),
+    Experiment(GROUP, "a disk that turns read-only (EROFS) at any step of a commit", read_only, 10, 2),
 )

@@ -30,6 +30,8 @@ class Fault:
     """Error number of the failure; None kills the process."""
     lasting: bool = False
     """Whether later operations that need space fail too, as on a full disk."""
+    read_only: bool = False
+    """Whether every later operation fails, also on locks, as on a disk that the system made read-only."""
 
 
 class Disk:
@@ -45,7 +47,7 @@ class Disk:
     def fails_at(self, operation: Operation, name: str) -> bool:
         """Counts an operation and returns whether it fails."""
         if self.failed:
-            return self.fault.lasting and operation in ("open", "write", "flush")
+            return self.fault.read_only or (self.fault.lasting and operation in ("open", "write", "flush"))
         if operation != self.fault.operation or Path(name.removesuffix(".tmp")).suffix != self.fault.suffix:
             return False
         self.seen += 1
@@ -89,8 +91,11 @@ def inject(fault: Fault) -> None:
     disk = Disk(fault)
     opened, flushed, renamed, removed = io.open, os.fsync, os.replace, os.unlink
 
+    def reaches(path: Any) -> bool:
+        return _in(path, "parts") or (fault.read_only and disk.failed and _in(path, "locks"))
+
     def open_(path: Any, mode: str = "r", *arguments: Any, **options: Any) -> Any:
-        if not _in_parts(path) or mode != "wb":
+        if not reaches(path) or mode != "wb":
             return opened(path, mode, *arguments, **options)
         disk.current = Path(path).name
         return disk.run("open", disk.current, lambda: io.BufferedWriter(TornFile(Path(path), disk)))
@@ -99,19 +104,19 @@ def inject(fault: Fault) -> None:
         disk.run("flush", disk.current, lambda: flushed(file))
 
     def replace(source: Any, target: Any, **options: Any) -> None:
-        if not _in_parts(target):
+        if not reaches(target):
             return renamed(source, target, **options)
         disk.current = ""  # the folder is flushed next
         return disk.run("rename", Path(target).name, lambda: renamed(source, target, **options))
 
     def unlink(path: Any, **options: Any) -> None:
         # A commit of failures has no part.
-        if not _in_parts(path) or Path(path).suffix == ".tmp" or not Path(path).exists():
+        if not reaches(path) or (Path(path).suffix == ".tmp" and not fault.read_only) or not Path(path).exists():
             return removed(path, **options)
         return disk.run("remove", Path(path).name, lambda: removed(path, **options))
 
     io.open, os.fsync, os.replace, os.unlink = open_, fsync, replace, unlink
 
 
-def _in_parts(path: Any) -> bool:
-    return isinstance(path, str | Path) and Path(path).parent.name == "parts"
+def _in(path: Any, folder: str) -> bool:
+    return isinstance(path, str | Path) and Path(path).parent.name == folder

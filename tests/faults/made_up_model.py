@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -39,7 +40,9 @@ from midsight.prompts.token_layout import Span, TokenLayout
 from midsight.records import Record
 from midsight.samples.images import decode_image, image_id
 from midsight.samples.sample import Failure, Sample
-from midsight.store.files import write_atomically
+from midsight.store import writer
+from midsight.store.files import START_LOCK, write_atomically
+from midsight.store.lock import START_WAIT_S, take_lock
 
 QUESTIONS_OF_AN_IMAGE = 5
 MISSING_IMAGE = 7
@@ -94,6 +97,10 @@ class Behaviour:
     """Whether the command is two processes, and forks cannot use the model."""
     counted: Path | None = None
     """File that always holds the number of samples that the progress display has counted."""
+    stops_at_start: bool = False
+    """Whether the process stops itself (SIGSTOP) while it holds the lock of starting writers."""
+    start_wait_s: float = START_WAIT_S
+    """How long a writer waits for another one that is starting."""
 
 
 def replace_forward_pass(behaviour: Behaviour) -> None:
@@ -113,6 +120,16 @@ def replace_forward_pass(behaviour: Behaviour) -> None:
         fill.can_fork = isolated.can_fork = lambda _: False
     if behaviour.counted is not None:
         display.terminal_display = _count_into(behaviour.counted)
+    writer.START_WAIT_S = behaviour.start_wait_s
+    if behaviour.stops_at_start:
+        writer.take_lock = _take_lock_and_stop
+
+
+def _take_lock_and_stop(path: Path, *, wait_s: float | None = None) -> FileIO:
+    taken = take_lock(path, wait_s=wait_s)
+    if path.name == START_LOCK:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return taken
 
 
 def _count_into(file: Path) -> Any:

@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import groupby
 from pathlib import Path
 
 from faults.experiment import Experiment, Outcome
@@ -34,26 +33,31 @@ class ReadRow:
     """Counts and measurements."""
 
 
-def render(results: Sequence[tuple[Experiment, Outcome]], seed: int, minutes: float) -> str:
-    """A line about the command and the machine, then one table per group."""
+def render(group: str, results: Sequence[tuple[Experiment, Outcome]], seed: int, minutes: float) -> str:
+    """The section of a group: its heading, a line about the command and the machine, and the table."""
     lines = [
-        f"`make faults SEED={seed}` on {datetime.now(UTC):%Y-%m-%d}, in {minutes:.0f} minutes, with midsight "
-        f"{__version__}, Python {platform.python_version()}, {platform.system()} on {platform.machine()} with "
+        f"### {group}",
+        "",
+        f'`make faults SEED={seed} ONLY="{group}"` on {datetime.now(UTC):%Y-%m-%d}, in {minutes:.0f} minutes, with '
+        f"midsight {__version__}, Python {platform.python_version()}, {platform.system()} on {platform.machine()} with "
         f"{os.cpu_count()} cores.",
+        "",
+        *HEADER,
     ]
-    for group, members in groupby(results, key=lambda result: result[0].group):
-        lines += ["", f"### {group}", "", *HEADER]
-        for experiment, outcome in members:
-            note = " ".join(outcome.note.split()).replace("|", "/")
-            lines.append(f"| {experiment.name} | {outcome.tried:,} | {outcome.passed:,} | {note} |")
+    for experiment, outcome in results:
+        note = " ".join(outcome.note.split()).replace("|", "/")
+        lines.append(f"| {experiment.name} | {outcome.tried:,} | {outcome.passed:,} | {note} |")
     return "\n".join(lines)
 
 
-def write_page(tables: str) -> None:
-    """Replaces the tables in docs/reliability.md."""
+def write_page(group: str, section: str, groups: Sequence[str]) -> None:
+    """Replaces the section of a group in docs/reliability.md, whose sections come in the order of `groups`."""
     before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
-    after = rest.split(END)[1]
-    PAGE.write_text(f"{before}{BEGIN}\n{tables}\n{END}{after}", encoding="utf-8")
+    tables, after = rest.split(END)
+    found = [f"### {text.strip()}" for text in tables.split("### ")[1:]]
+    sections = {text.partition("\n")[0].removeprefix("### "): text for text in found} | {group: section}
+    text = "\n\n".join(sections[name] for name in groups if name in sections)
+    PAGE.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
 
 
 def read_page() -> list[ReadRow]:

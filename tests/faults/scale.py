@@ -16,6 +16,7 @@ from PIL import Image
 
 import faults.command  # noqa: F401  (sets the path on which Python finds this package)
 from faults.experiment import Experiment, Outcome, attempts, require
+from faults.usage import Usage
 from midsight.records import Record
 from midsight.store import RunSpec, open_run
 from midsight.store.commits import Commit, part_path, write_commit
@@ -106,15 +107,13 @@ def measured(
         def attempt(folder: Path, random: np.random.Generator, number: int) -> Mapping[str, int]:
             _, data, run = long_run(count, questions)
             found = step(name, data, run)
-            memory = found["peak_bytes"]
-            notes.append(
-                f"{count:,} rows: {found['wall_s']:.1f} s, {found['cpu_s']:.1f} s of CPU time; peak memory "
-                f"{memory / 1e6:,.0f} MB, {found['imported_bytes'] / 1e6:,.0f} MB of it imports"
-            )
-            require(found["counts"] == expected(count), f"{name} counts {found['counts']}")
-            require(memory < MAX_BYTES, f"{name} takes {memory / 1e6:,.0f} MB")
+            counts, wall_s = found.pop("counts"), found.pop("wall_s")
+            usage = Usage(**found)
+            notes.append(f"{count:,} rows: {wall_s:.1f} s, {usage}")
+            require(counts == expected(count), f"{name} counts {counts}")
+            require(usage.peak_bytes < MAX_BYTES, f"{name} takes {usage}")
             # CPU time, because other programs may use the machine too.
-            require(count < ROWS or found["cpu_s"] < max_seconds, f"{name} takes {found['cpu_s']:.1f} s of CPU time")
+            require(count < ROWS or usage.cpu_s < max_seconds, f"{name} takes {usage}")
             return {}
 
         outcome = attempts(1, seed, attempt)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import io
 import json
-import resource
 import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from faults.made_up_model import Behaviour, made_up_model, replace_forward_pass
+from faults.usage import Meter
 from midsight.extraction.run import Progress, extract
 from midsight.reports.summary import summarise
 from midsight.reports.terminal import render_summary
@@ -61,16 +62,6 @@ def open_(data: Path, run: Path) -> dict[str, int]:
     return {"rows": len(opened), "commits": len(opened.commits)}
 
 
-def peak_bytes() -> int:
-    """Peak memory of this process; on Linux, without that of the process before exec."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
 STEPS: dict[str, Callable[[Path, Path], dict[str, int]]] = {
     "start": start,
     "resume": resume,
@@ -81,8 +72,6 @@ STEPS: dict[str, Callable[[Path, Path], dict[str, int]]] = {
 
 if __name__ == "__main__":
     replace_forward_pass(Behaviour())
-    imported = peak_bytes()
-    wall, cpu = time.perf_counter(), time.process_time()
+    meter, wall = Meter(), time.perf_counter()
     counts = STEPS[sys.argv[1]](Path(sys.argv[2]), Path(sys.argv[3]))
-    took = {"wall_s": time.perf_counter() - wall, "cpu_s": time.process_time() - cpu}
-    print(json.dumps({**took, "imported_bytes": imported, "peak_bytes": peak_bytes(), "counts": counts}))
+    print(json.dumps({**asdict(meter.read()), "wall_s": time.perf_counter() - wall, "counts": counts}))

@@ -1,6 +1,7 @@
 import errno
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from midsight.store import RunWriter, files, lock, open_run
 from midsight.store import writer as writer_module
 from midsight.store.lock import take_lock
 from midsight.store.place import validate_place
+from midsight.store.verify import verify_run
 from support.made_up import QUERY_0, files_of, make_failure, make_record, make_spec, write_run
 
 
@@ -219,6 +221,28 @@ def test_a_start_that_hangs_is_waited_for_and_then_named(tmp_path, monkeypatch):
     write_run(tmp_path, [make_record(1)])
 
 
+def test_what_systems_put_into_folders_is_nobodys_file(tmp_path):
+    for name in (".DS_Store", "._parts", ".nfs000000000123", "lost+found"):
+        (tmp_path / name).touch()
+    validate_place(tmp_path)
+    (tmp_path / ".bashrc").touch()
+    with pytest.raises(RunError, match=r"holds other files, like \.bashrc, and is not a run"):
+        validate_place(tmp_path)
+
+
+def test_files_that_macos_puts_beside_a_runs_files_are_ignored(tmp_path):
+    write_run(tmp_path, [make_record(0)])
+    for folder in ("parts", "locks"):
+        for file in [*(tmp_path / folder).iterdir()]:
+            file.with_name(f"._{file.name}").write_bytes(b"\0\5\x16\7")
+    for name in ("parts", "locks", "run.json"):
+        (tmp_path / f"._{name}").write_bytes(b"\0\5\x16\7")
+    assert_holds(tmp_path, 1)
+    assert verify_run(tmp_path).findings == ()
+    write_run(tmp_path, [make_record(1)])
+    assert_holds(tmp_path, 2)
+
+
 @pytest.mark.parametrize(("name", "sentence"), [("link", "is a link to something"), ("\udcff", "is not UTF-8")])
 def test_a_place_that_cannot_be_a_folder_is_one_sentence(tmp_path, name, sentence):
     (tmp_path / "link").symlink_to("nowhere")
@@ -234,6 +258,125 @@ def test_a_long_image_is_committed_after_two_intervals(tmp_path, monkeypatch):
             writer.add(make_record(i, image_id="one"))
             now[0] += 1
         assert len(open_run(tmp_path)) == 280
+
+
+def test_rows_are_committed_after_two_intervals_though_no_sample_comes(tmp_path, monkeypatch):
+    monkeypatch.setattr(writer_module, "SHORTEST_S", 0.1)
+    with RunWriter(tmp_path, make_spec(), commit_seconds=0.05) as writer:
+        with monkeypatch.context() as full:
+            Disk(full, 0, FULL, once=False)
+            writer.add(make_record(0))
+            time.sleep(0.5)
+        ends = time.monotonic() + 10
+        while not len(open_run(tmp_path)) and time.monotonic() < ends:
+            time.sleep(0.02)
+        assert_holds(tmp_path, 1)
+        writer.add(make_record(1))
+    assert_holds(tmp_path, 2)
+
+
+def test_a_run_that_was_deleted_and_started_again_is_left_alone_by_its_first_writer(tmp_path):
+    first = RunWriter(tmp_path / "run", make_spec())
+    first.__enter__()
+    first.add(make_record(0))
+    shutil.rmtree(tmp_path / "run")
+    with RunWriter(tmp_path / "run", make_spec()) as second:
+        second.add(make_record(0))
+        with pytest.raises(CommitError, match=r"is written by another process too.*; this process stops without touch"):
+            first.commit()
+        second.add(make_record(1))
+    with pytest.raises(CommitError, match="is written by another process too"):
+        first.__exit__()
+    assert_holds(tmp_path / "run", 2)
+
+
+def test_a_record_that_a_second_writer_made_is_never_written_over(tmp_path, monkeypatch):
+    """As on a network file system that has lost the lock."""
+    first = RunWriter(tmp_path, make_spec())
+    first.__enter__()
+    first.add(make_record(0))
+    monkeypatch.setattr(lock.fcntl, "flock", lambda *_: None)
+    write_run(tmp_path, [make_record(i) for i in range(2)])
+    with pytest.raises(CommitError, match="is written by another process too"):
+        first.__exit__()
+    assert_holds(tmp_path, 2)
+
+
+def test_a_record_whose_flush_failed_is_not_written_again_with_other_rows(tmp_path, monkeypatch):
+    with RunWriter(tmp_path, make_spec()) as writer:
+        writer.add(make_record(0))
+        with monkeypatch.context() as patched:
+            Disk(patched, 5, FULL, once=True)  # the record is there, and flushing the folder fails
+            with pytest.raises(CommitError):
+                writer.commit()
+        writer.add(make_record(1))
+        with monkeypatch.context() as patched:
+            Disk(patched, 3, FULL, once=False)  # the next record cannot be written
+            with pytest.raises(CommitError):
+                writer.commit()
+        assert_holds(tmp_path, 1)
+    assert_holds(tmp_path, 2)
+
+
+def stopped_while_it_starts(path):
+    """A child that enters a writer, stops itself under run.lock, and later stores a row."""
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            taken = take_lock
+
+            def take_and_stop(file, **options):
+                held = taken(file, **options)
+                if file.name == "run.lock":
+                    os.kill(os.getpid(), signal.SIGSTOP)
+                return held
+
+            writer_module.take_lock = take_and_stop
+            write_run(path, [make_record(0)])
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.WIFSTOPPED(os.waitpid(child, os.WUNTRACED)[1])
+    return child
+
+
+def test_a_start_that_is_stopped_is_waited_for_and_named_and_goes_on_later(tmp_path, monkeypatch):
+    monkeypatch.setattr(writer_module, "START_WAIT_S", 0.5)
+    child = stopped_while_it_starts(tmp_path)
+    try:
+        began = time.monotonic()
+        with pytest.raises(RunError) as refused:
+            write_run(tmp_path, [make_record(1)])
+        assert time.monotonic() - began >= 0.5
+    finally:
+        os.kill(child, signal.SIGCONT)
+        ended = os.waitpid(child, 0)[1]
+    sentence = (
+        rf"The start of a writer of {re.escape(str(tmp_path))} is taken by process {child} on {os.uname().nodename} "
+        rf"since 2\S+ \(.*pytest.*\), which is stopped; continue it with `kill -CONT {child}`, or end it with "
+        rf"`kill -9 {child}`\."
+    )
+    assert re.fullmatch(sentence, str(refused.value)), refused.value
+    assert ended == 0
+    write_run(tmp_path, [make_record(1)])
+    assert_holds(tmp_path, 2)
+
+
+def test_a_process_with_the_number_of_a_dead_holder_is_not_taken_for_it(tmp_path):
+    (tmp_path / "locks").mkdir()
+    held = take_lock(tmp_path / "locks" / "run.lock")
+    (tmp_path / "locks" / "run.lock").write_text('{"process": 1, "host": "here", "since": "2026"}')
+    with held, pytest.raises(RunError, match=r"by process 1 on here since 2026; wait until it ends, or stop it\.$"):
+        take_lock(tmp_path / "locks" / "run.lock", wait_s=0)
+
+
+def test_a_clock_that_is_set_back_does_not_change_which_failure_is_the_last(tmp_path, monkeypatch):
+    for attempt, time_ in enumerate(("2026-11-28T12:00:00.000000+00:00", "2026-11-28T11:00:00.000000+00:00")):
+        monkeypatch.setattr(writer_module, "utc_now", lambda time_=time_: time_)
+        with RunWriter(tmp_path, make_spec(), retry_failed=True) as writer:
+            writer.fail(make_failure(0, f"attempt {attempt}"))
+    assert open_run(tmp_path).failures() == [make_failure(0, "attempt 1")]
 
 
 @pytest.mark.usefixtures("no_waiting")

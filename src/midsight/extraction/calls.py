@@ -13,6 +13,8 @@ from midsight.extraction.budget import Budget, CallSize
 from midsight.extraction.prepare import PreparedSample
 from midsight.extraction.request import ResolvedRequest
 
+MASK_BYTES = 10
+"""Bytes for each question token and each token that it may read, while the mask is made."""
 MAX_PADDING, MAX_PADDING_WITHOUT_ANSWERS = 1.25, 1.05
 """Largest ratio of a call's prefix tokens with padding to those without; above it, a second call is cheaper.
 
@@ -33,9 +35,14 @@ class CacheRow:
     """Whether the prompts are longer than the longrope threshold, and so use the long rotary factors."""
 
     @property
+    def questions(self) -> int:
+        """Number of tokens after the prefix, without answers."""
+        return sum(len(item.prompt.token_ids) - self.prefix for item in self.items)
+
+    @property
     def suffix(self) -> int:
         """Number of tokens after the prefix, all answers included."""
-        return sum(len(item.prompt.token_ids) - self.prefix + self.answer_tokens for item in self.items)
+        return self.questions + len(self.items) * self.answer_tokens
 
     @property
     def is_shareable(self) -> bool:
@@ -85,6 +92,14 @@ class Call:
             tokens=len(self.rows) * longest,
             unpadded=sum(row.prefix + row.suffix for row in self.rows),
         )
+
+    @property
+    def mask_bytes(self) -> int:
+        """Memory that the attention mask takes, which grows with the square of the questions' tokens."""
+        if not self.shares_prefixes:  # each row is one prompt, and the mask one line
+            return 0
+        new = max(row.questions for row in self.rows)
+        return MASK_BYTES * len(self.rows) * new * (max(row.prefix for row in self.rows) + new)
 
     def halves(self) -> tuple[Call, Call]:
         """The first and the second half of the samples, each a call of the same kind; needs two samples or more."""
@@ -185,8 +200,9 @@ def take_rows(waiting: list[CacheRow], budget: Budget) -> tuple[list[CacheRow], 
 
 def most_together(row: CacheRow, budget: Budget) -> int:
     """Maximum number of the row's samples in one call: what the budget allows if they fit in memory, else half."""
-    size = Call((row,)).size
-    fits_in_memory = budget.load(size) <= budget.tokens
+    call = Call((row,))
+    size = call.size
+    fits_in_memory = budget.load(size) <= budget.tokens and call.mask_bytes <= budget.free_bytes
     return min(budget.most_samples, size.samples if fits_in_memory else max(1, size.samples // 2))
 
 
@@ -194,4 +210,6 @@ def fits(rows: Sequence[CacheRow], budget: Budget) -> bool:
     """Whether rows of one kind are few, small and alike enough for one call."""
     prefixes = [row.prefix for row in rows]
     padding = MAX_PADDING if rows[0].answer_tokens else MAX_PADDING_WITHOUT_ANSWERS
-    return budget.holds(Call(tuple(rows)).size) and len(rows) * max(prefixes) <= padding * sum(prefixes)
+    call = Call(tuple(rows))
+    in_memory = budget.holds(call.size) and call.mask_bytes <= budget.free_bytes
+    return in_memory and len(rows) * max(prefixes) <= padding * sum(prefixes)

@@ -21,7 +21,7 @@ from PIL import Image
 from midsight.checkpoints.loading import LoadedModel
 from midsight.extraction.extract_call import Outcome, extract_samples
 from midsight.extraction.request import ResolvedRequest
-from midsight.extraction.stopping import CRASHES
+from midsight.extraction.stopping import CRASHES, STOPPING
 from midsight.samples.images import Note, say_nothing
 from midsight.samples.sample import Failure, Sample
 from midsight.store.attempts import Attempts
@@ -106,10 +106,7 @@ def extract_in_fork(
     exit_status = None
     try:
         outcome, sentences = receiver.recv() if receiver.poll(timeout_s) else (None, [])
-        for sentence in sentences:
-            note(sentence)
-        return outcome
-    except EOFError:
+    except (EOFError, OSError):  # OSError: it died while it sent its outcome
         _, exit_status = os.waitpid(child, 0)
         number = os.waitstatus_to_exitcode(exit_status)
         return Death(by_itself=number > 0 or -number in CRASHES)
@@ -119,6 +116,9 @@ def extract_in_fork(
         if exit_status is None:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
+    for sentence in sentences:
+        note(sentence)
+    return outcome
 
 
 def _extract_into(
@@ -129,7 +129,8 @@ def _extract_into(
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
         if callable(signal.getsignal(number)):
             signal.signal(number, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
+    for number in STOPPING:  # they are for the parent, also if the whole process group gets them
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, args=(parent_lives,), daemon=True).start()
     with suppress(BaseException):
         torch.set_num_threads(1)

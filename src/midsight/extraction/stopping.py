@@ -14,7 +14,9 @@ from types import FrameType
 from midsight.errors import MidsightError
 
 STOPPING = tuple(
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGXCPU") if hasattr(signal, name)
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
+    if hasattr(signal, name)
 )
 """What users and schedulers send to stop a process."""
 CRASHES = frozenset(
@@ -51,12 +53,12 @@ def say(message: str) -> None:
 def handling_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     """Gives the signals that stop a process this handler, but leaves ignored ones ignored, as `nohup` wants it.
 
-    Does nothing outside of the main thread, which alone gets signals.
+    Handlers of C libraries stay too. Does nothing outside of the main thread, which alone gets signals.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    with _handled(handler, [number for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN]):
+    with _handled(handler, [number for number in STOPPING if signal.getsignal(number) not in (signal.SIG_IGN, None)]):
         yield
 
 

@@ -32,6 +32,11 @@ CommitKey = tuple[Shard, int]
 """Shard and counter of a commit."""
 
 
+def utc_now() -> str:
+    """The time, UTC, ISO 8601; such texts sort like the times."""
+    return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
 @dataclass(frozen=True)
 class Commit:
     """One commit of one shard, as its record describes it."""
@@ -44,7 +49,7 @@ class Commit:
     """The part of the same name; None if the commit holds failures only."""
     failures: tuple[Failure, ...]
     """The samples that failed since the previous commit."""
-    created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="microseconds"))
+    created: str = field(default_factory=utc_now)
     """UTC, ISO 8601; for a merged commit, the time of the last commit in it."""
     replaces: tuple[int, ...] = ()
     """Counters, all lower, of the commits of this shard that were merged into this one. Their

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import os
 import platform
+import secrets
+import shlex
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from io import FileIO
 from pathlib import Path
+
+import psutil
 
 from midsight.errors import RunError
 from midsight.store.files import LOCKS, START_LOCK, Shard, shard_name
@@ -25,6 +29,8 @@ START_WAIT_S = 10.0
 """How long a writer waits for another one that is starting, in seconds."""
 SHARD_WAIT_S = 2.0
 """How long a writer waits for a shard, in seconds: a process that was told to stop needs a moment."""
+LONGEST_COMMAND = 200
+"""Characters of a holder's command that an error quotes."""
 
 
 def take_lock(path: Path, *, wait_s: float | None = None) -> FileIO:
@@ -75,28 +81,62 @@ def hold_shards(path: Path, shards: Iterable[Shard]) -> Iterator[None]:
         yield
 
 
+def was_replaced(path: Path, file: FileIO) -> bool:
+    """Whether the lock file at `path` is no longer the locked `file`, so that another process may hold it too.
+
+    That happens if a run folder is deleted and started again while its writer lives. Raises OSError.
+    """
+    try:
+        there = path.read_bytes()
+    except FileNotFoundError:  # nobody has made it again
+        return False
+    return there != os.pread(file.fileno(), len(there) + 1, 0)
+
+
 def _held(path: Path) -> str:
     """One sentence on a lock that another process holds."""
     what = "The start of a writer of" if path.name == START_LOCK else f"The shard {path.stem} of"
     does = "is taken" if path.name == START_LOCK else "is being written"
-    return f"{what} {path.parent.parent} {does} by {_holder(path)}; wait until it ends, or stop it."
+    return f"{what} {path.parent.parent} {does} by {_holder(path)}."
 
 
 def _holder(path: Path) -> str:
+    """Who holds a lock, and what to do about it."""
     try:
         with path.open("rb") as file:
             holder = json.loads(file.read(1_000))
         process, host, since = holder["process"], holder["host"], holder["since"]
         if type(process) is int and isinstance(host, str) and isinstance(since, str) and f"{host}{since}".isprintable():
-            return f"process {process} on {host} since {since}"
+            return f"process {process} on {host} since {since}{_state(process, path)}"
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         pass
-    return "another process"
+    return "another process; wait until it ends, or stop it"
+
+
+def _state(process: int, path: Path) -> str:
+    """The command of a process of this machine that has the lock file open, and what to do about the process."""
+    command, is_stopped = "", False
+    with suppress(psutil.Error, OSError, ValueError, OverflowError):
+        found = psutil.Process(process)
+        if any(path.samefile(opened.path) for opened in found.open_files()):
+            is_stopped = found.status() == psutil.STATUS_STOPPED
+            command = shlex.join(found.cmdline())
+    if len(command) > LONGEST_COMMAND:
+        command = f"{command[:LONGEST_COMMAND]} ..."
+    said = f" ({command})" if command.isprintable() and command else ""
+    if is_stopped:
+        return f"{said}, which is stopped; continue it with `kill -CONT {process}`, or end it with `kill -9 {process}`"
+    return f"{said}; wait until it ends, or stop it"
 
 
 def _sign(file: FileIO) -> None:
     """Write into a held lock file who holds it; the error of other processes quotes that."""
-    holder = {"host": platform.node(), "process": os.getpid(), "since": datetime.now(UTC).isoformat(timespec="seconds")}
+    holder = {
+        "host": platform.node(),
+        "process": os.getpid(),
+        "since": datetime.now(UTC).isoformat(timespec="seconds"),
+        "lock": secrets.token_hex(8),  # tells locks apart that processes of one number took in two containers
+    }
     with suppress(OSError):  # a full disk: the lock is held, and only its holder's name is missing
         file.truncate(0)
         file.write(json.dumps(holder).encode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from midsight.store.spec import is_run
 
 OF_A_RUN = frozenset((PARTS, LOCKS, temporary_name(RUN_JSON)))
 """What a process leaves that dies before it has written run.json."""
+OF_THE_SYSTEM = re.compile(r"\.DS_Store|\._.*|\.nfs[0-9a-f]+|lost\+found|Thumbs\.db|desktop\.ini", re.DOTALL)
+"""What macOS, Windows and file systems put into folders without being asked."""
 
 
 def validate_place(path: Path) -> None:
@@ -24,7 +27,8 @@ def validate_place(path: Path) -> None:
             raise RunError(f"{path} is a link to something that does not exist; give another ", Option("out"), ".")
         if path.exists() and not path.is_dir():
             raise RunError(f"{path} is a file, and a run is a folder; give another ", Option("out"), ".")
-        foreign = sorted({file.name for file in path.iterdir()} - OF_A_RUN) if path.is_dir() else []
+        names = {file.name for file in path.iterdir()} if path.is_dir() else set[str]()
+        foreign = sorted(name for name in names - OF_A_RUN if not OF_THE_SYSTEM.fullmatch(name))
     if not is_run(path):
         validate_no_lost_run(path)
     if foreign and not is_run(path):

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
-from threading import RLock
+from threading import Event, RLock, Thread
 from typing import Self
 
 import numpy as np
 import pyarrow as pa
 
-from midsight.errors import RunError
+from midsight.errors import CommitError, RunError
 from midsight.records import Record
 from midsight.samples.sample import Failure
 from midsight.store.attempts import Attempts, read_suspicions
-from midsight.store.commits import Commit, part_path, remove_leftovers, remove_replaced, write_commit
+from midsight.store.commits import (
+    Commit,
+    part_path,
+    record_path,
+    remove_leftovers,
+    remove_replaced,
+    utc_now,
+    write_commit,
+)
 from midsight.store.files import (
     LOCKS,
     PARTS,
@@ -28,7 +38,7 @@ from midsight.store.files import (
     validate_shard,
     write_atomically,
 )
-from midsight.store.lock import START_WAIT_S, take_lock
+from midsight.store.lock import START_WAIT_S, take_lock, was_replaced
 from midsight.store.parts import digest_part, encode_part
 from midsight.store.place import validate_no_lost_run
 from midsight.store.reader import Run, read_commit_records
@@ -38,6 +48,8 @@ from midsight.store.spec import RunSpec, is_run, read_spec, require_same_run, wr
 
 SHORTEST_S = 2.0
 """Minimum time between two commits that divide the rows of one image, in seconds."""
+LOOK_S = 10.0
+"""Maximum time between two looks whether a commit is overdue although no sample comes, in seconds."""
 
 
 @dataclass
@@ -97,7 +109,10 @@ class RunWriter:
         self._commit_seconds = commit_seconds
         self._commit_bytes = commit_bytes
         self._buffer = _Buffer(counter=0)
+        self._newest = ""
         self._lock: FileIO | None = None
+        self._left = Event()
+        self._watch = Thread(target=self._commit_overdue, daemon=True, name="midsight-commits")
 
     def __enter__(self) -> Self:
         with reporting_disk_errors(self.path, "opened for writing", RunError):
@@ -112,13 +127,16 @@ class RunWriter:
             except BaseException:
                 self._lock.close()
                 raise
+        self._watch.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._left.set()
         try:
             self.commit()
         finally:
             try:
+                self._watch.join()
                 self.attempts.end()
             finally:
                 if self._lock is not None:
@@ -127,7 +145,7 @@ class RunWriter:
     def add(self, record: Record) -> None:
         """Store one extracted sample, committing first if that is due and a new image begins.
 
-        If a commit is overdue by its whole interval, it does not wait for a new image.
+        If a commit is overdue by its whole interval, it waits neither for a new image nor for the next sample.
 
         Raises SampleError if its values cannot be stored: a vector that is not finite or overflows the
         store dtype, or an input column of another type. The run is then as it was, and the caller
@@ -169,15 +187,39 @@ class RunWriter:
 
     def _commit_buffer(self) -> None:
         buffer = self._buffer
+        record = record_path(self.path, self._shard, buffer.counter)
         with reporting_disk_errors(self.path, f"written to (commit {buffer.counter})"):
+            self._require_alone(record)
             digest = None
             if buffer.rows:
                 part = encode_part(pa.concat_tables(buffer.rows))
                 digest = digest_part(part)
                 write_atomically(part_path(self.path, self._shard, buffer.counter), part)
-            commit = Commit(self._shard, buffer.counter, digest, tuple(buffer.failures))
-            write_commit(self.path, commit, self.spec.run_id)
-        self._buffer = _Buffer(counter=buffer.counter + 1)
+            created = max(utc_now(), self._newest)  # a clock that was set back does not change the order
+            commit = Commit(self._shard, buffer.counter, digest, tuple(buffer.failures), created)
+            try:
+                write_commit(self.path, commit, self.spec.run_id)
+            except BaseException:
+                if os.path.lexists(record):  # only its flushing failed; it is never written again with other rows
+                    self._buffer = _Buffer(counter=buffer.counter + 1)
+                raise
+        self._buffer, self._newest = _Buffer(counter=buffer.counter + 1), created
+
+    def _require_alone(self, record: Path) -> None:
+        """Raises CommitError if another process writes this shard too, OSError."""
+        lock = self._lock_path()
+        if os.path.lexists(record) or (self._lock is not None and was_replaced(lock, self._lock)):
+            raise CommitError(
+                f"{self.path} is written by another process too, because the folder or {lock} was replaced, or the "
+                "file system lost its lock; this process stops without touching what the other one wrote."
+            )
+
+    def _commit_overdue(self) -> None:
+        """Commits what is overdue while no sample comes, as in a long call of the model."""
+        while not self._left.wait(min(max(self._commit_seconds, SHORTEST_S) / 2, LOOK_S)):
+            with suppress(CommitError), self.lock:  # the rows stay, and the next commit says why
+                if self._overdue():
+                    self.commit()
 
     def _agree_on_spec(self) -> None:
         if is_run(self.path):
@@ -194,12 +236,16 @@ class RunWriter:
             name = parse_shard_name(file.stem)
             if name is not None and name[1] != self._shard[1]:
                 take_lock(file).close()
-        return take_lock(self.path / LOCKS / f"{shard_name(self._shard)}.lock")
+        return take_lock(self._lock_path())
+
+    def _lock_path(self) -> Path:
+        return self.path / LOCKS / f"{shard_name(self._shard)}.lock"
 
     def _resume(self) -> None:
         run = read_commit_records(self.path)
         mine = [commit.counter for commit in run.commits if commit.shard == self._shard]
         self._buffer = _Buffer(counter=max(mine, default=-1) + 1)
+        self._newest = max((commit.created for commit in run.commits), default="")
         remove_leftovers(self.path, self._shard, self._buffer.counter)
         remove_replaced(self.path, self._shard, run.commits)
         stored, self.failed = stored_and_failed(run)
