@@ -8,6 +8,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
+from midsight.extraction import budget
+
 
 @dataclass(frozen=True)
 class Usage:
@@ -28,15 +32,21 @@ class Usage:
 
 
 class Meter:
-    """Measures this process from now on."""
+    """Measures this process from now on, also if it resets its peak to measure a call of the model."""
 
     def __init__(self) -> None:
-        self._imported = peak_bytes()
+        self._imported = self._highest = peak_bytes()
         self._cpu_s = time.process_time()
+        self._reset = budget.start_peak
+        budget.start_peak = self._start_peak
 
     def read(self) -> Usage:
         """What was taken until now."""
-        return Usage(self._imported, peak_bytes(), time.process_time() - self._cpu_s)
+        return Usage(self._imported, max(self._highest, peak_bytes()), time.process_time() - self._cpu_s)
+
+    def _start_peak(self, device: torch.device) -> int | None:
+        self._highest = max(self._highest, peak_bytes())
+        return self._reset(device)
 
 
 def peak_bytes() -> int:

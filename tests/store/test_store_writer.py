@@ -284,6 +284,11 @@ def test_a_run_that_was_deleted_and_started_again_is_left_alone_by_its_first_wri
         second.add(make_record(0))
         with pytest.raises(CommitError, match=r"is written by another process too.*; this process stops without touch"):
             first.commit()
+        with second.attempts.working_on(["s1"]):
+            in_work = [*(tmp_path / "run" / "locks").glob("*.working")]
+            with pytest.raises(CommitError, match="is written by another process too"):
+                first.attempts.end()
+            assert in_work[0].exists()
         second.add(make_record(1))
     with pytest.raises(CommitError, match="is written by another process too"):
         first.__exit__()

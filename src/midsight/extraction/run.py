@@ -13,7 +13,7 @@ from midsight.errors import MidsightError
 from midsight.extraction.budget import make_budget
 from midsight.extraction.display import Display, display
 from midsight.extraction.fill import fill
-from midsight.extraction.job import Job, look_ahead, make_job, require_a_chance
+from midsight.extraction.job import Job, fingerprint, look_ahead, make_job, require_a_chance
 from midsight.extraction.model import Model
 from midsight.extraction.needs import estimate_needs
 from midsight.extraction.task import BatchSize, ExtractKeywords, make_task, validate_batch_size
@@ -127,7 +127,7 @@ def run_job(job: Job, *, batch_size: BatchSize, keep_going: bool, commit_seconds
         task.out, job.spec, shard=task.shard, retry_failed=task.retry_failed, commit_seconds=commit_seconds
     ) as writer:
         # another process may have done this shard in the meantime
-        todo = start.todo if writer.done == start.done else job.todo(writer.done, writer.failed)
+        todo = start.todo if fingerprint(writer.done) == start.done else job.todo(writer.done, writer.failed)
         try:
             fill(writer, job, todo, budget=budget, keep_going=keep_going, on_progress=shown.progress, note=shown.note)
         finally:

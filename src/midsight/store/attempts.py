@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,10 +85,11 @@ def read_suspicions(path: Path, shard: Shard) -> Suspicions:
 class Attempts:
     """The samples that one shard of the run folder `path` has in work, and the suspects. Its lock must be held.
 
-    Threads may call it. Raises CommitError if the disk refuses.
+    Threads may call it. Raises CommitError if the disk refuses, and before each change what `require_lock` raises.
     """
 
-    def __init__(self, path: Path, shard: Shard) -> None:
+    def __init__(self, path: Path, shard: Shard, require_lock: Callable[[], None] = lambda: None) -> None:
+        self._require_lock = require_lock
         self._working = working_path(path, shard)
         self._file = self._working.with_suffix(".attempts")
         found = read_suspicions(path, shard)
@@ -185,10 +186,12 @@ class Attempts:
     def _write(self, file: Path, content: Suspicions | _Working) -> None:
         # A file survives the death of the process that wrote it, even if it is not flushed to the disk.
         with reporting_disk_errors(file, "written"):
+            self._require_lock()
             write_atomically(file, json.dumps(to_json(content)).encode(), flush=False)
 
     def _remove(self, file: Path) -> None:
         with reporting_disk_errors(file, "removed"):
+            self._require_lock()
             file.unlink(missing_ok=True)
 
 

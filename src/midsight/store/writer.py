@@ -122,7 +122,7 @@ class RunWriter:
                 self._agree_on_spec()
                 self._lock = self._lock_shard()
             try:
-                self.attempts = Attempts(self.path, self._shard)
+                self.attempts = Attempts(self.path, self._shard, self._require_lock)
                 self._resume()
             except BaseException:
                 self._lock.close()
@@ -189,7 +189,9 @@ class RunWriter:
         buffer = self._buffer
         record = record_path(self.path, self._shard, buffer.counter)
         with reporting_disk_errors(self.path, f"written to (commit {buffer.counter})"):
-            self._require_alone(record)
+            self._require_lock()
+            if os.path.lexists(record):
+                raise self._not_alone()
             digest = None
             if buffer.rows:
                 part = encode_part(pa.concat_tables(buffer.rows))
@@ -205,14 +207,16 @@ class RunWriter:
                 raise
         self._buffer, self._newest = _Buffer(counter=buffer.counter + 1), created
 
-    def _require_alone(self, record: Path) -> None:
+    def _require_lock(self) -> None:
         """Raises CommitError if another process writes this shard too, OSError."""
-        lock = self._lock_path()
-        if os.path.lexists(record) or (self._lock is not None and was_replaced(lock, self._lock)):
-            raise CommitError(
-                f"{self.path} is written by another process too, because the folder or {lock} was replaced, or the "
-                "file system lost its lock; this process stops without touching what the other one wrote."
-            )
+        if self._lock is not None and was_replaced(self._lock_path(), self._lock):
+            raise self._not_alone()
+
+    def _not_alone(self) -> CommitError:
+        return CommitError(
+            f"{self.path} is written by another process too, because the folder or {self._lock_path()} was replaced, "
+            "or the file system lost its lock; this process stops without touching what the other one wrote."
+        )
 
     def _commit_overdue(self) -> None:
         """Commits what is overdue while no sample comes, as in a long call of the model."""
@@ -248,8 +252,8 @@ class RunWriter:
         self._newest = max((commit.created for commit in run.commits), default="")
         remove_leftovers(self.path, self._shard, self._buffer.counter)
         remove_replaced(self.path, self._shard, run.commits)
-        stored, self.failed = stored_and_failed(run)
-        self.done = stored.union(self.failed - (self.failed if self._retry_failed else self.attempts.once_more()))
+        self.done, self.failed = stored_and_failed(run)
+        self.done |= self.failed - (self.failed if self._retry_failed else self.attempts.once_more())
 
     def _due(self) -> bool:
         waited = time.monotonic() - self._buffer.started >= self._commit_seconds
@@ -279,8 +283,9 @@ def samples_done(path: Path, spec: RunSpec, *, shard: Shard, retry_failed: bool)
     if not is_run(path):
         return set(), set()
     require_same_run(path, read_spec(path), spec)
-    stored, failed = stored_and_failed(read_commit_records(path))
-    return stored.union(failed - (failed if retry_failed else read_suspicions(path, shard).once_more())), failed
+    done, failed = stored_and_failed(read_commit_records(path))
+    done |= failed - (failed if retry_failed else read_suspicions(path, shard).once_more())
+    return done, failed
 
 
 def stored_and_failed(run: Run) -> tuple[set[str], set[str]]:
