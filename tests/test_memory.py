@@ -10,7 +10,7 @@ import midsight
 from midsight import memory
 from midsight.check import facts
 from midsight.check.facts import free_bytes
-from midsight.checkpoints import loading
+from midsight.checkpoints import device_map, loading
 from midsight.checkpoints.open_folder import open_checkpoint
 from midsight.extraction import budget, job
 from midsight.memory import free_memory
@@ -85,7 +85,7 @@ def test_whoever_asks_for_free_memory_asks_the_one_function():
     asking = re.compile(r"virtual_memory|swap_memory|/proc/meminfo|sysconf|sys/fs/cgroup|getrusage|memory_info")
     found = {file.relative_to(source).as_posix() for file in source.rglob("*.py") if asking.search(file.read_text())}
     assert found == {"memory.py"}
-    users = (budget, facts, loading, study)
+    users = (budget, device_map, facts, loading, study)
     assert all(module.free_memory is free_memory for module in users)
     importing = [file for file in source.rglob("*.py") if "import free_memory" in file.read_text()]
     assert {Path(str(module.__file__)) for module in users} == {*importing}

@@ -62,9 +62,9 @@ def run_command(arguments: list[Any], output: Path, fault: Fault | None = None) 
     return wait_for(start(arguments, output, fault), output)
 
 
-def wait_for(process: BaseProcess, output: Path) -> Ended:
+def wait_for(process: BaseProcess, output: Path, timeout_s: float = TIMEOUT_S) -> Ended:
     """Waits until a process of `start` ends, and kills it after the timeout."""
-    process.join(TIMEOUT_S + 10)
+    process.join(timeout_s + 10)
     if process.is_alive():
         process.kill()
         process.join()

@@ -25,6 +25,8 @@ GROUP = "Large samples"
 MAX_BYTES = 4 * 10**9
 """Maximum peak memory, imports included."""
 QUESTIONS, QUICK_QUESTIONS = 5_000, 200
+LONGEST_S = 1_800.0
+"""Timeout of an extraction; what matters is its CPU time."""
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -51,7 +53,7 @@ def measured(make: Callable[[Path, int], Rows], refused: str | None) -> Callable
             (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
             arguments = ["extract", folder / "data.jsonl", "--model", demo_model()[1], "--out", folder / "run"]
             process = start(arguments, folder / "output", made_up=False, usage=folder / "usage")
-            done = wait_for(process, folder / "output")
+            done = wait_for(process, folder / "output", LONGEST_S)
             require(done.exit_code == (1 if refused else 0), f"it ends with {done.exit_code}: {done.output}")
             run = open_run(folder / "run")
             failures = {failure.sample_id: failure.reason for failure in run.failures()}
