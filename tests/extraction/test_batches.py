@@ -52,11 +52,11 @@ def test_the_mask_of_long_questions_on_one_image_fits_into_free_memory():
     """Without that, the first call of eight questions of 10 kB each would take 4 GB for it."""
     window = [asked(n, 1, 500, 2_500) for n in range(8)]
     free = 5 * 10**8
-    calls = [*plan_calls(window, REQUEST, Budget(CPU, 8, 8, free_bytes=free))]
+    calls = [*plan_calls(make_rows(window, REQUEST), Budget(CPU, 8, 8, free_bytes=free))]
     assert [len(call.items) for call in calls] == [2, 2, 2, 2]
     assert all(0 < call.mask_bytes <= free for call in calls)
-    assert [len(call.items) for call in plan_calls(window, REQUEST, Budget(CPU, 8, 8))] == [8]
-    alone = [*plan_calls(window[:1], REQUEST, Budget(CPU, 8, 8, free_bytes=1))]
+    assert [len(call.items) for call in plan_calls(make_rows(window, REQUEST), Budget(CPU, 8, 8))] == [8]
+    alone = [*plan_calls(make_rows(window[:1], REQUEST), Budget(CPU, 8, 8, free_bytes=1))]
     assert [len(call.items) for call in alone] == [1], "a sample alone may be larger than the budget"
 
 

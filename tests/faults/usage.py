@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from midsight.extraction import budget
+from midsight.extraction import meter
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class Meter:
     def __init__(self) -> None:
         self._imported = self._highest = peak_bytes()
         self._cpu_s = time.process_time()
-        self._reset = budget.start_peak
-        budget.start_peak = self._start_peak
+        self._reset = meter.start_peak
+        meter.start_peak = self._start_peak
 
     def read(self) -> Usage:
         """What was taken until now."""
