@@ -31,6 +31,10 @@ def main() -> None:
     if problems := missing_packages():
         sys.exit("\n".join(["This Python cannot measure:", *problems]))
     sys.path.insert(0, str(ROOT / "src"))
+    import torch
+
+    if chosen.device == "cuda" and not torch.cuda.is_available():
+        sys.exit("torch sees no CUDA device; run this where there is one, or try it with DEVICE=cpu.")
     from benchmarks.gpu_sections import measure_all
 
     began = time.perf_counter()
