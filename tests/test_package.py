@@ -1,9 +1,11 @@
 """The public names, and what an import costs."""
 
+import ast
 import inspect
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -105,3 +107,22 @@ def test_that_test_detects_torch():
 
 def test_the_command_line_starts_without_torch():
     assert imported_by("import midsight.cli") == set()
+
+
+def texts_of(source: str) -> list[str]:
+    """The string constants of a module that are not docstrings."""
+    tree = ast.parse(source)
+    docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    constants = (node for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in docstrings)
+    return [node.value for node in constants if isinstance(node.value, str)]
+
+
+def test_no_message_sends_users_to_a_page_that_an_installed_package_does_not_have():
+    assert texts_of('"""docs/a.md"""\nx = f"see docs/{y}"') == ["see docs/"]
+    modules = Path(midsight.__file__).parent.rglob("*.py")
+    assert [path.name for path in modules if any("docs/" in text for text in texts_of(path.read_text("utf-8")))] == []
+
+
+@pytest.mark.parametrize(("name", "function"), [*public_functions()])
+def test_help_of_public_functions_needs_no_other_page(name, function):
+    assert "docs/" not in (inspect.getdoc(function) or ""), name

@@ -62,7 +62,7 @@ class Run(reader.Run):
         threshold: float = 0.5,
         tolerance: float = 0.0,
     ) -> LabelRecord:
-        """Judges every answer, and stores the verdicts in the run as a label; docs/labels.md has the rules.
+        """Judges every answer, and stores the verdicts in the run as a label.
 
         Args:
             judge: `yes_no`, `exact`, `contains`, `f1`, `vqa`, `numeric`, `choice`, or a variant like `yes_no:pope`.
@@ -200,7 +200,7 @@ class Run(reader.Run):
             seed: The seed that draws folds and permutations.
 
         Returns:
-            The finding; docs/findings.md has its fields.
+            The finding, which is stored as result.json.
 
         Raises:
             MidsightError: The label, a column or an option cannot be used; the sentence says why.

@@ -155,7 +155,7 @@ class TestWithoutATemplate:
         named = changed / TEMPLATE if choice == "a file" else choice
         done = check(without, "--run", "--device", "cpu", "--prompt-template", named, "--json")
         assert done.exit_code == 0, done.output
-        told = json.loads(done.output)
+        told = json.loads(done.stdout)
         expected = PROMPT if choice == "a file" else FAMILY.prompt.image_markup + EXAMPLE_QUESTION
         assert told["loaded"]["prompt"] == expected.replace(EXAMPLE_QUESTION, SAMPLES[0].question)
         assert PROMPTS_DIFFER in {check["name"] for check in told["checks"]}

@@ -17,6 +17,7 @@ from midsight.check.facts import read_facts
 from midsight.check.family_checks import check_family
 from midsight.check.terminal import as_plain_data, render_proof
 from midsight.cli import app
+from midsight.commands.check import show_section
 from midsight.samples.sample import Sample
 from midsight.testing import write_published_phi4mm
 from midsight.testing.phi4_multimodal import write_phi4_multimodal
@@ -95,7 +96,7 @@ def demo(checkpoint, tmp_path_factory):
 def test_the_demo_checkpoint_keeps_every_limit_in_both_formats(demo, folder_format, dtype, lora):
     done = check_run(demo[folder_format], "--dtype", dtype, "--json")
     assert done.exit_code == 0, done.output
-    told = json.loads(done.output)
+    told = json.loads(done.stdout)
     assert told["model"]["format"] == folder_format
     loaded = told["loaded"]
     assert loaded.pop("fixes")[0].endswith("(transformers marks it causal)")
@@ -123,6 +124,17 @@ def test_how_the_model_was_loaded_stands_above_the_figures():
     assert others[-1] == "All 1 limits kept."
 
 
+def test_a_section_is_shown_before_it_is_measured():
+    console = Console(width=80, force_terminal=False)
+    with console.capture() as captured, show_section(console) as on_section:
+        on_section("states [1]")
+    assert captured.get() == "Measuring: states [1]\n"
+    console = Console(width=80, force_terminal=True)
+    with console.capture() as captured, show_section(console) as on_section:
+        on_section("states")
+    assert "Measuring: states" in captured.get()
+
+
 @pytest.mark.parametrize("figure", [math.nan, math.inf, -math.inf])
 def test_a_figure_that_is_not_finite_is_missed_and_null(small, figure):
     checks = (Check("one", 0.0, 1.0), Check("two", figure, 1.0))
@@ -143,7 +155,9 @@ def test_the_model_without_its_lora_has_the_dtype_of_the_one_with_it(small, two_
         return model
 
     monkeypatch.setattr(proof, "load", remember)
-    assert proof.prove(small, device="cpu").passed
+    sections = []
+    assert proof.prove(small, device="cpu", on_section=sections.append).passed
+    assert sections == ["loading the model", "full forwards", *proof.SECTIONS, "LoRA off and on"]
     assert dtypes == [("merged", torch.float32), ("off", torch.float32)]
 
 

@@ -543,3 +543,19 @@ def test_a_model_of_pickles_is_refused_before_they_are_fetched(hub, folders):
     assert said.exit_code == 2
     assert "has no safetensors weights" in said.output
     assert "pytorch_model.bin" not in hub.files("HEAD") + hub.files("GET")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"architectures": ["LlavaForConditionalGeneration"], "model_type": "llava"},
+        {"model_type": "llava"},
+    ],
+)
+def test_a_family_that_is_not_known_is_named_before_its_weights_are_fetched(hub, config):
+    hub.add("some/model", {**SMALL, "config.json": json.dumps(config).encode()}, "main")
+    with pytest.raises(
+        MidsightError, match=r"^some/model has the architecture LlavaFor\w+, which is not known; midsight"
+    ):
+        find_model_folder("some/model")
+    assert hub.files("GET") == ["config.json", "tokenizer.json"]

@@ -7,6 +7,7 @@ from math import prod
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 import midsight
@@ -14,7 +15,7 @@ from midsight.check.facts import read_facts
 from midsight.cli import app
 from midsight.comparison import sizes
 from midsight.comparison.rows import compare, describe_model
-from midsight.comparison.table import models_as_json, models_as_markdown
+from midsight.comparison.table import cells, models_as_json, models_as_markdown, render_models
 from midsight.families.catalogue import FAMILIES
 from midsight.testing import write_mllama, write_published_phi4mm, write_qwen2_5_vl
 from support.folders import assert_sentence, said_by
@@ -190,3 +191,22 @@ def test_an_unknown_family_is_named_with_those_that_are_known(call, tmp_path):
 def test_what_is_neither_folder_nor_hub_id_is_refused():
     said = said_by(describe_model, "phi4")
     assert said == "phi4 is neither a folder nor a hub id like owner/name; give one of them."
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_every_cell_can_be_read_in_a_terminal(rows, width):
+    """In 80 columns models stand below each other, because four beside each other leave 12 characters for each."""
+    console = Console(width=width)
+    with console.capture() as captured:
+        console.print(render_models(rows, width))
+    shown = captured.get()
+    assert "\u2026" not in shown
+    assert max(map(len, shown.splitlines())) <= width
+    if width == 80:
+        letters = re.sub(r"\s", "", shown)
+        for row in rows:
+            for name, value in cells(row).items():
+                assert re.sub(r"\s", "", name + value) in letters
+            assert f"{row.name}\n" in re.sub(r" +\n", "\n", shown)
+    else:
+        assert all(row.family in shown.split("vision encoder", 1)[0] for row in rows)

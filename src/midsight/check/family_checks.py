@@ -93,12 +93,21 @@ def check_family(
     return run_sections(subject, sections)
 
 
-def run_sections(subject: Subject, sections: Iterable[str]) -> tuple[Check, ...]:
-    """The checks of some sections, in order; raises SampleError if a sample cannot be prepared."""
+def run_sections(
+    subject: Subject, sections: Iterable[str], on_section: Callable[[str], None] = lambda _: None
+) -> tuple[Check, ...]:
+    """The checks of some sections, in order; raises SampleError if a sample cannot be prepared.
+
+    `on_section` is called with each section's name before it starts.
+    """
     _ = subject.prepared
+    on_section("full forwards")
     # before all sections, because transformers gives hidden states only if a model's first forward asks for them
     broken = run_section("the full forward of each sample", lambda: check_finite(subject))
-    checks = [check for name in sections for check in run_section(name, lambda name=name: SECTIONS[name](subject))]
+    checks: list[Check] = []
+    for name in sections:
+        on_section(name)
+        checks += run_section(name, lambda name=name: SECTIONS[name](subject))
     return (*broken, *checks)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -95,6 +96,7 @@ def prove(
     lora: Lora = "auto",
     base: str | Path | None = None,
     prompt_template: str | Path = "auto",
+    on_section: Callable[[str], None] = lambda _: None,
 ) -> Proof:
     """Loads a model as `extract` would, and measures its numbers on three drawn images.
 
@@ -106,6 +108,7 @@ def prove(
         lora: As in `midsight.load`.
         base: As in `midsight.load`.
         prompt_template: `auto`, `raw`, or a file with a chat template.
+        on_section: Called with the name of each section before it starts.
 
     Returns:
         How the model was loaded, and the checks with figures and limits.
@@ -114,6 +117,7 @@ def prove(
         MidsightError: The model cannot be loaded, or an argument has a wrong value.
     """
     samples = shipped_samples()
+    on_section("loading the model")
     model = load(source, revision=revision, dtype=dtype, device=device, lora=lora, base=base)
     loaded = model.loaded
     limit = LIMITS[loaded.dtype]
@@ -121,12 +125,13 @@ def prove(
         limit = LIMIT_ON_ACCELERATORS
     subject = make_subject(loaded, samples, limit=limit, max_new_tokens=NEW_TOKENS, prompt_template=prompt_template)
     checks = (
-        *run_sections(subject, SECTIONS),
+        *run_sections(subject, SECTIONS, on_section),
         *run_section("LoRA", lambda: check_factors(subject, find_model(source, revision=revision, base=base))),
     )
     proof = as_loaded(loaded, checks, render_example(loaded, samples[0], prompt_template))
     if loaded.lora != "merged" or not subject.is_extracted:
         return proof
+    on_section("LoRA off and on")
     with_lora, request = subject.alone, subject.without_answers
     # a merged LoRA cannot be switched off: free the memory, and load the model again without it
     loaded.hf_model.to("meta")

@@ -14,6 +14,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as IMAGE_TEXT_CLASSES
 
 from midsight.checkpoints.headers import INDEX, ONLY_WEIGHTS, read_index, read_json
+from midsight.checkpoints.phi4mm.config import MODEL_TYPE
 from midsight.errors import MidsightError, ModelFileError, Option, first_line
 from midsight.families.catalogue import FAMILIES, find_family
 
@@ -126,6 +127,7 @@ def is_hub_id(source: str) -> bool:
 def download(hub_id: str, revision: str | None) -> Path:
     """Downloads the files that midsight reads, and returns the snapshot folder; raises MidsightError."""
     folder = fetch(hub_id, revision, allow=TEXTS, ignore="*/*")
+    refuse_unknown_family(folder, hub_id)
     with how_to_download_again(folder):
         weights = weight_patterns(read_index(folder), lora_folder(folder))
     vocabulary = () if (folder / "tokenizer.json").exists() else VOCABULARY
@@ -139,6 +141,20 @@ def is_adapter(folder: Path) -> bool:
     """Whether a folder has an adapter and no model."""
     whole = any((folder / name).exists() for name in ("config.json", ONLY_WEIGHTS, INDEX))
     return (folder / LORA_FILES[0]).exists() and not whole
+
+
+def refuse_unknown_family(folder: Path, hub_id: str) -> None:
+    """Raises MidsightError if config.json names a family that midsight does not know, before weights are downloaded.
+
+    What a config.json lacks, or that it cannot be read, is said when the folder is opened.
+    """
+    try:
+        named = read_architectures(folder)
+        is_published = read_json(folder / "config.json").get("model_type") == MODEL_TYPE
+    except MidsightError:
+        return
+    if named and not is_published:
+        find_family(named, hub_id)
 
 
 def lora_folder(folder: Path) -> str | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
@@ -44,7 +46,7 @@ def check(
         facts = read_facts(model, revision=revision, base=base)
         proof = None
         if run:
-            with Console(stderr=True).status("Measuring"):
+            with show_section(Console(stderr=True)) as on_section:
                 proof = prove(
                     facts.adapter_folder or facts.folder,
                     base=facts.folder if facts.adapter_folder else None,
@@ -52,6 +54,7 @@ def check(
                     device=device,
                     lora=cast("Lora", lora),
                     prompt_template=prompt_template,
+                    on_section=on_section,
                 )
         if as_json:
             typer.echo(json.dumps(as_plain_data(facts, proof), indent=2, allow_nan=False))
@@ -61,3 +64,13 @@ def check(
             console.print(render_proof(proof) if proof else "OK: every tensor is accounted for.")
         if proof and not proof.passed:
             raise typer.Exit(SOME_FAILED)
+
+
+@contextmanager
+def show_section(console: Console) -> Iterator[Callable[[str], None]]:
+    """Shows what is measured: in one line that changes, and where there is no terminal in a line for each section."""
+    if not console.is_terminal:
+        yield lambda name: console.print(f"Measuring: {name}", markup=False, highlight=False)
+        return
+    with console.status("Measuring") as status:
+        yield lambda name: status.update(f"Measuring: {name}")

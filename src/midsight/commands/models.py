@@ -33,4 +33,5 @@ def models(
         elif markdown:
             typer.echo(models_as_markdown(rows))
         else:
-            Console(highlight=False).print(render_models(rows))
+            console = Console(highlight=False)
+            console.print(render_models(rows, console.width))

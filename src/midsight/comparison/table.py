@@ -19,6 +19,10 @@ TWO_WIDTHS = (
     "output store these {columns} numbers as vision features."
 )
 """Explains the two widths of a family whose images are cut into crops."""
+MODEL_CHARACTERS = 28
+"""Narrowest column, in characters, in which a model's cells can be read beside those of others."""
+NAME_CHARACTERS = 20
+"""Characters that the column of names takes."""
 
 
 def cells(row: ModelRow) -> dict[str, str]:
@@ -60,13 +64,22 @@ def notes(rows: Sequence[ModelRow]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def render_models(rows: Sequence[ModelRow]) -> RenderableType:
-    """A table for the terminal, with a column for each model."""
+def render_models(rows: Sequence[ModelRow], width: int) -> RenderableType:
+    """A table for a terminal of `width` characters, with a column for each model; below each other if it is narrow."""
+    if NAME_CHARACTERS + MODEL_CHARACTERS * len(rows) > width:
+        return Group(*(_below_each_other(row) for row in rows), *(Text(note) for note in notes(rows)))
     table = Table(Column("", style="bold"), *(Column(Text(row.name), overflow="fold") for row in rows), show_lines=True)
     columns = [cells(row) for row in rows]
     for name in columns[0]:
         table.add_row(Text(name), *(Text(column[name], overflow="fold") for column in columns))
     return Group(table, *(Text(note) for note in notes(rows)))
+
+
+def _below_each_other(row: ModelRow) -> RenderableType:
+    facts = Table.grid(padding=(0, 2))
+    for name, value in cells(row).items():
+        facts.add_row(Text(f"  {name}", style="bold"), Text(value, overflow="fold"))
+    return Group(Text(row.name, style="bold", overflow="fold"), facts, Text())
 
 
 def models_as_markdown(rows: Sequence[ModelRow]) -> str:
