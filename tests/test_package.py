@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 
@@ -75,6 +76,69 @@ def test_public_functions_say_their_arguments_and_what_they_return_and_raise(nam
     assert {"Args", "Returns"} <= set(titles), name
     assert re.findall(r"^    \*{0,2}(\w+):", titles["Args"], re.MULTILINE) == arguments
     assert "Raises" in titles or not re.search(r"^ +raise ", inspect.getsource(function), re.MULTILINE), name
+
+
+def test_help_shows_every_option_of_calls_that_take_them_as_keywords():
+    shown = {}
+    for name, function in public_functions():
+        parameters = inspect.signature(function).parameters.values()
+        for unpacked in [one.annotation for one in parameters if one.kind is one.VAR_KEYWORD]:
+            (options,) = get_args(eval(unpacked, function.__globals__))  # noqa: S307  (our own annotation)
+            fields = re.findall(r"^ {8}(\w+): [A-Z`(]", inspect.getdoc(function) or "", re.MULTILINE)
+            assert fields == [*get_type_hints(options)], name
+            shown[name] = fields
+    assert len(shown.pop("extract")) == 24
+    assert {*shown} == {"Model.extract", "Model.extract_many"}
+
+
+@pytest.mark.parametrize("name", ["Request", "DatasetOptions", "Sample", "Tap"])
+def test_help_explains_every_argument_of_classes_that_users_make(name):
+    """With the default, unless that is None or empty."""
+    made = getattr(midsight, name)
+    entries = re.findall(r"^ {4}(\w+): (.+(?:\n {8}.+)*)", inspect.getdoc(made) or "", re.MULTILINE)
+    arguments = inspect.signature(made).parameters
+    assert [argument for argument, _ in entries if argument != "MidsightError"] == [*arguments]
+    if name in ("Request", "DatasetOptions"):
+        for argument, text in entries:
+            default = arguments[argument].default
+            told = default if isinstance(default, tuple) else [] if default is None else [default]
+            assert [one for one in told if str(one) not in text.partition("Default:")[2]] == [], argument
+
+
+def public_docstrings():
+    """Every docstring that `help` shows of a public name or its members."""
+    for module in (midsight, midsight.testing):
+        for name in module.__all__:
+            public = getattr(module, name)
+            members = {
+                key: value
+                for one in getattr(public, "__mro__", ())
+                if one.__module__.startswith("midsight")
+                for key, value in vars(one).items()
+                if not key.startswith("_")
+            }
+            for key, one in {"": public, **members}.items():
+                if callable(one) or isinstance(one, property | classmethod):
+                    yield f"{name}.{key}".rstrip("."), inspect.getdoc(one) or "", {*members}
+
+
+def names_that_are_not_public():
+    """Functions and classes of the package that users cannot import from its surface."""
+    modules = Path(midsight.__file__).parent.rglob("*.py")
+    definitions = (node for path in modules for node in ast.parse(path.read_text("utf-8")).body)
+    names = {node.name for node in definitions if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    return names - {*midsight.__all__, *midsight.testing.__all__}
+
+
+def test_docstrings_of_public_names_name_nothing_else():
+    """Neither in backticks nor in capitals nor after `midsight.`."""
+    hidden, public = names_that_are_not_public(), {*midsight.__all__, "testing"}
+    assert {"LoadedModel", "choose_layers"} < hidden
+    for name, text, members in public_docstrings():
+        arguments = set(re.findall(r"^ {4,8}(\w+): ", text, re.MULTILINE))
+        said = set(re.findall(r"`(\w+)`|\b((?:[A-Z][a-z0-9]+){2,})\b", text))
+        assert {word for pair in said for word in pair} & (hidden - members - arguments) == set(), name
+        assert set(re.findall(r"\bmidsight\.(\w+)", text)) <= public, name
 
 
 def test_an_unknown_name_raises_attribute_error():

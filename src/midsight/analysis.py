@@ -15,6 +15,7 @@ from midsight.labels.judge import JudgeOptions, Undecided
 from midsight.labels.label import label_from_file, label_run
 from midsight.store import reader
 from midsight.store.annotations import LabelRecord, label_names, read_label
+from midsight.taps.shown import no_such_column
 
 if TYPE_CHECKING:
     from midsight.probes.finding import Finding
@@ -67,11 +68,11 @@ class Run(reader.Run):
         Args:
             judge: `yes_no`, `exact`, `contains`, `f1`, `vqa`, `numeric`, `choice`, or a variant like `yes_no:pope`.
             name: Name of the label; one of the same name is replaced.
-            undecided: What becomes of answers that the judge cannot read: `null`, or `wrong`, which is the default
-                of the variants that reproduce published scorers.
+            undecided: What becomes of answers that the judge cannot read: `null` leaves them without a value, `wrong`
+                counts them. By default `wrong` for the variants that reproduce published scorers, else `null`.
             lenient: yes_no: a statement without negation is a yes.
-            threshold: f1 and vqa: the lowest score that is right.
-            tolerance: numeric: the largest relative error that is right.
+            threshold: f1 and vqa: the lowest score that is right, from 0 to 1.
+            tolerance: numeric: the largest relative error that is right; 0.01 is one per cent.
 
         Returns:
             What was counted.
@@ -155,6 +156,8 @@ class Run(reader.Run):
         Raises:
             MidsightError: The run has no such column or label, or the label has no value.
         """
+        if column not in self.vector_columns:
+            raise no_such_column(self.path, column, self.vector_columns)
         values = self.labels(label)
         mask = np.array([value is not None for value in values], bool)
         if not mask.any():
@@ -189,14 +192,14 @@ class Run(reader.Run):
             label: The label to predict.
             name: Name of the finding; by default the label's.
             columns: Vector columns, or positions like `query_token`; by default all.
-            strata: Columns within which results are also given.
-            group_by: Columns whose values keep samples together.
-            folds: Number of folds.
-            holdout: Test on this share of the groups in place of cross-validation.
+            strata: Columns within which results are also given; by default none.
+            group_by: Columns whose values keep samples together, so that none of them is in training and test.
+            folds: Number of folds, 3 or more.
+            holdout: Test on this share of the groups, from 0 to 1, in place of cross-validation.
             evaluate_on: Test on another run that has the same label.
             methods: `ridge` is always there; also `logistic` and `mlp`, for named columns.
             halp: Also the recipe of the HALP paper, for named columns.
-            permutations: How often labels are permuted.
+            permutations: How often labels are permuted, for p-values; 0 for none.
             seed: The seed that draws folds and permutations.
 
         Returns:

@@ -128,6 +128,11 @@ def first_line(error: BaseException) -> str:
     return line if len(line) <= LONGEST_QUOTE else f"{line[:LONGEST_QUOTE].rstrip()} …"
 
 
+def counted(count: int, one: str, many: str | None = None) -> str:
+    """`1 sample`, `2,000 samples`; `many` is the plural if it is not `one` with an s."""
+    return f"{count:,} {one if count == 1 else many or f'{one}s'}"
+
+
 LONGEST_QUOTE = 240
 """Characters of a library's error that a sentence quotes."""
 LOAD_OPTIONS = frozenset(("revision", "dtype", "device", "device_map", "lora", "base", "audio", "weights"))

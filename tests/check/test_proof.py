@@ -121,7 +121,7 @@ def test_how_the_model_was_loaded_stands_above_the_figures():
     first, *others = shown.get().splitlines()
     assert first == "Loaded in bfloat16 on cuda:1, attention sdpa, LoRA unmerged."
     assert others[:3] == [*notes, *fixes, r"Prompt: '<user>\nWhat?'."]
-    assert others[-1] == "All 1 limits kept."
+    assert others[-1] == "The limit is kept."
 
 
 def test_a_section_is_shown_before_it_is_measured():

@@ -12,6 +12,8 @@ from typer.testing import CliRunner
 
 from midsight import cli
 from midsight.commands.outcome import stopped
+from support.folders import needs_facts, write_published_size
+from support.made_up import make_record, write_run
 
 GROUP = typer.main.get_command(cli.app)
 assert isinstance(GROUP, TyperGroup)
@@ -63,6 +65,31 @@ def test_commands_that_need_no_model_import_no_torch(tmp_path):
     assert modules & {"torch", "transformers", "torchvision", "peft", "sklearn", "pandas", "datasets"} == set()
     assert said.splitlines()[0] == "Error: nope.jsonl does not exist; give a table file."
     assert len(said.splitlines()) == len(calls)
+
+
+@needs_facts
+def test_mistakes_on_the_folder_of_11_gb_are_found_without_torch(tmp_path):
+    """So they take a second or two: importing torch and making the tokenizer would take ten."""
+    write_run(tmp_path / "run", [make_record(0)])
+    data, left_out = tmp_path / "data.csv", "leave it out: midsight places it"
+    data.write_text("image,question\na.png,What?\n")
+    call = ["extract", str(data), "--model", str(write_published_size(tmp_path / "model"))]
+    new = [*call, "--device", "cpu", "--out", str(tmp_path / "new")]
+    mistakes = {
+        ("--layers", "32"): "--layers contains 32, and the model has the layers 0 to 31; give one of them.",
+        ("--positions", "all"): "--positions contains 'all'; choose from vision_token, query_token, image_mean.",
+        ("--prompt", "<|end|>{question}"): f"--prompt contains the control token '<|end|>'; {left_out}.",
+        ("--system", "<|tool|>"): f"--system contains the control token '<|tool|>'; {left_out}.",
+        ("--limit", "0"): "--limit is 0; give 1 or more.",
+        ("--out", str(data)): f"{data} is a file, and a run is a folder; give another --out.",
+        ("--out", str(tmp_path / "run")): f"{tmp_path}/run was started with --layers 0,1, and this call has --layers "
+        "0,8,16,24,31; use the old value or another --out.",
+        ("--question-column", "q"): f"{data} has no column 'q'; it has 'image', 'question': choose one "
+        "with --question-column.",
+    }  # fmt: skip
+    modules, said = imported_by(*([*new, *mistake] for mistake in mistakes))
+    assert said.splitlines() == [f"Error: {sentence}" for sentence in mistakes.values()]
+    assert modules & {"torch", "transformers", "tokenizers", "torchvision", "pandas", "datasets"} == set()
 
 
 def test_help_and_version_import_neither_numpy_nor_pyarrow():

@@ -188,6 +188,9 @@ def test_what_a_dead_process_left_before_run_json_is_no_obstacle(model, tmp_path
         (["--positions", "middle"], "--positions contains 'middle'"),
         (["--prompt", "Hi"], "--prompt is 'Hi'"),
         (["--limit", "0"], "--limit is 0"),
+        (["--prompt", "<|end|>{question}"], "--prompt contains the control token '<|end|>'"),
+        (["--system", "<image>"], "--system contains the control token '<image>'"),
+        (["--prompt-template", "nowhere.jinja"], "--prompt-template is 'nowhere.jinja', which cannot be read"),
     ],
 )
 def test_wrong_options_are_found_before_the_model_is_opened(checkpoint, tmp_path, monkeypatch, more, said):
@@ -202,9 +205,49 @@ def test_another_spec_than_the_runs_is_found_before_the_weights_are_loaded(check
     data = write_data(tmp_path, ["0.png"])
     command(data, checkpoint, tmp_path / "run")
     monkeypatch.setattr("midsight.checkpoints.loading.LoadChoice", None)
-    refused = command(data, checkpoint, tmp_path / "run", "--residual")
+    refused = command(data, checkpoint, tmp_path / "run", "--pixels", "transformers")
     assert refused.exit_code == 2
-    assert "was started with no --residual, and this call has --residual" in refused.output
+    assert "was started with --pixels pil, and this call has --pixels transformers" in refused.output
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--layers", "0,1"], "with --layers 0, and this call has --layers 0,1"),
+        (["--residual"], "with no --residual, and this call has --residual"),
+        (["--no-share"], "with --share, and this call has --no-share"),
+        (["--no-answers"], "with --answers, and this call has --no-answers"),
+        (["--prompt", "{question} Why?"], "with --prompt '{question}', and this call has --prompt '{question} Why?'"),
+        (["--question-column", "id"], "with --question-column question, and this call has --question-column id"),
+    ],
+)
+def test_another_spec_than_the_runs_is_found_before_the_model_is_opened(one_row, checkpoint, monkeypatch, more, said):
+    data, run = one_row
+    monkeypatch.setattr("midsight.checkpoints.loading.open_model", None)
+    refused = command(data, checkpoint, run, *more)
+    assert refused.exit_code == 2, refused.output
+    assert said in refused.output
+
+
+@pytest.fixture(scope="module")
+def one_row(model, tmp_path_factory):
+    """The table and the folder of a finished run of one sample."""
+    folder = tmp_path_factory.mktemp("one-row")
+    write_images(folder, ["0.png"])
+    data = write_data(folder, ["0.png"])
+    midsight.extract(data, model=model, out=folder / "run", **CALL)
+    return data, folder / "run"
+
+
+def test_other_data_than_the_runs_are_named_with_path_and_rows(one_row, checkpoint, tmp_path, monkeypatch):
+    _, run = one_row
+    write_images(tmp_path, ["0.png", "1.png"])
+    data = write_data(tmp_path, ["0.png", "1.png"])
+    monkeypatch.setattr("midsight.checkpoints.loading.open_model", None)
+    refused = command(data, checkpoint, run)
+    assert refused.exit_code == 2
+    assert re.search(r"was started with DATA \S+ \(1 row, SHA-256 \w{16}\), and this call has DATA", refused.output)
+    assert f"{data} (2 rows, SHA-256 " in refused.output
 
 
 def test_a_model_without_weights_is_loaded_when_it_is_needed(checkpoint, tmp_path):

@@ -106,7 +106,30 @@ def test_a_stream_that_breaks_off_keeps_what_it_gave_and_exits_with_3(hub, datas
     resumed = CliRunner().invoke(app, list(map(str, [*arguments, *more])))
     assert resumed.exit_code == 0, resumed.output
     assert "A stream of unknown length; the run holds 4 samples" in " ".join(resumed.output.split())
+    assert "Its images are looked for as its rows arrive." in " ".join(resumed.output.split())
     assert len(midsight.open_run(tmp_path / "run")) == 6
+
+
+@pytest.mark.parametrize("has_folder", [False, True])
+def test_a_stream_whose_first_100_samples_fail_stops(hub, datasets, model, tmp_path, has_folder):
+    """Without a folder the rows are failures; with one they are samples whose images do not exist."""
+    rows = [{"image": {"bytes": None, "path": f"{n}.png"}, "question": "What?"} for n in range(300)]
+    hub.source = iterable(datasets, rows)
+    options = {"images": tmp_path} if has_folder else {}
+    with pytest.raises(MidsightError, match=r"^The first 1\d\d samples all failed: .*png.*\. Correct that, then"):
+        midsight.extract("hf://owner/name", model=model, out=tmp_path / "run", **options, **CALL)
+    assert 100 <= len(midsight.open_run(tmp_path / "run").failures()) < 300
+
+
+@pytest.mark.parametrize("batch_size", [2, 128])
+def test_a_stream_that_begins_with_a_good_sample_does_not_stop(hub, datasets, model, tmp_path, batch_size):
+    bad = {"image": {"bytes": None, "path": "gone.png"}, "question": "What?", "n": 0}
+    (tmp_path / "gone").mkdir()
+    hub.source = iterable(datasets, [*image_rows([0, 1], IMAGES), *[bad] * 250])
+    call = {**CALL, "batch_size": batch_size, "images": tmp_path / "gone"}
+    with pytest.warns(UserWarning, match="^250 samples failed, 2 stored"):
+        run = midsight.extract("hf://owner/name", model=model, out=tmp_path / "run", **call)
+    assert len(run) == 2
 
 
 def test_an_id_that_repeats_ends_the_stream_and_costs_nothing_that_came_before(hub, datasets, checkpoint, tmp_path):

@@ -97,7 +97,7 @@ def test_vqa_scores_as_published(matches, score):
 
 
 def test_vqa_refuses_few_references():
-    with pytest.raises(OutsideDomainError, match="at least 4 reference answers, and there are 3"):
+    with pytest.raises(OutsideDomainError, match="at least 4 reference answers, not 3"):
         JUDGES["vqa"].verdict("red", ["red"] * 3, DEFAULT, {})
 
 

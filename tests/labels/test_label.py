@@ -139,7 +139,7 @@ def test_verdicts_from_a_file_are_joined_by_id(folder, text, suffix, options):
     assert values(folder) == [True, False, None, None, None, None, None, None]
     assert (record.right, record.wrong, record.undecided, record.without_reference) == (1, 1, 1, 5)
     assert "3 ids of" in note
-    assert "1 are not; 5 samples have no row" in note
+    assert "1 is not; 5 samples have no row" in note
 
 
 @pytest.mark.parametrize(
@@ -164,14 +164,14 @@ def test_scores_that_are_no_numbers_are_not_wrong_answers(folder):
 
 
 def test_the_same_verdict_twice_is_counted(folder):
-    assert "1 rows repeat an id" in join(folder, "id,verdict\ns0,1\ns0,true\n")[1]
+    assert "1 row repeats an id" in join(folder, "id,verdict\ns0,1\ns0,true\n")[1]
 
 
 def test_the_command_prints_counts_and_plain_data(folder):
     shown = CliRunner().invoke(app, ["label", str(folder), "--judge", "yes_no"])
     assert shown.exit_code == 0, shown.output
     assert "3 right (60.0 % of 5), 2 wrong, 2 undecided, 1 without reference" in " ".join(shown.output.split())
-    assert "3 labels differ from those of POPE's rule" in shown.output
+    assert "3 labels differ from POPE's rule" in shown.output
     assert "Accuracy 0.600, precision 0.500" in " ".join(shown.output.split())
     plain = json.loads(CliRunner().invoke(app, ["label", str(folder), "--judge", "exact", "--json"]).output)
     assert (plain["name"], plain["source"], plain["undecided"]) == ("correct", "exact", 0)

@@ -178,7 +178,7 @@ class TestTemplates:
                                       "{% endif %}{% for m")  # fmt: skip
         processor = self.processor(template)
         assert tokenise("What?", processor=processor).text.endswith("What?[assistant]")
-        with pytest.raises(SampleError, match="The chat template refuses 1 images and this question: bad word"):
+        with pytest.raises(SampleError, match="The chat template refuses 1 image and this question: bad word"):
             tokenise("bad?", processor=processor)
 
 

@@ -52,6 +52,20 @@ def test_counts(run):
     assert summary.path == str(run.path)
 
 
+@pytest.mark.parametrize(
+    ("names", "shown"),
+    [
+        (["0.png", "0.png", "1.png"], "2"),
+        (["a.png", "b.png", "c.png"], "2 by their pixels, 3 by name"),
+        (["", "", ""], "2"),
+    ],
+)
+def test_equal_pixels_under_two_names_are_explained(tmp_path, names, shown):
+    write_run(tmp_path, [make_record(n + 1, image=name) for n, name in enumerate(names)])  # two of them are one image
+    line = next(line for line in print_summary(open_run(tmp_path)).splitlines() if line.startswith("images"))
+    assert line.split(maxsplit=1)[1].strip() == shown
+
+
 def test_columns(run):
     columns = {column.name: column for column in summarise(run).columns}
     assert tuple(columns) == run.columns
@@ -154,7 +168,7 @@ def test_no_number_and_no_note_is_cut_short_in_80_columns(tmp_path, residual):
     assert text.count(norm) == 3
     assert "2 x 3072" in text
     assert "CONSTANT" in text
-    assert "1 columns of float32" in text
+    assert "1 column of float32" in text
     assert "…" not in text
 
 

@@ -150,7 +150,7 @@ def test_llava_with_columns_named(tmp_path):
         ({"conversations": [{"from": "gpt", "value": "x"}]}, "it must begin with a turn from 'human'"),
         ({"conversations": [{"from": "human", "value": 5}]}, "a turn of the conversation is 5, not text"),
         ({"conversations": turns("<image>")}, "the question is empty"),
-        ({"conversations": turns("<image> and <image>?")}, "2 placeholders <image>, but the sample has 1 images"),
+        ({"conversations": turns("<image> and <image>?")}, "2 placeholders <image>, but the sample has 1 image"),
         ({"image": None, "conversations": turns("What?")}, "the image is null"),
         (
             {"conversations": turns("Hi", "Hi.", "<image> What?")},

@@ -59,7 +59,7 @@ def test_links_out_of_the_folder_pipes_and_devices_fail_alone(folder, tmp_path):
     assert ["link.png" in f.reason or "zero.png" in f.reason for f in dataset.failures] == [True, True]
     assert all("leads out of the image folder" in f.reason for f in dataset.failures)
     assert dataset.notes == (
-        f"{folder} leaves out 4 of its files: 2 hidden, 1 links to folders, 1 *.txt. follow_links follows links.",
+        f"{folder} leaves out 4 of its files: 2 hidden, 1 link to a folder, 1 *.txt. follow_links follows links.",
     )
     (pipe,) = [sample for sample in dataset.samples if sample.image == "pipe.png"]
     with pytest.raises(SampleError, match="is a pipe, socket or device"):

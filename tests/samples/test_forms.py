@@ -195,7 +195,7 @@ class TestAnswersFrom:
         assert [sample.reference_answers for sample in dataset.samples] == [("dog",), ("net", "nets"), ()]
         assert [sample.extras.get("kind") for sample in dataset.samples] == ["pets", "other", None]
         assert [sample.image for sample in dataset.samples] == ["0.png", "1.png", "2.png"]
-        assert dataset.notes[0] == f"1 of 3 rows have no answer in {tmp_path / 'a.json'}."
+        assert dataset.notes[0] == f"1 of 3 rows has no answer in {tmp_path / 'a.json'}."
         before = dataset.sha256
         self.write(tmp_path, [{**answers[0], "answers": []}, answers[1]])
         assert read_good(path, **options).sha256 != before

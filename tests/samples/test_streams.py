@@ -134,10 +134,19 @@ def test_an_error_of_the_hub_is_one_sentence(hub, monkeypatch):
         open_hub("hf://owner/name")
 
 
-def test_failures_pass_the_look_ahead_at_once():
-    failure = Failure("bad", 1, "because")
-    samples = [Sample("0", 0, (b"",), "?", image="a"), failure, Sample("2", 2, (b"",), "?", image="a")]
-    assert [row.sample_id for row in grouped(samples)] == ["bad", "0", "2"]
+def test_failures_pass_the_look_ahead_at_once_unless_samples_came_before_them():
+    """So a run that begins with failures stops early, and one that begins with a good sample does not stop."""
+    taken: list[str] = []
+
+    def source() -> Iterator[Sample | Failure]:
+        for n, kind in enumerate(["bad", "a", "bad", "a", "b"]):
+            taken.append(f"{kind}{n}")
+            yield Failure(taken[-1], n, "because") if kind == "bad" else Sample(taken[-1], n, (b"",), "?", image=kind)
+
+    rows = grouped(source())
+    assert (next(rows).sample_id, taken) == ("bad0", ["bad0"])
+    assert [row.sample_id for row in rows] == ["a1", "a3", "bad2", "b4"]
+    assert [row.sample_id for row in grouped(source(), look_ahead=2)] == ["bad0", "a1", "bad2", "a3", "b4"]
 
 
 def test_extra_columns_of_a_stream_have_the_types_of_its_schema(datasets):

@@ -90,7 +90,7 @@ def test_no_rows_may_be_asked_for(run):
         ({"s1", "s2"}, "samples is a set; give a list"),
         (["s1", "s2", "s1"], "samples holds the id 's1' 2 times; give each id once"),
         (["s1", "s77", "s99"], "does not hold 2 of the samples, for example 's77'; take them off the list"),
-        ([True, False], "samples holds 2 values, and True is not a sample id; .* for each of the 40 rows"),
+        ([True, False], r"samples holds 2 values, and True is not a sample id; .* for every row \(40\)"),
         ([0, 1], "samples holds 2 values, and 0 is not a sample id"),
         (["s1", None], "samples holds 2 values, and None is not a sample id"),
     ],

@@ -113,7 +113,7 @@ def test_a_commit_without_any_file_left_is_noted(run_folder):
             (run_folder / "parts" / f"0-of-1-{counter:06d}{suffix}").unlink()
     report = verify_run(run_folder)
     assert report.sound
-    assert report.notes[0] == "2 commits of shard 0-of-1 are not there (2 to 3): dropped, or lost."
+    assert report.notes[0] == "Shard 0-of-1 lacks 2 commits (2 to 3): dropped, or lost."
     assert report.absent == 10
     finish(run_folder)
     assert verify_run(run_folder).absent == 0
@@ -153,7 +153,7 @@ def test_a_merged_part_is_dropped_with_what_is_left_of_its_commits(run_folder):
     file.write_bytes(file.read_bytes()[:-1])
     for left in sorted(old)[3:7]:
         left.write_bytes(old[left])
-    assert verify_run(run_folder).notes[0].startswith("3 commits that were merged are still there")
+    assert verify_run(run_folder).notes[0].startswith("3 merged commits are still there")
     assert [finding.file for finding in drop_bad(run_folder).findings] == [f"parts/{file.name}"]
     assert list((run_folder / "parts").iterdir()) == []
     finish(run_folder)
@@ -286,7 +286,7 @@ def test_a_renamed_commit_is_found_and_never_dropped(run_folder):
         ("-000004.parquet", False),
         ("0000000000.json", False),
     ]
-    assert f"{10**17 - 10} commits of shard 0-of-1 are not there" in report.notes[0] + report.notes[1]
+    assert f"Shard 0-of-1 lacks {10**17 - 10:,} commits (" in report.notes[0] + report.notes[1]
     (run_folder / f"parts/0-of-1-{10**17}.json").rename(run_folder / "parts/0-of-1-000004.json")
     assert content_of(run_folder) == expected
 
@@ -419,12 +419,12 @@ def test_the_command_says_what_is_bad_and_what_to_do(run_folder):
     call = CliRunner().invoke
     done = call(app, ["verify", str(run_folder)])
     assert done.exit_code == 0
-    assert done.output == f"{run_folder}: 10 parts, 30 good rows, 1 failed samples; sound.\n"
+    assert done.output == f"{run_folder}: 10 parts, 30 good rows, 1 failed sample; sound.\n"
     part = files_of(run_folder, ".parquet")[4]
     part.write_bytes(part.read_bytes()[:-1])
     done = call(app, ["verify", str(run_folder)])
     assert done.exit_code == 1
-    sentence = rf"The part {part} is damaged: it has \d+ bytes instead of \d+; delete it and {part.stem}\.json"
+    sentence = rf"The part {part} is damaged: it has [\d,]+ bytes instead of [\d,]+; delete it and {part.stem}\.json"
     assert re.match(sentence, done.output)
     assert f"midsight verify {run_folder} --drop-bad" in done.output
     data = json.loads(call(app, ["verify", str(run_folder), "--json"]).output)

@@ -77,7 +77,8 @@ def check_family(
         samples: Two or more, of different images.
         limit: Largest relative error that passes; 1e-5 is for float32 on a CPU.
         max_new_tokens: Maximum number of new tokens in the answers that are compared.
-        prompt_template: `auto`, `raw`, or a file with a chat template, as in Request.
+        prompt_template: `auto` is the model folder's own chat template, `raw` the images and the user's text alone; or
+            the path of a file with one.
         sections: The sections of the proof to run, by name; all by default.
 
     Returns:

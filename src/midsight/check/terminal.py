@@ -16,6 +16,7 @@ from rich.text import Text
 from midsight.check.facts import ModelFacts
 from midsight.check.proof import Proof
 from midsight.checkpoints.loading import SPARE_MEMORY
+from midsight.errors import counted
 
 TEMPLATES = {
     "folder": "the folder's own",
@@ -100,7 +101,9 @@ def render_proof(proof: Proof) -> RenderableType:
         table.add_row(Text(name), f"{check.figure:.3g}", bound, check.unit, verdict)
     missed = sum(not check.passed for check in proof.checks)
     total = len(proof.checks)
-    closing = f"{missed} of {total} limits missed." if missed else f"All {total} limits kept."
+    closing = "The limit is kept." if total == 1 else f"All {total} limits kept."
+    if missed:
+        closing = f"{missed} of {counted(total, 'limit')} missed."
     return Group(loaded, *sentences, prompt, table, Text(closing))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from midsight.checkpoints.headers import Headers
-from midsight.errors import MidsightError
+from midsight.errors import MidsightError, counted
 
 LARGEST_TEXT = 64 * 1024**2
 """Largest size of a file that is not weights, in bytes; the largest published tokenizer.json has half of it."""
@@ -44,8 +44,8 @@ def validate_sizes(config: Mapping[str, Any], headers: Headers, path: Path) -> N
             raise MidsightError(f"{path} says {value:.3g} for {name}, which is too large; correct it.")
         if LAYER_COUNT.search(name.rpartition(".")[2]) and value > len(headers):
             raise MidsightError(
-                f"{path} says {value} for {name}, but the folder has only {len(headers)} tensors; use config.json and "
-                "weights of the same model."
+                f"{path} says {value} for {name}, but the folder has only {counted(len(headers), 'tensor')}; use "
+                "config.json and weights of the same model."
             )
 
 

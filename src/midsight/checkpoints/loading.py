@@ -17,7 +17,7 @@ from midsight.checkpoints.generation import AnswerSettings, read_generation
 from midsight.checkpoints.hub import how_to_download_again
 from midsight.checkpoints.open_folder import open_checkpoint
 from midsight.checkpoints.quiet import quiet_transformers
-from midsight.errors import MidsightError, ModelFileError, Option
+from midsight.errors import MidsightError, ModelFileError, Option, counted
 from midsight.families.family import Family
 from midsight.families.inputs import layer_types, sliding_window
 from midsight.memory import free_memory
@@ -300,7 +300,8 @@ def choose_device(device: str) -> torch.device:
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise MidsightError(
             Option("device", device),
-            f" does not exist: torch sees {torch.cuda.device_count()} CUDA devices; give one of them, or auto.",
+            f" does not exist: torch sees {counted(torch.cuda.device_count(), 'CUDA device')}; give one of them, or "
+            "auto.",
         )
     if chosen.type == "mps" and not torch.backends.mps.is_available():
         raise MidsightError(Option("device", device), " does not exist: torch sees no Apple GPU; give cpu.")

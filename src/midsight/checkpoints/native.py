@@ -20,7 +20,7 @@ from midsight.checkpoints.lora import apply_loras
 from midsight.checkpoints.peft_folder import PeftFolder, find_lora, fit_lora, read_peft_folder
 from midsight.checkpoints.processor_files import processor_file, processor_folder, tokenizer_file
 from midsight.checkpoints.reading import tensor_reader
-from midsight.errors import MidsightError, ModelFileError, Option, first_line
+from midsight.errors import MidsightError, ModelFileError, Option, counted, first_line
 from midsight.families.catalogue import find_family
 from midsight.families.family import Family
 
@@ -176,7 +176,7 @@ def load_weights(folder: Path, family: Family, choice: LoadChoice) -> Any:
     ):
         if found:
             raise ModelFileError(
-                f"{folder} has {len(found)} {kind} tensors, the first is {sorted(found)[0]}, so it is not a complete "
-                f"{family.architecture}"
+                f"{folder} has {counted(len(found), f'{kind} tensor')}, the first is {min(found)}, so it is not a "
+                f"complete {family.architecture}"
             )
     return hf_model

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from midsight.commands.outcome import Debug, reported_errors
+from midsight.errors import counted
 
 
 def compact(
@@ -19,7 +20,6 @@ def compact(
     with reported_errors(debug=debug):
         from rich.filesize import decimal
 
-        from midsight.reports.terminal import counted
         from midsight.store.compact import compact as compact_run
 
         done = compact_run(run, target_bytes=target_mb * 2**20)

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from midsight.commands.outcome import SOME_FAILED, STOPPED, Debug, reported_errors, stopped
 from midsight.commands.supervisor import become_worker, needs_supervisor
-from midsight.errors import spell_parts
+from midsight.errors import counted, spell_parts
 from midsight.extraction.stopping import EndNow, handling_signals
 from midsight.flags import as_flag
 
@@ -297,7 +297,7 @@ def say_start(task: Task, model: str, loading: Mapping[str, Any]) -> None:
     from midsight.extraction.job import look_ahead, make_job
     from midsight.extraction.trial import try_prompts
     from midsight.reports.reasons import describe_reasons
-    from midsight.reports.terminal import counted, in_one_line
+    from midsight.reports.terminal import in_one_line
 
     job = make_job(task, load_model(model, weights=False, **loading))
     start = look_ahead(job)
@@ -335,7 +335,7 @@ def extract_shown(
 def report_end(run: Run, shard: Shard) -> None:
     """Says how the run ended; exits with 1 if samples failed."""
     from midsight.reports.reasons import commonest_reason
-    from midsight.reports.terminal import counted, in_one_line
+    from midsight.reports.terminal import in_one_line
 
     failures = run.failures()
     of = "" if shard[1] == 1 else f" by all {shard[1]} shards so far"

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from midsight.commands.outcome import SOME_FAILED, Debug, reported_errors
+from midsight.errors import counted
 
 
 def import_halp(
@@ -25,7 +26,7 @@ def import_halp(
     """Make a run of HDF5 parts that HALP's scripts wrote; exits with 1 if files or samples could not be imported."""
     with reported_errors(debug=debug, run=out):
         from midsight.halp.importing import import_halp as import_parts
-        from midsight.reports.terminal import counted, in_one_line
+        from midsight.reports.terminal import in_one_line
 
         report = import_parts(folder, out, script=script)
         for sentence in (*report.problems, *report.notes):

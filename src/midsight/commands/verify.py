@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from midsight.commands.outcome import SOME_FAILED, Debug, reported_errors
+from midsight.errors import counted
 
 
 def verify(
@@ -33,8 +34,9 @@ def verify(
             for note in report.notes:
                 typer.echo(f"Note: {note}")
             typer.echo(
-                f"{report.path}: {report.parts} parts, {report.rows} good rows, {report.failures} failed samples; "
-                + ("sound." if report.sound else f"{len(report.findings)} files are bad.")
+                f"{report.path}: {counted(report.parts, 'part')}, {counted(report.rows, 'good row')}, "
+                f"{counted(report.failures, 'failed sample')}; "
+                + ("sound." if report.sound else f"{counted(len(report.findings), 'bad file')}.")
             )
             if any(finding.droppable and not finding.dropped for finding in report.findings):
                 typer.echo(f"Delete the bad parts with: midsight verify {run} --drop-bad")

@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from midsight.errors import counted
 from midsight.labels.label import label_from_file, label_run
 from midsight.labels.yes_no import read_yes_no
 from midsight.probes.finding import Finding, ScoreResult
@@ -28,7 +29,8 @@ def show_findings(run: Run, console: Console) -> None:
     """Labels and probes the demo's run, and prints what follows."""
     images = len({*run.table()["image_id"].to_pylist()})
     if images < FEWEST_SCENES:
-        console.print(f"{images} pictures are too few for probes; {FEWEST_SCENES} or more give intervals of use.")
+        few = counted(images, "picture is", "pictures are")
+        console.print(f"{few} too few for probes; {FEWEST_SCENES} or more give intervals of use.")
         return
     label_run(run, "exact", name=CORRECT)
     verdicts = write_verdicts(run, run.path.parent / "verdicts.csv")

@@ -15,7 +15,7 @@ from midsight.demo.scenes import ask, draw, make_scene
 from midsight.demo.score import Share, by_kind, is_right
 from midsight.demo.seeing import seeing_model
 from midsight.demo.sheet import contact_sheet
-from midsight.errors import MidsightError, Option
+from midsight.errors import MidsightError, Option, counted
 from midsight.reports.summary import summarise
 from midsight.reports.terminal import render_summary
 from midsight.store.reader import Run
@@ -48,7 +48,9 @@ def write_questions(path: Path, *, scenes: int = SCENES) -> Path:
 
 def answers_table(rows: list[dict[str, Any]]) -> Table:
     """Table of the first answers with their references."""
-    table = Table("image", "question", "reference", "answer", "", title=f"{SHOWN_ANSWERS} of {len(rows)} samples")
+    table = Table(
+        "image", "question", "reference", "answer", "", title=f"{SHOWN_ANSWERS} of {counted(len(rows), 'sample')}"
+    )
     for row in rows[:SHOWN_ANSWERS]:
         answer = row["answer"].encode("unicode_escape").decode()[:40]
         right = is_right(row["answer"], row["reference_answers"])

@@ -9,18 +9,18 @@ import subprocess
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
-from typing import Any
 
 from midsight.checkpoints.loading import LoadedModel
 from midsight.errors import SampleError
 from midsight.extraction.request import Request, ResolvedRequest
+from midsight.extraction.same_run import describe_dataset
 from midsight.prompts.chat_template import default_prompt
 from midsight.prompts.image_places import UserTurn, images_first
 from midsight.prompts.prompt import PromptFormat
 from midsight.samples.streams import SampleStream
 from midsight.samples.tables import Dataset
 from midsight.store.schema import StoreDtype
-from midsight.store.spec import DatasetSpec, EnvironmentSpec, ModelSpec, PromptSpec, RequestSpec, RunSpec
+from midsight.store.spec import EnvironmentSpec, ModelSpec, PromptSpec, RequestSpec, RunSpec
 
 RECORDED_PACKAGES = (
     "accelerate",
@@ -135,16 +135,6 @@ def example_turn(dataset: Dataset | SampleStream, prompt: PromptFormat) -> UserT
     except SampleError:
         pass
     return images_first(prompt.user.spelled)
-
-
-def describe_dataset(dataset: Dataset | SampleStream) -> DatasetSpec:
-    """Where the rows come from; the number of rows of a stream is not known."""
-    options: dict[str, Any] = dict(dataset.options)
-    if isinstance(dataset, SampleStream):
-        origin = {"path": dataset.name, "rows": None, "revision": dataset.revision}
-    else:
-        origin = {"path": str(dataset.path) if dataset.path else None, "rows": dataset.rows, "revision": None}
-    return DatasetSpec(**origin, sha256=dataset.sha256, **options)
 
 
 def midsight_commit() -> str | None:

@@ -17,10 +17,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bars
 
 from midsight.checkpoints.loading import LoadedModel
-from midsight.errors import Option, spell_parts
+from midsight.errors import Option, counted, spell_parts
 from midsight.extraction.job import Job
 from midsight.extraction.todo import Progress
-from midsight.reports.terminal import counted
 from midsight.samples.images import MOST_NOTES
 
 LOG_SECONDS = 30.0
@@ -98,7 +97,7 @@ class Spoken:
         """Says how many notes about images there were beyond the first, and what else is known after the data."""
         more = len(self._noted) - MOST_NOTES
         if more > 0:
-            self._say(f"Note: {more:,} more images come out nearly black.")
+            self._say(f"Note: {counted(more, 'more image comes', 'more images come')} out nearly black.")
         for sentence in notes:
             self._say(f"Note: {sentence}")
 
@@ -115,7 +114,8 @@ def describe_start(progress: Progress) -> str:
     """What a call has to do, in one sentence."""
     free = f"{decimal(progress.free_bytes)} are free."
     if progress.samples is None or progress.remaining is None or progress.estimated_bytes is None:
-        return f"A stream of unknown length; the run holds {counted(progress.already, 'sample')}; {free}"
+        held = f"A stream of unknown length; the run holds {counted(progress.already, 'sample')}"
+        return f"{held}; {free} Its images are looked for as its rows arrive."
     failed = f" ({progress.already_failed:,} of them failed)" if progress.already_failed else ""
     todo = f"{progress.remaining:,} to do; about {decimal(progress.estimated_bytes)} on disk, {free}"
     return (
@@ -158,17 +158,18 @@ def live_line(console: Console) -> Iterator[ShowProgress]:
         TextColumn("extracting"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("samples, {task.fields[failed]} failed, {task.fields[speed]}"),
+        TextColumn("{task.fields[samples]}, {task.fields[failed]} failed, {task.fields[speed]}"),
         TimeRemainingColumn(),
         console=console,
     )
-    task = bars.add_task("extracting", total=None, failed=0, speed="", start=False)
+    task = bars.add_task("extracting", total=None, samples="samples", failed=0, speed="", start=False)
 
     def show(progress: Progress) -> None:
         finished = progress.already + progress.done + progress.failed
         if not bars.tasks[task].started:
             bars.start()
-            bars.reset(task, total=progress.samples, completed=finished, failed=progress.all_failed, speed="")
+            noun = "sample" if progress.samples == 1 else "samples"
+            bars.reset(task, total=progress.samples, completed=finished, samples=noun)
         speed = bars.tasks[task].speed
         bars.update(
             task,
@@ -217,8 +218,9 @@ class Lines:
 def describe_progress(progress: Progress, seconds: float) -> str:
     """How far a call is after some seconds, in one line."""
     finished = progress.already + progress.done + progress.failed
-    of = "" if progress.samples is None else f" of {progress.samples:,}"
-    line = f"{finished:,}{of} samples, {progress.all_failed:,} failed"
+    samples = counted(finished if progress.samples is None else progress.samples, "sample")
+    of = "" if progress.samples is None else f"{finished:,} of "
+    line = f"{of}{samples}, {progress.all_failed:,} failed"
     worked = progress.done + progress.failed
     if not worked or not seconds:
         return line

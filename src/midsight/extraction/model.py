@@ -11,9 +11,10 @@ from typing import Any, Unpack
 from midsight.checkpoints.device_map import DeviceMap
 from midsight.checkpoints.loading import LoadedModel, Lora, load_model
 from midsight.checkpoints.wrapping import wrap_model
-from midsight.errors import MidsightError, SampleError
+from midsight.errors import MidsightError, SampleError, counted
 from midsight.extraction.budget import make_budget
 from midsight.extraction.needs import estimate_needs
+from midsight.extraction.option_help import explains_options
 from midsight.extraction.pipeline import extract_all
 from midsight.extraction.request import Request, RequestKeywords, make_request, resolve
 from midsight.extraction.task import BatchSize, validate_batch_size
@@ -37,17 +38,18 @@ class Model:
         dtype = str(loaded.dtype).removeprefix("torch.")
         return (
             f"Model({loaded.name!r})\n  {loaded.family.name}, {dtype} on {loaded.device}, LoRA {loaded.lora}{weights}\n"
-            f"  {loaded.n_layers} layers of width {loaded.hidden_size}, vision encoder of width "
+            f"  {counted(loaded.n_layers, 'layer')} of width {loaded.hidden_size}, vision encoder of width "
             f"{loaded.family.vision.width(loaded.config)}"
         )
 
+    @explains_options(Request)
     def extract(self, image: ImageSource | str, question: str, **options: Unpack[RequestKeywords]) -> Record:
         """The record of one image and one question.
 
         Args:
             image: A path, an encoded image as bytes, or a PIL image.
             question: The user's text.
-            **options: The fields of Request.
+            **options: What is extracted, as in midsight.Request:
 
         Returns:
             The record, its vectors float32.
@@ -61,6 +63,7 @@ class Model:
             raise SampleError(outcome.reason)
         return outcome
 
+    @explains_options(Request)
     def extract_many(
         self,
         pairs: Iterable[Sample | Pair],
@@ -74,7 +77,7 @@ class Model:
             pairs: (image, question) pairs or Samples.
             batch_size: Maximum number of samples in one call of the model; `auto` finds the
                 fastest that memory holds.
-            **options: The fields of Request.
+            **options: What is extracted, as in midsight.Request:
 
         Returns:
             A record, or a failure with its reason, for each pair, in their order.
@@ -114,16 +117,19 @@ def load(
     """Loads a model.
 
     Args:
-        source: Folder or hub id of a model or of a PEFT adapter.
-        revision: Branch, tag or commit of a hub id.
-        dtype: `auto`, `float32`, `bfloat16` or `float16`. `auto` is the checkpoint's dtype on a GPU; on a CPU it is
-            float32 if that fits in memory, else the checkpoint's.
-        device: `auto`, `cpu`, `mps`, `cuda` or `cuda:N`.
-        lora: `auto`, `merged`, `unmerged` or `off`: how an adapter, and a LoRA that image input needs, are applied.
+        source: Folder of a model or of a PEFT adapter, or hub id like `owner/name`, which is downloaded.
+        revision: Branch, tag or commit of a hub id; None for the main branch.
+        dtype: Precision of the weights: `auto`, `float32`, `bfloat16` or `float16`. `auto` is the checkpoint's dtype on
+            a GPU; on a CPU it is float32 if that fits in memory, else the checkpoint's.
+        device: `auto`, `cpu`, `mps`, `cuda` or `cuda:N`; `auto` is a GPU of CUDA if there is one, else the CPU.
+        lora: How an adapter, and a LoRA that image input needs, are applied: `merged` into the weights, `unmerged`
+            beside them, or `off`, which gives another model's numbers. `auto` merges in float32, and keeps them beside
+            weights in 16 bits.
         base: Folder or hub id of an adapter's base model; by default the one that the adapter names.
         device_map: `auto` puts decoder layers on all GPUs, in main memory and on disk, as far as they fit; a mapping
-            like {0: "cuda:1", 1: "disk"} says it for single layers. The rest of the model is on `device`.
-        audio: Load the audio tower too, which no image prompt uses.
+            like {0: "cuda:1", 1: "disk"} says it for single layers. The rest of the model is on `device`. None puts
+            the whole model there.
+        audio: Whether the audio tower is loaded too, which no image prompt uses.
         weights: If False, only config and processor are loaded; `midsight.extract` loads the weights when it needs
             them.
 

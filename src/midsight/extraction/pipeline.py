@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
@@ -68,17 +69,36 @@ def extract_all(
     most_bytes = max(WINDOW_BYTES, int(WINDOW_SHARE * free_memory()))
     try:
         with ThreadPoolExecutor(WORKERS, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            is_opening = True
             for window in prefetch(windows(in_order(pool, prepared, rows), budget, most_bytes)):
-                if failures := [item for item in window if isinstance(item, Failure)]:
-                    yield list(failures)
+                first, later = failures_around_samples(window)
+                if waiting:  # samples that came before all of them
+                    first, later = [], [*first, *later]
+                if first:
+                    yield first
                 ready = [item for item in window if isinstance(item, PreparedSample)]
                 waiting = sort_rows([*waiting, *make_rows(ready, request)])
-                yield from map(extract, plan_calls(waiting, budget, last=False))
+                for call in plan_calls(waiting, budget, last=is_opening and bool(later)):
+                    yield extract(call)
+                    is_opening = False
+                if later:
+                    yield later
             yield from map(extract, plan_calls(waiting, budget))
     finally:  # threads that start later would inherit the number that a worker set for itself
         torch.set_num_threads(threads)
     if broken:
         raise broken[0]
+
+
+def failures_around_samples(window: Sequence[PreparedSample | Failure]) -> tuple[list[Outcome], list[Outcome]]:
+    """The failures before the first prepared sample, and those after it.
+
+    A run that would stop if it began with failures only has to see a good sample before the failures that follow it.
+    """
+    before = itertools.takewhile(lambda item: isinstance(item, Failure), window)
+    start = sum(1 for _ in before)
+    first, later = ([item for item in part if isinstance(item, Failure)] for part in (window[:start], window[start:]))
+    return [*first], [*later]
 
 
 def by_image(samples: Iterable[Sample | Failure], budget: Budget) -> Iterator[list[Sample | Failure]]:

@@ -121,15 +121,22 @@ def require_bounded(images: Sequence[PreparedImage], wanted: int, longest: int |
     tokens = sum(image.inputs.tokens for image in images)
     if longest is not None and tokens > longest:
         raise SampleError(
-            f"The first {len(images):,} of the sample's {wanted:,} images have {tokens:,} image tokens, and the model "
-            f"takes {longest:,}; give fewer images."
+            f"{_first(len(images), wanted)} would need {tokens:,} image tokens, and the model takes {longest:,}; give "
+            "fewer or smaller images."
         )
     size = sum(inputs.pixel_values.nbytes for inputs in {id(image): image.inputs for image in images}.values())
     if size > MOST_BYTES:
         raise SampleError(
-            f"The first {len(images):,} of the sample's {wanted:,} images take {decimal(size)} as the model's input, "
-            f"and a sample may have {decimal(MOST_BYTES)}; give fewer or smaller images."
+            f"{_first(len(images), wanted)} would take {decimal(size)} as the model's input, and a sample may have "
+            f"{decimal(MOST_BYTES)}; give fewer or smaller images."
         )
+
+
+def _first(images: int, wanted: int) -> str:
+    """The first images of a sample that has `wanted`, in words."""
+    if wanted == 1:
+        return "The sample's image"
+    return f"The first {f'{images:,} ' if images > 1 else ''}of the sample's {wanted:,} images"
 
 
 def prepare_prompt(

@@ -27,35 +27,48 @@ PaddingSide = Literal["left", "right"]
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What to extract from every sample, as the user asks for it."""
+    """What to extract from every sample, as the user asks for it.
+
+    Args:
+        layers: Decoder layers whose hidden states are stored: `default` (the first, the quarters and the last), `all`,
+            or numbers from 0, as a list or like `0,8,-1`; -1 is the last. Default: `default`.
+        positions: Tokens whose hidden states are stored, one or several of `vision_token` (the last of the image),
+            `query_token` (the last of the prompt) and `image_mean` (all of the image, averaged). Default:
+            `vision_token` and `query_token`.
+        residual: Also the last layer's state before the final norm, if that layer is chosen. Default: False.
+        vision: `mean` averages the vision encoder's output over its useful patches; `none` leaves it out. Default:
+            `mean`.
+        processor_pooled_pixels: Also the averaged pixels that earlier scripts stored as vision features. Default:
+            False.
+        pixels: `pil` or `transformers`, which resizes images. Default: the one that the published model was trained
+            with.
+        answers: Whether the model answers, greedily. Default: True.
+        max_new_tokens: Maximum length of an answer, in tokens. Default: 200.
+        plain_greedy: Take the likeliest token at every step, whatever the model's generation config says. Default:
+            False.
+        share: Whether questions on the same images share one prefix; the numbers are the same up to rounding. Default:
+            True.
+        prompt: The user's text. `{question}` stands for the sample's question, `{NAME}` for any other column and
+            `{NAME?}` for one whose line is left out where it has no value; `{{` is a brace. `mcq` is VLMEvalKit's
+            prompt for multiple choice. Default: `{question}`.
+        system: Text of a system turn; empty text means no system turn. Default: what the chat template does.
+        prompt_template: `auto` is the model folder's own chat template, `raw` the images and the user's text alone; or
+            the path of a file with one. Default: `auto`.
+    """
 
     layers: str | int | Sequence[int] = "default"
-    """`default`, `all`, or decoder layers like `0,8,-1`. `default` is first, quarters and last."""
     positions: str | Sequence[str] = DEFAULT_POSITIONS
-    """Any of vision_token, query_token, image_mean."""
     residual: bool = False
-    """Also the last layer's state before the final norm, if that layer is chosen."""
     vision: Vision = "mean"
-    """`mean` pools the vision encoder's output over its useful patches; `none` leaves it out."""
     processor_pooled_pixels: bool = False
-    """Also the averaged pixels that earlier scripts stored as vision features."""
     pixels: Pixels | None = None
-    """`pil` or `transformers`, which resizes images; None takes the one that the published model was trained with."""
     answers: bool = True
-    """Whether to decode answers."""
     max_new_tokens: int = 200
-    """Maximum number of new tokens in an answer."""
     plain_greedy: bool = False
-    """Take the likeliest token at every step, whatever the model's generation config says."""
     share: bool = True
-    """Whether questions on the same images share one prefix; the numbers are the same up to rounding."""
     prompt: str = "{question}"
-    """The user's text. `{question}` stands for the sample's question, `{NAME}` for any other column and `{NAME?}` for
-    one whose line is left out where it has no value; `{{` is a brace. `mcq` is VLMEvalKit's for multiple choice."""
     system: str | None = None
-    """Text of a system turn; None leaves that to the chat template, empty text means no system turn."""
     prompt_template: str | Path = "auto"
-    """`auto` is the folder's own chat template, `raw` the images and the user's text alone; or a file with one."""
 
 
 class RequestKeywords(TypedDict, total=False):

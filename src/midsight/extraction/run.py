@@ -9,24 +9,27 @@ from typing import Literal, Unpack
 
 from midsight.analysis import Run, open_run
 from midsight.checkpoints.loading import open_model
-from midsight.errors import MidsightError
+from midsight.errors import MidsightError, counted
 from midsight.extraction.budget import make_budget
 from midsight.extraction.display import Display, display
 from midsight.extraction.fill import fill
 from midsight.extraction.job import Job, fingerprint, look_ahead, make_job, require_a_chance
 from midsight.extraction.model import Model
 from midsight.extraction.needs import estimate_needs
+from midsight.extraction.option_help import explains_options
+from midsight.extraction.request import Request
 from midsight.extraction.task import BatchSize, ExtractKeywords, make_task, validate_batch_size
 from midsight.extraction.todo import Progress
 from midsight.reports.reasons import describe_reasons
-from midsight.reports.terminal import counted
 from midsight.samples.open import Data
+from midsight.samples.options import DatasetOptions
 from midsight.samples.streams import SampleStream
 from midsight.store.files import Shard
 from midsight.store.schema import StoreDtype
 from midsight.store.writer import RunWriter
 
 
+@explains_options(DatasetOptions, Request)
 def extract(
     data: Data,
     *,
@@ -56,15 +59,14 @@ def extract(
         batch_size: Maximum number of samples in one call of the model; `auto` finds the
             fastest that memory holds.
         store_dtype: `float32` or `float16`, for the stored vectors.
-        limit: Process only the first `limit` rows.
+        limit: Process only the first rows, this many; None for all.
         shard: (I, N) does shard I of N, from 0; several processes may fill one run, each with its own shard.
-        retry_failed: Try samples that failed before again.
-        keep_going: Go on even if the first 100 samples all fail.
+        retry_failed: Whether samples that failed before are tried again.
+        keep_going: Whether to go on even if the first 100 samples all fail.
         commit_seconds: Maximum time between two commits, in seconds.
         progress: `bar` shows the progress, in a terminal, a notebook or as lines of a log; None shows nothing. A
             function is called with the progress, at the start and after every call of the model.
-        **options: The fields of midsight.DatasetOptions (columns, images, split, ...) and of midsight.Request (layers,
-            positions, prompt, answers, max_new_tokens, ...).
+        **options: Which data are used, as in midsight.DatasetOptions, and what is extracted, as in midsight.Request:
 
     Returns:
         The opened run.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, Unpack, get_args
 
 from midsight.checkpoints.headers import count_layers
+from midsight.checkpoints.tokenizer_files import declared_control_tokens
 from midsight.errors import MidsightError, Option, unknown_option
 from midsight.extraction.request import (
     REQUEST_OPTIONS,
@@ -18,6 +19,10 @@ from midsight.extraction.request import (
     validate_choice,
     validate_request,
 )
+from midsight.extraction.same_run import require_same_call
+from midsight.prompts.chat_template import validate_template_choice
+from midsight.prompts.declaration import QUESTION
+from midsight.prompts.prompt import validate_texts
 from midsight.prompts.user_text import parse_user_text
 from midsight.samples.columns import prompt_columns
 from midsight.samples.in_memory import is_table
@@ -86,11 +91,21 @@ def make_task(
         raise MidsightError(Option("limit"), f" is {limit}; give 1 or more.")
     validate_shard(shard)
     dataset_options, request = split_options(options)
-    validate_request(request, None if model is None else count_layers(Path(model)))
+    n_layers = None if model is None else count_layers(Path(model))
+    validate_request(request, n_layers)
+    validate_texts(request.prompt, request.system, lambda text: find_control_token(text, model))
+    validate_template_choice(request.prompt_template)
     validate_place(Path(out))
     opened = open_data(data, dataset_options)
     parse_user_text(request.prompt, prompt_columns(opened.extras, opened.options))
+    require_same_call(Path(out), opened, request, store_dtype, n_layers)
     return Task(opened, request, Path(out), store_dtype, limit, shard, retry_failed)
+
+
+def find_control_token(text: str, model: str | Path | None) -> str | None:
+    """The first control token that `text` spells out, as far as the files of a model folder tell."""
+    tokens = () if model is None or text in ("", QUESTION) else declared_control_tokens(Path(model))
+    return next((token for token in sorted(tokens) if token in text), None)
 
 
 def parse_batch_size(text: str) -> BatchSize:

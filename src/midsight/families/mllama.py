@@ -21,7 +21,7 @@ from transformers.models.mllama.processing_mllama import (
     get_cross_attention_token_mask,
 )
 
-from midsight.errors import ModelFileError
+from midsight.errors import ModelFileError, counted
 from midsight.families.family import Decoder, Family, Modules, Reference, StoredTensors, Vision
 from midsight.families.inputs import DecoderInputs, EncodedImage, ImageInputs
 from midsight.families.placement import device_of
@@ -164,8 +164,8 @@ def silence_before_images(model: nn.Module) -> tuple[str, ...]:
     if not defective:
         return ()
     return (
-        f"model.language_model: tokens before an image do not attend to it in {len(defective)} layers (transformers "
-        "lets them attend to it)",
+        f"model.language_model: tokens before an image do not attend to it in {counted(len(defective), 'layer')} "
+        "(transformers lets them attend to it)",
     )
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers.masking_utils import create_bidirectional_mask
 
-from midsight.errors import ModelFileError, SampleError
+from midsight.errors import ModelFileError, SampleError, counted
 from midsight.families.family import Decoder, Family, Modules, Reference, StoredTensors, Vision
 from midsight.families.inputs import ImageInputs
 from midsight.families.placement import device_of
@@ -258,15 +258,15 @@ def make_tower_bidirectional(model: nn.Module) -> tuple[str, ...]:
         attention.is_causal = False
     if not causal:
         return ()
-    return (f"{VISION_TOWER}: attention made bidirectional in {len(causal)} layers (transformers marks it causal)",)
+    layers = counted(len(causal), "layer")
+    return (f"{VISION_TOWER}: attention made bidirectional in {layers} (transformers marks it causal)",)
 
 
 def describe_encoder(config: Any) -> str:
     """What the vision encoder is, in words."""
     vision = config.vision_config
-    return (
-        f"SigLIP, {vision.num_hidden_layers} layers, crops of {vision.crop_size} px in patches of {vision.patch_size}"
-    )
+    layers = counted(vision.num_hidden_layers, "layer")
+    return f"SigLIP, {layers}, crops of {vision.crop_size} px in patches of {vision.patch_size}"
 
 
 def longrope_threshold(config: Any) -> int | None:

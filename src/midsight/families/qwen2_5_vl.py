@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import Qwen2VLImageProcessor, Qwen2VLImageProcessorPil
 
-from midsight.errors import ModelFileError, SampleError
+from midsight.errors import ModelFileError, SampleError, counted
 from midsight.families.family import Decoder, Family, Modules, Reference, StoredTensors, Vision
 from midsight.families.inputs import ImageInputs
 from midsight.families.placement import device_of
@@ -152,7 +152,7 @@ def tower_feature(output: Any, images: Sequence[ImageInputs]) -> list[Tensor]:
 def describe_encoder(config: Any) -> str:
     """What the vision encoder is, in words."""
     vision = config.vision_config
-    return f"ViT, {vision.depth} layers, any size in patches of {vision.patch_size}"
+    return f"ViT, {counted(vision.depth, 'layer')}, any size in patches of {vision.patch_size}"
 
 
 FAMILY = Family(

@@ -154,7 +154,7 @@ def _vqa(form: Callable[[str], str]) -> Rule:
     def verdict(answer: str, references: Sequence[str], options: JudgeOptions, _: Choices) -> Verdict:
         if len(references) < FEWEST_VQA_REFERENCES:
             raise OutsideDomainError(
-                f"vqa needs at least {FEWEST_VQA_REFERENCES} reference answers, and there are {len(references)}"
+                f"vqa needs at least {FEWEST_VQA_REFERENCES} reference answers, not {len(references)}"
             )
         score = vqa_score(answer, references, form)
         return Verdict(score >= options.threshold - 1e-9, score)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from midsight.errors import MidsightError, Option
+from midsight.errors import MidsightError, Option, counted
 from midsight.labels.judge import (
     JUDGES,
     Judge,
@@ -128,8 +128,10 @@ def label_from_file(
     )
     matched = len(outside.verdicts) - len(unknown)
     return record, (
-        f"{matched} ids of {path} are in the run, {len(unknown)} are not; {len(ids) - matched} samples have no row "
-        f"in the file; {outside.repeated} rows repeat an id."
+        f"{counted(matched, 'id')} of {path} {'is' if matched == 1 else 'are'} in the run, "
+        f"{counted(len(unknown), 'is', 'are')} not; "
+        f"{counted(len(ids) - matched, 'sample has', 'samples have')} no row in the file; "
+        f"{counted(outside.repeated, 'row repeats', 'rows repeat')} an id."
     )
 
 

@@ -6,6 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from midsight.errors import counted
 from midsight.labels.judge import JUDGES, Undecided
 from midsight.labels.table import figures
 from midsight.store.annotations import LabelRecord, YesNoTable
@@ -32,7 +33,7 @@ def render_label(record: LabelRecord) -> RenderableType:
     if record.table is not None:
         blocks += [_yes_no(record.table), Text(_figures_line(record))]
     if record.differs_from_pope is not None and record.source != "yes_no:pope":
-        blocks.append(Text(f"{record.differs_from_pope:,} labels differ from those of POPE's rule."))
+        blocks.append(Text(f"{counted(record.differs_from_pope, 'label differs', 'labels differ')} from POPE's rule."))
     return Group(*blocks)
 
 
@@ -49,5 +50,5 @@ def _figures_line(record: LabelRecord) -> str:
     named = ", ".join(
         f"{name.replace('_', '-')} {'-' if share is None else f'{share:.3f}'}" for name, share in shares.items()
     )
-    counted = "wrong" if convention(record) == "wrong" else "left out"
-    return f"{named[0].upper()}{named[1:]} (answers that say neither are {counted})."
+    neither = "wrong" if convention(record) == "wrong" else "left out"
+    return f"{named[0].upper()}{named[1:]} (answers that say neither are {neither})."

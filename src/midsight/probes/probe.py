@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +30,15 @@ class Probe:
     """The vector column that it reads."""
     label: str
     """What it predicts."""
-    shift: np.ndarray
+    shift: np.ndarray = field(repr=False)
     """Mean of the training vectors, float64 [width]."""
-    weight: np.ndarray
+    weight: np.ndarray = field(repr=False)
     """float64 [width]."""
     slope: float
     """Calibration: logit per unit of score."""
     intercept: float
     """Calibration: logit at score 0."""
-    facts: Mapping[str, Any]
+    facts: Mapping[str, Any] = field(repr=False)
     """Where it comes from: run, model, penalty, versions."""
 
     def score(self, vectors: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pyarrow as pa
 
-from midsight.errors import MidsightError, Option
+from midsight.errors import MidsightError, Option, counted
 from midsight.labels.choice import reference_choice
 from midsight.labels.numbers import read_number
 from midsight.labels.yes_no import reference_yes_no
@@ -56,7 +56,7 @@ def labelled_samples(run: Run, label: str) -> Samples:
     mask = np.array([value is not None for value in found])
     if not mask.any():
         raise MidsightError(
-            f"The label {label} of {run.path} has no value for any of its {len(found)} samples; choose another ",
+            f"The label {label} of {run.path} has no value for any sample ({len(found):,}); choose another ",
             Option("label"), ", or another judge.",
         )  # fmt: skip
     kept = table.filter(pa.array(mask))
@@ -219,7 +219,8 @@ def _require_enough(samples: Samples, groups: np.ndarray, folds: int, group_by: 
     name, path = samples.record.name, samples.run.path
     if n < FEWEST_SAMPLES:
         raise MidsightError(
-            f"{path} has {n} samples with the label {name}; a probe needs at least {FEWEST_SAMPLES}, so extract more."
+            f"{path} has {counted(n, 'sample')} with the label {name}; a probe needs at least {FEWEST_SAMPLES}, so "
+            "extract more."
         )
     if not 0 < positives < n:
         raise MidsightError(
@@ -230,8 +231,8 @@ def _require_enough(samples: Samples, groups: np.ndarray, folds: int, group_by: 
         raise MidsightError(Option("folds", folds), " is too few; give 3 or more, so that inner folds are left.")
     if count < folds:
         raise MidsightError(
-            f"The {n} samples are in {count} groups by {', '.join(group_by)}, and there are {folds} folds; give fewer ",
-            Option("folds"), ", or extract more.",
+            f"The {n} samples are in {counted(count, 'group')} by {', '.join(group_by)}, and there are {folds} folds; "
+            "give fewer ", Option("folds"), ", or extract more.",
         )  # fmt: skip
     if min(positives, n - positives) < folds:
         rarer = "true" if positives < n - positives else "false"
@@ -244,7 +245,7 @@ def _require_enough(samples: Samples, groups: np.ndarray, folds: int, group_by: 
 def _require_both(train: np.ndarray, test: np.ndarray, label: str, other: Samples | None) -> None:
     if other and not 0 < test.sum() < len(test):
         raise MidsightError(
-            f"The label {label} is {'true' if test.any() else 'false'} for all {len(test)} samples of "
+            f"The label {label} is {'true' if test.any() else 'false'} for every sample ({len(test):,}) of "
             f"{other.run.path}, so nothing can be tested there; choose another ", Option("evaluate_on"), ".",
         )  # fmt: skip
     for part, what in ((train, "learned from"), (test, "tested on")):
@@ -266,11 +267,13 @@ def _notes(samples: Samples, other: Samples | None, table: pa.Table, origin: np.
     notes = []
     for one in (samples, *([other] if other else [])):
         if one.unlabelled:
-            notes.append(f"{one.unlabelled} samples of {one.run.path} have no value of the label and are left out.")
+            left_out = counted(one.unlabelled, "sample is", "samples are")
+            notes.append(f"Without a value of the label, {left_out} left out of {one.run.path}.")
         notes += one.notes
     if other:
         images = np.array(table["image_id"].to_pylist())
         shared = len({*images[origin == 0]} & {*images[origin == 1]})
         if shared:
-            notes.append(f"{shared} images are in both runs, so the test is not on new images only.")
+            both = counted(shared, "image is", "images are")
+            notes.append(f"{both} in both runs, so the test is not on new images only.")
     return notes

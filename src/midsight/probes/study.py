@@ -340,7 +340,7 @@ def _one_class_warnings(strata: Sequence[StratumResult]) -> list[str]:
         first, count = alike[0], sum(one.stratum == name for one in strata)
         more = "" if len(alike) == 1 else f", and {len(alike)} of {count} values of {name} hold one class only"
         sentences.append(
-            f"All {first.n} samples with {name} {first.value!r} have the label "
+            f"Every sample with {name} {first.value!r} ({first.n:,}) has the label "
             f"{'true' if first.positives else 'false'}{more}; that alone tells them apart from the others, so look at "
             "the results within strata."
         )

@@ -12,6 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Column, Table
 from rich.text import Text
 
+from midsight.errors import counted
 from midsight.probes.finding import Finding, Pair, ScoreResult
 from midsight.probes.scored import CONFIDENCE_NAME
 
@@ -91,11 +92,11 @@ def render_finding(finding: Finding) -> RenderableType:
 def describe(finding: Finding) -> list[str]:
     """What the finding is of."""
     return [
-        f"{finding.label} by {finding.label_source}: {finding.positives} of {finding.tested} tested samples are true "
-        f"({finding.base_rate:.1%})",
+        f"{finding.label} by {finding.label_source}: true for {finding.positives:,} of "
+        f"{counted(finding.tested, 'tested sample')} ({finding.base_rate:.1%})",
         f"Tested by {finding.tested_on if '/' not in finding.tested_on else f'the run {finding.tested_on}'}, "
-        f"{finding.groups} groups by {', '.join(finding.group_by)}, {finding.folds} folds, "
-        f"{finding.permutations} permutations",
+        f"{counted(finding.groups, 'group')} by {', '.join(finding.group_by)}, {counted(finding.folds, 'fold')}, "
+        f"{counted(finding.permutations, 'permutation')}",
     ]
 
 
@@ -127,7 +128,7 @@ def halp_lines(finding: Finding) -> list[str]:
     """What the paper's recipe gives, marked as such."""
     return [
         f"HALP's own recipe on {one.column}: AUROC {one.auroc:.3f}, {one.train_auroc:.3f} in training. "
-        f"{one.tested_on_training_images} of its {one.tested} test rows show an image that it was trained on; "
+        f"{one.tested_on_training_images:,} of its {one.tested:,} test rows are of images that it was trained on; "
         "do not compare it with the figures above."
         for one in finding.halp
     ]

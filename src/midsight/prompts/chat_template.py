@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from midsight.errors import MidsightError, Option, first_line
+from midsight.errors import MidsightError, Option, counted, first_line
 from midsight.prompts.declaration import QUESTION, FamilyPrompt
 
 Message = Mapping[str, Any]
@@ -52,9 +52,7 @@ def choose_template(
         return own
     if choice == "raw":
         return ChatTemplate("raw", None)
-    if not isinstance(choice, str | Path) or choice == "":
-        raise MidsightError(Option("prompt_template"), f" is {choice!r}; give auto, raw, or a file.")
-    text = read_template(Path(choice))
+    text = read_template(choice)
     for content in CONTENTS:
         template = ChatTemplate(str(choice), text, content)
         if is_usable(processor, declaration, template):
@@ -66,8 +64,17 @@ def choose_template(
     )
 
 
-def read_template(path: Path) -> str:
-    """The text of a template file; raises MidsightError."""
+def validate_template_choice(choice: str | Path) -> None:
+    """Raises MidsightError if `prompt_template` is none of `auto`, `raw`, and a file that can be read."""
+    if choice not in ("auto", "raw"):
+        read_template(choice)
+
+
+def read_template(choice: str | Path) -> str:
+    """The text of the template file that `prompt_template` names; raises MidsightError."""
+    if not isinstance(choice, str | Path) or choice == "":
+        raise MidsightError(Option("prompt_template"), f" is {choice!r}; give auto, raw, or a file.")
+    path = Path(choice)
     try:
         with path.open("rb") as file:
             content = file.read(MAX_TEMPLATE_BYTES + 1)
@@ -123,7 +130,8 @@ def why_unusable(processor: Any, declaration: FamilyPrompt, template: ChatTempla
     except Exception as error:  # a template may raise anything
         return first_line(error)
     images, texts = text.count(declaration.image_token), text.count(MARK)
-    return None if (images, texts) == (1, 1) else f"it renders {images} images and the text {texts} times"
+    rendered = f"it renders {counted(images, 'image')} and the text {counted(texts, 'time')}"
+    return None if (images, texts) == (1, 1) else rendered
 
 
 def render(

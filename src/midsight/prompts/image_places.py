@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from midsight.errors import SampleError
+from midsight.errors import SampleError, counted
 from midsight.prompts.user_text import FilledText
 from midsight.samples.placeholders import PLACEHOLDER, number_of
 
@@ -76,10 +76,9 @@ def _order(found: Sequence[re.Match[str]], images: int) -> Sequence[int]:
     for first in (1, 0):
         if len(numbers) == len(found) and {*numbers} == {*range(first, first + images)}:
             return [number - first for number in numbers]
-    placeholders = "1 image placeholder" if len(found) == 1 else f"{len(found)} image placeholders"
     shown = spelled if len(spelled) <= 60 else f"{spelled[:57]}..."
     raise SampleError(
-        f"The text has {placeholders} ({shown}) and the sample {images} image{'' if images == 1 else 's'}; "
+        f"The text has {counted(len(found), 'image placeholder')} ({shown}) and the sample {counted(images, 'image')}; "
         "give one for each image, numbered from 1 or 0 or not numbered, or none."
     )
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from midsight.errors import MidsightError, Option, SampleError, first_line
+from midsight.errors import MidsightError, Option, SampleError, counted, first_line
 from midsight.prompts.chat_template import MARK, ChatTemplate, can_interleave, choose_template, render_places
 from midsight.prompts.control_tokens import control_tokens
 from midsight.prompts.declaration import FamilyPrompt
@@ -83,14 +83,7 @@ def make_prompt_format(
     user_text = parse_user_text(user, columns)
     template = choose_template(processor, declaration, prompt_template, own=own, folder=folder)
     controls = control_tokens(processor, declaration, template)
-    for option, text in (("prompt", user), ("system", system or "")):
-        found = [one.group() for one in PLACEHOLDER.finditer(text)]
-        placeholder = next((one for one in found if not one.startswith("{")), None)  # {image} is a column
-        control = placeholder or find_control_text(text, controls, declaration)
-        if control:
-            raise MidsightError(
-                Option(option), f" contains the control token {control!r}; leave it out: midsight places it."
-            )
+    validate_texts(user, system, lambda text: find_control_text(text, controls, declaration))
     return PromptFormat(
         template,
         user_text,
@@ -99,6 +92,18 @@ def make_prompt_format(
         can_interleave(processor, declaration, template),
         controls,
     )
+
+
+def validate_texts(user: str, system: str | None, find_control: Callable[[str], str | None]) -> None:
+    """Raises MidsightError if one of these options spells an image placeholder, or what `find_control` finds."""
+    for option, text in (("prompt", user), ("system", system or "")):
+        found = [one.group() for one in PLACEHOLDER.finditer(text)]
+        placeholder = next((one for one in found if not one.startswith("{")), None)  # {image} is a column
+        control = placeholder or find_control(text)
+        if control:
+            raise MidsightError(
+                Option(option), f" contains the control token {control!r}; leave it out: midsight places it."
+            )
 
 
 def find_control_text(text: str, controls: Sequence[str], declaration: FamilyPrompt) -> str | None:
@@ -138,7 +143,7 @@ def tokenise_prompt(
         raise SampleError(*error.args) from error
     except Exception as error:  # a template may raise anything
         raise SampleError(
-            f"The chat template refuses {len(image_tokens)} images and this question: {first_line(error)}."
+            f"The chat template refuses {counted(len(image_tokens), 'image')} and this question: {first_line(error)}."
         ) from error
     tokenizer = processor.tokenizer
     # decided before the text is completed, as the processor does
@@ -212,7 +217,7 @@ def expand_image_tokens(
     """
     found = list(token_ids).count(image_token_id)
     if found != len(image_tokens):
-        raise SampleError(f"The prompt has {found} image tokens for {len(image_tokens)} images.")
+        raise SampleError(f"The prompt has {counted(found, 'image token')} for {counted(len(image_tokens), 'image')}.")
     question_start, question_stop = question_chars
     expanded: list[int] = []
     in_question: list[int] = []

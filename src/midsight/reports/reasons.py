@@ -26,4 +26,4 @@ def describe_reasons(failures: Sequence[Failure]) -> str:
     if len(failures) == 1:
         return reason
     among = f"all {count:,}" if count == len(failures) else f"{count:,} of {len(failures):,}"
-    return f"{reason} ({among} are like this)"
+    return f"{reason} ({among} {'is' if count == 1 else 'are'} like this)"

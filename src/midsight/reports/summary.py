@@ -76,7 +76,9 @@ class Summary:
     dataset_rows: int | None
     """Rows of the dataset; None if unknown."""
     images: int
-    """Distinct images."""
+    """Distinct images, by their pixels."""
+    image_names: int | None
+    """Distinct image references; None if some samples have none."""
     layers: tuple[int, ...]
     """Decoder layers of which the run has vectors, ascending."""
     columns: tuple[ColumnSummary, ...]
@@ -130,13 +132,17 @@ class _VectorTally:
 
 def summarise(run: Run) -> Summary:
     """The content of `run`. Reads every vector once, one row group at a time; raises DamagedRunError."""
-    images = array("q")  # hashes of image ids, because a million ids would take too much memory
+    images, references = array("q"), array("q")  # hashes, because a million texts would take too much memory
+    is_named = True
     finish_reasons: Counter[str] = Counter()
     tokens = missing = 0
     tallies = {name: _VectorTally() for name in run.vector_columns}
     answer_columns = ["answer", "finish_reason", "answer_token_ids"] if run.spec.request.answers else []
-    for batch in run.batches(["image_id", *answer_columns, *tallies]):
+    for batch in run.batches(["image_id", "image", *answer_columns, *tallies]):
         images.extend(map(hash, batch.column("image_id").unique().to_pylist()))
+        names = batch.column("image").unique().to_pylist()
+        references.extend(map(hash, names))
+        is_named = is_named and all(names)
         if answer_columns:
             finish_reasons.update(batch.column("finish_reason").drop_null().to_pylist())
             tokens += sum(len(chunk.flatten()) for chunk in batch.column("answer_token_ids").chunks)
@@ -149,7 +155,8 @@ def summarise(run: Run) -> Summary:
         rows=len(run),
         failures=tuple(run.failures()),
         dataset_rows=run.spec.dataset.rows,
-        images=len(np.unique(np.array(images, np.int64))),
+        images=_distinct(images),
+        image_names=_distinct(references) if is_named else None,
         layers=tuple(sorted({tap.layer for tap in run.taps})),
         columns=tuple(_column(field, len(run)) for field in run_schema(run.spec.columns)),
         renamed=renamed_columns(run.spec.stored_as),
@@ -157,6 +164,10 @@ def summarise(run: Run) -> Summary:
         answers=_answers(finish_reasons, tokens, missing) if run.spec.request.answers else None,
         imported=run.spec.imported,
     )
+
+
+def _distinct(hashes: array[int]) -> int:
+    return len(np.unique(np.array(hashes, np.int64)))
 
 
 def _answers(finish_reasons: Counter[str], tokens: int, missing: int) -> AnswerSummary:

@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Column, Table
 from rich.text import Text
 
+from midsight.errors import counted
 from midsight.reports.summary import Summary, VectorSummary
 from midsight.store.spec import ImportSpec
 
@@ -22,11 +23,6 @@ NUMPY_NAMES = {"float": "float32", "halffloat": "float16"}
 def in_one_line(text: str) -> str:
     """An id or a reason for the terminal: control characters, newlines included, as escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
-
-
-def counted(count: int, noun: str) -> str:
-    """`1 sample`, `2,000 samples`."""
-    return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
 def render_summary(summary: Summary) -> RenderableType:
@@ -45,7 +41,7 @@ def _overview(summary: Summary) -> Table:
         "run": summary.path,
         "model": summary.model or "unknown",
         "samples": f"{summary.rows:,} stored, {len(summary.failures):,} failed{_of_all(summary)}",
-        "images": f"{summary.images:,}",
+        "images": _images(summary),
         "layers": ", ".join(map(str, summary.layers)) or "none",
         "vectors": _vector_type(summary),
         **_answer_facts(summary),
@@ -63,13 +59,20 @@ def describe_renamed(renamed: Mapping[str, str]) -> str:
 
 
 def _of_all(summary: Summary) -> str:
-    return "" if summary.dataset_rows is None else f", of {summary.dataset_rows:,} rows"
+    return "" if summary.dataset_rows is None else f", of {counted(summary.dataset_rows, 'row')}"
+
+
+def _images(summary: Summary) -> str:
+    """Equal pixels under two names are one image here, and two images when a run starts."""
+    if summary.image_names in (None, summary.images):
+        return f"{summary.images:,}"
+    return f"{summary.images:,} by their pixels, {summary.image_names:,} by name"
 
 
 def _vector_type(summary: Summary) -> str:
     vectors = {vector.name for vector in summary.vectors}
     types = {NUMPY_NAMES.get(column.type, column.type) for column in summary.columns if column.name in vectors}
-    return f"{len(vectors)} columns of {' and '.join(sorted(types))}; norms: mean, smallest, largest"
+    return f"{counted(len(vectors), 'column')} of {' and '.join(sorted(types))}; norms: mean, smallest, largest"
 
 
 def _answer_facts(summary: Summary) -> dict[str, str]:
@@ -116,7 +119,7 @@ def _note(vector: VectorSummary, *, imported: bool) -> str:
     if vector.constant:
         notes.append("CONSTANT")
     if vector.non_finite:
-        notes.append(f"{vector.non_finite:,} rows {'missing' if imported else 'not finite'}")
+        notes.append(f"{counted(vector.non_finite, 'row')} {'missing' if imported else 'not finite'}")
     return ", ".join(notes)
 
 

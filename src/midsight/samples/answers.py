@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from midsight.errors import MidsightError, Option, SampleError
+from midsight.errors import MidsightError, Option, SampleError, counted
 from midsight.samples.columnar import json_value
 from midsight.samples.options import DatasetOptions
 from midsight.samples.rows import Row, Table, quoted_names, shortened_json
@@ -103,7 +103,9 @@ def join_answers(table: Table, options: DatasetOptions) -> tuple[Table, str]:
                 f"No row of {table.path} has the {on} of one in {path}; choose another ", Option("on"), "."
             )
         if without:
-            notes.append(f"{without:,} of {count:,} rows have no answer in {path}.")
+            notes.append(
+                f"{without:,} of {counted(count, 'row')} {'has' if without == 1 else 'have'} no answer in {path}."
+            )
 
     digest = lambda: hashlib.sha256(f"{table.sha256()}{other.sha256()}{options.on}".encode()).hexdigest()  # noqa: E731
     columns = tuple(dict.fromkeys((*table.columns, answer, *new)))

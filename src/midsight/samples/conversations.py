@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from midsight.errors import SampleError
+from midsight.errors import SampleError, counted
 from midsight.samples.placeholders import PLACEHOLDER
 from midsight.samples.rows import shortened_json
 from midsight.samples.written_lists import written_value
@@ -58,7 +58,8 @@ def first_exchange(cell: Any, images: int | None) -> tuple[str, str | None]:
     placeholders = question.count("<image>")
     if images is not None and placeholders not in (0, images):
         raise SampleError(
-            f"the first question has {placeholders} placeholders <image>, but the sample has {images} images."
+            f"the first question has {counted(placeholders, 'placeholder')} <image>, but the sample has "
+            f"{counted(images, 'image')}."
         )
     replies = turns[1:2] if turns[1:] and turns[1][0] == "assistant" else []
     return question, "".join(_text_of_part(part) for _, content in replies for part in _parts(content)) or None

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from midsight.errors import MidsightError
+from midsight.errors import MidsightError, counted
 from midsight.samples import rows as limits
 from midsight.samples.locations import TextLocation
 from midsight.samples.rows import (
@@ -104,7 +104,7 @@ def _cells(data: bytes, delimiter: str, columns: tuple[str, ...]) -> tuple[dict[
     except ValueError as error:
         return {}, f"it cannot be read as CSV: {error}."
     if len(cells) != len(columns):
-        return {}, f"it has {len(cells)} cells, the header {len(columns)}."
+        return {}, f"it has {counted(len(cells), 'cell')}, the header {len(columns)}."
     return dict(zip(columns, cells, strict=True)), ""
 
 

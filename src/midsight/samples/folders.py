@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from midsight.errors import MidsightError
+from midsight.errors import MidsightError, counted
 from midsight.samples.rows import Row, Table
 
 IMAGE_SUFFIXES = (
@@ -42,7 +42,7 @@ def image_folder(path: Path, question: str, *, follow_links: bool = False) -> Ta
         walked.add(here.resolve() if follow_links else here)
         left_out["hidden"] += sum(name.startswith(".") for name in (*names, *subfolders))
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        left_out["links to folders"] += sum((here / name).is_symlink() for name in subfolders if not follow_links)
+        left_out["link to a folder"] += sum((here / name).is_symlink() for name in subfolders if not follow_links)
         for name in names:
             if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
                 found.append((here / name).relative_to(path).as_posix())
@@ -67,7 +67,9 @@ def describe_left_out(path: Path, left_out: Counter[str]) -> str:
     counts = +left_out
     if not counts:
         return ""
-    shown = ", ".join(f"{count:,} {reason}" for reason, count in counts.most_common(6))
-    more = f", {sum(counts.values()) - sum(count for _, count in counts.most_common(6)):,} others" * (len(counts) > 6)
-    links = " follow_links follows links." if counts["links to folders"] else ""
+    plural = {"link to a folder": "links to folders"}
+    shown = ", ".join(counted(count, reason, plural.get(reason, reason)) for reason, count in counts.most_common(6))
+    others = counts.total() - sum(count for _, count in counts.most_common(6))
+    more = f", {counted(others, 'other')}" if others else ""
+    links = " follow_links follows links." if counts["link to a folder"] else ""
     return f"{path} leaves out {sum(counts.values()):,} of its files: {shown}{more}.{links}"

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from midsight.errors import Option
+from midsight.errors import Option, counted
 from midsight.samples.sample import ImageSource
 
 MOST_FILES = 100_000
@@ -36,9 +36,10 @@ class MissingImages:
 
     def describe(self) -> tuple[str | Option, ...]:
         """One sentence, as the parts of a MidsightError."""
-        looked = f"{self.missing:,} of {self.files:,} image files do"
+        looked = f"{self.missing:,} of {counted(self.checked, 'image file')}"
         if self.checked < self.files:
-            looked = f"{self.missing:,} of {self.checked:,} image files that were looked for, of {self.files:,}, do"
+            looked += f" that were looked for, of {self.files:,},"
+        looked += " does" if self.missing == 1 else " do"
         found = (f"; a file of this name is below {self.likely}, so try ", Option("images", str(self.likely)))
         return (f"{looked} not exist, the first is {self.first}", *(found if self.likely else ()), ".")
 

@@ -13,33 +13,38 @@ ResolvedOptions = Mapping[str, str | bool | None]
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetOptions:
-    """Which columns, rows and images of a dataset are used."""
+    """Which columns, rows and images of a dataset are used.
+
+    Args:
+        images: Folder that image paths start from and must stay inside. Default: the table's own folder.
+        image_column: Column of the images, or several, in order; or a pattern of paths like `{image_id:012}.jpg`.
+            Default: `image`, or the columns of a known benchmark, or the first of the usual names.
+        question_column: Column of the questions. Default: `question`, or the one of a known benchmark, or the first of
+            the usual names.
+        answer_column: Column of the reference answers. Default: the one of a known benchmark, else `answer` or
+            `answers` if present.
+        id_column: Column of the sample ids, which must be unique; `none` gives rows ids of their own. Default: the one
+            of a known benchmark, else `id` if present, unless it repeats.
+        answers_from: File with the reference answers, joined to the rows by the column `on`. Default: none.
+        on: Column that data and `answers_from` have in common, or `COLUMN=COLUMN` if it has two names. Default: none.
+        question: Question to ask about every image; makes a folder of images a dataset. Default: none.
+        split: Split to read; required if the dataset has several.
+        allow_urls: Accept http and https addresses as images, and download each image when it is decoded. Default:
+            False.
+        follow_links: Follow links to files and folders outside the folder of the images. Default: False.
+    """
 
     images: str | Path | None = None
-    """Folder that image paths start from and must stay inside. Default: the table's own folder."""
     image_column: str | Sequence[str] | None = None
-    """Column of the images, or several, in order; or a pattern of paths like `{image_id:012}.jpg`. Default: `image`, or
-    the columns of a known benchmark, or the first of the usual names."""
     question_column: str | None = None
-    """Column of the questions. Default: `question`, or the one of a known benchmark, or the first of the usual
-    names."""
     answer_column: str | None = None
-    """Column of the reference answers. Default: the one of a known benchmark, else `answer` or `answers` if present."""
     id_column: str | None = None
-    """Column of the sample ids, which must be unique; `none` gives rows ids of their own. Default: the one of a known
-    benchmark, else `id` if present, unless it repeats."""
     answers_from: str | Path | None = None
-    """File with the reference answers, joined to the rows by the column `on`."""
     on: str | None = None
-    """Column that data and `answers_from` have in common, or `COLUMN=COLUMN` if it has two names."""
     question: str | None = None
-    """Question to ask about every image; makes a folder of images a dataset."""
     split: str | None = None
-    """Split to read; required if the dataset has several."""
     allow_urls: bool = False
-    """Accept http and https addresses as images, and download each image when it is decoded."""
     follow_links: bool = False
-    """Follow links to files and folders outside the folder of the images."""
 
 
 class DatasetKeywords(TypedDict, total=False):

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
+from midsight.errors import counted
 from midsight.samples.locations import EmbeddedImage, ImageUrl
 
 ImageSource = Path | bytes | Image.Image | EmbeddedImage | ImageUrl
@@ -18,22 +19,29 @@ ImageSource = Path | bytes | Image.Image | EmbeddedImage | ImageUrl
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One image-question pair: what a row of a dataset asks the model."""
+    """One image-question pair: what a row of a dataset asks the model.
+
+    Args:
+        sample_id: Unique in the dataset.
+        input_index: Row in the dataset, from 0.
+        images: The images of the prompt, in order: paths, encoded images as bytes, or PIL images.
+        question: The user's text, without prompt template and image placeholders.
+        image: Image reference as the dataset gives it; for several images a JSON list. Empty for images in memory.
+        reference_answers: The answers that the dataset gives as correct; may be empty.
+        extras: All other columns of the row: column name -> value.
+    """
 
     sample_id: str
-    """Unique in the dataset."""
     input_index: int
-    """Row in the dataset, from 0."""
     images: tuple[ImageSource, ...]
-    """The images of the prompt, in order."""
     question: str
-    """The user's text, without prompt template and image placeholders."""
     image: str = ""
-    """Image reference as the dataset gives it; for several images a JSON list. Empty for images in memory."""
     reference_answers: tuple[str, ...] = ()
-    """The answers that the dataset gives as correct; may be empty."""
     extras: Mapping[str, Any] = field(default_factory=dict)
-    """All other columns of the row: column name -> value."""
+
+    def __repr__(self) -> str:
+        image = self.image or counted(len(self.images), "image")
+        return f"Sample({self.sample_id!r}, row {self.input_index} on {image}: {self.question!r})"
 
     @property
     def image_key(self) -> str:
@@ -62,6 +70,9 @@ class Failure:
     """Row in the dataset, from 0."""
     reason: str
     """One sentence."""
+
+    def __repr__(self) -> str:
+        return f"Failure({self.sample_id!r}, row {self.input_index}: {self.reason})"
 
 
 SampleOrFailure = Sample | Failure

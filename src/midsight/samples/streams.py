@@ -136,34 +136,36 @@ def grouped(
 ) -> Iterator[SampleOrFailure]:
     """The rows, with samples on one image next to each other as far as the look-ahead reaches.
 
-    Failures are yielded at once. At most `look_ahead` samples are held, and no more once their images take
-    `max_bytes` of memory. A sample that comes less than `look_ahead` rows after the first one on its image is
-    yielded after it and shares its images; images keep the order in which they appear. If the stream breaks off,
-    the samples held are yielded before the error is raised.
+    At most `look_ahead` rows are held, and no more once their images take `max_bytes` of memory. A sample that comes
+    less than `look_ahead` rows after the first one on its image is yielded after it and shares its images; images and
+    failures keep the order in which they appear, so that nobody sees only failures while good samples are held. If the
+    stream breaks off, the rows held are yielded before the error is raised.
     """
     if look_ahead < 1:
         raise MidsightError(f"The look-ahead is {look_ahead}; give at least 1 sample.")
-    groups: dict[str, list[Sample]] = {}
+    groups: dict[str | Failure, list[Sample]] = {}
     held = held_bytes = 0
     broken: list[MidsightError] = []
     for row in until_broken(rows, broken):
         if isinstance(row, Failure):
-            yield row
-            continue
-        if row.image_key in groups:
+            groups[row] = []
+        elif row.image_key in groups:
             group = groups[row.image_key]
             group.append(replace(row, images=group[0].images))
         else:
             groups[row.image_key] = [row]
             held_bytes += _bytes_in_memory(row)
         held += 1
-        while groups and (held >= look_ahead or held_bytes > max_bytes):
-            group = groups.pop(next(iter(groups)))
-            held -= len(group)
-            held_bytes -= _bytes_in_memory(group[0])
-            yield from group
-    for group in groups.values():
-        yield from group
+        while groups:
+            first = next(iter(groups))
+            if held < look_ahead and held_bytes <= max_bytes and not isinstance(first, Failure):
+                break
+            group = groups.pop(first)
+            held -= len(group) or 1
+            held_bytes -= sum(map(_bytes_in_memory, group[:1]))
+            yield from [first] if isinstance(first, Failure) else group
+    for first, group in groups.items():
+        yield from [first] if isinstance(first, Failure) else group
     if broken:
         raise broken[0]
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from midsight.errors import counted
 from midsight.store.commits import Commit, CommitKey, list_commits, lost_records, part_path, record_path
 from midsight.store.examine import KEYS, Tally, within
 from midsight.store.files import shard_name
@@ -28,13 +29,14 @@ def find_strays(
         if key not in lost
     ]
     if left := replaced & {*parts, *listed}:
-        notes.append(f"{len(left)} commits that were merged are still there; the next start or compact deletes them.")
+        merged = counted(len(left), "merged commit is", "merged commits are")
+        notes.append(f"{merged} still there; the next start or compact deletes what is left.")
     known = {*listed, *parts, *replaced}
     for shard in sorted(newest):
         missing = _gaps([number for of, number in known if of == shard and number <= newest[shard]])
         if missing:
             notes.append(
-                f"{sum(map(len, missing))} commits of shard {shard_name(shard)} are not there ({_listed(missing)}): "
+                f"Shard {shard_name(shard)} lacks {counted(sum(map(len, missing)), 'commit')} ({_listed(missing)}): "
                 "dropped, or lost."
             )
     return lost, notes

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from midsight.errors import DamagedRunError, OtherRunError, RenamedError
+from midsight.errors import DamagedRunError, OtherRunError, RenamedError, counted
 from midsight.samples.sample import Failure
 from midsight.store.files import (
     PARTS,
@@ -166,7 +166,7 @@ def require_size(file: Path, part: PartDigest) -> None:
     except OSError as error:
         raise damaged_part(file, f"it cannot be found ({error.strerror})") from error
     if size != part.bytes:
-        raise damaged_part(file, f"it has {size} bytes instead of {part.bytes}")
+        raise damaged_part(file, f"it has {counted(size, 'byte')} instead of {part.bytes:,}")
 
 
 def remove_leftovers(path: Path, shard: Shard, next_counter: int) -> None:

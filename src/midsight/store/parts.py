@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from midsight.errors import DamagedRunError
+from midsight.errors import DamagedRunError, counted
 from midsight.store.files import RUN_JSON
 from midsight.store.schema import is_vector
 
@@ -103,7 +103,7 @@ def read_part(
     try:
         with path.open("rb") as file:
             if not 8 < digest.footer_bytes <= digest.bytes:
-                raise damaged_part(path, f"its record says that its footer has {digest.footer_bytes} bytes")
+                raise damaged_part(path, f"its record says that its footer has {counted(digest.footer_bytes, 'byte')}")
             _read_into(view, footer, file)
             if hashlib.sha256(view[footer]).hexdigest() != digest.footer_sha256:
                 raise damaged_part(path, "its footer does not match its SHA-256")
@@ -132,7 +132,7 @@ def read_part(
 def _require_shape(path: Path, metadata: pq.FileMetaData, digest: PartDigest) -> None:
     """Raise DamagedRunError unless the part at `path` has the rows and columns that `digest` speaks of."""
     if metadata.num_rows != digest.rows:
-        raise damaged_part(path, f"it has {metadata.num_rows} rows instead of {digest.rows}")
+        raise damaged_part(path, f"it has {counted(metadata.num_rows, 'row')} instead of {digest.rows:,}")
     if [len(crcs) for crcs in digest.chunk_crc32] != [metadata.num_columns] * metadata.num_row_groups:
         raise damaged_part(path, "it has other row groups and columns than its record")
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from midsight.errors import DamagedRunError, MidsightError, Option, RunError
+from midsight.errors import DamagedRunError, MidsightError, Option, RunError, counted
 from midsight.samples.sample import Failure
 from midsight.store.commits import Commit, CommitKey, part_path, read_commits, record_path
 from midsight.store.optional import import_optional
@@ -57,7 +57,7 @@ class Run:
         failed = {failure.sample_id for commit in self.commits for failure in commit.failures}
         rows = self.spec.dataset.rows
         return {
-            "samples": f"{len(self):,} stored" + ("" if rows is None else f", of {rows:,} rows"),
+            "samples": f"{len(self):,} stored" + ("" if rows is None else f", of {counted(rows, 'row')}"),
             **({"failed, now or earlier": f"{len(failed):,}"} if failed else {}),
             "data": self.spec.dataset.path or "from Python",
             "model": f"{self.spec.model.name} ({self.spec.model.family}), {self.spec.model.dtype or 'dtype unknown'}",
@@ -108,7 +108,7 @@ class Run:
             samples: Sample ids, in the order of the rows to return; or a mask, true or false for every row in
                 dataset order. By default all rows.
             out: Array [n, width] to write into and return, like a `numpy.memmap`; float32 or wider, or for a
-                run that stores float16, float16 or wider.
+                run that stores float16, float16 or wider. By default a new array.
 
         Returns:
             float32 [n, width], rows in dataset order, or in the order of the ids.
@@ -130,8 +130,10 @@ class Run:
 
         Args:
             position: `vision_token`, `query_token` or `image_mean`.
-            samples: As in `matrix`.
-            out: As in `matrix`, with the shape of what is returned.
+            samples: Sample ids, in the order of the rows to return; or a mask, true or false for every row in
+                dataset order. By default all rows.
+            out: Array [n, layers, width] to write into and return, like a `numpy.memmap`; float32 or wider, or for a
+                run that stores float16, float16 or wider. By default a new array.
 
         Returns:
             float32 [n, layers, width]. Rows are in dataset order, or in the order of the ids. Layers are in the
@@ -153,9 +155,9 @@ class Run:
         """One vector column a few rows at a time, for runs that do not fit in memory.
 
         Args:
-            name: As in `matrix`.
-            layer: As in `matrix`.
-            residual: As in `matrix`.
+            name: A column, or the name of a position's representation, like `query_token_representation`.
+            layer: Decoder layer of that representation; a negative one counts from the last.
+            residual: Take the last layer's state before the final norm.
             batch_size: Maximum number of rows at a time.
 
         Returns:

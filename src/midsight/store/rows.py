@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from midsight.errors import DamagedRunError, MidsightError, Option
+from midsight.errors import DamagedRunError, MidsightError, Option, counted
 from midsight.store.commits import Commit
 
 Samples = Sequence[str] | Sequence[bool] | np.ndarray
@@ -63,8 +63,8 @@ def samples_array(samples: Any, rows: int) -> np.ndarray:
     if wrong:
         raise MidsightError(
             Option("samples"),
-            f" holds {len(values)} values, and {wrong[0]!r} is not a sample id; give ids as text, or a mask with true "
-            f"or false for each of the {rows} rows.",
+            f" holds {counted(len(values), 'value')}, and {wrong[0]!r} is not a sample id; give ids as text, or a mask "
+            f"with true or false for every row ({rows:,}).",
         )
     [(sample_id, times)] = Counter(values).most_common(1) or [("", 0)]
     if times > 1:

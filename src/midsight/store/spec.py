@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from midsight.errors import DamagedRunError, MidsightError, Option, RunError
+from midsight.errors import DamagedRunError, MidsightError, Option, RunError, counted
 from midsight.records import PROCESSOR_POOLED_PIXELS, VISION_ONLY
 from midsight.store.files import RUN_JSON, open_seal, read_json, remedy, reporting_unreadable, write_sealed_json
 from midsight.store.schema import EXTRA_TYPES, RunColumns, StoreDtype, extra_columns, run_schema
@@ -359,7 +359,7 @@ class _Content:
     """Number of rows of a dataset."""
 
     def __str__(self) -> str:
-        rows = "" if self.rows is None else f"{self.rows:,} {'row' if self.rows == 1 else 'rows'}, "
+        rows = "" if self.rows is None else f"{counted(self.rows, 'row')}, "
         return f"({rows}SHA-256 {self.digest[:DIGEST_CHARACTERS] if self.digest else 'none'})"
 
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from midsight.errors import MidsightError, Option
 from midsight.store.spec import RunSpec
-from midsight.taps.shown import layers_held
+from midsight.taps.shown import layers_held, list_layers
 from midsight.taps.tap import POSITIONS, Position, Tap
 
 
@@ -73,7 +73,7 @@ def vector_column(path: Path, spec: RunSpec, name: str, layer: Any, residual: bo
     layers = layers_held(name, [*spec.vectors]) if layer is None else []
     if layers:
         raise MidsightError(
-            f"{path} has {name} at the layers {', '.join(map(str, layers))}; choose one with ",
+            f"{path} has {name} at the {list_layers(layers)}; choose one with ",
             Option("layer", layers[-1]),
             ".",
         )

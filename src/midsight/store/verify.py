@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from midsight.errors import CommitError, DamagedRunError, OtherRunError, RenamedError, RunError
+from midsight.errors import CommitError, DamagedRunError, OtherRunError, RenamedError, RunError, counted
 from midsight.store.across_commits import count_failures, find_repeats, find_strays
 from midsight.store.annotations import damaged_labels
 from midsight.store.commits import (
@@ -145,8 +145,8 @@ def _verify(path: Path, listed: list[CommitKey]) -> tuple[VerifyReport, list[Com
         absent = max(0, spec.dataset.rows - rows - failures)
         if absent:
             notes.append(
-                f"{absent} of the dataset's {spec.dataset.rows} samples are neither stored nor failed: not done "
-                "yet, or lost; the same extract command extracts them."
+                f"{absent:,} of the dataset's {counted(spec.dataset.rows, 'sample')} {'is' if absent == 1 else 'are'} "
+                "neither stored nor failed: not done yet, or lost; the same extract command extracts what is missing."
             )
     report = VerifyReport(
         path=str(path),

@@ -21,10 +21,12 @@ def vector_shapes(widths: Mapping[str, int]) -> list[tuple[str, int]]:
         tap = Tap.parse_or_none(name)
         layer = name.rpartition(".layer_")[2].replace("_", " ")
         layers.setdefault((f"{tap.position}_representation" if tap else name, width), []).extend([layer] if tap else [])
-    return [
-        (f"{name}, {'layers' if len(of) > 1 else 'layer'} {', '.join(of)}" if of else name, width)
-        for (name, width), of in layers.items()
-    ]
+    return [(f"{name}, {list_layers(of)}" if of else name, width) for (name, width), of in layers.items()]
+
+
+def list_layers(layers: Sequence[object]) -> str:
+    """`layer 0`, `layers 0, 8`."""
+    return f"{'layer' if len(layers) == 1 else 'layers'} {', '.join(map(str, layers))}"
 
 
 def in_lines(head: str, facts: Mapping[str, str], widths: Mapping[str, int]) -> str:
@@ -59,7 +61,7 @@ def no_such_column(path: Path, name: str, columns: Sequence[str]) -> MidsightErr
     layers = layers_held(name, columns)
     if layers:
         return MidsightError(
-            f"{path} has {name} at the layers {', '.join(map(str, layers))}, each in a column of its own; write "
-            f"{name}.layer_{layers[0]} and so on."
+            f"{path} has {name} at the {list_layers(layers)}, each in a column of its own; write "
+            f"{name}.layer_{layers[0]}{' and so on' if len(layers) > 1 else ''}."
         )
     return MidsightError(f"{path} has no column {name!r}; it has {', '.join(columns)}.")

@@ -28,16 +28,21 @@ class Tap:
     """A decoder hidden state at one position of the prompt, after one layer.
 
     Its spelling is the column name: `query_token_representation.layer_16`,
-    `vision_token_representation.layer_31_residual`. Raises MidsightError for a position or stage that does not exist,
-    and for a negative layer.
+    `vision_token_representation.layer_31_residual`.
+
+    Args:
+        position: Which tokens of the prompt: `vision_token` (the last of the image), `query_token` (the last), or
+            `image_mean` (all of the image, averaged).
+        layer: Decoder layer whose output is taken, from 0.
+        stage: `layer`, which for the last layer is after the final norm, or `residual`, before it.
+
+    Raises:
+        MidsightError: A position or stage that does not exist, or a negative layer.
     """
 
     position: Position
-    """Which tokens of the prompt."""
     layer: int
-    """Decoder layer whose output is taken, from 0."""
     stage: Stage = "layer"
-    """Which of the layer's quantities is taken."""
 
     def __post_init__(self) -> None:
         if self.position not in POSITIONS:
@@ -45,7 +50,7 @@ class Tap:
         if self.stage not in get_args(Stage):
             raise MidsightError(f"The stage {self.stage!r} is unknown; choose from {', '.join(get_args(Stage))}.")
         if self.layer < 0:
-            raise MidsightError(f"The layer {self.layer} of a tap is negative; resolve it with choose_layers first.")
+            raise MidsightError(f"The layer {self.layer} of a tap is negative; count from the first, which is 0.")
 
     def __str__(self) -> str:
         suffix = "_residual" if self.stage == "residual" else ""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from midsight.checkpoints.lora import LoraPair
 from midsight.checkpoints.phi4mm.config import LoraScale, Shapes
-from midsight.errors import MidsightError, ModelFileError, Option
+from midsight.errors import MidsightError, ModelFileError, Option, counted
 from midsight.families.phi4_multimodal import AUDIO_EMBED
 
 SOUND = f"{AUDIO_EMBED}."
@@ -92,7 +92,7 @@ def _require_whole(sources: Mapping[str, str], native: Shapes, *, audio: bool) -
         if name != "lm_head.weight" and name not in sources and (has_sound or not name.startswith(SOUND))
     ]
     if missing:
-        raise ModelFileError(f"The folder lacks {len(missing)} tensors, the first is {missing[0]}")
+        raise ModelFileError(f"The folder lacks {counted(len(missing), 'tensor')}, the first is {missing[0]}")
 
 
 def _expected_name(name: str, published: Shapes, native: Shapes) -> str:

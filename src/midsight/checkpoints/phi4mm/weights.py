@@ -19,7 +19,7 @@ from midsight.checkpoints.peft_folder import PeftFolder, fit_lora
 from midsight.checkpoints.phi4mm.config import LoraScale, Shapes, lora_scale, native_config, normalise
 from midsight.checkpoints.phi4mm.tensors import Accounts, account_for
 from midsight.checkpoints.reading import tensor_reader
-from midsight.errors import MidsightError, ModelFileError, first_line
+from midsight.errors import MidsightError, ModelFileError, counted, first_line
 from midsight.families.phi4_multimodal import AUDIO_EMBED, FAMILY
 
 TIED = {"lm_head.weight": "model.embed_tokens.weight"}
@@ -112,7 +112,7 @@ def load_published(
     model.model.rotary_emb = type(model.model.rotary_emb)(published.config).to(choice.device)
     left = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]
     if left:
-        raise ModelFileError(f"{folder} has no values for {len(left)} tensors, the first is {left[0]}")
+        raise ModelFileError(f"{folder} has no values for {counted(len(left), 'tensor')}, the first is {left[0]}")
     model.config.dtype = choice.dtype
     return model
 
