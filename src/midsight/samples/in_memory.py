@@ -12,6 +12,7 @@ from typing import Any
 
 from PIL import Image
 
+from midsight.errors import counted
 from midsight.samples.images import MOST_NOTES, decode_image
 from midsight.samples.rows import Row, Table
 from midsight.samples.sample import Sample
@@ -49,7 +50,8 @@ def memory_table(data: Any) -> Table:
 def _shortened(notes: list[str]) -> list[str]:
     """The first notes about images, and how many more there are."""
     more = len(notes) - MOST_NOTES
-    return [*notes[:MOST_NOTES], *([f"{more:,} more images come out nearly black."] if more > 0 else [])]
+    further = f"{counted(more, 'more image comes', 'more images come')} out nearly black."
+    return [*notes[:MOST_NOTES], *([further] if more > 0 else [])]
 
 
 def digest(samples: Iterable[Sample]) -> str:
