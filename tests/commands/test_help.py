@@ -79,6 +79,7 @@ def test_mistakes_on_the_folder_of_11_gb_are_found_without_torch(tmp_path):
         ("--layers", "32"): "--layers contains 32, and the model has the layers 0 to 31; give one of them.",
         ("--positions", "all"): "--positions contains 'all'; choose from vision_token, query_token, image_mean.",
         ("--prompt", "<|end|>{question}"): f"--prompt contains the control token '<|end|>'; {left_out}.",
+        ("--prompt", "<|user|>{question}"): f"--prompt contains the control token '<|user|>'; {left_out}.",
         ("--system", "<|tool|>"): f"--system contains the control token '<|tool|>'; {left_out}.",
         ("--limit", "0"): "--limit is 0; give 1 or more.",
         ("--out", str(data)): f"{data} is a file, and a run is a folder; give another --out.",

@@ -189,6 +189,7 @@ def test_what_a_dead_process_left_before_run_json_is_no_obstacle(model, tmp_path
         (["--prompt", "Hi"], "--prompt is 'Hi'"),
         (["--limit", "0"], "--limit is 0"),
         (["--prompt", "<|end|>{question}"], "--prompt contains the control token '<|end|>'"),
+        (["--system", "<|assistant|>"], "--system contains the control token '<|assistant|>'"),
         (["--system", "<image>"], "--system contains the control token '<image>'"),
         (["--prompt-template", "nowhere.jinja"], "--prompt-template is 'nowhere.jinja', which cannot be read"),
     ],

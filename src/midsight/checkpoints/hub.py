@@ -14,9 +14,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as IMAGE_TEXT_CLASSES
 
 from midsight.checkpoints.headers import INDEX, ONLY_WEIGHTS, read_index, read_json
-from midsight.checkpoints.phi4mm.config import MODEL_TYPE
 from midsight.errors import MidsightError, ModelFileError, Option, first_line
-from midsight.families.catalogue import FAMILIES, find_family
+from midsight.families.catalogue import FAMILIES, PUBLISHED_TYPES, find_family
 
 SNAPSHOT = re.compile(r"[0-9a-f]{40}")
 """Name of a snapshot folder in the hub's cache: a commit."""
@@ -150,7 +149,7 @@ def refuse_unknown_family(folder: Path, hub_id: str) -> None:
     """
     try:
         named = read_architectures(folder)
-        is_published = read_json(folder / "config.json").get("model_type") == MODEL_TYPE
+        is_published = read_json(folder / "config.json").get("model_type") in PUBLISHED_TYPES
     except MidsightError:
         return
     if named and not is_published:

@@ -28,8 +28,12 @@ def declared_control_tokens(folder: Path) -> frozenset[str]:
     with suppress(OSError, ValueError):
         texts.append((folder / "chat_template.jinja").read_text(encoding="utf-8"))
     text = "\n".join(texts)
-    special = _special_tokens(_json(folder / "tokenizer.json")) if text else ()
-    return frozenset((*named, *(token for token in special if token in text or _is_of_role(token, text))))
+
+    def is_control(token: str, special: bool) -> bool:
+        return token in named or (special and (token in text or _is_of_role(token, text)))
+
+    added = _added_tokens(_json(folder / "tokenizer.json"))
+    return frozenset(token for token, special in added if is_control(token, special))
 
 
 def _is_of_role(token: str, template: str) -> bool:
@@ -44,12 +48,13 @@ def _own_tokens(settings: Mapping[str, Any]) -> Iterator[str]:
             yield content
 
 
-def _special_tokens(tokenizer: Mapping[str, Any]) -> Iterator[str]:
+def _added_tokens(tokenizer: Mapping[str, Any]) -> Iterator[tuple[str, bool]]:
+    """Each added token, and whether it is declared special."""
     described = tokenizer.get("added_tokens")
     for token in described if isinstance(described, list) else ():
-        content = token.get("content") if isinstance(token, dict) and token.get("special") is True else None
+        content = token.get("content") if isinstance(token, dict) else None
         if isinstance(content, str) and content:
-            yield content
+            yield content, token.get("special") is True
 
 
 def _json(path: Path) -> Mapping[str, Any]:

@@ -16,6 +16,8 @@ FAMILIES = {
 }
 """Architecture, as in config.json, to the module that holds its FAMILY."""
 
+PUBLISHED_TYPES = ("phi4mm",)
+"""`model_type` of published formats, whose architecture transformers does not have."""
 KNOWN = (
     f"midsight knows {', '.join(FAMILIES)}; another one has to be declared first, see the page 'Adding a model' of its "
     "documentation"
