@@ -10,6 +10,7 @@ from typing import Any
 
 from midsight.checkpoints.headers import read_json
 from midsight.errors import MidsightError
+from midsight.prompts.control_tokens import MARK_LIKE
 
 ROLE_TOKEN = re.compile(r"(\W+)(?:system|user|assistant)(\W+)")
 """A token that a template puts together from the name of a role."""
@@ -18,7 +19,7 @@ ROLE_TOKEN = re.compile(r"(\W+)(?:system|user|assistant)(\W+)")
 def declared_control_tokens(folder: Path) -> frozenset[str]:
     """Tokens of a model folder that a question must not spell, as far as its files tell; empty if there are none.
 
-    These are the tokenizer's own, and special tokens of the chat template. All of them, which also depend on the
+    These are the tokenizer's own, and added tokens of the chat template. All of them, which also depend on the
     family, are known when the tokenizer is loaded.
     """
     settings = _json(folder / "tokenizer_config.json")
@@ -30,7 +31,8 @@ def declared_control_tokens(folder: Path) -> frozenset[str]:
     text = "\n".join(texts)
 
     def is_control(token: str, special: bool) -> bool:
-        return token in named or (special and (token in text or _is_of_role(token, text)))
+        is_mark = special or MARK_LIKE.fullmatch(token) is not None
+        return token in named or (is_mark and (token in text or _is_of_role(token, text)))
 
     added = _added_tokens(_json(folder / "tokenizer.json"))
     return frozenset(token for token, special in added if is_control(token, special))
