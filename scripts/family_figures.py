@@ -1,4 +1,4 @@
-"""Measures the figures in docs/models.md for Llama 3.2 Vision, Qwen2.5-VL and Qwen2-VL, on small random checkpoints.
+"""Measures the figures in docs/models.md, on small random checkpoints.
 
 Run from the repository root: .venv/bin/python scripts/family_figures.py
 """
@@ -94,7 +94,7 @@ def main() -> None:
         query = [f"query_token_representation.layer_{k}" for k in range(model.loaded.n_layers)]
         if name == "mllama":
             llama_traps(model, uncorrected, expected)
-        else:
+        elif name.startswith("qwen"):
             damaged = declaring(model, positions=sequential_positions)
             print(f"positions as for text, query token: {off_by(damaged, expected, *query)}")
 

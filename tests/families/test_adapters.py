@@ -40,11 +40,17 @@ TARGETS = {
     "qwen2_5_vl": r".*language_model\.layers\.\d+\.(self_attn\.(q|v)_proj|mlp\.down_proj)|.*blocks\.\d\.attn\.qkv",
     "qwen2_vl": r".*language_model\.layers\.\d+\.(self_attn\.(q|v)_proj|mlp\.down_proj)|lm_head",
 }
+OTHER_TARGETS = r".*(language_model|text_model)\.layers\.\d+\.(self_attn\.(q|v)_proj|mlp\.down_proj)"
 CASE = CASES[4]
 
 
 def lora_config(name, **options) -> Any:
-    given: dict[str, Any] = {"r": 4, "lora_alpha": 8, "target_modules": TARGETS[name], "init_lora_weights": False}
+    given: dict[str, Any] = {
+        "r": 4,
+        "lora_alpha": 8,
+        "target_modules": TARGETS.get(name, OTHER_TARGETS),
+        "init_lora_weights": False,
+    }
     return peft.LoraConfig(**{**given, **options})
 
 

@@ -10,13 +10,17 @@ from transformers import AutoProcessor
 
 from midsight import load, wrap
 from midsight.check.full_forward import largest_error
-from midsight.extraction import extract_call, prefill
+from midsight.errors import MidsightError
+from midsight.extraction import attention, extract_call, prefill
 from midsight.extraction.request import Request, resolve
-from midsight.families import inputs
+from midsight.families import inputs, llava
+from midsight.prompts import prompt
+from midsight.samples.sample import Sample
 from midsight.taps.tap import POSITIONS
 from midsight.testing import check_family
 from support import damages
-from support.family_reference import FamilyReference
+from support.breaking import last_by_place, render_differently
+from support.family_reference import FAMILIES, FamilyReference
 from support.parity import LIMIT, assert_parity, expect, extract_records, rgb, samples_of
 from support.pictures import CASES, picture
 from support.reference import Reference, load_reference_model, relative_error
@@ -25,6 +29,7 @@ EVERYTHING = Request(layers="all", residual=True, positions=POSITIONS, max_new_t
 DAMAGED_CASES = [CASES[0], CASES[1], CASES[3], CASES[4]]
 """One tile, one that is filled, two by two, and four in a line; grids of patches that are not squares."""
 VISION = ("useful patches", "vision features", "states")
+FIRST_TOKEN_BY_TOKENIZER = [name for name, family in FAMILIES.items() if family.first_by == "tokenizer"]
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +137,124 @@ def test_embeddings_in_the_wrong_order_are_caught(declaring, model):
     assert "query_token at every layer and transformers' full forward" in failing(
         declaring(image_embeddings=turned), "states"
     )
+
+
+class TestPrompts:
+    """Every prompt is compared with the processor's own."""
+
+    CAUGHT = "prompts whose token ids differ from the processor's own"
+
+    def test_a_changed_template_is_caught(self, model, monkeypatch):
+        render_differently(lambda text: f"Look: {text}")(monkeypatch, model)
+        assert self.CAUGHT in failing(model, "prompts")
+
+    def test_an_image_token_too_few_is_caught(self, model, monkeypatch):
+        original = prompt.expand_image_tokens
+
+        def fewer(*args, image_tokens, **options):
+            return original(*args, image_tokens=[tokens - 1 for tokens in image_tokens], **options)
+
+        monkeypatch.setattr(prompt, "expand_image_tokens", fewer)
+        assert self.CAUGHT in failing(model, "prompts")
+
+    @pytest.mark.parametrize("name", FIRST_TOKEN_BY_TOKENIZER, indirect=True)
+    def test_a_first_token_left_out_or_doubled_is_caught(self, declaring, model, monkeypatch):
+        doubled = declaring(complete_text=lambda text, tokenizer: f"{tokenizer.bos_token}{text}")
+        assert self.CAUGHT in failing(doubled, "prompts")
+        monkeypatch.setattr(prompt, "adds_special_tokens", lambda *args: False)
+        assert self.CAUGHT in failing(model, "prompts")
+
+
+@pytest.mark.parametrize("name", ["gemma3"], indirect=True)
+class TestGemma3:
+    """What images whose tokens read each other, and sliding windows, need."""
+
+    def test_image_tokens_that_read_backwards_only(self, compare, declaring):
+        with pytest.raises(AssertionError, match="is off by"):
+            compare(declaring(images_read_ahead=False))
+
+    def test_image_tokens_of_other_images_read_ahead(self, model, reference, monkeypatch):
+        """All images of a prompt as one."""
+        images = (CASES[0].image, CASES[4].image)
+        sample = Sample("two", 0, images, "Which differs?")
+        original = prefill.image_numbers
+        monkeypatch.setattr(prefill, "image_numbers", lambda padded: original(padded).clamp(max=0))
+        record = extract_records(model, resolve(EVERYTHING, model.loaded), [sample])[0]
+        with pytest.raises(AssertionError, match="is off by"):
+            assert_parity(record, expect(reference, list(images), "Which differs?"))
+
+    def test_no_window(self, compare, model):
+        whole = dataclasses.replace(model, loaded=dataclasses.replace(model.loaded, sliding_window=10**6))
+        with pytest.raises(AssertionError, match="is off by"):
+            compare(whole)
+
+    def test_a_window_that_counts_padding(self, model, reference, monkeypatch):
+        """So does one that counts other questions on the same prefix."""
+        image, questions = CASES[4].image, ("What is this?", CASES[6].question)
+        samples = [Sample(str(i), i, (image,), question) for i, question in enumerate(questions)]
+        monkeypatch.setattr(attention, "last_of", last_by_place)
+        records = extract_records(model, resolve(EVERYTHING, model.loaded), samples)
+        with pytest.raises(AssertionError, match="is off by"):
+            assert_parity(records[1], expect(reference, [image], questions[1]))
+
+    def test_a_first_token_doubled_is_caught(self, model, monkeypatch):
+        monkeypatch.setattr(prompt, "adds_special_tokens", lambda *args: True)
+        assert "prompts whose token ids differ from the processor's own" in failing(model, "prompts")
+
+    def test_an_attention_kernel_without_masks_for_tokens_is_refused(self, model):
+        flash = dataclasses.replace(model.loaded, attention="flash_attention_2")
+        with pytest.raises(MidsightError, match="loaded with flash_attention_2 attention, which takes no mask"):
+            resolve(EVERYTHING, flash)
+
+
+@pytest.mark.parametrize("name", ["llava", "llava_next"], indirect=True)
+class TestLlava:
+    """What a feature layer without CLS needs."""
+
+    def test_the_class_token_counted(self, declaring, model):
+        useful = model.loaded.family.vision.useful_patches
+
+        def with_class_token(image):
+            patches = useful(image)
+            patches[:, 0] = True
+            return patches
+
+        assert failing(declaring(useful_patches=with_class_token), *VISION) == {
+            "patches in the mean that never reach the decoder"
+        }
+
+    def test_the_class_token_in_place_of_the_last_patch(self, compare, declaring, model):
+        original = model.loaded.family.vision.image_embeddings
+        with pytest.raises(AssertionError, match="is off by"):
+            compare(declaring(image_embeddings=lambda m, features, i: original(m, features.roll(1, dims=1), i)))
+
+    def test_another_feature_layer(self, compare, model, monkeypatch):
+        monkeypatch.setattr(llava, "FEATURE_LAYER", -1)
+        with pytest.raises(AssertionError, match="is off by"):
+            compare(model)
+
+
+@pytest.mark.parametrize("name", ["llava_next"], indirect=True)
+class TestGridOfTiles:
+    """LLaVA-NeXT drops the padding of its grid, and ends every line with a learned vector."""
+
+    def test_padding_counted(self, declaring):
+        def every_patch(image):
+            return llava.useful_patches(dataclasses.replace(image, patch_mask=torch.ones_like(image.patch_mask)))
+
+        assert failing(declaring(useful_patches=every_patch), *VISION) == {
+            "patches in the mean that never reach the decoder"
+        }
+
+    def test_lines_without_their_vector(self, compare, declaring, model):
+        original = model.loaded.family.vision.image_embeddings
+
+        def without_vector(hf_model, features, image):
+            rows = original(hf_model, features, image)
+            return rows.masked_fill((rows == hf_model.model.image_newline).all(dim=1, keepdim=True), 0)
+
+        with pytest.raises(AssertionError, match="is off by"):
+            compare(declaring(image_embeddings=without_vector))
 
 
 @pytest.mark.parametrize("name", ["phi4_multimodal"], indirect=True)
@@ -256,7 +379,7 @@ class TestLlama:
         }
 
 
-@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen2_vl"], indirect=True)
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen2_vl", "qwen3_vl"], indirect=True)
 class TestQwen:
     """What positions with three axes need."""
 
@@ -282,6 +405,44 @@ class TestQwen:
     def test_what_an_earlier_call_left_on_the_model_changes_nothing(self, compare, model):
         model.loaded.hf_model.model.rope_deltas = torch.tensor([[-77]])
         compare(model)
+
+
+@pytest.mark.parametrize("name", ["qwen3_vl"], indirect=True)
+class TestDeepstack:
+    """Earlier blocks of the encoder are added after the decoder's first layers."""
+
+    def change_inputs(self, declaring, model, **changes):
+        original = model.loaded.family.decoder.inputs
+
+        def changed(*args):
+            made = original(*args)
+            edited = {name: change(made.prefill[name]) for name, change in changes.items()}
+            return inputs.DecoderInputs({**made.prefill, **edited}, made.later)
+
+        return declaring(inputs=changed)
+
+    def test_earlier_blocks_left_out(self, compare, declaring, model):
+        with pytest.raises(AssertionError, match="is off by"):
+            compare(self.change_inputs(declaring, model, deepstack_visual_embeds=lambda _: None))
+
+    def test_earlier_blocks_exchanged(self, compare, declaring, model):
+        with pytest.raises(AssertionError, match="is off by"):
+            compare(self.change_inputs(declaring, model, deepstack_visual_embeds=lambda added: added[::-1]))
+
+    def test_a_layers_output_is_not_what_the_next_layer_takes(self, model):
+        """As docs/models.md says: what is added comes after the layer, whose output hidden_states hold."""
+        seen = {}
+        layers = model.loaded.hf_model.model.language_model.layers
+        hooks = [
+            layers[0].register_forward_hook(lambda _, __, output: seen.update(after=output[0])),
+            layers[1].register_forward_pre_hook(lambda _, args: seen.update(before=args[0][0])),
+        ]
+        record = model.extract(CASES[0].image, "What?", layers=[0], answers=False)
+        for hook in hooks:
+            hook.remove()
+        at = record.vision_token_index
+        assert relative_error(record.vision_token_representation[0], seen["after"][at].numpy()) == 0
+        assert relative_error(seen["before"][at].numpy(), seen["after"][at].numpy()) > 0.05
 
 
 @pytest.mark.parametrize("name", ["mllama"], indirect=True)

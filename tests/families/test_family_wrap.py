@@ -18,7 +18,7 @@ from support.reference import relative_error
 from_peft = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 """PEFT asks transformers for a property under its old name."""
 
-TARGETS = r".*language_model\.layers\.\d+\.(self_attn|cross_attn)\.(q|v)_proj"
+TARGETS = r".*(language_model|text_model)\.layers\.\d+\.(self_attn|cross_attn)\.(q|v)_proj"
 USED = [CASES[0], CASES[4]]
 
 
@@ -61,7 +61,8 @@ def test_a_fine_tuned_model_in_a_class_of_ones_own(own, family, folder, model):
 
     own.model.__class__ = Tuned
     with torch.no_grad():
-        own.model.get_submodule("model.language_model.layers.1.mlp.down_proj").weight.mul_(1.7)
+        weight = own.model.get_submodule(f"{family.decoder}.layers.1.mlp.down_proj").weight
+        weight.copy_(weight.roll(1, dims=0))  # Gemma norms the output, so a larger one would change nothing
     processor = AutoProcessor.from_pretrained(folder)
     assert_same_as_the_full_forward(own.model, own, processor)
     tuned = midsight.wrap(own.model, processor)
@@ -103,10 +104,10 @@ class Int8Linear(nn.Module):
 
 
 @of_each_family
-def test_a_quantised_model(own, folder, model):
+def test_a_quantised_model(own, family, folder, model):
     """Every linear layer of the decoder and the head."""
     for path, module in list(own.model.named_modules()):
-        if isinstance(module, nn.Linear) and ("language_model" in path or path == "lm_head"):
+        if isinstance(module, nn.Linear) and (path.startswith(family.decoder) or path == "lm_head"):
             own.model.set_submodule(path, Int8Linear(module))
     assert own.model.lm_head.weight.dtype == torch.int8
     processor = AutoProcessor.from_pretrained(folder)

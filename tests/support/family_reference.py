@@ -6,38 +6,79 @@ from output_hidden_states, answers from generate. It shares no code with midsigh
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from PIL import Image
 from transformers import (
     AutoImageProcessor,
     AutoProcessor,
+    Gemma3ForConditionalGeneration,
+    Idefics3ForConditionalGeneration,
+    InternVLForConditionalGeneration,
+    LlavaForConditionalGeneration,
+    LlavaNextForConditionalGeneration,
     MllamaForConditionalGeneration,
     Phi4MultimodalForCausalLM,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2VLForConditionalGeneration,
+    Qwen3VLForConditionalGeneration,
+    SmolVLMForConditionalGeneration,
 )
+from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
+from midsight.testing.gemma3 import write_gemma3
+from midsight.testing.idefics3 import write_idefics3, write_smolvlm
+from midsight.testing.internvl import write_internvl
+from midsight.testing.llava import write_llava, write_llava_next
 from midsight.testing.mllama import write_mllama
 from midsight.testing.phi4_multimodal import write_phi4_multimodal
-from midsight.testing.qwen2_5_vl import write_qwen2_5_vl, write_qwen2_vl
+from midsight.testing.qwen2_5_vl import write_qwen2_5_vl, write_qwen2_vl, write_qwen3_vl
 from support.reference import Forward, Reference, mean_over_real_patches
 
 
-def mean_over_real_tiles(output: Any, inputs: Any) -> torch.Tensor:
+def mean_over_real_tiles(output: Any, inputs: Any, _model: Any) -> torch.Tensor:
     """Every position of every real tile, CLS too, each weighing the same."""
     real = inputs["aspect_ratio_mask"][0].bool()
     return output.last_hidden_state[0][real].flatten(0, 1).double().mean(dim=0)
 
 
-def mean_over_patches(output: Any, _inputs: Any) -> torch.Tensor:
+def mean_over_patches(output: Any, _inputs: Any, _model: Any) -> torch.Tensor:
     """Every patch that enters the merger."""
     return output.last_hidden_state.double().mean(dim=0)
+
+
+def mean_over_squares(output: Any, _inputs: Any, _model: Any) -> torch.Tensor:
+    """Every patch of every square, after the encoder's last norm."""
+    return output.last_hidden_state.flatten(0, 1).double().mean(dim=0)
+
+
+def mean_over_squares_without_class_token(output: Any, _inputs: Any, _model: Any) -> torch.Tensor:
+    """Every patch of every square after the last layer, without CLS."""
+    return output.last_hidden_state[:, 1:].flatten(0, 1).double().mean(dim=0)
+
+
+def mean_without_class_token(output: Any, _inputs: Any, _model: Any) -> torch.Tensor:
+    """Every patch of the last layer but one, without CLS."""
+    return output.hidden_states[-2][:, 1:].flatten(0, 1).double().mean(dim=0)
+
+
+def mean_over_packed_patches(output: Any, inputs: Any, model: Any) -> torch.Tensor:
+    """The patches that transformers packs for the decoder: it packs their numbers, with -1 after each line."""
+    features = output.hidden_states[-2][:, 1:].flatten(0, 1)
+    tiles = [
+        image_size_to_num_patches(size, model.config.image_grid_pinpoints, model.config.vision_config.image_size)
+        for size in inputs["image_sizes"]
+    ]
+    numbers = torch.arange(len(features), dtype=torch.float64).view(sum(tiles), -1, 1)
+    newline = torch.tensor([-1.0], dtype=torch.float64)
+    packed, _ = model.model.pack_image_features(numbers.split(tiles), inputs["image_sizes"], "default", newline)
+    kept = torch.cat(packed).flatten()
+    return features[kept[kept >= 0].long()].double().mean(dim=0)
 
 
 @dataclass(frozen=True)
@@ -48,16 +89,37 @@ class Family:
     model: Any
     image_token_id: int
     tower: str
-    vision_mean: Callable[[Any, Any], Any]
+    vision_mean: Callable[[Any, Any, Any], Any]
     stop_ids: tuple[int, ...]
     reference: Callable[..., Any]
     pixels: str = "pixel_values"
     text_in_template: str = "part['text']"
+    decoder: str = "model.language_model"
+    first_by: Literal["none", "template", "tokenizer"] = "none"
+    """Who begins a prompt with the first token."""
+    takes_system: bool = True
+    """Whether the template takes a system turn with an image."""
+    own_system: bool = False
+    """Whether the template adds a system turn of its own."""
+    interleaves: bool = True
+    """Whether the template keeps the places of images between texts."""
+    trims: bool = False
+    """Whether the template trims the user's text."""
+    tied: bool = False
+    """Whether the head is the token embedding, which is not stored twice."""
+    tokens_of_every_image: int | None = None
+    """Image tokens of an image, if they do not depend on its size."""
+    crops: bool = True
+    """Whether the processor cuts images into crops."""
+    refuses_thin: str = ""
+    """What is said about an image of 2 x 450 pixels; empty if it is taken."""
+    misfit: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of an image processor that does not fit the encoder."""
 
 
 def fix(model: Any) -> None:
     """Tokens before the image get nothing from Llama's cross-attention, as in Meta's code."""
-    for layer in model.model.language_model.layers:
+    for layer in model.modules():
         if hasattr(layer, "cross_attn"):
             seen: dict[str, Any] = {}
             layer.register_forward_pre_hook(
@@ -104,7 +166,7 @@ class FamilyReference:
         content = [{"type": "image"}] * n_images + [{"type": "text", "text": question}]
         turns: list[Any] = [{"role": "user", "content": content}]
         if system is not None:
-            turns.insert(0, {"role": "system", "content": system})
+            turns.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
         return self.processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
 
     def inputs(
@@ -112,13 +174,15 @@ class FamilyReference:
     ) -> Any:
         self.processor.image_processor = self.image_processors[pixels]
         text = self.prompt(len(images), question, system)
-        return self.processor(text=text, images=images, return_tensors="pt", add_special_tokens=False)
+        first = self.processor.tokenizer.bos_token
+        has_first = first is not None and text.startswith(first)  # the rule of apply_chat_template
+        return self.processor(text=text, images=images, return_tensors="pt", add_special_tokens=not has_first)
 
     @torch.inference_mode()
     def forward(self, inputs: Any) -> Forward:
         """The full forward of one prompt with output_hidden_states."""
         seen: dict[str, Any] = {}
-        decoder, tower = self.model.model.language_model, self.model.get_submodule(self.family.tower)
+        decoder, tower = map(self.model.get_submodule, (self.family.decoder, self.family.tower))
         hooks = [
             decoder.norm.register_forward_pre_hook(lambda _, args: seen.update(residual=args[0][0].float().numpy())),
             tower.register_forward_hook(lambda _, __, output: seen.update(feature=output)),
@@ -129,7 +193,7 @@ class FamilyReference:
             for hook in hooks:
                 hook.remove()
         hidden_states = torch.stack(output.hidden_states)[:, 0].float().numpy()
-        mean = self.family.vision_mean(seen["feature"], inputs)
+        mean = self.family.vision_mean(seen["feature"], inputs, self.model)
         return Forward(hidden_states, seen["residual"], mean.numpy())
 
     @torch.inference_mode()
@@ -151,6 +215,28 @@ QWEN: dict[str, Any] = {
     "vision_mean": mean_over_patches,
     "stop_ids": (151643, 151645),
     "reference": FamilyReference,
+    "crops": False,
+    "refuses_thin": "2 x 450 pixels is more than 200 times as long",
+    "misfit": {"patch_size": 18},
+}
+LLAVA: dict[str, Any] = {
+    "image_token_id": 32000,
+    "tower": "model.vision_tower",
+    "stop_ids": (2,),
+    "reference": FamilyReference,
+    "text_in_template": "content['text']",
+    "first_by": "tokenizer",
+    "interleaves": False,
+    "misfit": {"crop_size": {"height": 70, "width": 70}},
+}
+IDEFICS: dict[str, Any] = {
+    "tower": "model.vision_model",
+    "decoder": "model.text_model",
+    "vision_mean": mean_over_squares,
+    "reference": FamilyReference,
+    "text_in_template": "line['text']",
+    "first_by": "template",
+    "misfit": {"max_image_size": {"longest_edge": 70}},
 }
 
 FAMILIES = {
@@ -159,11 +245,12 @@ FAMILIES = {
         Phi4MultimodalForCausalLM,
         image_token_id=200010,
         tower="model.embed_tokens_extend.image_embed.img_processor",
-        vision_mean=mean_over_real_patches,
+        vision_mean=lambda output, inputs, _model: mean_over_real_patches(output, inputs),
         stop_ids=(199999, 200020),
         reference=Reference,
         pixels="image_pixel_values",
         text_in_template="message['content']",
+        refuses_thin="thinner than",
     ),
     "mllama": Family(
         write_mllama,
@@ -173,9 +260,60 @@ FAMILIES = {
         vision_mean=mean_over_real_tiles,
         stop_ids=(128001, 128008, 128009),
         reference=FamilyReference,
+        first_by="template",
+        takes_system=False,
+        tokens_of_every_image=1,
+        misfit={"max_image_tiles": 2},
     ),
-    "qwen2_5_vl": Family(write_qwen2_5_vl, Qwen2_5_VLForConditionalGeneration, **QWEN),
-    "qwen2_vl": Family(write_qwen2_vl, Qwen2VLForConditionalGeneration, **QWEN),
+    "qwen2_5_vl": Family(write_qwen2_5_vl, Qwen2_5_VLForConditionalGeneration, own_system=True, **QWEN),
+    "qwen2_vl": Family(write_qwen2_vl, Qwen2VLForConditionalGeneration, own_system=True, **QWEN),
+    "qwen3_vl": Family(write_qwen3_vl, Qwen3VLForConditionalGeneration, **QWEN),
+    "llava": Family(
+        write_llava,
+        LlavaForConditionalGeneration,
+        vision_mean=mean_without_class_token,
+        tokens_of_every_image=16,
+        **LLAVA,
+    ),
+    "llava_next": Family(
+        write_llava_next, LlavaNextForConditionalGeneration, vision_mean=mean_over_packed_patches, **LLAVA
+    ),
+    "gemma3": Family(
+        write_gemma3,
+        Gemma3ForConditionalGeneration,
+        image_token_id=262144,
+        tower="model.vision_tower",
+        vision_mean=mean_over_squares,
+        stop_ids=(1, 106),
+        reference=FamilyReference,
+        text_in_template="item['text']",
+        first_by="template",
+        trims=True,
+        tied=True,
+        tokens_of_every_image=16,
+        misfit={"size": {"height": 70, "width": 70}},
+    ),
+    "idefics3": Family(
+        write_idefics3,
+        Idefics3ForConditionalGeneration,
+        image_token_id=128257,
+        stop_ids=(128001, 128258),
+        **IDEFICS,
+    ),
+    "smolvlm": Family(
+        write_smolvlm, SmolVLMForConditionalGeneration, image_token_id=49190, stop_ids=(49279,), **IDEFICS
+    ),
+    "internvl": Family(
+        write_internvl,
+        InternVLForConditionalGeneration,
+        image_token_id=151667,
+        tower="model.vision_tower",
+        vision_mean=mean_over_squares_without_class_token,
+        stop_ids=(151645,),
+        reference=FamilyReference,
+        text_in_template="content['text']",
+        misfit={"size": {"height": 70, "width": 70}},
+    ),
 }
 """The suite's rows: every test of tests/families runs for each, unless it says why not."""
 WITHOUT_PHI = [name for name in FAMILIES if name != "phi4_multimodal"]

@@ -41,7 +41,8 @@ def processor_inputs(model: LoadedModel, request: ResolvedRequest, sample: Sampl
         add_generation_prompt=True,
         tokenize=True,
         return_dict=True,
-        processor_kwargs={**given, "return_tensors": "pt"},
+        return_tensors="pt",  # SmolVLM's processor overwrites the one in processor_kwargs
+        processor_kwargs=given,
     )
 
 

@@ -69,8 +69,10 @@ def check_useful_patches(subject: Subject) -> list[Check]:
 def patches_seen(model: LoadedModel, image: ImageInputs, useful: Tensor) -> Tensor:
     """The patches whose features change the embeddings that are attended to: bool, of the shape of `useful`."""
     generator = torch.Generator().manual_seed(0)
-    random = torch.randn((*useful.shape, model.family.vision.width(model.config)), generator=generator)
+    vision = model.family.vision
+    width = (vision.encoded_width or vision.width)(model.config)
+    random = torch.randn((*useful.shape, width), generator=generator)
     features = random.to(model.device, model.dtype).requires_grad_()
-    embeddings = model.family.vision.image_embeddings(model.hf_model, features, image)[: image.attended]
+    embeddings = vision.image_embeddings(model.hf_model, features, image)[: image.attended]
     (gradient,) = torch.autograd.grad(embeddings.float().pow(2).sum(), features)
     return gradient.abs().sum(dim=-1).cpu() > 0

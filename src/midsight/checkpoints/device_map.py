@@ -10,6 +10,7 @@ import itertools
 import logging
 import shutil
 import tempfile
+import warnings
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -154,10 +155,11 @@ def size_of(module: nn.Module) -> int:
 
 
 def beside(hf_model: nn.Module, path: str) -> Iterator[str]:
-    """Paths of the modules that are not in the list at `path`, each as large as possible."""
+    """Paths of the modules and parameters that are not in the list at `path`, each as large as possible."""
     module, prefix = hf_model, ""
     for part in path.split("."):
         yield from (f"{prefix}{name}" for name, _ in module.named_children() if name != part)
+        yield from (f"{prefix}{name}" for name, _ in module.named_parameters(recurse=False))
         module, prefix = module.get_submodule(part), f"{prefix}{part}."
 
 
@@ -178,6 +180,8 @@ def quiet_accelerate() -> Iterator[None]:
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():  # a parameter beside the modules has to be named too
+            warnings.filterwarnings("ignore", "The following device_map keys do not match any submodules")
+            yield
     finally:
         logger.setLevel(level)

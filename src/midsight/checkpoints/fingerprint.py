@@ -51,10 +51,14 @@ def fingerprint(folder: Path, headers: Headers) -> str:
 def weights_fingerprint(hf_model: Any) -> str:
     """SHA-256 over the names, shapes and up to 64 values of every parameter of a model in memory, hex.
 
-    Raises MidsightError for a parameter without values.
+    A tied parameter counts once, also where accelerate has made two of it. Raises MidsightError for a parameter without
+    values.
     """
     digest = hashlib.sha256()
+    tied = {*getattr(hf_model, "all_tied_weights_keys", ())}
     for name, _ in sorted(hf_model.named_parameters()):
+        if name in tied:
+            continue
         owner, _, attribute = name.rpartition(".")
         tensor = stored_tensor(hf_model.get_submodule(owner), attribute)
         if tensor is None:

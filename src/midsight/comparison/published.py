@@ -34,6 +34,24 @@ class PublishedModel:
         return getattr(transformers, self.config_class)(architectures=[self.architecture], **self.sizes)
 
 
+REPEATED = "config.json as public code repeats it; not compared with the file"
+"""Where sizes are from if the published file was not at hand."""
+CLIP = {
+    "model_type": "clip_vision_model",
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 336,
+    "patch_size": 14,
+}
+SIGLIP = {
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_hidden_layers": 27,
+    "num_attention_heads": 16,
+    "patch_size": 14,
+}
 QWEN_TEXT = {
     "vocab_size": 152064,
     "hidden_size": 3584,
@@ -114,7 +132,7 @@ PUBLISHED = (
                 "out_hidden_size": 3584,
             },
         },
-        origin="config.json as public code repeats it; not compared with the file",
+        origin=REPEATED,
     ),
     PublishedModel(
         hub_id="Qwen/Qwen2-VL-7B-Instruct",
@@ -124,7 +142,126 @@ PUBLISHED = (
             "text_config": QWEN_TEXT,
             "vision_config": {"depth": 32, "embed_dim": 1280, "hidden_size": 3584, "mlp_ratio": 4, "num_heads": 16},
         },
-        origin="config.json as public code repeats it; not compared with the file",
+        origin=REPEATED,
+    ),
+    PublishedModel(
+        hub_id="Qwen/Qwen3-VL-8B-Instruct",
+        architecture="Qwen3VLForConditionalGeneration",
+        config_class="Qwen3VLConfig",
+        sizes={
+            "text_config": {
+                "hidden_size": 4096,
+                "intermediate_size": 12288,
+                "num_hidden_layers": 36,
+                "num_attention_heads": 32,
+                "num_key_value_heads": 8,
+            },
+            "vision_config": {"out_hidden_size": 4096},
+        },
+        origin=REPEATED,
+    ),
+    PublishedModel(
+        hub_id="llava-hf/llava-1.5-7b-hf",
+        architecture="LlavaForConditionalGeneration",
+        config_class="LlavaConfig",
+        sizes={
+            "text_config": {"model_type": "llama", "vocab_size": 32064},
+            "vision_config": CLIP,
+        },
+        origin=REPEATED,
+    ),
+    PublishedModel(
+        hub_id="llava-hf/llava-v1.6-mistral-7b-hf",
+        architecture="LlavaNextForConditionalGeneration",
+        config_class="LlavaNextConfig",
+        sizes={
+            "text_config": {
+                "model_type": "mistral",
+                "vocab_size": 32064,
+                "intermediate_size": 14336,
+                "num_key_value_heads": 8,
+                "sliding_window": None,
+            },
+            "vision_config": CLIP,
+        },
+        origin=REPEATED,
+    ),
+    PublishedModel(
+        hub_id="google/gemma-3-4b-it",
+        architecture="Gemma3ForConditionalGeneration",
+        config_class="Gemma3Config",
+        sizes={
+            "text_config": {
+                "hidden_size": 2560,
+                "intermediate_size": 10240,
+                "num_hidden_layers": 34,
+                "sliding_window": 1024,
+            },
+            "vision_config": {
+                **SIGLIP,
+                "model_type": "siglip_vision_model",
+                "image_size": 896,
+                "vision_use_head": False,
+            },
+        },
+        origin=REPEATED,
+    ),
+    PublishedModel(
+        hub_id="HuggingFaceM4/Idefics3-8B-Llama3",
+        architecture="Idefics3ForConditionalGeneration",
+        config_class="Idefics3Config",
+        sizes={
+            "text_config": {
+                "model_type": "llama",
+                "vocab_size": 128259,
+                "hidden_size": 4096,
+                "intermediate_size": 14336,
+                "num_hidden_layers": 32,
+                "num_attention_heads": 32,
+                "num_key_value_heads": 8,
+            },
+            "vision_config": {**SIGLIP, "image_size": 364},
+        },
+        origin=REPEATED,
+    ),
+    PublishedModel(
+        hub_id="HuggingFaceTB/SmolVLM2-2.2B-Instruct",
+        architecture="SmolVLMForConditionalGeneration",
+        config_class="SmolVLMConfig",
+        sizes={
+            "image_token_id": 49190,
+            "scale_factor": 3,
+            "text_config": {
+                "model_type": "llama",
+                "vocab_size": 49280,
+                "hidden_size": 2048,
+                "intermediate_size": 8192,
+                "num_hidden_layers": 24,
+                "num_attention_heads": 32,
+                "num_key_value_heads": 32,
+            },
+            "vision_config": {**SIGLIP, "image_size": 384},
+        },
+        origin=REPEATED,
+    ),
+    PublishedModel(
+        hub_id="OpenGVLab/InternVL3-1B-hf",
+        architecture="InternVLForConditionalGeneration",
+        config_class="InternVLConfig",
+        sizes={
+            "tie_word_embeddings": False,
+            "text_config": {
+                "model_type": "qwen2",
+                "vocab_size": 151674,
+                "hidden_size": 896,
+                "intermediate_size": 4864,
+                "num_hidden_layers": 24,
+                "num_attention_heads": 14,
+                "num_key_value_heads": 2,
+            },
+            "vision_config": {"attention_bias": True},
+        },
+        origin=REPEATED,
     ),
 )
 """The published models, one of each family."""

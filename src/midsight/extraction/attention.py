@@ -39,6 +39,27 @@ def make_mask(model: LoadedModel, before: Tensor, new: Tensor, *, is_padded: boo
     if not slides or window is None:
         return everything
     recent = as_bias(last_of(reads, window), model.dtype)
+    return by_kind(model, everything, recent)
+
+
+def make_image_mask(model: LoadedModel, prompt_ids: Tensor, images: Tensor) -> Tensor | dict[str, Tensor]:
+    """The attention mask of whole prompts, one per row, in which an image's tokens read each other in both directions.
+
+    `prompt_ids` and `images` are int64 [rows, tokens]; `images` counts the images of a row, and is -1 for other tokens.
+    A sliding window limits what is read backwards only.
+    """
+    past = readable(prompt_ids[:, :0], prompt_ids)
+    ahead = (images[:, None] == images[..., None]) & (images[:, None] >= 0)
+    everything = as_bias(past | ahead, model.dtype)
+    if model.sliding_window is None:
+        return everything
+    ahead &= torch.ones(ahead.shape[1:], dtype=torch.bool, device=ahead.device).triu(1)
+    recent = as_bias(last_of(past, model.sliding_window) | ahead, model.dtype)
+    return by_kind(model, everything, recent)
+
+
+def by_kind(model: LoadedModel, everything: Tensor, recent: Tensor) -> Tensor | dict[str, Tensor]:
+    """The mask of each kind of layer; one mask if the decoder, all of whose layers slide, names no kinds."""
     kinds = model.layer_types
     return {kind: recent if kind == "sliding_attention" else everything for kind in kinds} if kinds else recent
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from midsight.checkpoints.loading import LoadedModel
-from midsight.extraction.attention import PADDING, SHARED, make_mask
+from midsight.extraction.attention import PADDING, SHARED, make_image_mask, make_mask
 from midsight.extraction.request import PaddingSide
 from midsight.families.family import encode_images
 from midsight.families.inputs import EncodedImage, ImageInputs, KVCache, unlimited_cache
@@ -129,16 +129,13 @@ def prefill(
 ) -> Prefill:
     """Runs the decoder once over whole prompts, one per row; keeps the tapped states and what decoding needs."""
     inputs = model.family.decoder.inputs(model.hf_model, padded.token_ids, padded.layouts, images)
-    mask = padded.prompt_ids != PADDING
-    if all(layout.prompt.start == 0 for layout in padded.layouts):  # causal attention never reads later padding
-        mask = torch.ones_like(mask)
     decoder = model.hf_model.get_submodule(model.family.modules.decoder)
     cache_name = name_of_cache(decoder)
     cache = unlimited_cache() if keep_cache and model.sliding_window else None
     with capture(model.hf_model, model.family, taps, padded.layouts, padded.rows) as states:
         output: Any = decoder(
             **inputs.prefill,
-            attention_mask=mask.long(),
+            attention_mask=prompt_mask(model, padded),
             position_ids=padded.position_ids,
             **{cache_name: cache},
             use_cache=keep_cache,
@@ -153,6 +150,25 @@ def prefill(
         lengths=tuple(len(layout.prompt) for layout in padded.layouts),
         position_offsets=padded.position_offsets,
     )
+
+
+def prompt_mask(model: LoadedModel, padded: PaddedRows) -> Tensor | dict[str, Tensor]:
+    """The attention mask of whole prompts, one per row."""
+    if model.family.decoder.images_read_ahead:
+        return make_image_mask(model, padded.prompt_ids, image_numbers(padded))
+    mask = padded.prompt_ids != PADDING
+    if all(layout.prompt.start == 0 for layout in padded.layouts):  # causal attention never reads later padding
+        mask = torch.ones_like(mask)
+    return mask.long()
+
+
+def image_numbers(padded: PaddedRows) -> Tensor:
+    """Which run of image tokens of its row each token belongs to, -1 for other tokens: int64 [rows, tokens]."""
+    numbers = torch.full_like(padded.prompt_ids, -1)
+    for row, layout in zip(padded.rows, padded.layouts, strict=True):
+        for number, span in enumerate(layout.image):
+            numbers[row, span.start : span.stop] = number
+    return numbers
 
 
 def continue_prefill(model: LoadedModel, prefixes: Prefill, suffixes: PaddedRows, taps: Sequence[Tap]) -> Prefill:

@@ -93,7 +93,7 @@ def prepare(
                 images.append(prepare_image(source, sample.sample_id))
                 require_bounded(images, len(sample.images), model.max_prompt_tokens)
             inputs = tuple(images[index].inputs for index in turn.images)
-            prompt = prepare_prompt(model, request, turn, [image.tokens for image in inputs])
+            prompt = prepare_prompt(model, request, turn, inputs)
             positions = model.family.decoder.positions(prompt.layout, inputs)
         except SampleError as error:
             return Failure(sample.sample_id, sample.input_index, str(error))
@@ -140,10 +140,11 @@ def _first(images: int, wanted: int) -> str:
 
 
 def prepare_prompt(
-    model: LoadedModel, request: ResolvedRequest, turn: UserTurn, image_tokens: Sequence[int]
+    model: LoadedModel, request: ResolvedRequest, turn: UserTurn, images: Sequence[ImageInputs]
 ) -> PromptTokens:
-    """The prompt of a turn; raises SampleError if it is longer than the model takes."""
-    prompt = tokenise_prompt(model.processor, model.family.prompt, request.prompt, turn, image_tokens)
+    """The prompt of a turn on these images, in its order; raises SampleError if it is longer than the model takes."""
+    tokens, texts = [image.tokens for image in images], [image.text for image in images]
+    prompt = tokenise_prompt(model.processor, model.family.prompt, request.prompt, turn, tokens, texts)
     longest = model.max_prompt_tokens
     if longest is not None and len(prompt.token_ids) > longest:
         raise SampleError(

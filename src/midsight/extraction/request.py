@@ -163,7 +163,13 @@ def resolve(
     if request.processor_pooled_pixels:
         vectors[PROCESSOR_POOLED_PIXELS] = pooled_pixels_width(model)
     vectors |= {str(tap): model.hidden_size for tap in taps}
-    may_share = family.decoder.shares_image_prefix and takes_token_masks(model.attention)
+    masks = takes_token_masks(model.attention)
+    if family.decoder.images_read_ahead and not masks:
+        raise MidsightError(
+            f"{model.name} was loaded with {model.attention} attention, which takes no mask for single tokens, and "
+            f"{family.name} needs one for its images; load it with sdpa attention."
+        )
+    may_share = family.decoder.shares_image_prefix and masks
     return ResolvedRequest(
         taps=taps,
         prompt=prompt,

@@ -13,14 +13,28 @@ FAMILIES = {
     "MllamaForConditionalGeneration": "midsight.families.mllama",
     "Qwen2_5_VLForConditionalGeneration": "midsight.families.qwen2_5_vl",
     "Qwen2VLForConditionalGeneration": "midsight.families.qwen2_vl",
+    "Qwen3VLForConditionalGeneration": "midsight.families.qwen3_vl",
+    "LlavaForConditionalGeneration": "midsight.families.llava",
+    "LlavaNextForConditionalGeneration": "midsight.families.llava_next",
+    "Gemma3ForConditionalGeneration": "midsight.families.gemma3",
+    "Idefics3ForConditionalGeneration": "midsight.families.idefics3",
+    "SmolVLMForConditionalGeneration": "midsight.families.smolvlm",
+    "InternVLForConditionalGeneration": "midsight.families.internvl",
 }
 """Architecture, as in config.json, to the module that holds its FAMILY."""
 
 PUBLISHED_TYPES = ("phi4mm",)
 """`model_type` of published formats, whose architecture transformers does not have."""
+
+
+def without_task(architecture: str) -> str:
+    """The name of a class of transformers without its task, as in `Qwen2VL`."""
+    return architecture.partition("For")[0]
+
+
 KNOWN = (
-    f"midsight knows {', '.join(FAMILIES)}; another one has to be declared first, see the page 'Adding a model' of its "
-    "documentation"
+    f"midsight knows {', '.join(map(without_task, FAMILIES))}; another one has to be declared first, see the page "
+    "'Adding a model' of its documentation"
 )
 """How an error about an unknown family ends."""
 

@@ -71,7 +71,8 @@ class EncodeImages(Protocol):
     """Runs the vision encoder up to its feature layer."""
 
     def __call__(self, model: nn.Module, images: Sequence[ImageInputs], /) -> Iterable[Tensor]:
-        """The feature layer of each image, model dtype [..., vision width].
+        """The feature layer of each image, model dtype [..., vision width], or [..., encoded width] with other layers
+        after it.
 
         Layers after that one are not run if the class allows it. Each encoder call has a bounded size, whatever the
         number of images.
@@ -206,6 +207,8 @@ class Vision:
     """Features to embeddings in the decoder's width."""
     width: ReadSize = vision_hidden_size
     """Width of the feature layer."""
+    encoded_width: ReadSize | None = None
+    """Width of what `encode` gives if the decoder takes other layers too, which follow the feature layer; else None."""
     validate_processor: ValidateProcessor = accept_processor
     """Whether processor and encoder fit each other."""
     crop_px: ReadSize | None = None
@@ -224,6 +227,8 @@ class Decoder:
     """Tokens and images of a batch to the decoder's inputs."""
     shares_image_prefix: bool = True
     """Whether states up to the last image token are the same for every question on the same images."""
+    images_read_ahead: bool = False
+    """Whether an image's tokens read each other in both directions, as in Gemma 3."""
     longrope_threshold: ReadThreshold = no_threshold
     """Longest prompt, in tokens, that uses the short rotary factors; None without longrope."""
 
@@ -291,9 +296,11 @@ def decoder_layers(model: nn.Module, family: Family) -> Sequence[nn.Module]:
 def encode_images(model: nn.Module, family: Family, images: Sequence[ImageInputs]) -> list[EncodedImage]:
     """Runs each image through the vision encoder, and brings its features into the decoder's width."""
     vision = family.vision
+    hf_model: Any = model
+    width = vision.width(hf_model.config)
 
     def encode(image: ImageInputs, features: Tensor) -> EncodedImage:
-        useful = features[vision.useful_patches(image).to(features.device)].float()
+        useful = features[vision.useful_patches(image).to(features.device)][:, :width].float()
         return EncodedImage(image, vision.image_embeddings(model, features, image), useful.sum(dim=0), len(useful))
 
     return [encode(image, features) for image, features in zip(images, vision.encode(model, images), strict=True)]

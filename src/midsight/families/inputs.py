@@ -36,6 +36,9 @@ class ImageInputs:
     attended: int
     """How many of its embeddings question and answer attend to, the first ones: equal to `tokens`, or for
     cross-attention the number of states that are not padding."""
+    text: str = ""
+    """What the processor writes for it in the prompt, every image token spelled out; empty if that is the image token
+    repeated."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class EncodedImage:
     """What was encoded."""
     embeddings: Tensor
     """Model dtype [rows, hidden size]: one row for each of the prompt's image tokens, in their order, or the states
-    that cross-attention reads."""
+    that cross-attention reads. [rows, n x hidden size] if the decoder adds more after its first layers."""
     patch_sum: Tensor
     """float32 [vision width]: the feature layer summed over all useful patches."""
     patch_count: int
@@ -57,7 +60,7 @@ class EncodedImage:
 class DecoderInputs:
     """What the decoder takes in addition to attention mask, positions and cache."""
 
-    prefill: Mapping[str, Tensor]
+    prefill: Mapping[str, Tensor | list[Tensor]]
     """For whole prompts, with the tokens or their embeddings."""
     later: Mapping[str, Tensor]
     """For every later call on the cache, in addition to its tokens; rows first, one value for all tokens of a row."""

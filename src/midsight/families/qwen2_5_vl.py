@@ -19,6 +19,7 @@ from midsight.families.family import Decoder, Family, Modules, Reference, Stored
 from midsight.families.inputs import ImageInputs
 from midsight.families.placement import device_of
 from midsight.families.resizing import Pixels, with_resizing
+from midsight.families.tiles import groups_of, split_by_image
 from midsight.prompts.declaration import FamilyPrompt
 from midsight.prompts.token_layout import TokenLayout
 
@@ -77,16 +78,10 @@ def encode(model: nn.Module, images: Sequence[ImageInputs]) -> Iterator[Tensor]:
     """Output of the last block for each image, [patches, vision width], in the encoder's order: window by window."""
     tower: Any = model.get_submodule(VISION_TOWER)
     device = device_of(tower.patch_embed)
-    groups: list[list[ImageInputs]] = []
-    for image in images:
-        last = sum(len(other.pixel_values) for other in groups[-1]) if groups else PATCHES_PER_CALL
-        if last + len(image.pixel_values) > PATCHES_PER_CALL:
-            groups.append([])
-        groups[-1].append(image)
-    for group in groups:
+    for group in groups_of(images, PATCHES_PER_CALL):
         patches, grids = patches_of(group)
         features = tower(patches.to(device), grid_thw=grids.to(device)).last_hidden_state
-        yield from features.split([len(image.pixel_values) for image in group])
+        yield from split_by_image(features, group)
 
 
 def window_order(grid: tuple[int, int], side: int | None) -> Tensor:
@@ -146,7 +141,7 @@ def forward_inputs(config: Any, token_ids: Tensor, images: Sequence[ImageInputs]
 
 def tower_feature(output: Any, images: Sequence[ImageInputs]) -> list[Tensor]:
     """Output of the last block, cut into images."""
-    return list(output.last_hidden_state.split([len(image.pixel_values) for image in images]))
+    return split_by_image(output.last_hidden_state, images)
 
 
 def describe_encoder(config: Any) -> str:

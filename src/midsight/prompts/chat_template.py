@@ -59,7 +59,7 @@ def choose_template(
             return template
     raise MidsightError(
         Option("prompt_template"),
-        f" is {str(choice)!r}, which does not render one {declaration.image_token} and the user's text: "
+        f" is {str(choice)!r}, which does not render one {declaration.image_in_template} and the user's text: "
         f"{why_unusable(processor, declaration, ChatTemplate(str(choice), text))}; correct the file.",
     )
 
@@ -129,7 +129,7 @@ def why_unusable(processor: Any, declaration: FamilyPrompt, template: ChatTempla
         text = render(processor, declaration, template, MARK)
     except Exception as error:  # a template may raise anything
         return first_line(error)
-    images, texts = text.count(declaration.image_token), text.count(MARK)
+    images, texts = text.count(declaration.image_in_template), text.count(MARK)
     rendered = f"it renders {counted(images, 'image')} and the text {counted(texts, 'time')}"
     return None if (images, texts) == (1, 1) else rendered
 
@@ -186,8 +186,8 @@ def can_interleave(processor: Any, declaration: FamilyPrompt, template: ChatTemp
         text = render_places(processor, declaration, template, (f"{MARK}1", None, f"{MARK}2"))
     except Exception:  # a template may raise anything
         return False
-    first, image, second = (text.find(part) for part in (f"{MARK}1", declaration.image_token, f"{MARK}2"))
-    return text.count(declaration.image_token) == 1 and 0 <= first < image < second
+    first, image, second = (text.find(part) for part in (f"{MARK}1", declaration.image_in_template, f"{MARK}2"))
+    return text.count(declaration.image_in_template) == 1 and 0 <= first < image < second
 
 
 def default_prompt(processor: Any, declaration: FamilyPrompt, template: ChatTemplate) -> str:

@@ -43,8 +43,11 @@ class FamilyPrompt:
     """The token that stands for image content; it is repeated, once per embedding of the image."""
     image_token_id: ReadTokenId = image_token_id
     """Its id in the config, which must equal the tokenizer's."""
+    template_token: str = ""
+    """What a template renders for an image if the processor then replaces it by text with image tokens in it, as for
+    Gemma 3; empty if it is the image token."""
     image_text: str = ""
-    """What stands for one image in a prompt before tokens are repeated; empty if it is the image token alone."""
+    """What stands for one image in a prompt before tokens are repeated; empty if it is `image_in_template` alone."""
     complete_text: CompleteText = keep_text
     """What the family's processor does to a rendered prompt before it tokenises it."""
     published: str | None = None
@@ -57,6 +60,11 @@ class FamilyPrompt:
     of the published model that its chat template does not use; the template's own are refused anyway."""
 
     @property
+    def image_in_template(self) -> str:
+        """The token that a template renders for an image."""
+        return self.template_token or self.image_token
+
+    @property
     def image_markup(self) -> str:
         """What stands for one image in a prompt."""
-        return self.image_text or self.image_token
+        return self.image_text or self.image_in_template

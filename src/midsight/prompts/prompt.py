@@ -115,9 +115,16 @@ def find_control_text(text: str, controls: Sequence[str], declaration: FamilyPro
 
 
 def tokenise_prompt(
-    processor: Any, declaration: FamilyPrompt, prompt_format: PromptFormat, turn: UserTurn, image_tokens: Sequence[int]
+    processor: Any,
+    declaration: FamilyPrompt,
+    prompt_format: PromptFormat,
+    turn: UserTurn,
+    image_tokens: Sequence[int],
+    image_texts: Sequence[str] = (),
 ) -> PromptTokens:
     """The prompt for a turn whose images take `image_tokens[i]` tokens each, in the order of the prompt.
+
+    `image_texts[i]` is what the processor writes for the image; without it, the image token is repeated.
 
     The token ids equal those of the processor's `apply_chat_template(..., tokenize=True)`. Text that spells a control
     token is refused: a question with another tool's template in it would otherwise become another prompt. Raises
@@ -149,15 +156,39 @@ def tokenise_prompt(
     # decided before the text is completed, as the processor does
     special_tokens = adds_special_tokens(tokenizer, text)
     text, marked = (declaration.complete_text(each, tokenizer) for each in (text, marked))
-    encoded = tokenizer(text, return_offsets_mapping=True, add_special_tokens=special_tokens)
+    question_chars = find_question(text, marked, before, question)
+    written, repeated = text, image_tokens
+    if any(image_texts):
+        written, question_chars = write_images(text, declaration.image_in_template, image_texts, question_chars)
+        repeated = [1] * sum(image_tokens)
+    encoded = tokenizer(written, return_offsets_mapping=True, add_special_tokens=special_tokens)
     return expand_image_tokens(
         encoded["input_ids"],
         encoded["offset_mapping"],
         text,
-        question_chars=find_question(text, marked, before, question),
+        question_chars=question_chars,
         image_token_id=tokenizer.convert_tokens_to_ids(declaration.image_token),
-        image_tokens=image_tokens,
+        image_tokens=repeated,
     )
+
+
+def write_images(
+    text: str, token: str, image_texts: Sequence[str], chars: tuple[int, int]
+) -> tuple[str, tuple[int, int]]:
+    """The prompt with the text of each image in place of its `token`, and where the range `chars` is then.
+
+    Raises SampleError if there is not one token per image.
+    """
+    first, *rest = text.split(token)
+    if len(rest) != len(image_texts):
+        raise SampleError(f"The prompt has {len(rest)} image tokens for {len(image_texts)} images.")
+    written, place, moves = first, len(first), list[tuple[int, int]]()
+    for image_text, piece in zip(image_texts, rest, strict=True):
+        moves.append((place, len(image_text) - len(token)))
+        written += image_text + piece
+        place += len(token) + len(piece)
+    start, stop = (char + sum(move for place, move in moves if place < char) for char in chars)
+    return written, (start, stop)
 
 
 def adds_special_tokens(tokenizer: Any, text: str) -> bool:
@@ -213,7 +244,8 @@ def expand_image_tokens(
 ) -> PromptTokens:
     """Repeats each image token as often as its image needs, and finds the layout of the result.
 
-    `offsets` are the tokens' character ranges in `text`. Raises SampleError if there is not one image token per image.
+    `offsets` are the tokens' character ranges in the text that `question_chars` counts. Raises SampleError if there is
+    not one image token per image.
     """
     found = list(token_ids).count(image_token_id)
     if found != len(image_tokens):

@@ -137,5 +137,5 @@ def begins_with_user(processor: Any, declaration: FamilyPrompt, template: ChatTe
 
 def before_content(declaration: FamilyPrompt, prompt: str) -> str:
     """What stands before the image and the text of the only or last user's turn with an image."""
-    image = declaration.image_markup if declaration.image_markup in prompt else declaration.image_token
+    image = declaration.image_markup if declaration.image_markup in prompt else declaration.image_in_template
     return prompt[: min(place for place in (prompt.find(image), prompt.index(MARK)) if place >= 0)]

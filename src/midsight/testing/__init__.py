@@ -2,17 +2,28 @@
 
 from midsight.check.check import Check
 from midsight.check.family_checks import check_family
+from midsight.testing.gemma3 import write_gemma3
+from midsight.testing.idefics3 import write_idefics3, write_smolvlm
+from midsight.testing.internvl import write_internvl
+from midsight.testing.llava import write_llava, write_llava_next
 from midsight.testing.mllama import write_mllama
 from midsight.testing.phi4_multimodal import write_phi4_multimodal
 from midsight.testing.phi4mm import write_published_phi4mm
-from midsight.testing.qwen2_5_vl import write_qwen2_5_vl, write_qwen2_vl
+from midsight.testing.qwen2_5_vl import write_qwen2_5_vl, write_qwen2_vl, write_qwen3_vl
 
 __all__ = [
     "Check",
     "check_family",
+    "write_gemma3",
+    "write_idefics3",
+    "write_internvl",
+    "write_llava",
+    "write_llava_next",
     "write_mllama",
     "write_phi4_multimodal",
     "write_published_phi4mm",
     "write_qwen2_5_vl",
     "write_qwen2_vl",
+    "write_qwen3_vl",
+    "write_smolvlm",
 ]

@@ -1,4 +1,4 @@
-"""Small, complete Qwen2.5-VL and Qwen2-VL checkpoints with random weights; the seed decides every value."""
+"""Small, complete Qwen2-VL, Qwen2.5-VL and Qwen3-VL checkpoints with random weights; the seed decides every value."""
 
 from __future__ import annotations
 
@@ -16,6 +16,10 @@ from transformers import (
     Qwen2VLImageProcessor,
     Qwen2VLProcessor,
     Qwen2VLVideoProcessor,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLProcessor,
+    Qwen3VLVideoProcessor,
 )
 
 from midsight.checkpoints.quiet import quiet_transformers
@@ -60,6 +64,9 @@ CHAT_TEMPLATE = """\
 """
 """Renders what the published template does for images and text, without video and numbered pictures."""
 
+QWEN3_TEMPLATE = CHAT_TEMPLATE.partition("{%- endif -%}\n")[2]
+"""Renders what the published template does for images and text, without tools, video and numbered pictures."""
+
 STOP_ROW_SCALE = 3.0
 """Scale of the head's row of `<|im_end|>`: large enough that it wins now and then, so answers have many lengths."""
 CONTROL_ROW_SCALE = 0.01
@@ -96,7 +103,9 @@ def write_qwen2_5_vl(folder: str | Path, *, seed: int = 0, layers: int = 6) -> P
         "window_size": 112,
     }
     config = Qwen2_5_VLConfig(**config_fields("Qwen2_5_VLForConditionalGeneration", vision, layers))
-    return write_folder(Path(folder), config, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor, seed)
+    return write_folder(
+        Path(folder), config, Qwen2_5_VLForConditionalGeneration, qwen2_processor(Qwen2_5_VLProcessor), seed
+    )
 
 
 def write_qwen2_vl(folder: str | Path, *, seed: int = 0, layers: int = 6) -> Path:
@@ -114,7 +123,46 @@ def write_qwen2_vl(folder: str | Path, *, seed: int = 0, layers: int = 6) -> Pat
     """
     vision = {"embed_dim": VISION_SIZE, "hidden_size": HIDDEN_SIZE, "mlp_ratio": 2, "depth": 4}
     config = Qwen2VLConfig(**config_fields("Qwen2VLForConditionalGeneration", vision, layers))
-    return write_folder(Path(folder), config, Qwen2VLForConditionalGeneration, Qwen2VLProcessor, seed)
+    return write_folder(Path(folder), config, Qwen2VLForConditionalGeneration, qwen2_processor(Qwen2VLProcessor), seed)
+
+
+def write_qwen3_vl(folder: str | Path, *, seed: int = 0, layers: int = 6) -> Path:
+    """Writes a small model folder that `Qwen3VLForConditionalGeneration` loads.
+
+    Like `write_qwen2_5_vl`, with the special tokens, prompt and processor of Qwen/Qwen3-VL-8B-Instruct. Two blocks of
+    the encoder are added after the decoder's first two layers.
+
+    Args:
+        folder: Where the files go; made if it does not exist.
+        seed: Decides the weights.
+        layers: Number of decoder layers.
+
+    Returns:
+        The folder.
+    """
+    vision = {
+        "hidden_size": VISION_SIZE,
+        "intermediate_size": 2 * VISION_SIZE,
+        "out_hidden_size": HIDDEN_SIZE,
+        "depth": 4,
+        "num_position_embeddings": 64,
+        "deepstack_visual_indexes": [0, 2],
+        "patch_size": 16,
+    }
+    fields = config_fields("Qwen3VLForConditionalGeneration", vision, layers)
+    rope = {"rope_type": "default", "rope_theta": 5000000.0, "mrope_section": [4, 2, 2], "mrope_interleaved": True}
+    fields["text_config"] |= {"vocab_size": 151936, "head_dim": 16, "rope_parameters": rope}
+    config = Qwen3VLConfig(**fields)
+    image_processor = Qwen2VLImageProcessor(
+        size={"shortest_edge": 64 * 64, "longest_edge": 32 * 32 * LARGEST_IMAGE_TOKENS},
+        patch_size=16,
+        image_mean=[0.5, 0.5, 0.5],
+        image_std=[0.5, 0.5, 0.5],
+    )
+    processor = Qwen3VLProcessor(
+        image_processor, qwen_tokenizer(), Qwen3VLVideoProcessor(), chat_template=QWEN3_TEMPLATE
+    )
+    return write_folder(Path(folder), config, Qwen3VLForConditionalGeneration, processor, seed)
 
 
 def config_fields(architecture: str, vision: dict[str, Any], layers: int) -> dict[str, Any]:
@@ -145,18 +193,29 @@ def config_fields(architecture: str, vision: dict[str, Any], layers: int) -> dic
     }
 
 
-@quiet_transformers()
-def write_folder(folder: Path, config: Any, model: type, processor: Any, seed: int) -> Path:
-    """Writes the files of a checkpoint with this config."""
-    folder.mkdir(parents=True, exist_ok=True)
-    generator = Generator().manual_seed(seed)
-    tokenizer = make_tokenizer(
+def qwen_tokenizer() -> Any:
+    """The tokenizer with the published special tokens."""
+    return make_tokenizer(
         SPECIAL_TOKENS,
         eos_token=SPECIAL_TOKENS[IM_END],
         pad_token=SPECIAL_TOKENS[ENDOFTEXT],
         model_max_length=131072,
     )
-    words = dict.fromkeys(tokenizer.get_vocab().values(), 1.0)
+
+
+def qwen2_processor(kind: type) -> Any:
+    """The processor of this class that Qwen2-VL and Qwen2.5-VL have in common."""
+    size = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * LARGEST_IMAGE_TOKENS}
+    image_processor = Qwen2VLImageProcessor(size=size)
+    return kind(image_processor, qwen_tokenizer(), Qwen2VLVideoProcessor(), chat_template=CHAT_TEMPLATE)
+
+
+@quiet_transformers()
+def write_folder(folder: Path, config: Any, model: type, processor: Any, seed: int) -> Path:
+    """Writes the files of a checkpoint with this config and processor."""
+    folder.mkdir(parents=True, exist_ok=True)
+    generator = Generator().manual_seed(seed)
+    words = dict.fromkeys(processor.tokenizer.get_vocab().values(), 1.0)
     head = {**words, **dict.fromkeys(SPECIAL_TOKENS, CONTROL_ROW_SCALE), IM_END: STOP_ROW_SCALE}
     rows = {"model.language_model.embed_tokens.weight": words, "lm_head.weight": head}
     weights = draw_weights(model, config, rows, generator, GAINS)
@@ -166,7 +225,5 @@ def write_folder(folder: Path, config: Any, model: type, processor: Any, seed: i
     GenerationConfig(bos_token_id=ENDOFTEXT, eos_token_id=[IM_END, ENDOFTEXT], pad_token_id=ENDOFTEXT).save_pretrained(
         folder
     )
-    size = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * LARGEST_IMAGE_TOKENS}
-    image_processor = Qwen2VLImageProcessor(size=size)
-    processor(image_processor, tokenizer, Qwen2VLVideoProcessor(), chat_template=CHAT_TEMPLATE).save_pretrained(folder)
+    processor.save_pretrained(folder)
     return folder

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 from torch import Generator, Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
@@ -75,16 +77,26 @@ def save_weights(weights: dict[str, Tensor], path: Path) -> None:
     save_file({name: tensor.to(torch.bfloat16) for name, tensor in weights.items()}, path, metadata={"format": "pt"})
 
 
-def make_tokenizer(special_tokens: Mapping[int, str], **options: Any) -> PreTrainedTokenizerFast:
-    """The shipped byte-level tokenizer with these special tokens at these ids; `options` go to the class."""
+def make_tokenizer(
+    special_tokens: Mapping[int, str], *, first_token: str | None = None, **options: Any
+) -> PreTrainedTokenizerFast:
+    """The shipped byte-level tokenizer with these special tokens at these ids; `options` go to the class.
+
+    It puts `first_token` before every text. An ordinary token whose id a special one takes gets a free one.
+    """
     content = json.loads(TOKENIZER.read_text(encoding="utf-8"))
     shipped = {token["content"] for token in content["added_tokens"]}
-    vocabulary = content["model"]["vocab"]
-    content["model"]["vocab"] = {token: one for token, one in vocabulary.items() if token not in shipped}
+    vocabulary = {token: one for token, one in content["model"]["vocab"].items() if token not in shipped}
+    free = (one for one in count(max(vocabulary.values()) + 1) if one not in special_tokens)
+    vocabulary = {token: next(free) if one in special_tokens else one for token, one in vocabulary.items()}
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     content["added_tokens"] = [{"id": one, "content": token, **flags} for one, token in sorted(special_tokens.items())]
     # the tokenizers library keeps ids with gaps between them only if the vocabulary has the tokens too
-    content["model"]["vocab"] |= {token: one for one, token in special_tokens.items()}
-    return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(json.dumps(content)), clean_up_tokenization_spaces=False, **options
-    )
+    content["model"]["vocab"] = vocabulary | {token: one for one, token in special_tokens.items()}
+    tokenizer = Tokenizer.from_str(json.dumps(content))
+    if first_token is not None:
+        (first_id,) = (one for one, token in special_tokens.items() if token == first_token)
+        tokenizer.post_processor = TemplateProcessing(
+            single=f"{first_token} $A", pair=f"{first_token} $A $B", special_tokens=[(first_token, first_id)]
+        )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **options)
