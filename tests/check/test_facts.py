@@ -97,14 +97,14 @@ def test_plain_data_on_request(published):
 @pytest.mark.parametrize(
     ("edit", "sentence"),
     [
-        (lambda tensors: tensors.pop("model.norm.weight"), "missing tensors, the first is model.norm.weight"),
+        (lambda tensors: tensors.pop("model.norm.weight"), "missing tensor, the first is model.norm.weight"),
         (
             lambda tensors: tensors.update(extra=tensors["model.norm.weight"].clone()),
-            "extra tensors, the first is extra",
+            "extra tensor, the first is extra",
         ),
         (
             lambda tensors: tensors.update({"model.norm.weight": tensors["model.norm.weight"][:-1].clone()}),
-            "misshapen tensors, the first is model.norm.weight",
+            "misshapen tensor, the first is model.norm.weight",
         ),
     ],
 )
