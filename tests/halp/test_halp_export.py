@@ -188,7 +188,7 @@ def test_the_command_says_what_it_wrote_and_refuses_what_it_would_not_heed(run, 
     assert (code, said) == (2, "Error: --vision-only is for --format halp; leave it out.\n")
     code, said = call("--format", "halp", "--vision-only", "pixels")
     assert code == 0
-    assert said.endswith(f"Wrote 30 samples in 1 HDF5 parts to {tmp_path / 'out'}.\n")
+    assert said.endswith(f"Wrote 30 samples in 1 HDF5 part to {tmp_path / 'out'}.\n")
     code, said = call("--format", "halp")
     assert (code, said) == (
         2, f"Error: {tmp_path / 'out'} exists already; choose another --out or give --overwrite.\n",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from midsight.commands.outcome import Debug, reported_errors
-from midsight.errors import MidsightError, Option
+from midsight.errors import MidsightError, Option, counted
 
 if TYPE_CHECKING:
     from midsight.store.reader import Run
@@ -76,7 +76,7 @@ def _export_halp(
     done = export_halp(run, out, vision_only=vision_only, samples=samples, overwrite=overwrite)
     for note in done.notes:
         typer.echo(note)
-    typer.echo(f"Wrote {done.samples:,} samples in {done.parts:,} HDF5 parts to {out}.")
+    typer.echo(f"Wrote {counted(done.samples, 'sample')} in {counted(done.parts, 'HDF5 part')} to {out}.")
 
 
 def split_columns(given: Sequence[str], known: Collection[str]) -> list[str]:
