@@ -548,14 +548,14 @@ def test_a_model_of_pickles_is_refused_before_they_are_fetched(hub, folders):
 @pytest.mark.parametrize(
     "config",
     [
-        {"architectures": ["LlavaForConditionalGeneration"], "model_type": "llava"},
-        {"model_type": "llava"},
+        {"architectures": ["PaliGemmaForConditionalGeneration"], "model_type": "paligemma"},
+        {"model_type": "paligemma"},
     ],
 )
 def test_a_family_that_is_not_known_is_named_before_its_weights_are_fetched(hub, config):
     hub.add("some/model", {**SMALL, "config.json": json.dumps(config).encode()}, "main")
     with pytest.raises(
-        MidsightError, match=r"^some/model has the architecture LlavaFor\w+, which is not known; midsight"
+        MidsightError, match=r"^some/model has the architecture PaliGemmaFor\w+, which is not known; midsight"
     ):
         find_model_folder("some/model")
     assert hub.files("GET") == ["config.json", "tokenizer.json"]

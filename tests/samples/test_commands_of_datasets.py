@@ -14,7 +14,7 @@ from midsight.checkpoints.loading import load_model
 from midsight.cli import app
 from midsight.extraction import job
 from midsight.reports.terminal import in_one_line
-from support import benchmarks
+from support import benchmark_files as benchmarks
 from support.prompting import prompts
 
 TABLE = (
@@ -69,7 +69,7 @@ def test_a_dry_run_says_which_rows_cannot_be_extracted(checkpoint, without_weigh
     ]
     done = CliRunner().invoke(app, words)
     assert "The first prompt: <|user|><|endoftext10|>What?<|end|><|assistant|>" in done.output
-    assert re.search(r"^3 rows cannot be extracted: .*\(1 of 3 are like this\)\.$", done.output, re.MULTILINE)
+    assert re.search(r"^3 rows cannot be extracted: .*\(1 of 3 is like this\)\.$", done.output, re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", ROWS)

@@ -1,7 +1,7 @@
 """The usual benchmarks as their authors publish them: from the file to the rendered prompt, with one call each.
 
-Files are made by support/benchmarks.py, in the shapes of the published ones; docs/datasets.md has the same calls as
-commands, which test_commands_of_datasets.py runs.
+Files are made by support/benchmark_files.py, in the shapes of the published ones; docs/datasets.md has the same calls
+as commands, which test_commands_of_datasets.py runs.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from midsight.samples.images import decode_image
-from support import benchmarks
-from support.benchmarks import PROMPTS
+from support import benchmark_files as benchmarks
+from support.benchmark_files import PROMPTS
 from support.made_tables import ENCODED, PICTURES
 from support.prompting import prompts, read_good
 

@@ -1,6 +1,7 @@
 import errno
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from midsight.errors import CommitError, MidsightError, RunError
@@ -20,6 +22,12 @@ from midsight.store.lock import take_lock
 from midsight.store.place import validate_place
 from midsight.store.verify import verify_run
 from support.made_up import QUERY_0, files_of, make_failure, make_record, make_spec, write_run
+
+
+def command_of_this_process():
+    """As an error quotes it."""
+    command = shlex.join(psutil.Process().cmdline())
+    return command if len(command) <= lock.LONGEST_COMMAND else f"{command[: lock.LONGEST_COMMAND]} ..."
 
 
 def run_python(code, *arguments):
@@ -359,8 +367,8 @@ def test_a_start_that_is_stopped_is_waited_for_and_named_and_goes_on_later(tmp_p
         ended = os.waitpid(child, 0)[1]
     sentence = (
         rf"The start of a writer of {re.escape(str(tmp_path))} is taken by process {child} on {os.uname().nodename} "
-        rf"since 2\S+ \(.*pytest.*\), which is stopped; continue it with `kill -CONT {child}`, or end it with "
-        rf"`kill -9 {child}`\."
+        rf"since 2\S+ \({re.escape(command_of_this_process())}\), which is stopped; "
+        rf"continue it with `kill -CONT {child}`, or end it with `kill -9 {child}`\."
     )
     assert re.fullmatch(sentence, str(refused.value)), refused.value
     assert ended == 0

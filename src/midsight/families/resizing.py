@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-import transformers
-
 from midsight.errors import MidsightError
 
 Pixels = Literal["pil", "transformers"]
@@ -23,6 +21,8 @@ def with_own_resizing(image_processor: Any, pixels: Pixels) -> Any:
 
     Raises MidsightError if there is no such pair.
     """
+    import transformers  # a request names `Pixels`, and is judged before anything heavy is imported
+
     name = type(image_processor).__name__.removesuffix("Pil")
     pil, tensors = getattr(transformers, f"{name}Pil", None), getattr(transformers, name, None)
     if pil is None or tensors is None:

@@ -11,7 +11,7 @@ _OPENING = (
 )
 _CLOSING = r"<\|?(?:vision_end|image_end|img_end|im_end|end_of_image|fake_token_around_image|/img|/image)\|?>"
 _TAG = (
-    r"<\|?\s?(?:image|img)[ _:#-]?(?P<number>\d+)\s?\|?>|<\|?\s?image\s?/?\|?>|<\|img\|>|\\<image\\?>|&lt;image&gt;"
+    r"<\|?\s?(?:image|img)[ _:#-]?(?P<number>\d+)\s?\|?>|<\|?\s?image\s?/?\|?>|<\|img\|>|\\<image\\>|&lt;image&gt;"
     r"|<\|?(?:ima?ge?_?(?:here|placeholder|plh|token|pad|soft_token|feature|features|context)|im_patch)\|?>"
 )
 _BRACKETS = r"(?<!\w)\[(?:image|img|<img_plh>)(?:[ _#-]{0,2}(?P<in_brackets>\d+))?\](?!\()"
