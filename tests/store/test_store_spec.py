@@ -10,6 +10,7 @@ import pytest
 from midsight.errors import DamagedRunError, MidsightError, Option, RunError
 from midsight.store import RunWriter
 from midsight.store.files import write_sealed_json
+from midsight.store.same_spec import require_same_run
 from midsight.store.spec import (
     DatasetSpec,
     EnvironmentSpec,
@@ -19,7 +20,6 @@ from midsight.store.spec import (
     RequestSpec,
     RunSpec,
     read_spec,
-    require_same_run,
     write_spec,
 )
 from support.made_up import (

@@ -9,8 +9,9 @@ from typing import Any
 from midsight.extraction.request import Request
 from midsight.samples.streams import SampleStream
 from midsight.samples.tables import Dataset
+from midsight.store.same_spec import require_same_origin, require_same_run
 from midsight.store.schema import StoreDtype
-from midsight.store.spec import DatasetSpec, RequestSpec, is_run, read_spec, require_same_run
+from midsight.store.spec import DatasetSpec, RequestSpec, is_run, read_spec
 from midsight.taps.tap import choose_layers, choose_positions
 
 
@@ -25,6 +26,7 @@ def require_same_call(
     if not is_run(out):
         return
     stored = read_spec(out)
+    require_same_origin(out, stored, imported=False)
     asked = replace(
         stored,
         request=asked_request(stored.request, request, store_dtype, n_layers),

@@ -1,16 +1,15 @@
-"""The content of run.json: what a run is. It is written once and compared whenever the run is resumed."""
+"""The content of run.json: what a run is. It is written once; same_spec.py compares it when the run is resumed."""
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from midsight.errors import DamagedRunError, MidsightError, Option, RunError, counted
+from midsight.errors import DamagedRunError, MidsightError, RunError
 from midsight.records import PROCESSOR_POOLED_PIXELS, VISION_ONLY
 from midsight.store.files import RUN_JSON, open_seal, read_json, remedy, reporting_unreadable, write_sealed_json
 from midsight.store.schema import EXTRA_TYPES, RunColumns, StoreDtype, extra_columns, run_schema
@@ -325,94 +324,3 @@ def _refuse_newer_format(path: Path, content: Mapping[str, Any]) -> None:
         f"{path} was written by midsight {writer or '(of an unknown version)'} in format {version}; this is midsight "
         f"{__version__}, which reads formats up to {FORMAT_VERSION}: install a newer one."
     )
-
-
-def require_same_run(path: Path, stored: RunSpec, asked: RunSpec) -> None:
-    """Raise RunError that names the first thing by which `asked` would make other rows than `stored` did."""
-    if (stored.imported is None) != (asked.imported is None):
-        raise RunError(
-            f"{path} was {'extracted' if stored.imported is None else 'imported'}, and this call would "
-            f"{'extract' if asked.imported is None else 'import'} other rows into it; use another ", Option("out"), ".",
-        )  # fmt: skip
-    before, now = _decisive_values(stored), _decisive_values(asked)
-    for option, value in before.items():
-        if option in COMPARED_BY_DIGEST and value != now[option]:
-            raise _other_content(path, option, COMPARED_BY_DIGEST[option](stored), COMPARED_BY_DIGEST[option](asked))
-        _require_equal(path, value, now[option], partial(Option, option))
-    for noun, detail, old, new in (
-        ("vector column", "of width", stored.vectors, asked.vectors),
-        ("input column", "of type", stored.extras, asked.extras),
-    ):
-        for name in dict.fromkeys((*old, *new)):
-            _require_equal(path, old.get(name), new.get(name), partial(_spell_column, f"{noun} {name}", detail))
-
-
-@dataclass(frozen=True)
-class _Content:
-    """What an option stands for, in a message about its content."""
-
-    name: str | None
-    """The option's value, as a path or name; None for objects."""
-    digest: str | None
-    """SHA-256 of the content, hex."""
-    rows: int | None = None
-    """Number of rows of a dataset."""
-
-    def __str__(self) -> str:
-        rows = "" if self.rows is None else f"{counted(self.rows, 'row')}, "
-        return f"({rows}SHA-256 {self.digest[:DIGEST_CHARACTERS] if self.digest else 'none'})"
-
-
-DIGEST_CHARACTERS = 16
-"""Hex digits of a SHA-256 in a message: enough to see that two differ."""
-COMPARED_BY_DIGEST: Mapping[str, Callable[[RunSpec], _Content]] = {
-    "data": lambda spec: _Content(spec.dataset.path or "from Python", spec.dataset.sha256, spec.dataset.rows),
-    "model": lambda spec: _Content(spec.model.name, spec.model.fingerprint),
-    "prompt_template": lambda spec: _Content(spec.prompt.template, spec.prompt.template_sha256),
-}
-"""Options whose content is compared, as a digest."""
-
-
-def _other_content(path: Path, option: str, before: _Content, now: _Content) -> RunError:
-    """The error for an option whose content is not the run's."""
-    started = (f"{path} was started with ", Option(option, before.name))
-    if before.name == now.name:
-        return RunError(
-            *started, f" {before}, and its content is now another {now}; restore it or use another ", Option("out"), "."
-        )
-    return RunError(
-        *started,
-        f" {before}, and this call has ",
-        Option(option, now.name),
-        f" {now}; use the old one or another ",
-        Option("out"),
-        ".",
-    )
-
-
-def _decisive_values(spec: RunSpec) -> dict[str, Any]:
-    """Value by option of the call, for every field that decides the rows."""
-    return {
-        field_.metadata["option"]: to_json(getattr(part, field_.name))
-        for part in (spec.request, spec.prompt, spec.model, spec.dataset)
-        for field_ in fields(part)
-        if "option" in field_.metadata
-    }
-
-
-def _spell_column(name: str, detail: str, value: Any) -> str:
-    return name if value is None else f"{name} {detail} {value}"
-
-
-def _require_equal(path: Path, before: Any, now: Any, spell: Callable[[Any], str | Option]) -> None:
-    """Raise RunError unless both are equal; `spell` names the thing with its value, None if it is absent."""
-    if before != now:
-        raise RunError(
-            f"{path} was started {'without' if before is None else 'with'} ",
-            spell(before),
-            f", and this call has {'no ' if now is None else ''}",
-            spell(now),
-            "; use the old value or another ",
-            Option("out"),
-            ".",
-        )

@@ -43,8 +43,9 @@ from midsight.store.parts import digest_part, encode_part
 from midsight.store.place import validate_no_lost_run
 from midsight.store.reader import Run, read_commit_records
 from midsight.store.rows import require_distinct_rows
+from midsight.store.same_spec import require_same_run
 from midsight.store.schema import records_to_table
-from midsight.store.spec import RunSpec, is_run, read_spec, require_same_run, write_spec
+from midsight.store.spec import RunSpec, is_run, read_spec, write_spec
 
 SHORTEST_S = 2.0
 """Minimum time between two commits that divide the rows of one image, in seconds."""
