@@ -144,7 +144,9 @@ class Run(reader.Run):
         return read_label(self.path, self.spec.run_id, name)
 
     def training_data(self, column: str, label: str) -> TrainingData:
-        """One vector column and one label, as scikit-learn takes them; samples without a value are left out.
+        """One vector column and one label, as scikit-learn takes them.
+
+        Samples without a value are left out, and in an imported run those without a vector.
 
         Args:
             column: The vector column.
@@ -154,7 +156,7 @@ class Run(reader.Run):
             `X` float32 [n, width], `y` bool [n], `groups` int64 [n] (equal for equal images), `ids`; in dataset order.
 
         Raises:
-            MidsightError: The run has no such column or label, or the label has no value.
+            MidsightError: The run has no such column or label, or no sample with both.
         """
         if column not in self.vector_columns:
             raise no_such_column(self.path, column, self.vector_columns)
@@ -162,10 +164,16 @@ class Run(reader.Run):
         mask = np.array([value is not None for value in values], bool)
         if not mask.any():
             raise MidsightError(f"The label {label} of {self.path} has no value for any sample; choose another label.")
+        if self.spec.imported is not None:
+            mask &= ~np.isnan(self.matrix(column)[:, 0])
+            if not mask.any():
+                raise MidsightError(
+                    f"No sample of {self.path} with the label {label} has a vector in {column}; choose another column."
+                )
         images = self.table()["image_id"].to_numpy()[mask]
         return TrainingData(
             X=self.matrix(column, samples=mask),
-            y=np.array([value for value in values if value is not None], bool),
+            y=np.array([value for value, kept in zip(values, mask, strict=True) if kept], bool),
             groups=np.unique(images, return_inverse=True)[1].astype(np.int64),
             ids=[one for one, kept in zip(self.sample_ids(), mask, strict=True) if kept],
         )

@@ -1,6 +1,7 @@
 """`--format halp`: what is written is what the probe scripts read, array by array."""
 
 import json
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -17,7 +18,7 @@ from midsight.halp import export
 from midsight.halp.export import export_halp
 from midsight.store import RunWriter, open_run
 from midsight.store import optional as optional_packages
-from support.halp_files import QUERY_TOKEN, VISION_TOKEN, read_parts
+from support.halp_files import QUERY_TOKEN, VISION_TOKEN, make_sample, read_parts, write_part
 from support.made_up import make_model_spec, make_record, make_request, make_spec, write_run
 
 PIXELS = "processor_pooled_pixels"
@@ -112,9 +113,33 @@ def test_pixels_in_place_of_the_encoders_mean(run, tmp_path):
     with h5py.File(next((tmp_path / "out").iterdir())) as opened:
         assert opened.attrs["midsight_vision_only"] == "pixels"
     assert done.notes == [
-        f"The format has no place for vision_only_representation, {QUERY_TOKEN}.layer_1_residual, "
-        "image_mean_representation.layer_0; export them with another --format."
+        "Under vision_only_representation the files have the processor's pixels; --vision-only encoder puts the "
+        "encoder's mean there.",
+        f"The format has no place for {QUERY_TOKEN}.layer_1_residual, image_mean_representation.layer_0; export them "
+        "with another --format.",
     ]
+
+
+def test_a_run_with_pixels_alone_has_them_in_place_of_the_encoders_mean(tmp_path):
+    spec = spec_of({PIXELS: 4})
+    write_run(tmp_path / "run", [record(0, spec)], spec)
+    done = export_halp(open_run(tmp_path / "run"), tmp_path / "out")
+    assert same_bits(read_parts(tmp_path / "out")["s0"].vision_only, record(0, spec).vectors[PIXELS])
+    with h5py.File(next((tmp_path / "out").iterdir())) as opened:
+        assert opened.attrs["midsight_vision_only"] == "pixels"
+    assert done.notes == [
+        "Under vision_only_representation the files have the processor's pixels, because the run has no encoder's mean."
+    ]
+
+
+def test_parts_that_midsight_did_not_write_are_not_replaced(run, tmp_path):
+    write_part(tmp_path / "out" / "llava_embeddings_part_001.h5", {"q1": make_sample(1, (0, 1))})
+    export_halp(run, tmp_path / "own")
+    shutil.copy(next((tmp_path / "own").iterdir()), tmp_path / "out" / "a.h5")
+    before = (tmp_path / "out" / "llava_embeddings_part_001.h5").read_bytes()
+    with pytest.raises(MidsightError, match=r"part_001\.h5 was not written by midsight, so it is not replaced; choose"):
+        export_halp(run, tmp_path / "out", overwrite=True)
+    assert (tmp_path / "out" / "llava_embeddings_part_001.h5").read_bytes() == before
 
 
 def test_a_run_with_the_raw_last_layer_alone_says_that_it_is_before_the_norm(tmp_path):
@@ -157,8 +182,9 @@ def test_ids_and_texts_that_hdf5_cannot_hold(tmp_path):
     assert done.notes == [
         "Ids such as '12' are read as numbers by pandas, and the probe scripts then find no sample; read their "
         "labels as text.",
-        "Some ids cannot be names of groups, so all are percent-encoded.",
-        "4 texts hold a zero byte, which HDF5 ends a text at; it is written as U+FFFD.",
+        "Some ids cannot be names of groups, so all are percent-encoded; in labels for the probe scripts, write them "
+        "as urllib.parse.quote(id, safe=' ') does.",
+        "A zero byte, which ends a text in HDF5, is written as U+FFFD in 4 texts.",
     ]
     found = read_parts(tmp_path / "out")
     assert {*found} == {"val%2F1.", "50%25", "%2E.", "12"}

@@ -187,6 +187,27 @@ def test_a_run_comes_back_bit_for_bit(tmp_path, monkeypatch, store_dtype):
     ]
 
 
+@pytest.mark.parametrize(
+    ("name", "lost"),
+    [
+        ("phi4", []),
+        ("llava", [*of(GUESSED, "embed", 7, 15, 23, 30), *of(QUERY_TOKEN, "embed")]),
+    ],
+)
+def test_an_imported_run_is_exported_and_imported_again(tmp_path, name, lost):
+    import_halp(write_script_parts(tmp_path / "parts", name), tmp_path / "run")
+    run = open_run(tmp_path / "run")
+    done = export_halp(run, tmp_path / "again")
+    assert [one for one in lost if not any(one in note for note in done.notes)] == []
+    import_halp(tmp_path / "again", tmp_path / "back")
+    back = open_run(tmp_path / "back")
+    assert [*back.vector_columns] == [one for one in run.vector_columns if one not in lost]
+    for column in back.vector_columns:
+        assert back.matrix(column).tobytes() == run.matrix(column).tobytes(), column
+    before, after = run.spec.model, back.spec.model
+    assert (after.dtype, after.device_type, after.layers) == (before.dtype, before.device_type, before.layers)
+
+
 @pytest.fixture
 def many(tmp_path):
     """Eighty samples of Gemma's script, of which the right answers can be told by a query layer."""
@@ -229,6 +250,10 @@ def test_the_commands_work_on_an_imported_run(many):
     opened = midsight.open_run(run)
     assert opened.matrix(QUERY_TOKEN, layer=-1, residual=True).shape == (80, WIDTH)
     assert opened.matrices("query_token").shape == (80, 4, WIDTH)
+    data = opened.training_data("vision_only_representation", "hallucinating")
+    assert data.ids == [f"q{i:03}" for i in range(5, 80)]
+    assert np.isfinite(data.X).all()
+    assert data.y.tolist() == [i % 3 == 0 for i in range(5, 80)]
     call("export", run, "--format", "csv", "--out", many / "a.csv")
     call("export", run, "--format", "npy", "--out", many / "npy")
     call("export", run, "--format", "halp", "--out", many / "again")
@@ -360,6 +385,20 @@ def test_what_cannot_be_imported_is_refused_before_a_run_is_made(tmp_path, files
     with pytest.raises(MidsightError, match=said):
         import_halp(tmp_path / "parts", tmp_path / "run", script=script)
     assert not (tmp_path / "run").exists()
+
+
+def test_files_that_do_not_say_their_script_are_not_taken_for_those_beside_them(parts):
+    write_part(parts / "x.h5", {"q7": make_sample(7, LAYERS_32)}, {"model_name": "mine"})
+    with pytest.raises(MidsightError, match=r"p_part_001\.h5 is of phi4, x\.h5 of an unknown one; give each a folder"):
+        import_halp(parts, parts.parent / "run")
+
+
+def test_parts_by_midsight_need_no_script(tmp_path):
+    spec = make_spec(extras={})
+    write_run(tmp_path / "run", [make_record(0, spec, extras={})], spec)
+    export_halp(open_run(tmp_path / "run"), tmp_path / "parts")
+    with pytest.raises(MidsightError, match=r"midsight wrote the files of .*parts; leave out script='phi4'"):
+        import_halp(tmp_path / "parts", tmp_path / "back", script="phi4")
 
 
 def test_a_folder_that_is_none_is_refused(tmp_path):

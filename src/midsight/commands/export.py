@@ -30,8 +30,8 @@ def export(
         str | None,
         typer.Option(
             metavar="encoder|pixels",
-            help="halp: what stands under vision_only_representation: the encoder's mean (default) or the "
-            "processor's pixels, as the script for Phi-4 has it.",
+            help="halp: what stands under vision_only_representation: the encoder's mean (default if the run has it) "
+            "or the processor's pixels, as the script for Phi-4 has it.",
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what --out names.")] = False,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from midsight.errors import MidsightError, Option
+from midsight.errors import MidsightError, Option, counted
 from midsight.halp.layout import (
     AFTER_NORM,
     ANSWER,
@@ -26,6 +26,7 @@ from midsight.halp.layout import (
     SAMPLES_PER_PART,
     STORE_DTYPE,
     TRUTH,
+    UNKNOWN,
     VERSION,
     VISION_ONLY_IS,
     group_name,
@@ -35,6 +36,7 @@ from midsight.halp.layout import (
     part_name,
     truth_text,
 )
+from midsight.halp.reading import UnreadableError, open_part, read_attributes
 from midsight.halp.scripts import QUERY_TOKEN, SCRIPTS, VISION_TOKEN
 from midsight.records import PROCESSOR_POOLED_PIXELS, VISION_ONLY
 from midsight.store.export_target import new_target
@@ -47,6 +49,8 @@ from midsight.taps.tap import Tap
 from midsight.version import __version__
 
 VISION_ONLY_COLUMNS: Mapping[str, str] = {"encoder": VISION_ONLY, "pixels": PROCESSOR_POOLED_PIXELS}
+"""What may stand under `vision_only_representation`, by the name that the user gives it; the first that a run has."""
+_IN_WORDS = {"encoder": "the encoder's mean", "pixels": "the processor's pixels"}
 TEXT_COLUMNS = ("sample_id", "input_index", "image", "question", "reference_answers")
 
 _MODEL_TYPES = {
@@ -102,10 +106,10 @@ def export_halp(
     Args:
         run: The run.
         out: The folder of the parts.
-        vision_only: What stands under `vision_only_representation`: the encoder's mean, the default, or the
-            processor's pixels, which the script for Phi-4 stores.
+        vision_only: What stands under `vision_only_representation`: `encoder` for the encoder's mean, or `pixels` for
+            the processor's pixels, which the script for Phi-4 stores. By default the first of them that the run has.
         samples: Ids of samples; by default all.
-        overwrite: Replace a folder of parts.
+        overwrite: Replace a folder of parts that midsight wrote.
 
     Returns:
         What was written.
@@ -116,6 +120,8 @@ def export_halp(
         DamagedRunError: Stored bytes are not those that were written.
     """
     import_optional("h5py")
+    if overwrite:
+        _require_own_parts(Path(out))
     rows = chosen_rows(run, samples)
     ids = run.sample_ids() if samples is None else samples
     plan = _plan(run, vision_only, encoded=needs_encoding(ids))
@@ -130,42 +136,60 @@ def export_halp(
             _start_part(file, {**plan.attributes, "num_samples": count})
         replaced = sum(_write_rows(files[number], some, plan) for number, some in _by_part(run, rows, plan.columns))
     if replaced:
-        notes.append(f"{replaced} texts hold a zero byte, which HDF5 ends a text at; it is written as U+FFFD.")
+        notes.append(f"A zero byte, which ends a text in HDF5, is written as U+FFFD in {counted(replaced, 'text')}.")
     return HalpExport(parts, rows.count, notes)
 
 
 def _plan(run: Run, vision_only: str | None, *, encoded: bool) -> _Plan:
-    which = vision_only or "encoder"
-    if which not in VISION_ONLY_COLUMNS:
-        raise MidsightError(Option("vision_only", which), " is unknown; choose encoder or pixels.")
-    column = VISION_ONLY_COLUMNS[which] if VISION_ONLY_COLUMNS[which] in run.spec.vectors else None
-    if vision_only is not None and column is None:
-        remedy = Option("processor_pooled_pixels", True) if which == "pixels" else Option("vision", "mean")
-        raise MidsightError(
-            f"{run.path} has no column {VISION_ONLY_COLUMNS[which]} for ", Option("vision_only", which),
-            "; extract it with ", remedy, ", or choose the other one.",
-        )  # fmt: skip
-    layers = _layers(run)
-    if column is None and not layers:
+    which, layers = _which_vision_only(run, vision_only), _layers(run)
+    if which is None and not layers:
         raise MidsightError(f"{run.path} has no vectors that the HALP format has a place for.")
     last = [tap.stage for name in layers if (tap := Tap.parse(name)).layer == run.spec.model.layers - 1]
     spec = run.spec
     attributes = {
         "model_name": spec.model.name,
         "model_type": _model_type(run),
-        "device": spec.environment.device or spec.model.device_type or "unknown",
-        "dtype": spec.model.dtype or "unknown",
+        "device": spec.environment.device or spec.model.device_type or UNKNOWN,
+        "dtype": spec.model.dtype or UNKNOWN,
         "created_at": spec.created,
         VERSION: __version__,
         RUN_ID: spec.run_id,
-        VISION_ONLY_IS: "none" if column is None else which,
+        VISION_ONLY_IS: which or "none",
         LAST_LAYER: "not stored" if not last else BEFORE_NORM if last[0] == "residual" else AFTER_NORM,
         STORE_DTYPE: spec.request.store_dtype,
         IDS: PERCENT_ENCODED if encoded else "plain",
         LAYERS: spec.model.layers,
     }
-    vectors = layers if column is None else {column: VISION_ONLY, **layers}
+    vectors = layers if which is None else {VISION_ONLY_COLUMNS[which]: VISION_ONLY, **layers}
     return _Plan(vectors, spec.request.answers, encoded, attributes)
+
+
+def _require_own_parts(out: Path) -> None:
+    """Raises MidsightError if a folder holds parts that midsight did not write, because they may be the only ones."""
+    for file in sorted(out.glob("*.h5")):
+        try:
+            with open_part(file) as opened:
+                own = VERSION in read_attributes(opened)
+        except UnreadableError:
+            own = False
+        if not own:
+            raise MidsightError(f"{file} was not written by midsight, so it is not replaced; choose another ",
+                                Option("out"), ".")  # fmt: skip
+
+
+def _which_vision_only(run: Run, asked: str | None) -> str | None:
+    """`encoder` or `pixels`; None if the run has neither and none was asked for."""
+    if asked is None:
+        return next((which for which, column in VISION_ONLY_COLUMNS.items() if column in run.spec.vectors), None)
+    if asked not in VISION_ONLY_COLUMNS:
+        raise MidsightError(Option("vision_only", asked), " is unknown; choose encoder or pixels.")
+    if VISION_ONLY_COLUMNS[asked] not in run.spec.vectors:
+        remedy = Option("processor_pooled_pixels", True) if asked == "pixels" else Option("vision", "mean")
+        raise MidsightError(
+            f"{run.path} has no column {VISION_ONLY_COLUMNS[asked]} for ", Option("vision_only", asked),
+            "; extract it with ", remedy, ", or choose the other one.",
+        )  # fmt: skip
+    return asked
 
 
 def _layers(run: Run) -> dict[str, str]:
@@ -190,7 +214,16 @@ def _model_type(run: Run) -> str:
 
 def _notes(run: Run, plan: _Plan, ids: Collection[str]) -> list[str]:
     notes = []
-    left_out = [name for name in run.vector_columns if name not in plan.columns]
+    which = plan.attributes[VISION_ONLY_IS]
+    other = [name for name, column in VISION_ONLY_COLUMNS.items() if name != which and column in run.spec.vectors]
+    if other:
+        notes.append(
+            f"Under {VISION_ONLY} the files have {_IN_WORDS[which]}; --vision-only {other[0]} puts "
+            f"{_IN_WORDS[other[0]]} there."
+        )
+    elif which == "pixels":
+        notes.append(f"Under {VISION_ONLY} the files have {_IN_WORDS[which]}, because the run has no encoder's mean.")
+    left_out = [name for name in run.vector_columns if name not in (*plan.columns, *VISION_ONLY_COLUMNS.values())]
     if left_out:
         notes.append(f"The format has no place for {', '.join(left_out)}; export them with another --format.")
     if numbers := numeric_ids(ids):
@@ -199,7 +232,10 @@ def _notes(run: Run, plan: _Plan, ids: Collection[str]) -> list[str]:
             "read their labels as text."
         )
     if plan.encoded:
-        notes.append("Some ids cannot be names of groups, so all are percent-encoded.")
+        notes.append(
+            "Some ids cannot be names of groups, so all are percent-encoded; in labels for the probe scripts, write "
+            "them as urllib.parse.quote(id, safe=' ') does."
+        )
     return notes
 
 

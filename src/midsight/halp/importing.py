@@ -19,6 +19,7 @@ from midsight.halp.layout import (
     RUN_ID,
     STORE_DTYPE,
     TRUTH,
+    UNKNOWN,
     VERSION,
     is_error_answer,
     references_of,
@@ -147,9 +148,9 @@ def describe_import(survey: Survey, columns: dict[VectorKey, str]) -> RunSpec:
             revision=None,
             fingerprint=None,
             fixes=(),
-            dtype=said.get("dtype", "").removeprefix("torch.") or None,
+            dtype=_known(said, "dtype").removeprefix("torch.") or None,
             lora=None,
-            device_type=said.get("device", "").partition(":")[0] or None,
+            device_type=_known(said, "device").partition(":")[0] or None,
             attention=None,
             layers=survey.layers,
             hidden_size=hidden,
@@ -173,6 +174,11 @@ def describe_import(survey: Survey, columns: dict[VectorKey, str]) -> RunSpec:
             attributes=said,
         ),
     )
+
+
+def _known(said: Mapping[str, str], name: str) -> str:
+    """What the files say; empty if they do not say it, or say that it is unknown."""
+    return "" if said.get(name) == UNKNOWN else said.get(name, "")
 
 
 def _source(survey: Survey) -> str:

@@ -27,6 +27,8 @@ INPUT_INDEX = "midsight_input_index"
 """Attribute of a sample's group: its row in the dataset."""
 AFTER_NORM, BEFORE_NORM = "after the final norm", "before the final norm"
 PERCENT_ENCODED = "percent-encoded"
+UNKNOWN = "unknown"
+"""What midsight writes for a device or a dtype that an imported run does not know."""
 
 _LAYER = re.compile(r"layer_(0|[1-9][0-9]{0,3})")
 _ERROR_ANSWER = re.compile(r"\s*(\[Generation failed: |Error generating response: )")

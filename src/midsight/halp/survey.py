@@ -45,6 +45,7 @@ from midsight.halp.scripts import (
 from midsight.records import VISION_ONLY
 
 SUFFIXES = (".h5", ".hdf5")
+UNKNOWN_MAKER = "an unknown one"
 MOST_KINDS = 30
 """Kinds of problems with samples that are told apart."""
 
@@ -231,6 +232,8 @@ def _script(
             if own
             else recognise(part.attributes, part.path.name, layers)
         )
+        if name is None and part.names and given is None:
+            name = UNKNOWN_MAKER
         if name is not None:
             found.setdefault(name, part.path.name)
     if len(found) > 1:
@@ -239,7 +242,9 @@ def _script(
             f"{folder} holds files of several makers: {one} is of {first}, {other} of {second}; give each a folder of "
             "its own."
         )
-    if VERSION in parts[0].attributes and given is None:
+    if VERSION in parts[0].attributes:
+        if given is not None:
+            raise MidsightError(f"midsight wrote the files of {folder}; leave out ", Option("script", given), ".")
         return "midsight", own_script(parts[0].attributes)
     name = given or next(iter(found), None)
     if name is None or name not in SCRIPTS:
