@@ -101,6 +101,14 @@ def test_the_csv_of_the_halp_scripts_with_both_names_and_with_columns_named(tmp_
     assert (other.image, other.extras) == ("x.jpg", {"question_id": "p_1", "image_id": "17"})
 
 
+@pytest.mark.parametrize("name", ["image_path", "file_name", "Image", "img"])
+def test_a_column_of_paths_wins_over_the_number_of_an_image(tmp_path, name):
+    path = write_csv(tmp_path / "a.csv", f"question_id,image_id,{name},question,answer", "p_1,17,x.jpg,Dog?,yes")
+    (sample,) = read_table(path).samples
+    assert (sample.image, sample.reference_answers) == ("x.jpg", ("yes",))
+    assert sample.extras == {"question_id": "p_1", "image_id": "17"}
+
+
 def turns(*values: str) -> list[dict]:
     return [{"from": ("human", "gpt")[i % 2], "value": value} for i, value in enumerate(values)]
 
@@ -149,6 +157,10 @@ def test_llava_with_columns_named(tmp_path):
         ({}, "the conversation is null"),
         ({"conversations": [{"from": "gpt", "value": "x"}]}, "it must begin with a turn from 'human'"),
         ({"conversations": [{"from": "human", "value": 5}]}, "a turn of the conversation is 5, not text"),
+        (
+            {"conversations": [{"role": "user", "content": [{"video": "a.mp4"}, {"text": "What?"}]}]},
+            r'a part of the conversation is \{"video": "a.mp4"\}, not a text or an image',
+        ),
         ({"conversations": turns("<image>")}, "the question is empty"),
         ({"conversations": turns("<image> and <image>?")}, "2 placeholders <image>, but the sample has 1 image"),
         ({"image": None, "conversations": turns("What?")}, "the image is null"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import tarfile
 import tempfile
@@ -15,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from midsight.errors import MidsightError
+from midsight.samples import json_rows
 from midsight.samples.images import decode_image
 from midsight.samples.options import DatasetOptions
 from midsight.samples.tables import make_samples, read_table
@@ -131,11 +133,80 @@ def test_a_damaged_compressed_file_is_refused(tmp_path, damage):
 
 
 def test_a_large_wrong_table_is_refused_from_its_first_rows(tmp_path, monkeypatch):
-    monkeypatch.setattr("midsight.samples.tables.LARGE_BYTES", 1000)
-    monkeypatch.setattr("midsight.samples.tables.ROWS_LOOKED_AT", 3)
+    monkeypatch.setattr("midsight.samples.sources.LARGE_BYTES", 1000)
+    monkeypatch.setattr("midsight.samples.sources.ROWS_LOOKED_AT", 3)
     (tmp_path / "a.jsonl").write_text('{"image": "a.png"}\n' * 100 + "broken")
     with pytest.raises(MidsightError, match="no column 'question'; it has 'image'"):
         read_table(tmp_path / "a.jsonl")
+
+
+class TestLargeObjects:
+    """JSON objects of which only the beginning decides whether they are refused."""
+
+    @pytest.fixture
+    def bytes_read(self, monkeypatch):
+        """How many bytes of JSON were read, call by call; the limits are those of a small file."""
+        monkeypatch.setattr("midsight.samples.sources.LARGE_BYTES", 1000)
+        monkeypatch.setattr("midsight.samples.sources.ROWS_LOOKED_AT", 3)
+        monkeypatch.setattr(json_rows, "BYTES_LOOKED_AT", 4000)
+        monkeypatch.setattr(json_rows, "_CHUNK_BYTES", 1000)
+        read = []
+
+        class Counting(io.BytesIO):
+            def read(self, size=-1):
+                data = super().read(size)
+                read.append(len(data))
+                return data
+
+        monkeypatch.setattr(json_rows, "open_bytes", lambda path: Counting(path.read_bytes()))
+        return read
+
+    def write(self, tmp_path, **lists):
+        (tmp_path / "a.json").write_text(json.dumps({"info": {"year": 2017}, "licenses": [{"n": 1}], **lists}))
+        return tmp_path / "a.json"
+
+    def test_a_list_of_any_name_is_refused_from_its_first_rows(self, tmp_path, bytes_read):
+        path = self.write(tmp_path, annotations=[{"image": "a.png", "caption": n} for n in range(10_000)])
+        with pytest.raises(
+            MidsightError,
+            match=r"no column 'question'; it has 'image', 'caption': choose one with question_column, or another "
+            r"list than 'annotations' with split\.$",
+        ):
+            read_table(path)
+        assert sum(bytes_read) < 20_000 < path.stat().st_size / 10
+
+    def test_a_list_inside_two_objects_too(self, tmp_path, bytes_read):
+        rows = [{"image_id": n, "caption": "red"} for n in range(10_000)]
+        (tmp_path / "a.json").write_text(json.dumps({"data": {"annotations": rows}, "n": 1}))
+        with pytest.raises(MidsightError, match=r"or another list than 'data\.annotations' with split\.$"):
+            read_table(tmp_path / "a.json")
+        assert sum(bytes_read) < 20_000
+
+    def test_a_file_of_answers_too(self, tmp_path, bytes_read):
+        path = self.write(tmp_path, annotations=[{"image_id": n, "answer": "red"} for n in range(10_000)])
+        (tmp_path / "q.jsonl").write_text(lines([{"image": "a.png", "question": "?", "n": 1}]))
+        with pytest.raises(MidsightError, match="no column 'n'; it has 'image_id', 'answer': choose one with on"):
+            read_table(tmp_path / "q.jsonl", DatasetOptions(answers_from=path, on="n"))
+        assert sum(bytes_read) < 20_000
+
+    def test_the_named_list_is_found_behind_others(self, tmp_path, bytes_read):
+        images = [{"image_id": n} for n in range(1000)]
+        path = self.write(tmp_path, images=images, val=ROWS, test=ROWS[:1])
+        assert read_good(path, split="val").rows == 3
+
+    def test_where_the_beginning_suits_all_lists_are_looked_at(self, tmp_path, bytes_read):
+        path = self.write(tmp_path, train=ROWS * 100, val=ROWS)
+        with pytest.raises(MidsightError, match="has several splits; choose one of 'licenses', 'train', 'val' with"):
+            read_table(path)
+        assert read_good(self.write(tmp_path, images=[{"n": 1}], questions=ROWS * 100), id_column="none").rows == 300
+
+
+def test_a_split_that_is_not_there_is_refused_whatever_the_lists_are_called(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps({"data": ROWS[:1], "train": ROWS[1:]}))
+    assert read_good(tmp_path / "a.json").rows == read_good(tmp_path / "a.json", split="data").rows == 1
+    assert read_good(tmp_path / "a.json", split="train").rows == 2
+    with pytest.raises(MidsightError, match="has no split 'val'; choose one of 'data', 'train' with split"):
+        read_table(tmp_path / "a.json", DatasetOptions(split="val"))
 
 
 def test_names_in_another_case_and_with_spaces_are_found_and_said(tmp_path):
@@ -147,6 +218,8 @@ def test_names_in_another_case_and_with_spaces_are_found_and_said(tmp_path):
         for name, role in (("QUESTION", "question"), (" Image ", "image"), ("Answer", "answer"))
     )
     assert read_good(tmp_path / "a.csv", question_column="a_b").samples[0].question == "1"
+    (tmp_path / "a.csv").write_text("image,prompt,Question\na.png,Be brief.,What?\n")
+    assert read_good(tmp_path / "a.csv").samples[0].question == "What?"
 
 
 def test_several_image_columns_in_order_with_nulls_left_out(tmp_path):

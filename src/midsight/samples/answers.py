@@ -13,7 +13,7 @@ from midsight.errors import MidsightError, Option, SampleError, counted
 from midsight.samples.columnar import json_value
 from midsight.samples.options import DatasetOptions
 from midsight.samples.rows import Row, Table, quoted_names, shortened_json
-from midsight.samples.sources import open_table
+from midsight.samples.sources import open_beginning, open_table
 from midsight.samples.written_lists import written_texts
 
 ANSWER_COLUMNS = ("answers", "answer", "multiple_choice_answer", "label", "truth", "gt_answer")
@@ -72,21 +72,13 @@ def join_answers(table: Table, options: DatasetOptions) -> tuple[Table, str]:
             Option("answers_from"), " needs the column that both files have; name it with ", Option("on"), "."
         )
     path = Path(str(options.answers_from))
-    other = open_table(path, None, None)
     on, _, on_other = options.on.partition("=")
     on_other = on_other or on
-    for one, name in ((table, on), (other, on_other)):
-        if name not in one.columns:
-            has = quoted_names(one.columns)
-            raise MidsightError(f"{one.path} has no column {name!r}; it has {has}: choose one with ", Option("on"), ".")
-    answer = options.answer_column or next((name for name in ANSWER_COLUMNS if name in other.columns), None)
-    if answer is None or answer not in other.columns:
-        has = quoted_names(other.columns)
-        raise MidsightError(
-            f"{path} has no column of answers that is known; it has {has}: choose one with ",
-            Option("answer_column"),
-            ".",
-        )
+    _require_column(table, on)
+    if beginning := open_beginning(path):  # a wrong file is refused before all of it is read
+        _answer_column(beginning, on_other, options)
+    other = open_table(path)
+    answer = _answer_column(other, on_other, options)
     new = tuple(name for name in other.columns if name not in table.columns and name not in (answer, on_other))
     found = _read(other, on_other, answer, new)
     notes = [*table.notes]
@@ -110,6 +102,26 @@ def join_answers(table: Table, options: DatasetOptions) -> tuple[Table, str]:
     digest = lambda: hashlib.sha256(f"{table.sha256()}{other.sha256()}{options.on}".encode()).hexdigest()  # noqa: E731
     columns = tuple(dict.fromkeys((*table.columns, answer, *new)))
     return replace(table, columns=columns, rows=rows, sha256=digest, notes=notes), answer
+
+
+def _require_column(table: Table, name: str) -> None:
+    if name not in table.columns:
+        has = quoted_names(table.columns)
+        raise MidsightError(f"{table.path} has no column {name!r}; it has {has}: choose one with ", Option("on"), ".")
+
+
+def _answer_column(table: Table, on: str, options: DatasetOptions) -> str:
+    """The column of the answers in a file of answers; raises MidsightError if it has none, or no column `on`."""
+    _require_column(table, on)
+    answer = options.answer_column or next((name for name in ANSWER_COLUMNS if name in table.columns), None)
+    if answer is None or answer not in table.columns:
+        has = quoted_names(table.columns)
+        raise MidsightError(
+            f"{table.path} has no column of answers that is known; it has {has}: choose one with ",
+            Option("answer_column"),
+            ".",
+        )
+    return answer
 
 
 def _read(table: Table, on: str, answer: str, names: Collection[str]) -> dict[str, dict[str, Any]]:

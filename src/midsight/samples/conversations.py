@@ -153,8 +153,9 @@ def _text_of_part(part: Any) -> str:
 def _is_image(part: Any) -> bool:
     if not isinstance(part, Mapping):
         return False
-    kind = part.get("type")
-    return kind in ("image", "image_url", "input_image") if kind else part.get("text") is None
+    if kind := part.get("type"):
+        return kind in ("image", "image_url", "input_image")
+    return all(part.get(name) is None for name in ("text", "video", "audio"))
 
 
 def _source_of_part(part: Mapping[str, Any]) -> Any:

@@ -33,6 +33,8 @@ NAMES_OF_ROWS = frozenset(("data", "questions", "rows", "samples", "examples", "
 NAMES_OF_SPLITS = frozenset(("train", "training", "val", "valid", "validation", "dev", "test", "testmini", "eval"))
 """Names of lists, and of files, that are splits of a dataset and not parts of one table."""
 _CHUNK_BYTES = 1 << 20
+BYTES_LOOKED_AT = 4 << 20
+"""How far an object is read for a list that is surely the table, if its beginning has to decide."""
 _LINES_LOOKED_AT = 10
 _MEMBERS_LOOKED_AT = 100
 _decode = json.JSONDecoder().decode
@@ -50,6 +52,8 @@ class JsonShape:
     """Where the array or object begins, in bytes."""
     inside: bool = False
     """Whether the array is the value of a member of an object."""
+    may_be_another: str = ""
+    """Name of the list, if another list of the file may be the table and the file was not read so far."""
 
     @property
     def unit(self) -> Literal["line", "element"]:
@@ -74,6 +78,8 @@ class _Members:
     """Name of each member that is an object -> its members."""
     followed: bool = False
     """Whether another value follows."""
+    cut_off: bool = False
+    """Whether the object was not read to where its lists are known."""
 
     @property
     def is_row(self) -> bool:
@@ -83,9 +89,10 @@ class _Members:
         )
 
 
-def json_shape(path: Path, split: str | None = None) -> JsonShape:
+def json_shape(path: Path, split: str | None = None, *, beginning: bool = False) -> JsonShape:
     """How the file holds its rows, whatever its name ends in; `split` names one of several lists in an object.
 
+    With `beginning`, a list at the beginning of an object is taken as its rows although another list may follow.
     Raises MidsightError if it holds no rows.
     """
     with open_bytes(path) as file:
@@ -104,7 +111,7 @@ def json_shape(path: Path, split: str | None = None) -> JsonShape:
     are_rows = [not read_cells(line)[1] for line in lines]
     if len(lines) > 1 and any(are_rows[: 1 if is_json else None]):
         return LINES
-    members = _read_members(path, offset)
+    members = _read_members(path, offset, split, beginning=beginning)
     shape = LINES if members.followed else _shape_of_object(path, offset, members, split)
     is_alone = members.is_row and not members.followed and len(lines) > 1 and not any(are_rows)
     return JsonShape("object", offset) if shape is LINES and is_alone else shape
@@ -121,7 +128,10 @@ def _shape_of_object(path: Path, offset: int, members: _Members, split: str | No
             f"{path} holds a list of rows for each image; write one row for each, with its image in it."
         )
     if lists := members.lists or _inner_lists(members):
-        certain = [name for name in lists if name.rpartition(".")[2] in NAMES_OF_ROWS]
+        certain = [name for name in lists if split is None and name.rpartition(".")[2] in NAMES_OF_ROWS]
+        if members.cut_off and not certain:
+            name, begin = next(reversed(lists.items()))
+            return JsonShape("array", begin, inside=True, may_be_another=name)
         chosen = certain[0] if len(certain) == 1 else choose_split(path, list(lists), split)
         return JsonShape("array", lists[chosen], inside=True)
     for name, inner in members.inner.items():
@@ -168,16 +178,22 @@ def choose_split(path: Path, splits: Sequence[str], split: str | None) -> str:
     return split
 
 
-def _read_members(path: Path, offset: int) -> _Members:
-    """The members of the object at the offset and of objects in it, as far as they decide its shape."""
+def _read_members(path: Path, offset: int, split: str | None, *, beginning: bool) -> _Members:
+    """The members of the object at the offset and of objects in it, as far as they decide its shape.
+
+    The list that is the table ends the search: the one named `split`, else one whose name is in NAMES_OF_ROWS.
+    """
+    ends = NAMES_OF_ROWS if split is None else {split}
     members = _Members(offset)
     opened: list[bytes] = []
     objects, names, previous, opened_at = [members], ["", ""], b"", 0
     with open_bytes(path) as file:
         for token, at in _tokens(file, offset):
             depth = len(opened)
-            if depth == 0 and previous:
-                members.followed = True
+            is_enough = beginning and split is None and at - offset > BYTES_LOOKED_AT
+            members.cut_off = is_enough and bool(members.lists or objects[-1].lists)
+            members.followed = depth == 0 and previous != b""
+            if members.cut_off or members.followed:
                 return members
             inside = depth - 1 if depth in (1, 2) and opened[-1] == b"{" else None
             if inside is not None and previous in (b"{", b",") and token.startswith(b'"'):
@@ -193,7 +209,7 @@ def _read_members(path: Path, offset: int) -> _Members:
             elif depth in (2, 3) and token == b"{" and previous == b"[" and opened[-2] == b"{" and opened[0] == b"{":
                 name = names[depth - 2]
                 objects[depth - 2].lists[name] = opened_at
-                if name in NAMES_OF_ROWS and (depth == 2 or (names[0] in NAMES_OF_ROWS and not objects[1].is_row)):
+                if name in ends and (depth == 2 or (names[0] in ends and not objects[1].is_row)):
                     return members
             if token in (b"{", b"["):
                 opened.append(token)

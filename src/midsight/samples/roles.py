@@ -17,7 +17,7 @@ from midsight.samples.rows import Table, quoted_names
 Benchmark = Literal["pope", "conversation", "vlmevalkit", "halp"]
 """Known by their columns. pope: question_id, image, text, label. conversation: conversations, messages and their like.
 vlmevalkit: a TSV with index, question, and image or image_path. halp: a CSV with question_id, question, one of
-HALP_IMAGES and one of HALP_ANSWERS, and no image."""
+HALP_IMAGES and one of HALP_ANSWERS, and no other column of images."""
 
 HALP_IMAGES = ("image_name", "image_id")
 HALP_ANSWERS = ("answer", "gt_answer", "ground_truth_answer")
@@ -91,16 +91,13 @@ class _Columns:
     def find(self, names: Iterable[str], role: str) -> str | None:
         """The first of the names that the table has, exactly or but for case, spaces, `_` and `-`."""
         names = tuple(names)
-        exact = next((name for name in names if name in self.table.columns), None)
-        if exact is not None:
-            if exact not in (names[0], "answers", "images"):
-                self.notes.append(f"The column {exact!r} is taken as the {role}.")
-            return exact
         for name in names:
             alike = [column for column in self.table.columns if _normal(column) == _normal(name)]
-            if len(alike) == 1:
-                self.notes.append(f"The column {alike[0]!r} is taken as the {role}.")
-                return alike[0]
+            found = [name] if name in alike else alike
+            if len(found) == 1:
+                if found[0] not in (names[0], "answers", "images"):
+                    self.notes.append(f"The column {found[0]!r} is taken as the {role}.")
+                return found[0]
         return None
 
     def named(self, name: str, role: str) -> str:
@@ -109,9 +106,8 @@ class _Columns:
         option = Option(f"{role}_column")
         if found is None:
             has = quoted_names(self.table.columns)
-            raise MidsightError(
-                f"{self.table.path} has no column {name!r}; it has {has}: choose one with ", option, "."
-            )
+            problem = f"{self.table.path} has no column {name!r}; it has {has}: choose one with "
+            raise MidsightError(problem, option, *self.table.other_rows, ".")
         if role != "image" and found in self.table.binary_columns:
             raise MidsightError(f"{self.table.path} holds bytes in column {found!r}; choose another with ", option, ".")
         return found
@@ -156,7 +152,8 @@ def _recognise(table: Table, options: DatasetOptions) -> Benchmark | None:
         return "conversation"
     if table.kind == "tsv" and {"index", "question"} <= columns and columns & {"image", "image_path"}:
         return "vlmevalkit"
-    is_halp = table.kind == "csv" and {"question_id", "question"} <= columns and "image" not in columns
+    other_images = {*map(_normal, columns)} & {_normal(name) for name in IMAGE_NAMES if name not in HALP_IMAGES}
+    is_halp = table.kind == "csv" and {"question_id", "question"} <= columns and not other_images
     return "halp" if is_halp and columns & {*HALP_IMAGES} and columns & {*HALP_ANSWERS} else None
 
 
@@ -184,7 +181,9 @@ def _images(
                 has = quoted_names(columns.table.columns)
                 raise MidsightError(
                     Option("image_column"),
-                    f" is {given!r}, and {columns.table.path} has no column {name!r}; it has {has}.",
+                    f" is {given!r}, and {columns.table.path} has no column {name!r}; it has {has}: name one of these",
+                    *columns.table.other_rows,
+                    ".",
                 )
         return tuple(names), given
     if given is not None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from midsight.errors import MidsightError, SampleError
+from midsight.errors import MidsightError, Option, SampleError
 from midsight.samples.locations import RowLocation
 
 MAX_ROW_BYTES = 256_000_000
@@ -68,6 +68,8 @@ class Table:
     """Columns that hold images by the table's form; empty if only names tell."""
     notes: Sequence[str] = ()
     """What the user should know about how the table was read; complete once all rows are read."""
+    other_rows: tuple[str | Option, ...] = ()
+    """How to choose other rows of the file, as the end of a message; empty if there are no others."""
 
 
 def validate_storable(value: Any) -> None:

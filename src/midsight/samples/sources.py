@@ -39,14 +39,27 @@ _REMEDIES = {
     ".txt": "write CSV, TSV or JSON Lines",
 }  # fmt: skip
 """Suffix -> what to do with such a file."""
+LARGE_BYTES = 20_000_000
+ROWS_LOOKED_AT = 10_000
+"""A file that is larger is refused if its first rows do not have the columns that are needed."""
 _SHARD = re.compile(r"(?P<split>.+?)-(?P<number>\d{5})-of-(?P<count>\d{5})(?:-[0-9a-f]+)?")
 
 
-def open_table(path: Path, split: str | None = None, limit: int | None = None) -> Table:
+def open_beginning(path: Path, split: str | None = None, limit: int | None = None) -> Table | None:
+    """The table as the beginning of its file shows it, if the file is so large that reading all of it takes long."""
+    try:
+        is_large = path.is_file() and path.stat().st_size > LARGE_BYTES
+    except OSError:
+        return None
+    return open_table(path, split, min(limit or ROWS_LOOKED_AT, ROWS_LOOKED_AT), beginning=True) if is_large else None
+
+
+def open_table(path: Path, split: str | None = None, limit: int | None = None, *, beginning: bool = False) -> Table:
     """The table in a file, in files that match a pattern like `data/train-*.parquet`, or in a folder.
 
     A folder holds table files of one kind or a dataset that `datasets` saved; `split` chooses one of several splits.
-    The columns of JSON are those of the first `limit` rows. Raises MidsightError if the path is something else, does
+    The columns of JSON are those of the first `limit` rows; with `beginning`, a list at the beginning of a JSON object
+    is taken as its rows although another list may follow. Raises MidsightError if the path is something else, does
     not exist or cannot be read.
     """
     try:
@@ -58,7 +71,7 @@ def open_table(path: Path, split: str | None = None, limit: int | None = None) -
             if not files:
                 raise MidsightError(f"{path} matches no table file; supported are {', '.join(_KINDS)}.")
             return _open_files(path, files, root, split, limit)
-        return _open_files(path, [path], path.parent, split, limit)
+        return _open_files(path, [path], path.parent, split, limit, beginning=beginning)
     except OSError as error:
         raise MidsightError(f"{path} cannot be read: {error.strerror or first_line(error)}.") from error
     except UNREADABLE as error:
@@ -75,7 +88,9 @@ def _kind(path: Path) -> TableKind | None:
     return None if kind in ("parquet", "tar", "arrow") and path.suffix.lower() in COMPRESSED else kind
 
 
-def _open_files(path: Path, files: Sequence[Path], root: Path, split: str | None, limit: int | None) -> Table:
+def _open_files(
+    path: Path, files: Sequence[Path], root: Path, split: str | None, limit: int | None, *, beginning: bool = False
+) -> Table:
     """The rows of files of one kind, one file after the other."""
     kinds = {_kind(file) for file in files}
     if None in kinds:
@@ -100,13 +115,23 @@ def _open_files(path: Path, files: Sequence[Path], root: Path, split: str | None
         return open_arrow(path, files, root)
     if kind == "tar":
         return open_tar(path, files, root, limit)
-    tables = [_open_text(file, kind, split, limit, is_one_of_many=len(files) > 1) for file in files]
-    if len(files) > 1 and any(table.columns for table in tables):
+    if len(files) == 1:
+        return _open_text(files[0], kind, split, limit, beginning=beginning)
+    tables = [_open_text(file, kind, split, limit, is_one_of_many=True) for file in files]
+    if any(table.columns for table in tables):
         return _join(path, files, tables, root)
-    return _open_text(files[0], kind, split, limit) if len(files) > 1 else tables[0]
+    return _open_text(files[0], kind, split, limit)
 
 
-def _open_text(path: Path, kind: Any, split: str | None, limit: int | None, *, is_one_of_many: bool = False) -> Table:
+def _open_text(
+    path: Path,
+    kind: Any,
+    split: str | None,
+    limit: int | None,
+    *,
+    is_one_of_many: bool = False,
+    beginning: bool = False,
+) -> Table:
     """The rows of a text file; one of many may have none that can be read."""
     if kind in ("csv", "tsv"):
         usual = "," if kind == "csv" else "\t"
@@ -115,12 +140,14 @@ def _open_text(path: Path, kind: Any, split: str | None, limit: int | None, *, i
         rows = partial(delimited_rows, path, delimiter, columns)
         notes = () if delimiter == usual else (f"The cells of {path} are separated by {delimiter!r}.",)
         return _text_table(path, kind, "line", columns, rows, notes=notes)
-    shape = json_shape(path, split)
+    shape = json_shape(path, split, beginning=beginning)
     if split is not None and not shape.inside:
         raise MidsightError(f"{path} has no splits; leave ", Option("split", split), " out.")
     columns = json_columns(path, shape, limit, may_be_empty=is_one_of_many)
     if shape.kind != "members":
-        return _text_table(path, kind, shape.unit, columns, partial(json_rows, path, shape))
+        other = (f", or another list than {shape.may_be_another!r} with ", Option("split"))
+        other_rows = other if shape.may_be_another else ()
+        return _text_table(path, kind, shape.unit, columns, partial(json_rows, path, shape), other_rows=other_rows)
     key = next(name for name in ("id", "key", "__key__") if name not in columns)
     return _text_table(path, kind, "element", (key, *columns), partial(json_rows, path, shape, key), id_column=key)
 

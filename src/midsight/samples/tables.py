@@ -34,14 +34,11 @@ from midsight.samples.roles import Roles, assign_roles
 from midsight.samples.row_to_sample import SampleMaker
 from midsight.samples.rows import Table, validate_storable
 from midsight.samples.sample import Failure, ImageSource, Sample, SampleOrFailure, make_sample_id
-from midsight.samples.sources import open_table
+from midsight.samples.sources import open_beginning, open_table
 from midsight.samples.urls import is_web_address
 
 Pair = tuple[ImageSource | str | Sequence[ImageSource | str], str]
 """An image, or several, and a question, from Python."""
-LARGE_BYTES = 20_000_000
-ROWS_LOOKED_AT = 10_000
-"""A file that is larger is refused if its first rows do not have the columns that are needed."""
 
 
 @dataclass(frozen=True)
@@ -143,9 +140,8 @@ def _open(path: Path, options: DatasetOptions, limit: int | None) -> tuple[Table
             f"{path} is not a folder of images; leave ", Option("question"), " out, a table has its own."
         )
     joins = options.answers_from is not None
-    if _is_large(path):  # a wrong table is refused before all of it is read
-        first = replace(options, answer_column=None) if joins else options
-        assign_roles(open_table(path, options.split, min(limit or ROWS_LOOKED_AT, ROWS_LOOKED_AT)), first)
+    if beginning := open_beginning(path, options.split, limit):  # a wrong table is refused before all of it is read
+        assign_roles(beginning, replace(options, answer_column=None) if joins else options)
     table = open_table(path, options.split, limit)
     if joins:
         table, answer = join_answers(table, options)
@@ -153,13 +149,6 @@ def _open(path: Path, options: DatasetOptions, limit: int | None) -> tuple[Table
     if options.on is not None:
         raise MidsightError(Option("on"), " goes with ", Option("answers_from"), "; add it, or leave both out.")
     return table, options
-
-
-def _is_large(path: Path) -> bool:
-    try:
-        return path.is_file() and path.stat().st_size > LARGE_BYTES
-    except OSError:
-        return False
 
 
 def _collect(
