@@ -14,8 +14,9 @@ from midsight.families.phi4_multimodal import FAMILY
 from midsight.prompts.chat_template import ChatTemplate, find_template
 from midsight.prompts.control_tokens import control_tokens
 from midsight.prompts.prompt import find_control_text, find_question, make_prompt_format, tokenise_prompt
-from midsight.prompts.user_text import parse_user_text
+from midsight.prompts.user_text import describe_choices, parse_user_text
 from midsight.samples.columns import ColumnSource
+from midsight.samples.extras import ExtraType
 from midsight.samples.sample import Sample
 from midsight.testing.phi4_multimodal import CHAT_TEMPLATE, IMAGE_ID, make_tokenizer
 
@@ -316,6 +317,7 @@ class TestColumns:
             ("{question}\nA. {A}\nB. {B?}\nEnd", {"A": "dog", "B": None}, "Which?\nA. dog\nEnd"),
             ("{hint?}\n{question}", {"hint": " "}, "Which?"),
             ("{question}\n{hint?} {A?}", {"hint": "look"}, "Which?"),
+            ("{hint?}\n{question}\nA. {A}\nB. {B?}", {"hint": "nan", "A": "dog", "B": "nan"}, "Which?\nA. dog"),
             ("{question} {n}", {"n": 3.0}, "Which? 3"),
             ("{question} {n}", {"n": 0.5}, "Which? 0.5"),
             ("{question} {n}", {"n": 0}, "Which? 0"),
@@ -335,7 +337,7 @@ class TestColumns:
         with pytest.raises(SampleError, match=r"'label', which is a list"):
             self.text("{question} Not {label}.", answers=("no", "none"))
 
-    @pytest.mark.parametrize("missing", [None, "", "  ", float("nan")])
+    @pytest.mark.parametrize("missing", [None, "", "  ", float("nan"), "nan"])
     def test_without_a_value_the_sample_fails(self, missing):
         with pytest.raises(SampleError, match=r"^The prompt uses the column 'A', .*no value.*write \{A\?\} to leave"):
             self.text("{question} {A}", A=missing)
@@ -386,13 +388,56 @@ class TestMultipleChoice:
         assert filled.text == f"Hint: Look.\nQuestion: Which?\nOptions:\nA. 2\nB. 3\n{self.ENDING}"
         assert filled.text[slice(*filled.question)] == "Which?"
 
-    @pytest.mark.parametrize("options", ["[]", "[broken", "[__import__('os')]", None, 3])
+    @pytest.mark.parametrize("options", ["[]", [], None, "", "nan"])
     def test_an_open_question_has_no_choices(self, options):
         assert self.text(options=options).text == "Question: Which?\n"
+
+    @pytest.mark.parametrize("options", ["[broken", "[__import__('os')]", 3, "(a) open (b) closed"])
+    @pytest.mark.parametrize("column", ["options", "Choices"])
+    def test_choices_that_are_not_a_list_are_never_left_out(self, column, options):
+        with pytest.raises(
+            SampleError, match=rf"^The choices in the column '{column}' are .*, not a list; .* or use \{{{column}\}} in"
+        ):
+            self.text(**{column: options})
+        ending = f"Question: Which?\nOptions:\nA. x\n{self.ENDING}"
+        assert self.text(**{column: options, "A": "x"}).text == ending
+
+    def test_columns_may_begin_with_a_capital(self):
+        filled = self.text(Hint="Look.", Options=["2", "3"])
+        assert filled.text == f"Hint: Look.\nQuestion: Which?\nOptions:\nA. 2\nB. 3\n{self.ENDING}"
+
+    def test_choices_without_a_letter_fail_the_sample(self):
+        assert "Z. 25\n" in self.text(options=list(range(26))).text
+        with pytest.raises(SampleError, match=r"^The sample has 27 choices, more than there are letters; leave some"):
+            self.text(options=list(range(27)))
 
     def test_it_needs_a_column_of_choices(self):
         with pytest.raises(MidsightError, match=r"^prompt='mcq' needs choices in columns A, B, .*the data have 'a'\."):
             parse_user_text("mcq", {"a": "extra"})
+
+
+class TestNotes:
+    """What the data have and the prompt has not."""
+
+    EXTRAS: ClassVar[dict[str, ExtraType]] = dict.fromkeys(("Options", "context", "hint", "system"), "string")
+    CHOICES = "'Options' look like choices, which are not part of the prompt; the prompt mcq has them."
+    CONTEXT = (
+        "'context', 'hint' may belong to the question, and the prompt leaves it out; the prompt may have {context?}."
+    )
+    SYSTEM = "'system' may hold system turns, which are left out; the option system gives all prompts the same one."
+
+    @pytest.mark.parametrize(
+        ("prompt", "notes"),
+        [
+            ("{question}", (CHOICES, CONTEXT, SYSTEM)),
+            ("{question}\nAnswer yes or no.", (CHOICES, CONTEXT, SYSTEM)),
+            ("{hint?}\n{context}\n{question}\n{Options}", (SYSTEM,)),
+            ("mcq", ("'context' may belong to the question, and the prompt leaves it out.", SYSTEM)),
+        ],
+    )
+    def test_they_name_what_is_left_out(self, prompt, notes):
+        assert describe_choices(prompt, self.EXTRAS) == notes
+        assert describe_choices(prompt, {"level": "int64"}) == ()
 
 
 class TestImagePlaces:
@@ -425,6 +470,8 @@ class TestImagePlaces:
             ("[IMG] and [IMAGE]: same?", 2, "# and #: same?", "##and : same?"),
             ("[img_2][img_1] Same?", 2, "##Same?", "##Same?"),
             ("Picture 1: <img>dir/a.png</img>\nWhat?", 1, "Picture 1: #\nWhat?", "#Picture 1: \nWhat?"),
+            ("<img>my dog.png</img>\nIs it a dog?", 1, "#Is it a dog?", "#Is it a dog?"),
+            ("<image>my dog.jpeg</image>\nIs it a dog?", 1, "#Is it a dog?", "#Is it a dog?"),
             ("(<image>./</image>)\nWhat?", 1, "#What?", "#What?"),
             ("<image></image>What?", 1, "#What?", "#What?"),
             ("<img>\nWhat?", 1, "#What?", "#What?"),

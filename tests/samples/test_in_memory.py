@@ -8,9 +8,11 @@ import pytest
 from PIL import Image
 
 import midsight
+from midsight.samples.images import decode_image, image_id
 from midsight.samples.options import DatasetOptions
 from midsight.samples.tables import read_memory
 from support.pictures import encoded, picture
+from support.prompting import prompts
 
 ROWS = [
     {"id": 7, "image": "a.png", "question": "What?", "answer": "yes", "level": 1.5},
@@ -60,6 +62,14 @@ def test_images_of_datasets_stay_encoded():
     features = datasets.Features({"image": datasets.Image(), "question": datasets.Value("string")})
     (sample,) = read_memory(datasets.Dataset.from_dict(rows, features=features)).samples
     assert sample.images == (rows["image"][0],)
+
+
+@pytest.mark.parametrize("make", [list, pandas.DataFrame], ids=["list", "pandas"])
+def test_images_may_be_inside_messages(make):
+    parts = [{"type": "image", "image": picture((40, 30), 1)}, {"type": "text", "text": "What?"}]
+    read = read_memory(make([{"messages": [{"role": "user", "content": parts}]}]))
+    assert (read.failures, prompts(read)) == ((), ["#What?"])
+    assert image_id(decode_image(read.samples[0].images[0])) == image_id(picture((40, 30), 1))
 
 
 def test_a_frame_is_extracted_like_a_table_and_resumes(model, folder, tmp_path):

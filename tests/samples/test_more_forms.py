@@ -209,10 +209,24 @@ def test_qwens_conversations_name_images_in_the_text_or_in_parts_without_a_type(
     (tmp_path / "a.png").write_bytes(ENCODED[0])
     in_text = {"conversations": [{"from": "user", "value": "Picture 1: <img>a.png</img>\nWhat?"}]}
     in_parts = {"conversations": [{"role": "user", "content": [{"image": "a.png"}, {"text": "What?"}]}]}
-    (tmp_path / "a.json").write_text(json.dumps([in_text, in_parts]))
+    (tmp_path / "a b.png").write_bytes(ENCODED[0])
+    spaced = {"conversations": [{"from": "user", "value": "Picture 1: <img>a b.png</img>\nWhat?"}]}
+    (tmp_path / "a.json").write_text(json.dumps([in_text, in_parts, spaced]))
     dataset = read_good(tmp_path / "a.json")
-    assert prompts(dataset) == ["Picture 1: #\nWhat?", "#What?"]
+    assert prompts(dataset) == ["Picture 1: #\nWhat?", "#What?", "Picture 1: #\nWhat?"]
     assert all(same_picture(sample.images[0], 0) for sample in dataset.samples)
+    assert dataset.notes == ()
+
+
+def test_minicpms_images_by_placeholder(tmp_path):
+    turns = [{"role": "user", "content": "Is <image_01> like <image_00>?"}]
+    for n in range(2):
+        (tmp_path / f"{n}.png").write_bytes(ENCODED[n])
+    row = {"image": {"<image_01>": "1.png", "<image_00>": "0.png"}, "conversations": turns}
+    (tmp_path / "a.json").write_text(json.dumps([row]))
+    dataset = read_good(tmp_path / "a.json")
+    assert prompts(dataset) == ["Is # like #?"]
+    assert all(same_picture(image, n) for n, image in enumerate(dataset.samples[0].images))
 
 
 class TestJson:
@@ -375,6 +389,7 @@ class TestQuestions:
             ("<image>User: What is it? GPT:<answer>", "#What is it?"),
             ("What is it? ASSISTANT:", "#What is it?"),
             ("User: what does bob write?", "#User: what does bob write?"),
+            ("User: who is it? ChatGPT:", "#User: who is it? ChatGPT:"),
         ],
     )
     def test_turns_of_another_tool_are_left_out(self, tmp_path, question, prompt):
@@ -386,7 +401,15 @@ class TestQuestions:
         pairs = make_samples([("a.png", question)])
         assert (prompts(pairs), pairs.notes) == ([prompt], dataset.notes)
 
-    @pytest.mark.parametrize("question", ["A chat. USER: What? ASSISTANT:", "USER: What? ASSISTANT: A dog. USER: Why?"])
+    @pytest.mark.parametrize(
+        "question",
+        [
+            "A chat. USER: What? ASSISTANT:",
+            "USER: What? ASSISTANT: A dog. USER: Why?",
+            "What? ASSISTANT: A dog. USER: Why?",
+            "A chat. USER: What? ASSISTANT: Say",
+        ],
+    )
     def test_several_turns_fail(self, tmp_path, question):
         (tmp_path / "a.jsonl").write_text(json.dumps({"image": "a.png", "question": question}))
         (failure,) = read_table(tmp_path / "a.jsonl").failures

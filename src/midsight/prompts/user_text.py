@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import Any
 
 from midsight.errors import MidsightError, Option, SampleError
 from midsight.prompts.declaration import QUESTION
-from midsight.samples.choices import choices_of, is_choice_column, is_missing_choice
+from midsight.samples.choices import choices_of, is_choice_column, is_missing_choice, require_choices
 from midsight.samples.columns import ColumnSource
 from midsight.samples.extras import ExtraType
 from midsight.samples.rows import quoted_names
@@ -19,8 +18,10 @@ from midsight.samples.sample import Sample
 MULTIPLE_CHOICE = "mcq"
 """The value of the option `prompt` that renders hint, question and choices as VLMEvalKit does."""
 
-CONTEXT_COLUMNS = ("hint", "context", "input", "passage", "history")
+CONTEXT_COLUMNS = ("hint", "context", "input", "inputs", "instruction", "passage", "history")
 """Columns that some datasets have beside the question and show to the model with it."""
+SYSTEM_COLUMNS = ("system", "system_prompt")
+"""Columns of system turns."""
 
 _PIECE = re.compile(r"(?P<brace>\{\{|\}\})|\{(?P<name>[^{}]*)\}|(?P<text>[^{}]+)|(?P<lone>[{}])")
 
@@ -123,18 +124,25 @@ def parse_user_text(spelled: str, columns: Mapping[str, ColumnSource]) -> UserTe
 
 
 def describe_choices(spelled: str, extras: Mapping[str, ExtraType]) -> tuple[str, ...]:
-    """Notes if the option `prompt` is the question alone, and the data have choices or what else belongs to it."""
-    if spelled != QUESTION:
-        return ()
+    """Notes on choices and other parts of a question that the data have and the option `prompt` leaves out."""
     notes: list[str] = []
-    if choices := [name for name in extras if is_choice_column(name)]:
+    is_mcq = spelled == MULTIPLE_CHOICE
+    left_out = [name for name in extras if f"{{{name}}}" not in spelled and f"{{{name}?}}" not in spelled]
+    choices = [name for name in extras if is_choice_column(name)]
+    if choices and not is_mcq and {*choices} <= {*left_out}:
         notes.append(
             f"{quoted_names(choices)} look like choices, which are not part of the prompt; the prompt mcq has them."
         )
-    if context := [name for name in extras if name.casefold() in CONTEXT_COLUMNS]:
-        text = next((name for name in context if extras[name] == "string"), None)
+    in_prompt = {"hint"} if is_mcq else set[str]()
+    if context := [name for name in left_out if name.casefold() in {*CONTEXT_COLUMNS} - in_prompt]:
+        text = next((name for name in context if extras[name] == "string" and not is_mcq), None)
         remedy = f"; the prompt may have {{{text}?}}" if text else ""
         notes.append(f"{quoted_names(context)} may belong to the question, and the prompt leaves it out{remedy}.")
+    if system := [name for name in left_out if name.casefold() in SYSTEM_COLUMNS]:
+        notes.append(
+            f"{quoted_names(system)} may hold system turns, which are left out; the option system gives all prompts "
+            "the same one."
+        )
     return tuple(notes)
 
 
@@ -173,7 +181,8 @@ def _lines(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
 
 def around_multiple_choice(sample: Sample) -> tuple[str, str]:
     """What stands before and after the question in VLMEvalKit's prompt for multiple choice."""
-    hint = None if is_missing_choice(sample.extras.get("hint")) else as_text(sample.extras["hint"], "hint")
+    require_choices(sample.extras)
+    hint = next((as_text(cell, name) for name, cell in sample.extras.items() if name.casefold() == "hint"), None)
     before = ("" if hint is None else f"Hint: {hint}\n") + "Question: "
     choices = "".join(f"{letter}. {as_text(choice, letter)}\n" for letter, choice in choices_of(sample.extras))
     ending = "Please select the correct answer from the options above. \n"
@@ -192,15 +201,14 @@ def required_text(column: Column, sample: Sample) -> str:
 
 
 def as_text(value: Any, column: str) -> str | None:
-    """A cell as text of a prompt; None for null, NaN and blank text. Raises SampleError for a list or an object.
+    """A cell as text of a prompt; None for null, NaN, blank text, and the text `nan`, as pandas writes NaN.
 
-    A whole number that became a float, as pandas makes it in a column with nulls, is written without `.0`.
+    A whole number that became a float, as pandas makes it in a column with nulls, is written without `.0`. Raises
+    SampleError for a list or an object.
     """
     if isinstance(value, list | dict):
         kind = "a list" if isinstance(value, list) else "an object"
         raise SampleError(f"The prompt uses the column {column!r}, which is {kind} in this sample; give one with text.")
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+    if is_missing_choice(value):
         return None
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value) if str(value).strip() else None
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)

@@ -7,6 +7,8 @@ import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from midsight.errors import SampleError
+from midsight.samples.rows import shortened_json
 from midsight.samples.written_lists import written_value
 
 LISTS_OF_CHOICES = ("choices", "options")
@@ -21,7 +23,7 @@ _NAMED = re.compile(
 def is_choice_column(name: str) -> bool:
     """Whether a column holds one choice (`A` to `Z`, `choice_a`, `option1`) or a list of all."""
     is_letter = len(name) == 1 and name in string.ascii_uppercase
-    return is_letter or name in LISTS_OF_CHOICES or _NAMED.fullmatch(name) is not None
+    return is_letter or name.casefold() in LISTS_OF_CHOICES or _NAMED.fullmatch(name) is not None
 
 
 def choices_of(cells: Mapping[str, Any]) -> Sequence[tuple[str, Any]]:
@@ -35,10 +37,32 @@ def choices_of(cells: Mapping[str, Any]) -> Sequence[tuple[str, Any]]:
     ]
     if by_letter:
         return by_letter
-    listed = next((found for name in LISTS_OF_CHOICES if (found := _as_list(cells.get(name)))), None)
+    listed = next((found for name in _lists(cells) if (found := _as_list(cells[name]))), None)
     return [
         (letter, choice) for letter, choice in _lettered(listed or _by_name(cells)) if not is_missing_choice(choice)
     ]
+
+
+def require_choices(cells: Mapping[str, Any]) -> None:
+    """Raises SampleError if a column named like a list of choices holds choices that `choices_of` leaves out."""
+    if any(not is_missing_choice(cells.get(letter)) for letter in string.ascii_uppercase):
+        return
+    given = {name: cells[name] for name in _lists(cells) if not is_missing_choice(cells[name])}
+    letters = {letter for letter, _ in choices_of(cells)}
+    unread = next((name for name, cell in given.items() if _as_list(cell) is None), None)
+    if unread is not None and not letters:
+        raise SampleError(
+            f"The choices in the column {unread!r} are {shortened_json(given[unread])}, not a list; give a list, or "
+            f"use {{{unread}}} in the prompt in place of mcq."
+        )
+    longest = max((len(listed) for cell in given.values() if isinstance(listed := _as_list(cell), list)), default=0)
+    if letters <= {*string.ascii_uppercase} and longest > len(string.ascii_uppercase):
+        raise SampleError(f"The sample has {longest} choices, more than there are letters; leave some out.")
+
+
+def _lists(cells: Mapping[str, Any]) -> list[str]:
+    """The columns of LISTS_OF_CHOICES, in this order, in upper or lower case."""
+    return [name for known in LISTS_OF_CHOICES for name in cells if name.casefold() == known]
 
 
 def _lettered(listed: list[Any] | dict[str, Any]) -> Sequence[tuple[str, Any]]:

@@ -34,14 +34,17 @@ _TEXT_IN_LIST = re.compile(r"""'([^'\\]*)'|"([^"\\]*)\"""")
 _HOLDERS = (
     "image", "image_url", "url", "src", "source", "base64", "b64_json", "image_base64", "img", "image_path", "uri",
 )  # fmt: skip
+_NUMBERED = re.compile(r"<image_?\d+>")
+"""Names of the images in an object like `{"<image_00>": "a.png"}`, as MiniCPM-V's data have it."""
 _LIST_OF_NUMBERS = re.compile(r"\[\s*\d{1,3}\s*,")
 
 
 def image_values(cell: Any) -> list[Any]:
     """One value per image of a cell: the items of a list, also of one written as text, else the cell itself.
 
-    A list of numbers is the bytes of one image. Of an object
-    like `{"image_url": ...}`, what it holds counts. Of a conversation, the values are the images in its first question.
+    A list of numbers is the bytes of one image. Of an object like `{"image_url": ...}`, what it holds counts, of one
+    like `{"<image_00>": ...}` all values in the order of their numbers. Of a conversation, the values are the images in
+    its first question.
     """
     if isinstance(cell, str) and cell[:1] in ("[", "{"):
         if _LIST_OF_TEXTS.fullmatch(cell.strip()):
@@ -51,6 +54,9 @@ def image_values(cell: Any) -> list[Any]:
         written = written_value(cell)
         if isinstance(written, dict) or (written and all(isinstance(item, dict) for item in written)):
             cell = written
+    if isinstance(cell, dict) and cell and all(map(_NUMBERED.fullmatch, cell)):
+        by_number = sorted(cell, key=lambda name: int(re.sub(r"\D", "", name)))
+        cell = [cell[name] for name in by_number if cell[name] is not None]
     if isinstance(cell, list) and _is_list_of_bytes(cell):
         return [bytes(cell)]
     if is_conversation(cell):

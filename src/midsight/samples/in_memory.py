@@ -99,8 +99,12 @@ def _plain(value: Any, encoded: dict[int, bytes], notes: list[str]) -> Any:
         return str(value)
     if isinstance(value, list | tuple):
         return [_plain(item, encoded, notes) for item in value]
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item, encoded, notes) for name, item in value.items()}
     if type(value).__module__ == "numpy":
-        value = value.tolist()
+        listed = value.tolist()
+        is_of_numbers = isinstance(listed, list) and value.dtype != object  # perhaps the millions of an image
+        return listed if is_of_numbers else _plain(listed, encoded, notes)
     if type(value).__name__ in ("NAType", "NaTType") or (isinstance(value, float) and value != value):
         return None
     return value

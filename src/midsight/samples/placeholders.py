@@ -15,8 +15,10 @@ _TAG = (
     r"|<\|?(?:ima?ge?_?(?:here|placeholder|plh|token|pad|soft_token|feature|features|context)|im_patch)\|?>"
 )
 _BRACKETS = r"(?<!\w)\[(?:image|img|<img_plh>)(?:[ _#-]{0,2}(?P<in_brackets>\d+))?\](?!\()"
+_PATH = r"(?:[^<>\s]*|[^<>\n]+\.\w{3,4}\s?)"
+"""A path or nothing; only a name with a suffix may have spaces in it."""
 _WITH_PATH = (
-    r"<img>[^<>\s]*</img>|\(<image>\./</image>\)|<image>[^<>\s]*</image>|<image><image></image>"
+    rf"<img>{_PATH}</img>|\(<image>\./</image>\)|<image>{_PATH}</image>|<image><image></image>"
     r"|<\|media_start\|>image<\|media_content\|><\|media_pad\|><\|media_end\|>"
 )
 _AT_THE_EDGE = r"(?:^|(?=\S+[^\S\n]*$))(?:\{\{?image(?:[ _]?(?P<in_braces>\d+))?\}?\}|<img>)"
@@ -31,7 +33,7 @@ PLACEHOLDER = re.compile(
 )
 """Text for one image: `<image>`, `<image 1>`, `<|image_1|>`, `[IMG]`, `<img>a.png</img>`, a model's own tokens."""
 
-_BETWEEN_WORDS = re.compile(rf"\S[^\S\n]*{_IN_LINE}[^\S\n]*\S", re.IGNORECASE)
+_BETWEEN_WORDS = re.compile(rf"\S[^\S\n]*{_IN_LINE}(?![^<>\n]*</img>)[^\S\n]*\S", re.IGNORECASE)
 _LEADING_OF_ANY_KIND = re.compile(rf"\s*(?:{PLACEHOLDER.pattern})", PLACEHOLDER.flags)
 
 _LOOKS_ALIKE = re.compile(
@@ -39,7 +41,7 @@ _LOOKS_ALIKE = re.compile(
     re.IGNORECASE,
 )
 
-_LEADING = re.compile(r"\s*(?:<image>(?![^<>\s]*</image>)(?!<image></image>)|<\|image_(?P<number>\d+)\|>)")
+_LEADING = re.compile(r"\s*(?:<image>(?![^<>\n]*</image>)(?!<image></image>)|<\|image_(?P<number>\d+)\|>)")
 
 _CHAT_MARKUP = re.compile(
     r"<\|(?:im_start|im_end|im_sep|user|assistant|system|end|start_header_id|end_header_id|eot_id|eom_id|begin_of_text"
@@ -49,10 +51,10 @@ _CHAT_MARKUP = re.compile(
 """Markup of turns that chat templates of usual models write."""
 
 _USER = re.compile(r"\s*(?:(?P<sure>###\s*(?:USER|User|Human|HUMAN)|USER|HUMAN)|User|Human)\s*:\s*")
-_ASSISTANT = re.compile(r"\s*(?:###\s?)?(?:ASSISTANT|Assistant|GPT)\s?:\s?(?:<answer>)?$")
+_ASSISTANT = re.compile(r"\s*(?:###\s?)?(?<!\w)(?:ASSISTANT|Assistant|GPT)\s?:\s?(?:<answer>)?$")
 _LONGEST_ENDING = 40
 """Characters in which `_ASSISTANT` is looked for."""
-_INSIDE = re.compile(r"(?:^|\s)(?:###\s*)?(?:USER|HUMAN|ASSISTANT|GPT)\s*:")
+_INSIDE = re.compile(r"(?:^|\s)(?:###\s*)?(?P<speaker>USER|HUMAN|ASSISTANT|GPT)\s*:")
 
 
 def number_of(placeholder: re.Match[str]) -> int | None:
@@ -90,10 +92,11 @@ def without_turns(question: str) -> str:
     opening, closing = _USER.match(whole, begin), _ASSISTANT.search(whole, max(begin, len(whole) - _LONGEST_ENDING))
     if opening is not None and not (closing or opening["sure"]):
         opening = None
-    if opening is None and closing is None:
-        return question
     start, stop = opening.end() if opening else begin, closing.start() if closing else len(question)
-    if _INSIDE.search(question, start, stop):
+    speakers = {found["speaker"] for found in _INSIDE.finditer(question, start, stop)}
+    if opening is None and closing is None and not speakers >= {"USER", "ASSISTANT"}:
+        return question
+    if speakers:
         raise SampleError(
             "the question holds several turns or a whole prompt (USER:, ASSISTANT:); give the first question alone."
         )
