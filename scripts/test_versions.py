@@ -28,7 +28,6 @@ TESTS = (
 SHOWN = ("transformers", "torch", "torchvision", "pyarrow", "pillow", "accelerate", "huggingface-hub", "numpy")
 TEST_TOOLS = (
     "pytest>=8.2",
-    "accelerate>=1.10",
     "hypothesis>=6.150",
     "peft>=0.21",
     "duckdb>=1.3",

@@ -2,8 +2,10 @@
 
 import copy
 import gc
+import shutil
 import tempfile
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import accelerate
@@ -123,6 +125,13 @@ class TestPlaces:
         gc.collect()
         assert not [*tmp_path.glob("*/*.dat")]
 
+    def test_a_disk_without_room(self, folder, monkeypatch):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+        sentence = said_by(midsight.load, folder, device="cpu", device_map={0: "disk"})
+        assert sentence is not None
+        assert_sentence(sentence)
+        assert "TMPDIR" in sentence
+
     @pytest.mark.parametrize(
         ("given", "said"),
         [
@@ -139,11 +148,6 @@ class TestPlaces:
         assert_sentence(sentence)
         assert sentence.startswith("device_map")
         assert said in sentence
-
-    def test_without_accelerate(self, folder, monkeypatch):
-        monkeypatch.setattr(device_map, "find_spec", lambda _: None)
-        sentence = said_by(midsight.load, folder, device="cpu", device_map="auto")
-        assert sentence == "device_map needs accelerate; install it with `pip install accelerate`."
 
 
 def test_layers_fill_one_device_after_the_other():

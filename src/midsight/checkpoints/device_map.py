@@ -14,7 +14,6 @@ import warnings
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
@@ -34,7 +33,7 @@ DISK = "disk"
 
 
 def validate_device_map(device_map: Any) -> None:
-    """Raises MidsightError for a map that is not one, or without accelerate."""
+    """Raises MidsightError for a map that is not one."""
     is_map = isinstance(device_map, Mapping) and all(
         type(layer) is int and layer >= 0 and isinstance(place, str) for layer, place in device_map.items()
     )
@@ -43,8 +42,6 @@ def validate_device_map(device_map: Any) -> None:
             Option("device_map"),
             f" is {device_map!r}; give auto, or in Python a mapping from numbers of layers to devices or disk.",
         )
-    if find_spec("accelerate") is None:
-        raise MidsightError(Option("device_map"), " needs accelerate; install it with `pip install accelerate`.")
 
 
 def free_by_device(main: torch.device) -> dict[str, int]:
@@ -80,17 +77,18 @@ def dispatch(hf_model: Any, family: Family, device_map: DeviceMap, main: torch.d
         Where the layers are, in one sentence.
 
     Raises:
-        MidsightError: The map names a layer or a device that does not exist.
+        MidsightError: The map names a layer or a device that does not exist, or there is no room on disk.
     """
     import accelerate
 
-    layers = decoder_layers(hf_model, family)
+    sizes = [size_of(layer) for layer in decoder_layers(hf_model, family)]
     home = str(with_index(main))
     places = (
-        as_places(device_map, len(layers), home)
+        as_places(device_map, len(sizes), home)
         if device_map != "auto"
-        else fill_devices([size_of(layer) for layer in layers], size_of(hf_model), home, free)
+        else fill_devices(sizes, size_of(hf_model), home, free)
     )
+    require_room(sum(size for size, place in zip(sizes, places, strict=True) if place == DISK))
     path = family.modules.layers
     modules: dict[str, Any] = dict.fromkeys(beside(hf_model, path), home)
     modules |= {f"{path}.{index}": place for index, place in enumerate(places)}
@@ -110,6 +108,21 @@ def dispatch(hf_model: Any, family: Family, device_map: DeviceMap, main: torch.d
             Option("device_map"), f" cannot be carried out ({first_line(error)}); give auto, or devices that exist."
         ) from error
     return f"Decoder layers are on {describe_places(places)}; everything else is on {home}."
+
+
+def require_room(needed: int) -> None:
+    """Raises MidsightError if the folder for temporary files has no room for so many bytes.
+
+    A full disk would end the process by a signal, because accelerate maps the files into memory.
+    """
+    folder = tempfile.gettempdir()
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise MidsightError(
+            Option("device_map"),
+            f" puts {needed / 1e9:.1f} GB of layers on disk, and {folder} has {free / 1e9:.1f} GB free; set TMPDIR to "
+            "a folder on a larger disk.",
+        )
 
 
 def as_places(device_map: Mapping[int, str], layers: int, main: str) -> list[str]:
