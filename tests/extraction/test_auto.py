@@ -37,6 +37,8 @@ class Machine:
     seconds: Callable[[CallSize], float] = lambda size: 1 + size.unpadded / 1000
     """By default a call reads the weights for a second, and then computes."""
     bytes: Callable[[CallSize], int | None] = lambda size: size.tokens
+    before: Callable[[CallSize], int] = lambda size: 0
+    """Bytes in use when a call begins."""
     sizes: list[CallSize] = field(default_factory=list)
     """Of all calls so far."""
 
@@ -44,7 +46,8 @@ class Machine:
     def meter(self, _device: torch.device) -> Any:
         usage = Usage()
         yield usage
-        usage.seconds, usage.bytes = self.seconds(self.sizes[-1]), self.bytes(self.sizes[-1])
+        size = self.sizes[-1]
+        usage.seconds, usage.before, usage.bytes = self.seconds(size), self.before(size), self.bytes(size)
 
     def budget(self, first_samples: int, *, free_bytes: float = PLENTY) -> Budget:
         made = make_budget("auto", CPU, needing(first_samples), meter=self.meter)
@@ -169,6 +172,18 @@ def test_memory_is_measured_on_the_largest_call():
     assert budget.tokens == 200, "a call smaller than another says nothing"
 
 
+def test_memory_that_a_call_leaves_to_the_next_is_counted():
+    before, used = iter([500, 1400, 1500]), iter([1000, 100, 1000])
+    machine = Machine(before=lambda _: next(before), bytes=lambda _: next(used))
+    budget = machine.budget(8, free_bytes=2000)
+    machine.call(budget, 8, tokens=100)
+    assert budget.tokens == 200
+    machine.call(budget, 8, tokens=100)
+    assert budget.tokens == 200, "the peak is the same, though only 100 bytes are new"
+    machine.call(budget, 8, tokens=200)
+    assert budget.tokens == 200
+
+
 def test_what_memory_cannot_hold_is_not_planned(extract):
     token_bytes = 10_000  # so that the mask of the questions takes little beside them
     machine = Machine(bytes=lambda size: token_bytes * size.tokens)
@@ -196,16 +211,25 @@ def test_after_out_of_memory_calls_are_half_as_large_and_grow_no_more():
     assert (budget.samples, budget.tokens) == (16, 400)
 
 
-def test_without_a_measure_of_memory_auto_stays_as_it_began(monkeypatch, tmp_path):
+def test_without_a_measure_of_memory_calls_grow_to_what_was_estimated(monkeypatch):
+    """As on macOS, on Apple's GPUs, and in containers that hide the peak of a process."""
+    monkeypatch.setattr("midsight.extraction.budget.free_memory", lambda: 80_000)
+    needs, machine = replace(needing(8), token_bytes=1.0), Machine(bytes=lambda _: None)
+    budget = make_budget("auto", CPU, needs, meter=machine.meter)
+    assert (budget.samples, budget.tokens) == (8, 20_000)
+    assert machine.calls(budget, 5) == [8, 16, 20, 20, 20], "20 prompts of usual length; these are shorter"
+    assert budget.tokens == 20_000
+    slow = Machine(seconds=lambda size: size.samples**2, bytes=lambda _: None)
+    assert slow.calls(make_budget("auto", CPU, needs, meter=slow.meter), 6) == [8, 16, 16, 4, 2, 1]
+
+
+def test_a_machine_that_cannot_tell_the_peak_measures_time_alone(monkeypatch, tmp_path):
     monkeypatch.setattr(meter, "PROCESS", tmp_path / "there is none")
-    now = make_budget("auto", CPU, needing(8))
-    tokens = now.tokens
-    with now.watching(CallSize(8, 1, 1)):
-        pass
-    assert (now.samples, now.tokens) == (8, tokens)
-    with meter.measured(torch.device("meta")) as usage:
-        pass
-    assert usage.bytes is None
+    for device in (CPU, torch.device("meta")):
+        with meter.measured(device) as usage:
+            pass
+        assert usage.bytes is None
+        assert usage.seconds > 0
 
 
 @pytest.mark.parametrize(("kind", "free", "tokens"), [("cpu", 8e9, 2e4), ("cpu", 2e9, 5e3)])

@@ -61,6 +61,10 @@ class Budget:
     """The search for the fastest size; None if the batch size is fixed."""
     meter: Meter = measured
     """Measures calls."""
+    estimated_samples: float = math.inf
+    """Maximum number of samples by estimate, which counts if memory cannot be measured."""
+    least_used: float = math.inf
+    """Fewest bytes in use when a call began. Later calls begin with memory that earlier ones left to be used again."""
     largest: float = 0.0
     """Load of the largest call that was measured."""
     fitting: float = math.inf
@@ -89,16 +93,18 @@ class Budget:
     def _learn_from(self, size: CallSize, usage: Usage, search: SizeSearch) -> None:
         """Memory is taken from the largest call so far, because part of a call's memory does not grow with its size.
 
-        Without a measure of memory nothing changes.
+        Without a measure of memory, calls grow up to what was estimated at the start.
         """
-        if usage.bytes is None:
-            return
-        load = self.load(size)
-        if usage.bytes > 0 and load >= self.largest:
-            self.largest = load
-            self.tokens = min(self.fitting, self.free_bytes * load / usage.bytes)
         search.add(size.samples, size.unpadded, usage.seconds)
         self.samples = search.samples
+        if usage.bytes is None:
+            self.samples = max(1, math.floor(min(self.samples, self.estimated_samples)))
+            return
+        self.least_used = min(self.least_used, usage.before)
+        taken, load = usage.before + usage.bytes - self.least_used, self.load(size)
+        if taken > 0 and load >= self.largest:
+            self.largest = load
+            self.tokens = min(self.fitting, self.free_bytes * load / taken)
 
     def learn(self, size: CallSize, enough: bool) -> None:
         """After out-of-memory, caps calls at half its load; a part that fits (`enough`) raises the cap to its own."""
@@ -123,8 +129,17 @@ def make_budget(
     by_work = FIRST_CALL_FLOPS[kind] / (PROMPT_TOKENS * needs.token_flops)
     by_memory = tokens / (PROMPT_TOKENS + sample_tokens)
     first = 2 ** math.floor(math.log2(max(1.0, min(by_work, by_memory, FIRST_SAMPLES))))
-    search = SizeSearch(first, MOST_SAMPLES[kind])
-    return Budget(device, first, MOST_SAMPLES[kind], tokens, sample_tokens, free_bytes, search, meter)
+    return Budget(
+        device,
+        first,
+        MOST_SAMPLES[kind],
+        tokens=tokens,
+        sample_tokens=sample_tokens,
+        free_bytes=free_bytes,
+        search=SizeSearch(first, MOST_SAMPLES[kind]),
+        meter=meter,
+        estimated_samples=by_memory,
+    )
 
 
 def free_on(device: torch.device) -> int:
@@ -136,5 +151,6 @@ def free_on(device: torch.device) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a call ran out of memory."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    """Whether a call ran out of memory. torch's allocators for the CPU and for Apple's GPUs raise RuntimeError."""
+    words = ("can't allocate memory", "out of memory")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(some in str(error) for some in words)

@@ -20,6 +20,8 @@ class Usage:
 
     seconds: float = 0.0
     """Time by the clock."""
+    before: int = 0
+    """Bytes in use when the call began."""
     bytes: int | None = None
     """Peak memory during the call, minus what was in use before; None if this machine cannot tell."""
 
@@ -36,7 +38,7 @@ def measured(device: torch.device) -> Iterator[Usage]:
     yield usage
     usage.seconds = time.perf_counter() - began
     if before is not None:
-        usage.bytes = peak(device) - before
+        usage.before, usage.bytes = before, peak(device) - before
 
 
 def start_peak(device: torch.device) -> int | None:
