@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 
+from midsight.extraction import meter
 from midsight.families.phi4_multimodal import crop_grid
 
 MATRIX_SIDES = {"cpu": (1024, 2048), "cuda": (4096, 8192)}
@@ -89,25 +91,31 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-class Memory:
-    """Peak memory since the object was made, minus what was in use then: of the GPU, or else of the process."""
+@contextmanager
+def watched_memory(device: str) -> Iterator[Callable[[], int]]:
+    """Yields a function that returns the peak memory so far, minus what was in use at the start: of the GPU, or else
+    of the process.
 
-    def __init__(self, device: str) -> None:
-        self._cuda = torch.device(device).type == "cuda"
-        if self._cuda:
-            torch.cuda.synchronize()
-            torch.cuda.reset_peak_memory_stats()
-            self._before = torch.cuda.memory_allocated()
-        else:
-            self._before = psutil.Process().memory_info().rss
-            if sys.platform == "linux":
-                Path("/proc/self/clear_refs").write_text("5")  # forget the peak of loading the model
+    midsight sets the peak back before each call of the model, so the peak until then is noted.
+    """
+    on, set_back, highest = torch.device(device), meter.start_peak, 0
 
-    def peak_bytes(self) -> int:
-        """Peak so far, minus the memory at the start."""
-        if self._cuda:
-            return torch.cuda.max_memory_allocated() - self._before
-        return resident_peak_bytes() - self._before
+    def peak() -> int:
+        return torch.cuda.max_memory_allocated() if on.type == "cuda" else resident_peak_bytes()
+
+    def noted(of: torch.device) -> int | None:
+        nonlocal highest
+        highest = max(highest, peak())
+        return set_back(of)
+
+    synchronize()
+    used = set_back(on)  # so that the peak of loading the model does not count
+    before = psutil.Process().memory_info().rss if used is None else used
+    meter.start_peak = noted
+    try:
+        yield lambda: max(highest, peak()) - before
+    finally:
+        meter.start_peak = set_back
 
 
 def resident_peak_bytes() -> int:

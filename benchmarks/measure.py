@@ -65,17 +65,17 @@ class Measured:
 
 def measure(task: Task) -> Measured:
     """Loads the model, runs the procedure on one sample as a warm-up, then times it on all."""
-    from benchmarks.cost import Memory, machine
+    from benchmarks.cost import machine, watched_memory
     from benchmarks.models import random_model
     from benchmarks.stopping import StopAfter
 
     model, processor = random_model(task.size, task.device)
-    memory = Memory(task.device)
     if task.longest:
         StopAfter(model, processor.tokenizer, {row.question: row.new_tokens for row in task.rows})
     run = {"original": run_original, "batches": run_batches, "midsight": run_midsight}[task.procedure]
-    results = run(task, model, processor)
-    return Measured(peak_bytes=memory.peak_bytes(), machine=machine(), **results)
+    with watched_memory(task.device) as peak_bytes:
+        results = run(task, model, processor)
+        return Measured(peak_bytes=peak_bytes(), machine=machine(), **results)
 
 
 def default_layers(config: Any) -> list[int]:

@@ -15,15 +15,17 @@ STARTING_CALLS = 2
 
 
 def measure_sweep(size: str, device: str, rows: Sequence[Row], measure: Callable[[Task], Measured]) -> dict[str, Any]:
-    """Samples per second of midsight by batch size; for `auto` also those after the first two calls."""
+    """Samples per second in midsight's calls of the model, by batch size; for `auto` also after the first two calls."""
     speeds: dict[str, float] = {}
     for batch_size in ("auto", *SIZES):
-        took = measure(Task("midsight", size, device, list(rows), batch_size))
-        speeds[str(batch_size)] = len(rows) / took.seconds
-        print(
-            f"batch size {batch_size}: {len(rows) / took.seconds:.3g} samples per second", file=sys.stderr, flush=True
-        )
+        calls = measure(Task("midsight", size, device, list(rows), batch_size)).calls
+        speeds[str(batch_size)] = speed_of(calls)
+        print(f"batch size {batch_size}: {speed_of(calls):.3g} samples per second", file=sys.stderr, flush=True)
         if batch_size == "auto":
-            later = took.calls[STARTING_CALLS:] or took.calls
-            speeds["auto, later"] = sum(call[0] for call in later) / sum(call[1] for call in later)
+            speeds["auto, later"] = speed_of(calls[STARTING_CALLS:] or calls)
     return {"samples": len(rows), "speeds": speeds}
+
+
+def speed_of(calls: Sequence[tuple[int, float, int]]) -> float:
+    """Samples per second of some calls."""
+    return sum(samples for samples, _, _ in calls) / sum(seconds for _, seconds, _ in calls)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from benchmarks import gpu_sections, page
-from benchmarks.cost import matrix_peak
+from benchmarks.cost import matrix_peak, watched_memory
 from benchmarks.data import ask, cross_section, distinct, stop_length, write_drawn
 from benchmarks.figure import curves_svg
 from benchmarks.gpu import missing_packages, problem_of
@@ -20,9 +20,11 @@ from benchmarks.models import random_model
 from benchmarks.original import original
 from benchmarks.phases import PHASES, clocked, find
 from benchmarks.stopping import END_ID, StopAfter
+from benchmarks.sweep import SIZES, measure_sweep
 from PIL import Image
 from transformers import AutoProcessor
 
+from midsight.extraction import meter
 from support.reference import load_reference_model, relative_error
 
 
@@ -127,6 +129,16 @@ def test_the_peak_of_matrix_products_is_measured():
     assert matrix_peak("cpu", repeats=1) > 1e9
 
 
+def test_the_peak_memory_is_that_of_all_calls():
+    """`auto` sets the peak back before each of them."""
+    size = 200 * 2**20
+    with watched_memory("cpu") as peak_bytes:
+        torch.ones(size // 4)
+        with meter.measured(torch.device("cpu")):
+            pass
+        assert 0.9 * size < peak_bytes() < 1.5 * size
+
+
 def test_results_replace_the_text_between_the_marks_of_the_page(tmp_path, monkeypatch):
     for name in ("PAGE", "RESULTS", "FIGURE"):
         monkeypatch.setattr(page, name, tmp_path / name.lower())
@@ -191,6 +203,17 @@ def test_the_gpu_report_says_which_packages_are_missing():
     assert problem_of("numpy>=99.1").endswith("; install numpy>=99.1.")
     assert problem_of("numpy>=1.0,<1.1").endswith("; install numpy>=1.0,<1.1.")
     assert problem_of("torch>=2.10,<2.12") == "", "a newer torch is tried"
+
+
+def test_the_default_and_fixed_sizes_are_compared_by_the_same_time(rows):
+    """What passes between the calls counts for none of them."""
+
+    def made_up(task):
+        calls = [(1, 4.0, 1), (2, 4.0, 1), (4, 2.0, 1)] if task.batch_size == "auto" else [(task.batch_size, 1.0, 1)]
+        return Measured(seconds=100.0, cpu_seconds=1.0, peak_bytes=1, machine={}, calls=calls)
+
+    speeds = measure_sweep("demo", "cpu", rows, made_up)["speeds"]
+    assert speeds == {"auto": 0.7, "auto, later": 2.0, **{str(size): float(size) for size in SIZES}}
 
 
 @pytest.mark.slow
