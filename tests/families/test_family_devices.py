@@ -24,6 +24,7 @@ from support.pictures import CASES
 
 REQUEST = Request(layers="all", residual=True, positions=POSITIONS, max_new_tokens=8)
 LIMIT = 3e-6
+PLAIN = AnswerSettings()
 SAMPLES = [
     Sample(f"{image}-{question}", 2 * image + question, (CASES[case].image,), text)
     for image, case in enumerate((0, 8))
@@ -31,12 +32,12 @@ SAMPLES = [
 ]
 
 
-def requested(model, share):
+def requested(model, share, settings):
     """A request in which a token ends the first answer early, if it is not in all others too."""
-    request = replace(resolve(REQUEST, model.loaded), share=share, answer_settings=AnswerSettings())
+    request = replace(resolve(REQUEST, model.loaded), share=share, answer_settings=settings)
     first, *others = [answer_ids(record) for record in extract_records(model, request, SAMPLES)]
     stops = [token_id for token_id in first[1:4] if any(token_id not in other for other in others)]
-    return replace(request, answer_settings=AnswerSettings(stop_ids=tuple(stops[:1])))
+    return replace(request, answer_settings=replace(settings, stop_ids=tuple(stops[:1])))
 
 
 def on_device(model, request):
@@ -54,8 +55,8 @@ def on_device(model, request):
     return {outcome.sample_id: outcome for outcome in outcomes}, waited[1 + request.share :]
 
 
-def assert_rules_and_numbers(model, share):
-    request = requested(model, share)
+def assert_rules_and_numbers(model, share, settings=PLAIN):
+    request = requested(model, share, settings)
     records, waited = on_device(model, request)
     expected = extract_records(model, request, SAMPLES)
     for one in expected:
@@ -79,6 +80,12 @@ def test_every_family_keeps_its_numbers_and_a_decode_step_waits_for_the_device_o
 @pytest.mark.parametrize("name", ["phi4_multimodal"], indirect=True)
 def test_so_does_a_lora_beside_the_weights(folder):
     assert_rules_and_numbers(load(folder, device="cpu", lora="unmerged"), share=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["qwen2_5_vl"], indirect=True)
+def test_so_does_the_penalty_in_the_published_generation_config(model):
+    assert_rules_and_numbers(model, share=True, settings=AnswerSettings({"repetition_penalty": 1.05}))
 
 
 @pytest.mark.parametrize("name", ["phi4_multimodal"], indirect=True)
