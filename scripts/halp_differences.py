@@ -8,7 +8,7 @@ Run from the repository root: OMP_NUM_THREADS=1 .venv/bin/python scripts/halp_di
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,10 @@ BEGIN, END = "<!-- figures -->", "<!-- end of figures -->"
 QUESTIONS = ("Is there a dog?", "How many red things are on the table next to the window, and is one of them a cup?")
 IMAGES = ((640, 480), (300, 900))
 """Sizes in pixels."""
+Figure = tuple[str, float]
+"""What was compared, and the relative error."""
+AS_PIXELS = "vision-only, as processor_pooled_pixels"
+BEHIND = "not measured: the index is behind the end of the small checkpoint's prompts"
 
 
 @dataclass(frozen=True)
@@ -58,10 +62,12 @@ class Rule:
     """Where it reads the vision token."""
     query_index: Callable[[Prompt], int] = lambda prompt: prompt.length - 1
     """Where it reads the query token."""
-    vision_only: Callable[[Any, Any], Any] | None = None
+    vision_only: Callable[..., Any] | None = None
     """Its mean of the vision tower's output, if that is not midsight's."""
-    comparable: bool = True
-    """Whether its vision-only vector has the encoder's features."""
+    vision_only_name: str = "vision-only"
+    """What its row is called."""
+    no_counterpart: str = ""
+    """Why its vision-only vector is compared with nothing; empty if it is compared."""
     two_begins: bool = False
     """Whether the template's first token is added once more."""
 
@@ -76,25 +82,40 @@ def guess_by_patches(prompt: Prompt) -> int:
     return min(int(prompt.inputs["image_grid_thw"][0].prod()), prompt.length // 2)
 
 
-def mean_over_all_tiles(output: Any, _inputs: Any) -> Any:
+def mean_over_all_tiles(output: Any, *_: Any) -> Any:
     """Llama 3.2: padding tiles too."""
     return output.last_hidden_state[0].flatten(0, 2).double().mean(dim=0)
 
 
 RULES = {
-    "phi4_multimodal": Rule("Phi-4", "normed", last_image_token, comparable=False),
+    "phi4_multimodal": Rule("Phi-4", "normed", last_image_token, vision_only_name=AS_PIXELS),
     "mllama": Rule("Llama 3.2", "normed", last_image_token, vision_only=mean_over_all_tiles, two_begins=True),
     "gemma3": Rule("Gemma 3", "raw", lambda prompt: min(255, prompt.length // 2), two_begins=True),
     "qwen2_5_vl": Rule("Qwen2.5-VL", "raw", guess_by_patches),
-    "smolvlm": Rule("SmolVLM2", "early", lambda prompt: min(max(200, prompt.length // 4), 800), comparable=False),
-    "llava_next": Rule("LLaVA-NeXT", "early", lambda prompt: min(max(400, prompt.length // 3), 1500), comparable=False),
+    "smolvlm": Rule(
+        "SmolVLM2",
+        "early",
+        lambda prompt: min(max(200, prompt.length // 4), 800),
+        vision_only_name="vision-only, where it is after the encoder's last norm",
+    ),
+    "llava_next": Rule(
+        "LLaVA-NeXT",
+        "early",
+        lambda prompt: min(max(400, prompt.length // 3), 1500),
+        no_counterpart="not compared: one number per image token",
+    ),
     "fastvlm": Rule(
         "FastVLM",
         "early",
         lambda prompt: int(prompt.image_indices[0]),
         lambda prompt: prompt.length - len(prompt.image_indices),
     ),
-    "molmo": Rule("Molmo", "raw", lambda prompt: last_image_token(prompt) + 1, comparable=False),
+    "molmo": Rule(
+        "Molmo",
+        "raw",
+        lambda prompt: last_image_token(prompt) + 1,
+        no_counterpart="not compared: in the decoder's width",
+    ),
 }
 """By the family's key in the suite."""
 
@@ -119,12 +140,33 @@ def state(forward: Forward, rule: Rule, layer: int, index: int) -> np.ndarray:
     return forward.hidden_states[layer + (rule.layers != "early")][index]
 
 
+def compare(rule: Rule, forward: Forward, prompt: Prompt, ours: Mapping[str, np.ndarray]) -> Iterator[Figure]:
+    """The errors of one sample: vision-only, then each position and layer."""
+    if rule.vision_only_name == AS_PIXELS:
+        pixels = prompt.inputs["image_pixel_values"].numpy().mean(1).mean(1).mean(1)[0]
+        yield AS_PIXELS, relative_error(pixels, ours[PROCESSOR_POOLED_PIXELS])
+    elif not rule.no_counterpart:
+        yield rule.vision_only_name, relative_error(forward.vision_mean, ours[VISION_ONLY])
+    n = len(forward.hidden_states) - 1
+    for position, index in (("vision", rule.vision_index(prompt)), ("query", rule.query_index(prompt))):
+        for layer in choose_layers("default", n) if index < prompt.length else ():
+            vector, column = state(forward, rule, layer, index), f"{position}_token_representation.layer_"
+            place = "last layer" if layer == n - 1 else "layer 0" if layer == 0 else "other layers"
+            yield f"{position} token, {place}", relative_error(vector, ours[f"{column}{layer}"])
+            if layer == n - 1 and rule.layers == "raw":
+                against = f"{position} token, last layer, against layer_{layer}_residual"
+                yield against, relative_error(vector, ours[f"{column}{layer}_residual"])
+            if layer > 0 and rule.layers == "early":
+                against = f"{position} token, all but layer 0, against layer k-1"
+                yield against, relative_error(vector, ours[f"{column}{layer - 1}"])
+
+
 def errors_of(rule: Rule, family: Family, folder: Path) -> dict[str, list[float]]:
     """Relative errors by what they are of, over images and questions."""
     theirs = replace(family, vision_mean=rule.vision_only) if rule.vision_only else family
     reference, model = theirs.reference(folder, theirs), midsight.load(folder, device="cpu")
-    layers = choose_layers("default", model.loaded.n_layers)
-    request = Request(layers=layers, residual=True, answers=False, processor_pooled_pixels=rule.script == "Phi-4")
+    pixels = rule.vision_only_name == AS_PIXELS
+    request = Request(layers="all", residual=True, answers=False, processor_pooled_pixels=pixels)
     found: dict[str, list[float]] = {}
     for size in IMAGES:
         for question in QUESTIONS:
@@ -132,35 +174,19 @@ def errors_of(rule: Rule, family: Family, folder: Path) -> dict[str, list[float]
             sample = Sample("one", 0, (image,), question)
             (record,) = extract_records(model, resolve(request, model.loaded), [sample])
             prompt = prompt_of(reference, image, question, two_begins=rule.two_begins)
-            forward = reference.forward(prompt.inputs)
-
-            def note(name: str, vector: np.ndarray, column: str, ours: dict[str, np.ndarray] = record.vectors) -> None:
-                found.setdefault(name, []).append(relative_error(vector, ours[column]))
-
-            if rule.comparable:
-                note("vision-only", forward.vision_mean, VISION_ONLY)
-            elif rule.script == "Phi-4":
-                pixels = prompt.inputs["image_pixel_values"].numpy()
-                note(
-                    "vision-only, as processor_pooled_pixels",
-                    pixels.mean(1).mean(1).mean(1)[0],
-                    PROCESSOR_POOLED_PIXELS,
-                )
-            for position, index in (("vision", rule.vision_index(prompt)), ("query", rule.query_index(prompt))):
-                if index >= prompt.length:
-                    continue
-                for layer in layers:
-                    vector = state(forward, rule, layer, index)
-                    place = "last layer" if layer == layers[-1] else "layer 0" if layer == 0 else "other layers"
-                    column = f"{position}_token_representation.layer_{layer}"
-                    note(f"{position} token, {place}", vector, column)
-                    if layer == layers[-1] and rule.layers == "raw":
-                        note(
-                            f"{position} token, last layer, against layer_{layer}_residual",
-                            vector,
-                            f"{column}_residual",
-                        )
+            for name, error in compare(rule, reference.forward(prompt.inputs), prompt, record.vectors):
+                found.setdefault(name, []).append(error)
     return found
+
+
+def rows_of(rule: Rule, family: Family, folder: Path) -> list[str]:
+    """The rows of one script."""
+    found = {name: shown(errors) for name, errors in errors_of(rule, family, folder).items()}
+    if rule.no_counterpart:
+        found = {rule.vision_only_name: rule.no_counterpart, **found}
+    if not any(name.startswith("vision token") for name in found):
+        found["vision token"] = BEHIND
+    return [f"| {rule.script} | {name} | {what} |" for name, what in found.items()]
 
 
 def shown(errors: list[float]) -> str:
@@ -182,8 +208,7 @@ def measure() -> list[str]:
             continue
         with tempfile.TemporaryDirectory() as folder:
             FAMILIES[key].write(Path(folder) / "model")
-            errors = errors_of(rule, FAMILIES[key], Path(folder) / "model")
-        lines += [f"| {rule.script} | {name} | {shown(values)} |" for name, values in errors.items()]
+            lines += rows_of(rule, FAMILIES[key], Path(folder) / "model")
     if absent:
         lines += ["", f"Not measured, because midsight does not have the family: {', '.join(absent)}."]
     return lines

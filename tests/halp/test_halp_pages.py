@@ -4,6 +4,7 @@ import contextlib
 import csv
 import io
 import re
+import runpy
 import shlex
 import shutil
 import warnings
@@ -84,6 +85,10 @@ def test_every_command_of_the_page_runs(tmp_path, monkeypatch):
     assert " ".join(halp.split()).count("HALP's own recipe on query_token_representation.layer_") == 4
     assert halp.count("[mlp]") == 4
     assert open_run("imported").sample_ids() == run.sample_ids()
+    words = ["extract", "pairs.csv", "--images", "images", "--model", str(model), "--out", "imported"]
+    refused = CliRunner().invoke(app, words, env={"COLUMNS": "300"})
+    assert refused.exit_code != 0
+    assert "imported was imported, and this call would extract other rows into it; use another --out." in refused.output
     shutil.rmtree(tmp_path / "images")
 
 
@@ -102,7 +107,14 @@ def test_every_script_has_a_row_and_every_column_is_named():
             assert quantity.column is None or quantity.column in PAGE or quantity.column.startswith("halp_")
 
 
+@pytest.mark.slow
 def test_the_page_has_figures_of_the_families_that_are_here():
+    script = runpy.run_path(str(DOCS.parent / "scripts" / "halp_differences.py"))
+    rules, families = script["RULES"], script["FAMILIES"]
     figures = PAGE[PAGE.index("<!-- figures -->") : PAGE.index("<!-- end of figures -->")]
-    for name in ("Phi-4", "Llama 3.2", "Qwen2.5-VL"):
-        assert re.search(rf"\| {re.escape(name)} \| query token, layer 0 \| [0-9]", figures)
+    absent = [rule.script for key, rule in rules.items() if key not in families]
+    assert absent == ["FastVLM", "Molmo"]
+    assert f"does not have the family: {', '.join(absent)}." in figures
+    for rule in rules.values():
+        measured = re.search(rf"\| {re.escape(rule.script)} \| query token, layer 0 \| [0-9]", figures)
+        assert (measured is None) == (rule.script in absent)
