@@ -60,6 +60,19 @@ def test_the_mask_of_long_questions_on_one_image_fits_into_free_memory():
     assert [len(call.items) for call in alone] == [1], "a sample alone may be larger than the budget"
 
 
+@pytest.mark.parametrize("share", [True, False])
+def test_so_does_the_mask_of_long_prompts_whose_images_read_ahead(share):
+    """As in Gemma 3: 32 samples of ten images each would take 2 GB for it."""
+    request = replace(REQUEST, share=share, images_read_ahead=True)
+    free = 2 * 10**8
+    rows = make_rows([asked(n, 1 + n, 2_600, 20) for n in range(32)], request)
+    calls = [*plan_calls(rows, Budget(CPU, 32, 32, free_bytes=free))]
+    assert [len(call.items) for call in calls] == [2] * 16
+    assert all(0.5 * free < call.mask_bytes <= free for call in calls)
+    (causal,) = plan_calls(make_rows([asked(1, 1, 2_600, 20)], REQUEST), Budget(CPU, 32, 32))
+    assert causal.mask_bytes == 0
+
+
 def assert_one_kind(call, threshold):
     """Prompts of one longrope regime; a shared prefix has the regime of its prompts."""
     lengths = [len(item.prompt.token_ids) for item in call.items]
@@ -101,7 +114,14 @@ def test_the_model_waits_for_one_call_and_more_and_more_is_planned_together():
     assert [len(window) for window in pipeline.windows(rows, Budget(CPU, 4, 8), 2**20)] == [4, 8, 16, 32, 32, 8]
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        MemoryError(),
+        RuntimeError("MPS backend out of memory (MPS allocated: 18.10 GB, max allowed: 18.13 GB)."),
+    ],
+)
 def test_a_call_without_memory_is_halved_and_later_ones_are_smaller(model, monkeypatch, error):
     """All samples are extracted, with the numbers they have, and the run does not try large calls again."""
     image = encoded(picture((64, 64), 1))

@@ -21,6 +21,7 @@ REQUEST = ResolvedRequest(
     max_new_tokens=5,
     answer_settings=AnswerSettings(),
     share=True,
+    images_read_ahead=False,
     longrope_threshold=None,
     vectors={},
 )

@@ -51,10 +51,11 @@ def make_image_mask(model: LoadedModel, prompt_ids: Tensor, images: Tensor) -> T
     past = readable(prompt_ids[:, :0], prompt_ids)
     ahead = (images[:, None] == images[..., None]) & (images[:, None] >= 0)
     everything = as_bias(past | ahead, model.dtype)
-    if model.sliding_window is None:
+    window = model.sliding_window
+    if window is None or prompt_ids.shape[1] <= window:
         return everything
     ahead &= torch.ones(ahead.shape[1:], dtype=torch.bool, device=ahead.device).triu(1)
-    recent = as_bias(last_of(past, model.sliding_window) | ahead, model.dtype)
+    recent = as_bias(last_of(past, window) | ahead, model.dtype)
     return by_kind(model, everything, recent)
 
 

@@ -14,7 +14,7 @@ from midsight.extraction.prepare import PreparedSample
 from midsight.extraction.request import ResolvedRequest
 
 MASK_BYTES = 10
-"""Bytes for each question token and each token that it may read, while the mask is made."""
+"""Bytes for each masked token and each token that it may read, while the mask is made."""
 MAX_PADDING, MAX_PADDING_WITHOUT_ANSWERS = 1.25, 1.05
 """Largest ratio of a call's prefix tokens with padding to those without; above it, a second call is cheaper.
 
@@ -33,6 +33,8 @@ class CacheRow:
     """Maximum number of tokens in each answer."""
     long_factors: bool
     """Whether the prompts are longer than the longrope threshold, and so use the long rotary factors."""
+    images_read_ahead: bool
+    """Whether an image's tokens read each other in both directions, so that whole prompts need a mask."""
 
     @property
     def questions(self) -> int:
@@ -95,11 +97,16 @@ class Call:
 
     @property
     def mask_bytes(self) -> int:
-        """Memory that the attention mask takes, which grows with the square of the questions' tokens."""
-        if not self.shares_prefixes:  # each row is one prompt, and the mask one line
-            return 0
-        new = max(row.questions for row in self.rows)
-        return MASK_BYTES * len(self.rows) * new * (max(row.prefix for row in self.rows) + new)
+        """Memory that the largest attention mask takes, which grows with the square of the masked tokens.
+
+        Causal prompts in rows of their own need no mask.
+        """
+        prefix, new = max(row.prefix for row in self.rows), max(row.questions for row in self.rows)
+        at_once = prefix if self.shares_prefixes else prefix + new
+        pairs = at_once**2 if self.rows[0].images_read_ahead else 0
+        if self.shares_prefixes:
+            pairs = max(pairs, new * (prefix + new))
+        return MASK_BYTES * len(self.rows) * pairs
 
     def halves(self) -> tuple[Call, Call]:
         """The first and the second half of the samples, each a call of the same kind; needs two samples or more."""
@@ -126,7 +133,8 @@ def make_rows(window: Sequence[PreparedSample], request: ResolvedRequest) -> lis
         shareable, long_factors = may_share(items[0], request), is_long(items[0], request)
         for together in [items] if shareable else [[item] for item in items]:
             prefix = items[0].prefix_length if shareable else len(together[0].prompt.token_ids)
-            rows.append(CacheRow(tuple(together), prefix, request.answer_tokens, long_factors))
+            reads_ahead = request.images_read_ahead
+            rows.append(CacheRow(tuple(together), prefix, request.answer_tokens, long_factors, reads_ahead))
     return sort_rows(rows)
 
 

@@ -122,6 +122,8 @@ class ResolvedRequest:
     """What changes greedy answers; without values, the likeliest token is taken at every step."""
     share: bool
     """Whether questions on the same images share one prefix."""
+    images_read_ahead: bool
+    """Whether an image's tokens read each other in both directions, so that whole prompts need a mask."""
     longrope_threshold: int | None
     """Longest prompt, in tokens, that uses the short rotary factors; None without longrope."""
     vectors: dict[str, int]
@@ -180,6 +182,7 @@ def resolve(
         max_new_tokens=request.max_new_tokens,
         answer_settings=replace(model.answer_settings, values={}) if request.plain_greedy else model.answer_settings,
         share=request.share and may_share,
+        images_read_ahead=family.decoder.images_read_ahead,
         longrope_threshold=model.longrope_threshold,
         vectors=vectors,
     )
