@@ -172,11 +172,7 @@ def test_an_adapter_brings_its_base_model(hub, folders):
     """Each with the files that are read, at the commits that are recorded."""
     native = folders["native"]
     base = hub.add("maker/base", read_files(native), "main")
-    settings = json.loads((native / "vision-lora" / "adapter_config.json").read_text())
-    files = {
-        "adapter_config.json": json.dumps({**settings, "base_model_name_or_path": "maker/base"}).encode(),
-        "adapter_model.safetensors": (native / "vision-lora" / "adapter_model.safetensors").read_bytes(),
-    }
+    files = adapter_files(native)
     commit = hub.add("maker/adapter", {**files, "training_args.bin": b"\x80", "checkpoint-1/rng.pth": b"\x80"}, "main")
     loaded = load("maker/adapter").loaded
     assert loaded.adapter is not None
@@ -184,6 +180,33 @@ def test_an_adapter_brings_its_base_model(hub, folders):
     assert hub.files("GET") == sorted([*files, *needed(native)])
     once, twice = vectors_of(load("maker/base")), vectors_of(load("maker/adapter"))
     assert relative_error(twice["query.1"], once["query.1"]) > 0.01
+
+
+def adapter_files(native):
+    """An adapter of the hub's maker/base."""
+    settings = json.loads((native / "vision-lora" / "adapter_config.json").read_text())
+    return {
+        "adapter_config.json": json.dumps({**settings, "base_model_name_or_path": "maker/base"}).encode(),
+        "adapter_model.safetensors": (native / "vision-lora" / "adapter_model.safetensors").read_bytes(),
+    }
+
+
+def test_an_adapter_with_other_trained_weights_is_refused(hub, folders):
+    """They are a pickle, which is not downloaded."""
+    hub.add("maker/base", read_files(folders["native"]), "main")
+    files = adapter_files(folders["native"])
+    hub.add("maker/adapter", {**files, "config.json": b"{}", "non_lora_state_dict.bin": b"\x80"}, "main")
+    said = said_by(load, "maker/adapter")
+    assert said is not None
+    assert "maker/adapter has non_lora_state_dict.bin" in said
+    assert hub.files("GET") == ["adapter_config.json", "config.json"]
+
+
+def test_a_model_with_an_adapter_beside_it_is_refused(hub, folders):
+    hub.add("maker/model", {**read_files(folders["native"]), **adapter_files(folders["native"])}, "main")
+    said = said_by(load, "maker/model")
+    assert said is not None
+    assert "adapter_config.json next to the model's config" in said
 
 
 def test_a_run_records_the_commit(hub, folders, tmp_path):

@@ -260,6 +260,20 @@ def test_what_is_more_than_a_lora_is_refused_by_name(base, tmp_path, kind):
         assert "midsight.wrap" in said
 
 
+@pytest.mark.parametrize("name", ["qwen2_vl"], indirect=True)
+def test_a_checkpoint_folder_of_a_trainer(adapter, folder, tmp_path):
+    """With the base model's config.json, as some trainers write it, and what others keep."""
+    out, _ = adapter
+    checkpoint = copy_folder(out, tmp_path / "checkpoint-500")
+    (checkpoint / "config.json").write_bytes((folder / "config.json").read_bytes())
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"):
+        (checkpoint / name).write_bytes(b"\x80")
+    (checkpoint / "global_step500").mkdir()
+    facts = read_facts(checkpoint)
+    assert (facts.base, facts.adapter_folder) == (str(folder), str(checkpoint))
+    assert facts.parameters == read_facts(out).parameters
+
+
 @pytest.fixture
 def broken(adapter, tmp_path):
     out, _ = adapter
@@ -287,6 +301,23 @@ class TestSentences:
     def test_no_base_model(self, broken, named):
         edit_json(broken / "adapter_config.json", lambda config: config.update(base_model_name_or_path=named))
         self.refuse(broken, "base")
+
+    @pytest.mark.parametrize("file", ["non_lora_state_dict.bin", "non_lora_trainables.bin"])
+    def test_weights_that_were_trained_beside_the_lora(self, broken, file):
+        (broken / file).write_bytes(b"\x80")
+        self.refuse(broken, file, "merged model")
+
+    def test_a_setting_that_a_newer_peft_may_have(self, broken):
+        edit_json(broken / "adapter_config.json", lambda config: config.update(use_other=False))
+        assert said_by(read_facts, broken) is None
+        edit_json(broken / "adapter_config.json", lambda config: config.update(use_other=True))
+        self.refuse(broken, "use_other", "midsight.wrap")
+
+    def test_a_base_model_that_is_a_folder_of_the_trainers(self, broken, monkeypatch):
+        """It looks like a hub id."""
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        edit_json(broken / "adapter_config.json", lambda config: config.update(base_model_name_or_path="models/mine"))
+        self.refuse(broken, str(broken), "base", "models/mine")
 
     def test_a_base_model_that_is_elsewhere(self, broken):
         edit_json(

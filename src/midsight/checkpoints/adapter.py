@@ -8,7 +8,14 @@ from pathlib import Path
 
 from midsight.checkpoints.fingerprint import fingerprint
 from midsight.checkpoints.headers import Headers
-from midsight.checkpoints.hub import ModelFolder, find_model_folder, is_adapter, is_folder, is_hub_id
+from midsight.checkpoints.hub import (
+    ModelFolder,
+    find_model_folder,
+    how_to_download_again,
+    is_adapter,
+    is_folder,
+    is_hub_id,
+)
 from midsight.checkpoints.peft_folder import CONFIG, PeftFolder, read_peft_folder
 from midsight.errors import MidsightError, Option
 
@@ -70,9 +77,20 @@ def find_model(source: str | Path, *, revision: str | None = None, base: str | P
                 f" goes with an adapter's folder, and {source} has no {CONFIG}; leave it out.",
             )
         return FoundModel(found, str(source), revision=found.revision)
-    adapter = read_peft_folder(found.path)
+    with how_to_download_again(found.path):
+        adapter = read_peft_folder(found.path)
     name, base_revision = (str(base), None) if base is not None else named_base(adapter, str(source))
-    folder = find_model_folder(name, revision=base_revision)
+    try:
+        folder = find_model_folder(name, revision=base_revision)
+    except MidsightError as error:
+        if base is not None:
+            raise
+        raise MidsightError(
+            f"{source} is an adapter; give ",
+            Option("base"),
+            " the folder or hub id of its base model, because the one that it names failed: ",
+            *error.args,
+        ) from error
     if is_adapter(folder.path):
         raise MidsightError(
             f"{name}, the base model of {source}, is an adapter itself; merge the two, or give ",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import glob
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,8 @@ TEXTS = (
 """The files that are read in addition to the weights; never Python, pickles or ONNX."""
 LORA_FILES = ("adapter_config.json", "adapter_model.safetensors")
 """The files that are read from a LoRA's folder."""
+OTHER_WEIGHTS = re.compile(r"non_lora_\w+\.bin")
+"""Where scripts derived from LLaVA's store what they trained beside a LoRA: non_lora_state_dict.bin and the like."""
 VOCABULARY = ("vocab.json", "merges.txt")
 """The files that are read in place of a tokenizer.json."""
 
@@ -130,16 +132,28 @@ def download(hub_id: str, revision: str | None) -> Path:
     with how_to_download_again(folder):
         weights = weight_patterns(read_index(folder), lora_folder(folder))
     vocabulary = () if (folder / "tokenizer.json").exists() else VOCABULARY
-    patterns = LORA_FILES if is_adapter(folder) else (*weights, *vocabulary)
+    has_adapter = (folder / LORA_FILES[0]).exists()
+    if has_adapter:
+        require_only_lora(hub_id, hub_files(hub_id, folder.name))
+    patterns = (*weights, *vocabulary, *(LORA_FILES if has_adapter else ()))
     # at the commit that the first call found, because the branch may move in between
     fetch(hub_id, folder.name, allow=patterns, ignore="*/*/*")
     return folder
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a folder has an adapter and no model."""
-    whole = any((folder / name).exists() for name in ("config.json", ONLY_WEIGHTS, INDEX))
-    return (folder / LORA_FILES[0]).exists() and not whole
+    """Whether a folder has an adapter and no model's weights; some trainers put the base model's config.json there."""
+    return (folder / LORA_FILES[0]).exists() and not any((folder / name).exists() for name in (ONLY_WEIGHTS, INDEX))
+
+
+def require_only_lora(source: str | Path, files: Iterable[str]) -> None:
+    """Raises MidsightError if one of an adapter's files has trained weights that are not in its LoRA."""
+    others = sorted(name for name in files if OTHER_WEIGHTS.fullmatch(name))
+    if others:
+        raise MidsightError(
+            f"{source} has {others[0]}, trained weights beside the LoRA in a pickle, which midsight does not open; "
+            "merge both into the model with the script that trained them, and give the merged model."
+        )
 
 
 def refuse_unknown_family(folder: Path, hub_id: str) -> None:
@@ -198,6 +212,17 @@ def fetch(hub_id: str, revision: str | None, *, allow: list[str] | tuple[str, ..
         return Path(snapshot_download(hub_id, revision=revision, allow_patterns=list(allow), ignore_patterns=ignore))
     except Exception as error:  # the hub's client passes on errors of its HTTP library, which differs between versions
         raise MidsightError(explain(hub_id, revision or "main", error)) from error
+
+
+def hub_files(hub_id: str, commit: str) -> list[str]:
+    """Names of a repository's files; none if the hub cannot be reached, and what is in the cache has to do."""
+    from huggingface_hub import HfApi
+
+    try:
+        siblings = HfApi().model_info(hub_id, revision=commit).siblings
+    except Exception:  # as in fetch; if files are missing in the cache, fetch says why
+        return []
+    return [sibling.rfilename for sibling in siblings or ()]
 
 
 def explain(hub_id: str, revision: str, error: Exception) -> str:

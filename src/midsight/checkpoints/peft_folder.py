@@ -13,6 +13,7 @@ from torch import nn
 
 from midsight.checkpoints.bounds import validate_files
 from midsight.checkpoints.headers import Headers, read_header, read_json
+from midsight.checkpoints.hub import require_only_lora
 from midsight.checkpoints.lora import Lora, LoraPair
 from midsight.checkpoints.patterns import require_quick
 from midsight.errors import MidsightError, ModelFileError
@@ -42,6 +43,17 @@ MORE_THAN_LORA = (
     "ensure_weight_tying",
 )
 """Settings with which PEFT computes more than W x + scale B A x."""
+KNOWN = frozenset(
+    (
+        *MORE_THAN_LORA,
+        *("alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "corda_config", "eva_config"),
+        *("exclude_modules", "fan_in_fan_out", "inference_mode", "init_lora_weights", "layers_pattern"),
+        *("layers_to_transform", "loftq_config", "lora_alpha", "lora_dropout", "lora_ga_config", "megatron_core"),
+        *("modules_to_save", "peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern", "revision"),
+        *("runtime_config", "target_modules", "task_type", "use_rslora", "velora_config"),
+    )
+)
+"""All settings of PEFT's LoRA."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +91,7 @@ def find_lora(folder: Path, family: Family) -> Path | None:
 def read_peft_folder(path: Path) -> PeftFolder:
     """Reads config and tensor headers; raises MidsightError if a file is missing, damaged, or not a plain LoRA."""
     validate_files(path)
+    require_only_lora(path, (file.name for file in path.iterdir()))
     if (path / PICKLE).exists() and not (path / WEIGHTS).exists():
         raise MidsightError(
             f"{path} stores its adapter in {PICKLE}, a pickle, which midsight does not open; load it with PEFT and "
@@ -100,6 +113,12 @@ def validate_config(path: Path, config: Mapping[str, Any]) -> None:
     for name in MORE_THAN_LORA:
         if config.get(name):
             raise more_than_lora(path, f"{name} {config[name]!r}")
+    for name in sorted({*config} - KNOWN):
+        if config[name]:
+            raise MidsightError(
+                f"{path / CONFIG} has the setting {name[:60]}, which midsight does not know; remove it if it does not "
+                "change the numbers, or load the adapter with PEFT and give the model to midsight.wrap."
+            )
     if config.get("init_lora_weights", True) not in PLAIN_STARTS:
         raise more_than_lora(path, f"init_lora_weights {config['init_lora_weights']!r}, which changes the base model")
     ranks, alphas = (config.get(name) or {} for name in ("rank_pattern", "alpha_pattern"))
