@@ -49,8 +49,11 @@ def test_architectures_that_are_no_names(other):
     both_say(other, "architecture")
 
 
-@pytest.mark.parametrize("name", ["merges.txt", "chat_template.json", "added_tokens.json"])
+@pytest.mark.parametrize(
+    "name", ["merges.txt", "chat_template.json", "added_tokens.json", "additional_chat_templates/tools.jinja"]
+)
 def test_a_pipe_or_a_device_among_the_files(other, name):
+    (other / name).parent.mkdir(exist_ok=True)
     os.mkfifo(other / name)
     both_say(other, name, "not a regular file")
     (other / name).unlink()
@@ -58,7 +61,30 @@ def test_a_pipe_or_a_device_among_the_files(other, name):
     both_say(other, name, "not a regular file")
 
 
-def test_a_text_without_end(other):
-    with (other / "special_tokens_map.json").open("wb") as file:
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "chat_template.jinja"])
+def test_an_extraction_opens_no_pipe_before_the_folder_is_looked_at(other, name, tmp_path):
+    (other / name).unlink()
+    os.mkfifo(other / name)
+    given = {"model": other, "out": tmp_path / "run", "prompt": "{question} Be brief."}
+    said = said_by(midsight.extract, [("a.png", "What?")], **given)
+    assert said is not None
+    assert f"{other / name} is not a regular file" in said
+
+
+@pytest.mark.parametrize("name", ["special_tokens_map.json", "additional_chat_templates/tools.jinja"])
+def test_a_text_without_end(other, name):
+    fill(other / name)
+    both_say(other, name, "100000 MB")
+
+
+@pytest.mark.parametrize("name", ["train.jsonl", "data.tar", "optimizer.ckpt", "global_step8/merges.txt"])
+def test_a_large_file_that_is_not_read_is_no_obstacle(other, name):
+    fill(other / name)
+    assert said_by(read_facts, other) is None
+
+
+def fill(path):
+    """A file of 100 GB that takes no room."""
+    path.parent.mkdir(exist_ok=True)
+    with path.open("wb") as file:
         file.truncate(10**11)
-    both_say(other, "special_tokens_map.json", "100000 MB")

@@ -61,11 +61,19 @@ def test_a_pattern_that_is_none_says_nothing(native):
     assert said_by(read_facts, native) is None
 
 
-@pytest.mark.parametrize("field", ["rank_pattern", "target_modules"])
-def test_a_pattern_that_never_ends(native, field, monkeypatch):
+@pytest.mark.parametrize(
+    ("field", "pattern"),
+    [
+        ("rank_pattern", r"((.*)*)*x"),
+        ("target_modules", r"((.*)*)*x"),
+        ("rank_pattern", ".?" * 40 + "." * 30 + "x"),
+        ("target_modules", r"(.|\w)" * 24 + "x"),
+    ],
+    ids=["repeats", "repeats of targets", "options", "choices"],
+)
+def test_a_pattern_that_never_ends(native, field, pattern, monkeypatch):
     """Each of its matches would take longer than anybody waits."""
     monkeypatch.setattr("midsight.checkpoints.patterns.MOST_SECONDS", 2.0)
-    pattern = r"((.*)*)*x"
     edit_json(native / CONFIG, lambda config: config.update({field: pattern if field[0] == "t" else {pattern: 4}}))
     both_refuse(native, "adapter_config.json", "takes too long")
 

@@ -7,27 +7,27 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from midsight.checkpoints.headers import Headers
+from midsight.checkpoints.headers import LARGEST_TEXT, Headers
 from midsight.errors import MidsightError, counted
 
-LARGEST_TEXT = 64 * 1024**2
-"""Largest size of a file that is not weights, in bytes; the largest published tokenizer.json has half of it."""
 LARGEST_NUMBER = 2**31
 """Largest integer in config.json."""
 LAYER_COUNT = re.compile(r"(^|_)(depth|layers|blocks)$")
 """How fields are named that say how often a layer is repeated."""
-WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".msgpack", ".h5")
-"""Endings of files that midsight does not read as a whole, or not at all."""
+TEXTS = (".json", ".jinja", ".txt", ".model", ".tiktoken")
+"""Endings of the files that midsight or transformers read as a whole."""
+TEMPLATES = "additional_chat_templates"
+"""A folder inside the model's that transformers reads too."""
 
 
 def validate_files(folder: Path) -> None:
     """Raises MidsightError for an entry that is neither a file nor a folder, or a text that is too large to read."""
-    for path in sorted(folder.iterdir()):
+    for path in sorted([*folder.iterdir(), *(folder / TEMPLATES).glob("*")]):
         if path.is_dir():
             continue
         if path.exists() and not path.is_file():
             raise MidsightError(f"{path} is not a regular file; remove it, or give the folder of a downloaded model.")
-        if path.exists() and path.suffix not in WEIGHTS and path.stat().st_size > LARGEST_TEXT:
+        if path.exists() and path.suffix in TEXTS and path.stat().st_size > LARGEST_TEXT:
             raise MidsightError(
                 f"{path} has {path.stat().st_size / 1e6:.0f} MB, more than the {LARGEST_TEXT / 1e6:.0f} MB that "
                 "midsight reads of such a file; remove it if it is not part of the model."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from midsight.errors import MidsightError, ModelFileError, first_line
 INDEX = "model.safetensors.index.json"
 ONLY_WEIGHTS = "model.safetensors"
 """The weights of a model that has no index."""
+LARGEST_TEXT = 64 * 1024**2
+"""Largest size of a file that is not weights, in bytes; the largest published tokenizer.json has half of it."""
 FLOATS = ("BF16", "F16", "F32", "F64")
 """Unquantised dtypes. Weights of any other dtype need a scale, which is stored elsewhere."""
 
@@ -121,10 +124,20 @@ def count_layers(folder: Path) -> int | None:
     return layers if type(layers) is int and layers > 0 else None
 
 
+def read_text(path: Path) -> str:
+    """A file that is not weights; raises OSError or ValueError for one that is not regular, too large, or not UTF-8."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError("it is not a regular file")
+    if status.st_size > LARGEST_TEXT:
+        raise ValueError(f"it is larger than {LARGEST_TEXT / 1e6:.0f} MB")
+    return path.read_text(encoding="utf-8")
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON file of the folder; raises MidsightError if it is missing, not a JSON object, or names a key twice."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_repeats)
+        content = json.loads(read_text(path), object_pairs_hook=_without_repeats)
     except FileNotFoundError:
         raise MidsightError(f"{path.parent} has no {path.name}; give the folder of a whole model.") from None
     except (OSError, ValueError, RecursionError) as error:

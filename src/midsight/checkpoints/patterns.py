@@ -16,6 +16,9 @@ MOST_SECONDS = 8.0
 LONGEST_PATTERN = 10_000
 """Characters of a pattern that is tried in this process."""
 UNBOUNDED = re.compile(r"[*+]|\{\d*,\d*\}")
+CHOICE = re.compile(r"[?|]")
+MOST_CHOICES = 6
+"""Choices in a pattern that is tried in this process; each may double the time."""
 REPEATED_GROUP = re.compile(r"\)[*+{]")
 TRIAL = """
 import json, re, sys
@@ -54,6 +57,6 @@ def require_quick(path: Path, patterns: Iterable[str], names: Collection[str]) -
 
 
 def may_be_slow(pattern: str) -> bool:
-    """Whether a pattern repeats more than twice, repeats a group, or is very long."""
+    """Whether a pattern repeats more than twice, repeats a group, has many choices, or is very long."""
     repeats = len(UNBOUNDED.findall(pattern)) > 2 or REPEATED_GROUP.search(pattern) is not None
-    return repeats or len(pattern) > LONGEST_PATTERN
+    return repeats or len(CHOICE.findall(pattern)) > MOST_CHOICES or len(pattern) > LONGEST_PATTERN

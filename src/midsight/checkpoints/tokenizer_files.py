@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from midsight.checkpoints.headers import read_json
+from midsight.checkpoints.headers import read_json, read_text
 from midsight.errors import MidsightError
 from midsight.prompts.control_tokens import MARK_LIKE
 
@@ -27,7 +27,7 @@ def declared_control_tokens(folder: Path) -> frozenset[str]:
     template = settings.get("chat_template")
     texts = [template] if isinstance(template, str) else []
     with suppress(OSError, ValueError):
-        texts.append((folder / "chat_template.jinja").read_text(encoding="utf-8"))
+        texts.append(read_text(folder / "chat_template.jinja"))
     text = "\n".join(texts)
 
     def is_control(token: str, special: bool) -> bool:
