@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from midsight.check.facts import read_facts
 from midsight.cli import app
 from midsight.comparison import sizes
 from midsight.comparison.rows import compare, describe_model
-from midsight.comparison.table import cells, models_as_json, models_as_markdown, render_models
+from midsight.comparison.table import cells, models_as_json, models_as_markdown, render_models, render_overview
 from midsight.families.catalogue import FAMILIES, without_task
 from midsight.testing import write_mllama, write_published_phi4mm, write_qwen2_5_vl
 from support.folders import assert_sentence, said_by
@@ -209,8 +210,9 @@ def test_an_unknown_family_is_named_with_those_that_are_known(call, tmp_path):
     said = said_by(call, str(tmp_path))
     assert said is not None
     assert_sentence(said)
-    for name in ("VipLlavaForConditionalGeneration", *map(without_task, FAMILIES), "the page 'Adding a model'"):
-        assert name in said
+    assert "VipLlavaForConditionalGeneration" in said
+    assert "the page 'Adding a model'" in said
+    assert {*said.split("midsight knows ")[1].split(";")[0].split(", ")} == {without_task(name) for name in FAMILIES}
 
 
 def test_what_is_neither_folder_nor_hub_id_is_refused():
@@ -218,7 +220,60 @@ def test_what_is_neither_folder_nor_hub_id_is_refused():
     assert said == "phi4 is neither a folder nor a hub id like owner/name; give one of them."
 
 
-@pytest.mark.parametrize(("width", "shown_models"), [(80, 11), (140, 4)])
+@pytest.mark.parametrize("width", [80, 140])
+def test_the_overview_has_a_line_for_each_family(rows, width):
+    console = Console(width=width)
+    with console.capture() as captured:
+        console.print(render_overview(rows))
+    said = captured.get()
+    assert max(map(len, said.splitlines())) <= width
+    assert "\u2026" not in said
+    values = [
+        (row.family, row.vision_encoder, row.vision_width, row.hidden_size, row.layers, row.image_token, "yes")
+        for row in rows
+    ]
+    assert cells_of_lines(said) == [["".join(str(value).split()) for value in line] for line in values]
+    for row in rows:
+        assert row.name in said
+
+
+def test_without_names_the_command_prints_the_overview():
+    said = run().output
+    assert "Name models, these or others, to see every column" in " ".join(said.split())
+    assert "pixel columns" not in said
+
+
+def cells_of_lines(said):
+    """The cells of each line of a table in a terminal, put together and without spaces."""
+    body = re.split(r"^├.*\n", said.partition("╇")[2].partition("\n")[2].partition("└")[0], flags=re.MULTILINE)
+    parts = [[part.split("│")[1:-1] for part in line.splitlines()] for line in body]
+    return [["".join("".join(cell).split()) for cell in zip(*line, strict=True)] for line in parts]
+
+
+def test_a_family_that_shares_no_prefix_says_so(rows):
+    assert cells(replace(rows[0], shares_prefix=False))["shares prefix"] == "no"
+
+
+def test_the_other_tables_of_the_documentation_have_every_family(rows):
+    """The second says what follows for a run, the third how far a family is proved."""
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+    tables = [
+        {name: line for line in table for name in line[0].split(", ")}
+        for table in map(rows_of_table, re.findall(r"(?:^\|.*\n)+", page, re.MULTILINE)[1:3])
+    ]
+    for row in rows:
+        follows, proved = (table[row.family] for table in tables)
+        columns = f"[{row.processor_columns}]" if row.processor_columns else "refused: no crops"
+        assert follows[-1] == columns
+        assert proved[1] == "passed"
+
+
+def rows_of_table(table):
+    lines = table.splitlines()[2:]
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+
+
+@pytest.mark.parametrize(("width", "shown_models"), [(80, 11), (140, 4), (140, 11)])
 def test_every_cell_can_be_read_in_a_terminal(rows, width, shown_models):
     """In 80 columns models stand below each other, because four beside each other leave 12 characters for each."""
     rows = rows[:shown_models]
@@ -228,7 +283,7 @@ def test_every_cell_can_be_read_in_a_terminal(rows, width, shown_models):
     shown = captured.get()
     assert "\u2026" not in shown
     assert max(map(len, shown.splitlines())) <= width
-    if width == 80:
+    if width == 80 or shown_models > 4:
         letters = re.sub(r"\s", "", shown)
         for row in rows:
             for name, value in cells(row).items():

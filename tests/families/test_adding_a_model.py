@@ -1,22 +1,48 @@
 """docs/adding-a-model.md is true: its Python is the file of LLaVA 1.5, which the family suite proves."""
 
 import re
+import sys
+import types
 from pathlib import Path
 
 import pytest
 
 import midsight
 from midsight.families.catalogue import FAMILIES
-from midsight.testing import write_llava
+from midsight.testing import check_family, write_llava
+from support.parity import samples_of
+from support.pictures import CASES
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "adding-a-model.md").read_text(encoding="utf-8")
 FILE = (ROOT / "src" / "midsight" / "families" / "llava.py").read_text(encoding="utf-8")
 ARCHITECTURE = "LlavaForConditionalGeneration"
+SHOWN = "\n\n".join(re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL))
+
+
+@pytest.fixture
+def newcomer(monkeypatch):
+    """A module that somebody makes of the page, in the catalogue in place of ours."""
+    module = types.ModuleType("newcomer")
+    exec(compile(SHOWN, "adding-a-model.md", "exec"), module.__dict__)  # noqa: S102  (our own page)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setitem(FAMILIES, ARCHITECTURE, module.__name__)
+    return module
 
 
 def test_the_page_shows_the_whole_file():
-    assert "\n\n".join(re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)) == FILE
+    assert SHOWN == FILE
+
+
+@pytest.mark.slow
+def test_what_a_newcomer_makes_of_the_page_is_proved(newcomer, tmp_path):
+    model = midsight.load(write_llava(tmp_path / "model"), device="cpu")
+    assert model.loaded.family is newcomer.FAMILY
+    assert model.loaded.notes == (), "its template renders the published prompt"
+    checks = check_family(model, samples_of([CASES[0], CASES[1], CASES[4]]))
+    assert [check for check in checks if not check.passed] == []
+    assert "prompts whose token ids differ from the processor's own" in {check.name for check in checks}
+    assert len(checks) >= 15
 
 
 def test_the_page_shows_the_line_of_the_catalogue():

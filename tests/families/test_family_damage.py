@@ -12,22 +12,19 @@ from midsight import load, wrap
 from midsight.check.full_forward import largest_error
 from midsight.errors import MidsightError
 from midsight.extraction import attention, extract_call, prefill
-from midsight.extraction.request import Request, resolve
+from midsight.extraction.request import resolve
 from midsight.families import inputs, llava
+from midsight.families.family import joined_pixel_values
 from midsight.prompts import prompt
 from midsight.samples.sample import Sample
-from midsight.taps.tap import POSITIONS
-from midsight.testing import check_family
 from support import damages
 from support.breaking import last_by_place, render_differently
+from support.damages import DAMAGED_CASES, EVERYTHING, failing
 from support.family_reference import FAMILIES, FamilyReference
 from support.parity import LIMIT, assert_parity, expect, extract_records, rgb, samples_of
 from support.pictures import CASES, picture
 from support.reference import Reference, load_reference_model, relative_error
 
-EVERYTHING = Request(layers="all", residual=True, positions=POSITIONS, max_new_tokens=16)
-DAMAGED_CASES = [CASES[0], CASES[1], CASES[3], CASES[4]]
-"""One tile, one that is filled, two by two, and four in a line; grids of patches that are not squares."""
 VISION = ("useful patches", "vision features", "states")
 FIRST_TOKEN_BY_TOKENIZER = [name for name, family in FAMILIES.items() if family.first_by == "tokenizer"]
 
@@ -53,12 +50,6 @@ def compare(expected):
 def declaring(model):
     """The model with some of its family's declarations replaced."""
     return partial(damages.declaring, model)
-
-
-def failing(model, *sections):
-    """Names of the checks that fail in some sections of the proof."""
-    checks = check_family(model, samples_of(DAMAGED_CASES), max_new_tokens=3, sections=sections)
-    return {check.name for check in checks if not check.passed}
 
 
 @pytest.mark.parametrize("padding_side", ["left", "right"])
@@ -201,14 +192,19 @@ class TestGemma3:
         monkeypatch.setattr(prompt, "adds_special_tokens", lambda *args: True)
         assert "prompts whose token ids differ from the processor's own" in failing(model, "prompts")
 
+    def test_a_full_forward_without_token_types(self, declaring):
+        assert "query_token at every layer and transformers' full forward" in failing(
+            declaring(forward_inputs=joined_pixel_values), "states"
+        )
+
     def test_an_attention_kernel_without_masks_for_tokens_is_refused(self, model):
         flash = dataclasses.replace(model.loaded, attention="flash_attention_2")
         with pytest.raises(MidsightError, match="loaded with flash_attention_2 attention, which takes no mask"):
             resolve(EVERYTHING, flash)
 
 
-@pytest.mark.parametrize("name", ["llava", "llava_next"], indirect=True)
-class TestLlava:
+@pytest.mark.parametrize("name", ["llava", "llava_next", "internvl"], indirect=True)
+class TestClassToken:
     """What a feature layer without CLS needs."""
 
     def test_the_class_token_counted(self, declaring, model):
@@ -228,10 +224,12 @@ class TestLlava:
         with pytest.raises(AssertionError, match="is off by"):
             compare(declaring(image_embeddings=lambda m, features, i: original(m, features.roll(1, dims=1), i)))
 
-    def test_another_feature_layer(self, compare, model, monkeypatch):
-        monkeypatch.setattr(llava, "FEATURE_LAYER", -1)
-        with pytest.raises(AssertionError, match="is off by"):
-            compare(model)
+
+@pytest.mark.parametrize("name", ["llava", "llava_next"], indirect=True)
+def test_another_feature_layer(compare, model, monkeypatch):
+    monkeypatch.setattr(llava, "FEATURE_LAYER", -1)
+    with pytest.raises(AssertionError, match="is off by"):
+        compare(model)
 
 
 @pytest.mark.parametrize("name", ["llava_next"], indirect=True)
@@ -401,6 +399,15 @@ class TestQwen:
 
         monkeypatch.setattr("midsight.check.states.continue_positions", count_on)
         assert "a question on the image's prefix and the whole prompt at once" in failing(model, "continued prefix")
+
+    def test_a_full_forward_without_token_types(self, declaring, model):
+        """Qwen2.5-VL takes image tokens for text then; the others raise."""
+        original = model.loaded.family.reference.forward_inputs
+
+        def without_types(*args):
+            return {name: value for name, value in original(*args).items() if name != "mm_token_type_ids"}
+
+        assert failing(declaring(forward_inputs=without_types), "states")
 
     def test_what_an_earlier_call_left_on_the_model_changes_nothing(self, compare, model):
         model.loaded.hf_model.model.rope_deltas = torch.tensor([[-77]])

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, MllamaForConditionalGeneration
+from transformers.models.smolvlm import processing_smolvlm
 
 import midsight
 from midsight.check.facts import read_facts
@@ -20,7 +21,7 @@ from midsight.families.mllama import FAMILY
 from midsight.reports.summary import summarise
 from midsight.taps.tap import choose_layers
 from support.family_reference import WITHOUT_PHI, FamilyReference
-from support.folders import said_by
+from support.folders import assert_sentence, said_by
 from support.parity import assert_parity, expect
 from support.pictures import CASES, picture
 
@@ -171,6 +172,21 @@ def test_a_run_holds_its_columns_and_flags_the_constant_one(name, model, tmp_pat
     constant = {vector.name for vector in summarise(run).vectors if vector.constant}
     # in Llama 3.2 Vision the image enters at the first cross-attention, layer 2 of this checkpoint
     assert constant == ({"vision_token_representation.layer_0"} if name == "mllama" else set())
+
+
+@pytest.mark.parametrize("name", ["smolvlm"], indirect=True)
+def test_without_the_package_of_its_processor(family, model, tmp_path, monkeypatch):
+    """The image processor and the tokenizer's template are enough; a template of the processor alone is not."""
+    folder = family.write(tmp_path / "model")
+    monkeypatch.setattr(processing_smolvlm, "num2words", None)
+    records = [m.extract(CASES[3].image, "What is it?", max_new_tokens=3) for m in (midsight.load(folder), model)]
+    assert largest_error(*records) == 0
+    assert records[0].answer_token_ids == records[1].answer_token_ids
+    publish_settings("smolvlm", folder)
+    said = said_by(midsight.load, folder, device="cpu")
+    assert said is not None
+    assert_sentence(said)
+    assert "`pip install num2words`" in said
 
 
 def edit(path, **fields):

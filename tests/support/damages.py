@@ -4,9 +4,17 @@ import dataclasses
 
 from midsight import Model
 from midsight.extraction import decode, extract_call
+from midsight.extraction.request import Request
 from midsight.prompts.token_layout import TokenLayout
 from midsight.taps import capture
+from midsight.taps.tap import POSITIONS
+from midsight.testing import check_family
+from support.parity import samples_of
+from support.pictures import CASES
 
+EVERYTHING = Request(layers="all", residual=True, positions=POSITIONS, max_new_tokens=16)
+DAMAGED_CASES = [CASES[0], CASES[1], CASES[3], CASES[4]]
+"""One tile, one that is filled, two by two, and four in a line; grids of patches that are not squares."""
 GROUPS = ("modules", "prompt", "vision", "decoder", "stored", "reference")
 
 
@@ -18,6 +26,12 @@ def declaring(model: Model, **declared: object) -> Model:
         changed = dataclasses.replace(getattr(family, group), **{name: value})
         family = dataclasses.replace(family, **{group: changed})
     return dataclasses.replace(model, loaded=dataclasses.replace(model.loaded, family=family))
+
+
+def failing(model: Model, *sections: str) -> set[str]:
+    """Names of the checks that fail in some sections of the proof."""
+    checks = check_family(model, samples_of(DAMAGED_CASES), max_new_tokens=3, sections=sections)
+    return {check.name for check in checks if not check.passed}
 
 
 def shift_layers(monkeypatch, shift: int, last: int) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -104,14 +103,24 @@ def from_pretrained(kind: Any, folder: Path, file: str) -> Any:
 
 
 def load_processor(folder: Path) -> Any:
-    """Transformers' processor of the folder, or ProcessorParts if transformers cannot make a whole processor."""
+    """Transformers' processor of the folder, or ProcessorParts if transformers cannot make a whole processor.
+
+    Raises MidsightError if it lacks a package, and the tokenizer alone has no chat template.
+    """
     for name in (tokenizer_file(folder), "tokenizer_config.json", processor_file(folder)):
         read_json(folder / name)
-    with suppress(Exception):  # then the parts are loaded below, or their errors say what is wrong
+    lacks = ""
+    try:
         processor: Any = transformers.AutoProcessor.from_pretrained(folder, **LOCAL)
         if hasattr(processor, "tokenizer") and hasattr(processor, "image_processor"):
             return processor
+    except Exception as error:  # the parts are loaded below, or their errors say what is wrong
+        lacks = first_line(error) if isinstance(error, ImportError) else ""
     tokenizer = from_pretrained(transformers.AutoTokenizer, folder, tokenizer_file(folder))
+    if lacks and not tokenizer.chat_template:
+        raise MidsightError(
+            f"transformers cannot make the processor of {folder}, which has its chat template ({lacks})."
+        )
     path = folder / processor_file(folder)
     try:
         return ProcessorParts(tokenizer, from_pretrained(transformers.AutoImageProcessor, folder, path.name))

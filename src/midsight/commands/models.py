@@ -20,10 +20,13 @@ def models(
     as_json: Annotated[bool, typer.Option("--json", help="Print plain data.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Compare models side by side, from their configs alone: encoders, widths, layers, image tokens, parameters."""
+    """Compare models side by side, from their configs alone: encoders, widths, layers, image tokens, parameters.
+
+    Without names it prints a short table of the published models, one of each family.
+    """
     with reported_errors(debug=debug):
         from midsight.comparison.rows import compare
-        from midsight.comparison.table import models_as_json, models_as_markdown, render_models
+        from midsight.comparison.table import models_as_json, models_as_markdown, render_models, render_overview
 
         if markdown and as_json:
             raise MidsightError(Option("markdown"), " and ", Option("json"), " are two formats; give one of them.")
@@ -34,4 +37,4 @@ def models(
             typer.echo(models_as_markdown(rows))
         else:
             console = Console(highlight=False)
-            console.print(render_models(rows, console.width))
+            console.print(render_models(rows, console.width) if model else render_overview(rows))

@@ -242,7 +242,7 @@ PUBLISHED = (
             },
             "vision_config": {**SIGLIP, "image_size": 384},
         },
-        origin=REPEATED,
+        origin="configs of SmolVLM and of smaller SmolVLM2 as public code repeats them; not compared with its own file",
     ),
     PublishedModel(
         hub_id="OpenGVLab/InternVL3-1B-hf",

@@ -44,6 +44,8 @@ class ModelRow:
     """The token that stands for image content."""
     image_token_id: int
     """Its id."""
+    shares_prefix: bool
+    """Whether questions on the same images share the states up to the last image token."""
     template: str
     """The prompt for one image and `{question}`."""
     parameters: Mapping[str, int]
@@ -104,6 +106,7 @@ def make_row(name: str, origin: str, facts: ConfigFacts, also_published: str) ->
         hidden_size=text.hidden_size,
         image_token=family.prompt.image_token,
         image_token_id=family.prompt.image_token_id(config),
+        shares_prefix=family.decoder.shares_image_prefix,
         template=facts.prompt,
         parameters=count_by_part(family, config),
         left_out=tuple(part for part in left_out_parts(family) if part in family.stored.unused_modules),

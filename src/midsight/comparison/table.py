@@ -42,11 +42,24 @@ def cells(row: ModelRow) -> dict[str, str]:
         "hidden width": str(row.hidden_size),
         "image token": row.image_token,
         "image token id": str(row.image_token_id),
+        "shares prefix": "yes" if row.shares_prefix else "no",
         "template": row.template.replace("\n", "\\n"),
         "parameters": f"{row.total_parameters:,}{also_published}",
         "by part": by_part,
         "sizes from": row.origin,
     }
+
+
+def render_overview(rows: Sequence[ModelRow]) -> RenderableType:
+    """A line for each model, with what a choice between families depends on."""
+    numbers = {"vision width": 6, "hidden width": 6, "layers": 6}
+    names = {"family": None, "vision encoder": None, **numbers, "image token": None, "shares prefix": 6}
+    table = Table(*(Column(name, width=width, overflow="fold") for name, width in names.items()), show_lines=True)
+    for row in rows:
+        values = {**cells(row), "layers": str(row.layers)}
+        table.add_row(*(Text(values[name], overflow="fold") for name in names))
+    published = ", ".join(row.name for row in rows)
+    return Group(table, Text(f"The sizes are those of {published}. Name models, these or others, to see every column."))
 
 
 def billions(count: int) -> str:

@@ -55,7 +55,7 @@ CHAT_TEMPLATE = (
     "{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}<end_of_utterance>\n"
     "{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
-"""The published template of both, with FIRST for the first token."""
+"""The published template of both as public projects repeat it, with FIRST for the first token."""
 
 STOP_ROW_SCALE = 3.0
 """Scale of the head's row of `<end_of_utterance>`: large enough that it wins now and then, so answers have many

@@ -27,7 +27,7 @@ SPECIAL_TOKENS = {
     IMAGE: "<IMG_CONTEXT>",
     151674: "<video>",
 }
-"""The published tokens, at their ids as far as those are known."""
+"""The published tokens and ids; that of `<video>`, which no image prompt has, is a guess."""
 
 VOCABULARY_SIZE = 151675
 HIDDEN_SIZE = 32
@@ -131,7 +131,7 @@ def make_config(layers: int) -> InternVLConfig:
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
             "max_position_embeddings": 32768,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
+            "rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1000000.0},
             "bos_token_id": ENDOFTEXT,
             "eos_token_id": IM_END,
         },
