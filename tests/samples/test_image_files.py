@@ -151,7 +151,8 @@ class TestContents:
         assert all(note.startswith(f"The image {tmp_path / 'depth.png'} stores 16-bit grey") for note in notes)
 
     def test_heic_says_which_package_reads_it(self, monkeypatch):
-        monkeypatch.setitem(sys.modules, "pillow_heif", None)
+        for module in ("pillow_heif", "pillow_heif.as_plugin"):
+            monkeypatch.setitem(sys.modules, module, None)
         with pytest.raises(SampleError, match="is HEIC; install the package pillow-heif, or convert it to JPEG"):
             decode_image(b"\0\0\0\x18ftypheic" + bytes(100))
 
