@@ -3,6 +3,7 @@ import shlex
 import sys
 
 import pytest
+from hypothesis import settings
 
 from midsight.testing.phi4_multimodal import write_phi4_multimodal
 from support.once import checkpoint_of_the_run
@@ -10,6 +11,9 @@ from support.once import checkpoint_of_the_run
 collect_ignore_glob = ["conftest.py", "*/conftest.py"]
 """Doctests are looked for in every other file; two of the same name cannot be collected."""
 FAILED = pytest.StashKey[list[str]]()
+
+settings.register_profile("without a clock", deadline=None)  # a busy machine must not make a test fail
+settings.load_profile("without a clock")
 
 
 def pytest_terminal_summary(terminalreporter, config):
