@@ -6,8 +6,14 @@ from midsight import load
 from support.family_reference import FAMILIES
 from support.once import checkpoint_of_the_run
 
+QUICK = ("phi4_multimodal", "mllama", "qwen2_5_vl", "qwen2_vl")
+"""Families that `make test-quick` has; `make test` has all."""
 
-@pytest.fixture(scope="package", params=FAMILIES)
+
+@pytest.fixture(
+    scope="package",
+    params=[name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES],
+)
 def name(request):
     return request.param
 
