@@ -20,7 +20,7 @@ SCRIPT = re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)[0]
 OPTIONS = dict(re.findall(r"^#SBATCH --([\w-]+)=?(.*)$", SCRIPT, re.MULTILINE))
 SAMPLES = 200
 SLOW_S = 0.05
-"""Time of each sample of the task that is stopped, which has several calls whatever images are in its shard."""
+"""Time of each sample of the task that is stopped; in calls of one sample it has time to stop, whatever its shard."""
 STAND_INS = {
     "srun": """printf '%s\\n' "$@" >asked; read -r code <ended; exit "$code" """,
     "scontrol": """echo "$@" >>requeued""",
@@ -78,7 +78,9 @@ class Cluster:
         counted, output = self.folder / "counted", self.folder / "output"
         counted.unlink(missing_ok=True)
         behaviour = Behaviour(seconds=SLOW_S if is_stopped else 0.0, counted=counted)
-        process = start([here.get(argument, argument) for argument in arguments], output, behaviour=behaviour)
+        small_calls = ["--batch-size", "1"] if is_stopped else []
+        called = [here.get(argument, argument) for argument in arguments] + small_calls
+        process = start(called, output, behaviour=behaviour)
         if is_stopped:
             _wait_for_a_sample(counted)
             assert process.pid is not None
