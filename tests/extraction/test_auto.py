@@ -40,7 +40,7 @@ class Machine:
     before: Callable[[CallSize], int] = lambda size: 0
     """Bytes in use when a call begins."""
     sizes: list[CallSize] = field(default_factory=list)
-    """Of all calls so far."""
+    """The sizes of all calls so far."""
 
     @contextmanager
     def meter(self, _device: torch.device) -> Any:

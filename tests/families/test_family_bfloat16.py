@@ -22,7 +22,7 @@ SHAPES = ((3, 0), (1, 1), (1, 7), (2, 33))
 FACTOR = 2
 """The largest of some errors against the largest of others that are spread alike."""
 ROUNDING = torch.finfo(torch.bfloat16).eps / 2
-"""Of one number; for means, which transformers computes alike in all of these batches."""
+"""Largest relative rounding error of one number: the limit for means, which have no spread in these batches."""
 OF_TOKENS = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids", "cross_attention_mask")
 
 

@@ -74,7 +74,7 @@ class _Plan:
     encoded: bool
     """Whether ids are percent-encoded."""
     attributes: Mapping[str, Any]
-    """Of every file, but for the number of samples."""
+    """The attributes that every file gets; each file adds its number of samples."""
 
     @property
     def columns(self) -> list[str]:
