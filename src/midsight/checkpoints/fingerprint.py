@@ -51,19 +51,24 @@ def fingerprint(folder: Path, headers: Headers) -> str:
 def weights_fingerprint(hf_model: Any) -> str:
     """SHA-256 over the names, shapes and up to 64 values of every parameter of a model in memory, hex.
 
-    A tied parameter counts once, also where accelerate has made two of it. Raises MidsightError for a parameter without
-    values.
+    A tied parameter counts once, also where accelerate has made two of it, but one that was given values of its own
+    counts. Raises MidsightError for a parameter without values.
     """
+    read = {name: _sampled(hf_model, name) for name, _ in sorted(hf_model.named_parameters())}
+    tied = getattr(hf_model, "all_tied_weights_keys", {})
     digest = hashlib.sha256()
-    tied = {*getattr(hf_model, "all_tied_weights_keys", ())}
-    for name, _ in sorted(hf_model.named_parameters()):
-        if name in tied:
-            continue
-        owner, _, attribute = name.rpartition(".")
-        tensor = stored_tensor(hf_model.get_submodule(owner), attribute)
-        if tensor is None:
-            raise MidsightError(f"The model has no values for {name}; load its weights first.")
-        values = tensor.detach().flatten()
-        spread = values[:: max(1, len(values) // 64)][:64].float().cpu().numpy()
-        digest.update(f"{name}:{tuple(tensor.shape)}\n".encode() + spread.tobytes())
+    for name, sampled in read.items():
+        if name not in tied or sampled != read.get(tied[name]):
+            digest.update(f"{name}:".encode() + sampled)
     return digest.hexdigest()
+
+
+def _sampled(hf_model: Any, name: str) -> bytes:
+    """Shape and up to 64 values of a parameter."""
+    owner, _, attribute = name.rpartition(".")
+    tensor = stored_tensor(hf_model.get_submodule(owner), attribute)
+    if tensor is None:
+        raise MidsightError(f"The model has no values for {name}; load its weights first.")
+    values = tensor.detach().flatten()
+    spread = values[:: max(1, len(values) // 64)][:64].float().cpu().numpy()
+    return f"{tuple(tensor.shape)}\n".encode() + spread.tobytes()
