@@ -144,6 +144,7 @@ def test_a_figure_that_is_not_finite_is_missed_and_null(small, figure):
     assert not made_up.passed
 
 
+@pytest.mark.slow
 def test_the_model_without_its_lora_has_the_dtype_of_the_one_with_it(small, two_small_images, monkeypatch):
     """With less memory free than at the first load, `auto` would choose another."""
     free, dtypes = iter([10**12]), []

@@ -98,6 +98,7 @@ def stored(formats, tmp_path_factory):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder_format", FORMATS[:2])
 @pytest.mark.parametrize("lora", ["merged", "unmerged"])
 def test_every_format_gives_the_same_four_outputs(stored, folder_format, lora):

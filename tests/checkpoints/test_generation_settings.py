@@ -54,6 +54,7 @@ def first_tokens(model, n=40):
     return list(dict.fromkeys(record.answer_token_ids))[:n]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

@@ -344,6 +344,7 @@ def test_offline_a_cache_that_lacks_a_file_is_explained(hub, monkeypatch, lost):
     assert hub.requests == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["model-00002-of-00003.safetensors", "tokenizer.json", "config.json", "model.safetensors.index.json"]
 )

@@ -67,6 +67,7 @@ def test_commands_that_need_no_model_import_no_torch(tmp_path):
     assert len(said.splitlines()) == len(calls)
 
 
+@pytest.mark.slow
 @needs_facts
 def test_mistakes_on_the_folder_of_11_gb_are_found_without_torch(tmp_path):
     """So they take a second or two: importing torch and making the tokenizer would take ten."""

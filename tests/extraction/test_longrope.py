@@ -55,6 +55,7 @@ def crossing(model, reference):
     return samples, expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("padding_side", ["left", "right"])
 def test_answers_cross_the_threshold_in_a_batch_with_others_that_do_not(model, crossing, padding_side):
     samples, expected = crossing

@@ -6,7 +6,7 @@ from midsight import load
 from support.family_reference import FAMILIES
 from support.once import checkpoint_of_the_run
 
-QUICK = ("phi4_multimodal", "mllama", "qwen2_5_vl", "qwen2_vl")
+QUICK = ("phi4_multimodal", "mllama", "qwen2_5_vl")
 """Families that `make test-quick` has; `make test` has all."""
 
 

@@ -159,6 +159,7 @@ def test_the_published_format_takes_it_too(tmp_path, lora):
     assert relative_error(ours.query_token_representation[1], plain.query_token_representation[1]) > 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["qwen2_vl"], indirect=True)
 def test_the_proof_holds_for_an_adapter(adapter):
     """Also that its layers compute what its files say, and that it changes something."""

@@ -34,7 +34,13 @@ def all_expected(reference, expected):
     return expected | {case.name: expect(reference, [case.image], case.question) for case in large}
 
 
-@pytest.mark.parametrize(("batch_size", "padding_side"), [(1, "left"), (3, "left"), (8, "right"), (12, "left")])
+SLOW_BATCHES = [(1, "left"), (8, "right"), (12, "left")]
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "padding_side"),
+    [(3, "left"), *(pytest.param(*batch, marks=pytest.mark.slow) for batch in SLOW_BATCHES)],
+)
 def test_batches_of_mixed_sizes_equal_the_full_forward(model, expected, batch_size, padding_side):
     resolved = resolve(EVERYTHING, model.loaded)
     samples = samples_of(USED)
@@ -171,6 +177,7 @@ def test_transformers_pixels_equal_its_processor(model, reference, case):
     assert_parity(record, expect(reference, [case.image], case.question, new_tokens=8, pixels="transformers"))
 
 
+@pytest.mark.slow
 def test_every_declaration_is_proved(model):
     checks = check_family(model, samples_of([CASES[0], CASES[1], CASES[3], CASES[5]]))
     assert [check for check in checks if not check.passed] == []

@@ -2,16 +2,14 @@
 
 import pytest
 
-from faults import bad_input, damage, disk
+from faults import damage, disk
 from faults.catalogue import EXPERIMENTS
-
-QUICK_GROUPS = (damage.GROUP, bad_input.GROUP)
 
 
 @pytest.mark.parametrize(
     "experiment",
     [
-        pytest.param(one, id=f"{one.group}: {one.name}", marks=() if one.group in QUICK_GROUPS else pytest.mark.slow)
+        pytest.param(one, id=f"{one.group}: {one.name}", marks=() if one.group == damage.GROUP else pytest.mark.slow)
         for one in EXPERIMENTS
     ],
 )

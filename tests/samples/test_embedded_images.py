@@ -226,6 +226,7 @@ def test_a_row_group_that_has_become_shorter_gives_a_failure(tmp_path):
         decode_image(samples[4].images[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["parquet", "arrow", "tsv", "jsonl", "json"])
 def test_images_are_never_in_memory_together(tmp_path, form, monkeypatch):
     """60 images of 500 kB each, 30 MB: reading the table and decoding all of it stays far below."""

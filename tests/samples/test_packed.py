@@ -4,6 +4,7 @@ import json
 import tracemalloc
 from pathlib import Path
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -57,6 +58,7 @@ def test_packed_samples_are_equal_if_their_samples_are():
     assert packed([one]) != "a"
 
 
+@pytest.mark.slow
 def test_a_row_takes_few_bytes_of_memory(tmp_path):
     rows, questions_of_an_image = 20_000, 10
     with (tmp_path / "a.jsonl").open("w") as file:

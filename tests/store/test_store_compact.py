@@ -281,7 +281,8 @@ class Disk:
         return counted_act
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 10))])
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(10))
 def test_killed_at_any_step_the_run_reads_the_same(tmp_path, monkeypatch, seed):
     original = write_small_commits(tmp_path / "run", seed)
     before = content_of(original)

@@ -451,6 +451,7 @@ def test_the_store_is_imported_without_fcntl():
     assert process.communicate()[0] == b"imported\n"
 
 
+@pytest.mark.slow
 def test_a_lock_dies_with_its_process_though_a_forked_worker_lives(tmp_path):
     process = run_python(
         """
@@ -480,6 +481,7 @@ def test_a_lock_dies_with_its_process_though_a_forked_worker_lives(tmp_path):
     assert_holds(tmp_path, 1)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_again_and_again_holds_each_row_once(tmp_path):
     code = """
         import sys, time

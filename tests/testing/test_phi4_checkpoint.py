@@ -352,6 +352,7 @@ def test_padding_and_neighbours_change_nothing_in_float32(model, processor, enco
         assert relative(together[row, -1, -1], alone[-1, -1]) < 2e-6
 
 
+@pytest.mark.slow
 def test_answers_stop_at_many_lengths_and_differ(model, encode):
     answers = []
     for image in pictures():
