@@ -1,6 +1,7 @@
 import os
 import shlex
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -11,9 +12,23 @@ from support.once import checkpoint_of_the_run
 collect_ignore_glob = ["conftest.py", "*/conftest.py"]
 """Doctests are looked for in every other file; two of the same name cannot be collected."""
 FAILED = pytest.StashKey[list[str]]()
+LONGEST_FILES = (
+    "faults/test_faults.py", "families/test_family_parity.py", "check/test_proof.py", "demo/test_seeing.py",
+    "demo/test_training.py", "store/test_store_compact.py", "test_cli.py", "families/test_family_damage.py",
+    "families/test_family_prompts.py", "store/test_store_exports.py", "checkpoints/test_hub.py",
+    "families/test_device_map.py", "check/test_breakages.py", "test_speed.py", "families/test_adapters.py",
+)  # fmt: skip
+"""The files that take longest, the longest first."""
 
 settings.register_profile("without a clock", deadline=None)  # a busy machine must not make a test fail
 settings.load_profile("without a clock")
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files come first: no process waits at the end for another one that began a long file late."""
+    tests = Path(__file__).parent
+    rank = {tests / name: number for number, name in enumerate(LONGEST_FILES)}
+    items.sort(key=lambda item: rank.get(item.path, len(rank)))
 
 
 def pytest_terminal_summary(terminalreporter, config):
