@@ -2,6 +2,9 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import rankdata
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
 
@@ -41,6 +44,22 @@ def test_many_aurocs_are_single_ones(ties):
     assert many_aurocs(labels, scores) == pytest.approx(
         [roc_auc_score(y, s) for y, s in zip(labels, scores, strict=True)]
     )
+
+
+@given(
+    st.lists(
+        st.tuples(st.booleans(), st.floats(width=32, allow_nan=False) | st.sampled_from([-1.0, -0.0, 0.0, 1.0])),
+        min_size=1,
+    )
+)
+def test_many_aurocs_are_exact_for_any_scores(pairs):
+    """Also with ties, negative numbers, both zeros and infinities: as from the mean ranks of equal scores."""
+    labels, scores = (np.array(part, np.float32) for part in zip(*pairs, strict=True))
+    positives = float(labels.sum())
+    below = labels.astype(np.float64) @ rankdata(scores) - positives * (positives + 1) / 2
+    pairs_of_classes = positives * (len(labels) - positives)
+    expected = below / pairs_of_classes if pairs_of_classes else np.nan
+    np.testing.assert_array_equal(many_aurocs(labels[None], scores[None]), [expected])
 
 
 def test_one_class_has_no_auroc():

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import rankdata
 
 Z_95 = 1.959964
 """Half-width of the interval that holds 95 % of a normal distribution, in standard deviations."""
@@ -19,12 +18,36 @@ def auroc(y: np.ndarray, scores: np.ndarray) -> float:
 
 
 def many_aurocs(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """AUROC of each row of scores for the labels of the same row, ties counting half; both [m, n]."""
-    ranks = rankdata(scores, axis=1)
+    """AUROC of each row of scores for the labels of the same row, ties counting half; float32 [m, n] both."""
     positives = labels.sum(axis=1, dtype=np.float64)
+    ranks = np.array([_rank_sum(one, of) for one, of in zip(labels, scores, strict=True)], np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
-        below = np.einsum("mn,mn->m", labels, ranks, dtype=np.float64) - positives * (positives + 1) / 2
+        below = ranks - positives * (positives + 1) / 2
         return below / (positives * (labels.shape[1] - positives))
+
+
+def _rank_sum(labels: np.ndarray, scores: np.ndarray) -> float:
+    """Sum of the ranks of the positives, from 1; equal scores share their mean rank.
+
+    One sort of integers is several times faster than ranking: a score's bits, which are in the order of the scores
+    once those of negative numbers are turned round, with the label as the last bit.
+    """
+    bits = (scores.astype(np.float32) + np.float32(0)).view(np.int32)  # + 0 makes -0 equal to 0
+    keys = (bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))).astype(np.int64) << 1
+    keys |= labels.astype(np.int64)
+    keys.sort()
+    is_positive = keys & 1
+    ordinal = np.flatnonzero(is_positive).sum() + is_positive.sum()
+    return float(ordinal) - _tied_pairs(keys >> 1, is_positive) / 2
+
+
+def _tied_pairs(ordered: np.ndarray, is_positive: np.ndarray) -> int:
+    """Number of pairs of a positive and a negative whose ordered values are equal."""
+    as_before = ordered[1:] == ordered[:-1]
+    tied = np.flatnonzero(np.append(as_before, False) | np.append(False, as_before))
+    _, run, sizes = np.unique(ordered[tied], return_inverse=True, return_counts=True)
+    positives = np.bincount(run, weights=is_positive[tied], minlength=len(sizes))
+    return int(positives @ (sizes - positives))
 
 
 def placements(y: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

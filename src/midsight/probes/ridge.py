@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg.blas import ssyrk
 
 PENALTIES = tuple(float(penalty) for penalty in np.geomspace(1e-2, 1e3, 5))
 """Penalties per sample, on features with standard deviation 1."""
@@ -145,11 +146,10 @@ class FoldedFeatures:
     def _gram(self, fold: int) -> np.ndarray:
         if fold not in self._grams:
             rows = self.rows(fold)
-            gram = np.zeros((rows.shape[1], rows.shape[1]), np.float32)
+            half = np.zeros((rows.shape[1], rows.shape[1]), np.float32, order="F")
             for start in range(0, len(rows), _BLOCK):
-                block = rows[start : start + _BLOCK]
-                gram += block.T @ block
-            self._grams[fold] = gram
+                half = ssyrk(1.0, rows[start : start + _BLOCK].T, beta=1.0, c=half, overwrite_c=True)
+            self._grams[fold] = half + np.triu(half, 1).T
         return self._grams[fold]
 
 
