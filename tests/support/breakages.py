@@ -162,13 +162,13 @@ EXTRACTION = [
     ),
     Breakage(
         "log-probabilities at another temperature",
-        patch(decode, "to_logprobs", lambda original: lambda logits: original(logits / 2)),
+        patch(decode.Distribution, "of", lambda original: lambda logits: original(logits / 2)),
         "answers",
         "log-probabilities of answers",
     ),
     Breakage(
         "log-probabilities rounded to 16 bits",
-        after(decode, "to_logprobs", lambda made: made.bfloat16().double()),
+        after(decode.Distribution, "logprobs", lambda made: made.bfloat16().double()),
         "answers",
         "log-probabilities of answers",
     ),

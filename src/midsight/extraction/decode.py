@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -124,18 +125,50 @@ def to_logits(model: LoadedModel, states: Tensor) -> Tensor:
     return model.hf_model.get_submodule(model.family.modules.lm_head)(states).float()
 
 
-def to_logprobs(logits: Tensor) -> Tensor:
-    """Log-softmax in float64: float32's sum over 200,000 entries is off by up to 4e-4 on a CPU."""
-    device = "cpu" if logits.device.type == "mps" else logits.device  # Apple's GPUs have no float64
-    return logits.to(device).log_softmax(dim=-1, dtype=torch.float64)
+@dataclass(frozen=True)
+class Distribution:
+    """The softmax of each row of logits. Exponentials are float32, which is fast; their sums are float64.
+
+    float32's own sum over 200,000 entries is off by up to 4e-4 on a CPU.
+    """
+
+    logits: Tensor
+    """float32 [rows, vocabulary]."""
+    below: Tensor
+    """float32 [rows, vocabulary]: logits minus the largest of their row."""
+    largest: Tensor
+    """float32 [rows, 1]."""
+    weights: Tensor
+    """float32 [rows, vocabulary]: exponentials of `below`."""
+    log_total: Tensor
+    """float64 [rows, 1]: logarithm of the weights' sum."""
+
+    @classmethod
+    def of(cls, logits: Tensor) -> Self:
+        """The distribution of logits, on the CPU if they are on one of Apple's GPUs, which have no float64."""
+        logits = logits.to("cpu" if logits.device.type == "mps" else logits.device)
+        largest = logits.amax(dim=-1, keepdim=True)
+        below = logits - largest
+        weights = below.exp()
+        return cls(logits, below, largest, weights, weights.sum(dim=-1, keepdim=True, dtype=torch.float64).log())
+
+    def logprobs(self, chosen: Tensor) -> Tensor:
+        """Log-probabilities of the tokens `chosen`, int64 [rows, k], as float64."""
+        return self.logits.gather(1, chosen.to(self.logits.device)).double() - self.largest.double() - self.log_total
+
+    def entropies(self) -> Tensor:
+        """Entropy of each row in nats, float64 [rows]."""
+        terms = torch.where(self.weights > 0, self.weights * self.below, 0)  # a logit may be -inf
+        mean = terms.sum(dim=-1, dtype=torch.float64) / self.log_total[:, 0].exp()
+        return self.log_total[:, 0] - mean
 
 
 def describe_first_token(logits: Tensor) -> list[FirstToken]:
     """Entropy and likeliest tokens of each row of logits, float32 [batch, vocabulary]."""
-    logprobs = to_logprobs(logits)
-    entropies = torch.special.entr(logprobs.exp()).sum(dim=-1)
-    top = logprobs.topk(min(TOP_TOKENS, logprobs.shape[-1]), dim=-1)
-    rows = zip(entropies.tolist(), top.indices.tolist(), top.values.tolist(), strict=True)
+    distribution = Distribution.of(logits)
+    top = distribution.logits.topk(min(TOP_TOKENS, logits.shape[-1]), dim=-1).indices
+    described = (distribution.entropies(), top, distribution.logprobs(top))
+    rows = zip(*(tensor.tolist() for tensor in described), strict=True)
     return [FirstToken(entropy, tuple(ids), tuple(values)) for entropy, ids, values in rows]
 
 
@@ -166,9 +199,9 @@ def take_tokens(open_rows: OpenRows, settings: AnswerSettings, *, max_new_tokens
 
     Tokens and log-probabilities come from the device together, because each copy waits for it.
     """
-    all_logprobs = to_logprobs(open_rows.state.logits)
-    chosen = choose_tokens(open_rows, settings, max_new_tokens=max_new_tokens).to(all_logprobs.device)
-    chosen_with_logprobs = torch.cat([chosen.double(), all_logprobs.gather(1, chosen)], dim=1)
+    chosen = choose_tokens(open_rows, settings, max_new_tokens=max_new_tokens)
+    logprobs = Distribution.of(open_rows.state.logits).logprobs(chosen)
+    chosen_with_logprobs = torch.cat([chosen.to(logprobs.device).double(), logprobs], dim=1)
     for answer, (token_id, logprob) in zip(open_rows.answers, chosen_with_logprobs.tolist(), strict=True):
         token_id = int(token_id)
         answer.token_ids.append(token_id)
