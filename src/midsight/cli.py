@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
 
@@ -19,6 +20,7 @@ from midsight.commands.models import models
 from midsight.commands.outcome import DONE, WRONG_CALL
 from midsight.commands.probe import probe
 from midsight.commands.show import show
+from midsight.commands.slurm import TwoCalls, slurm
 from midsight.commands.streams import forgive_streams, problem_of
 from midsight.commands.verify import verify
 from midsight.version import __version__
@@ -33,6 +35,8 @@ app = typer.Typer(
 EXAMPLES = {
     extract: "midsight extract questions.jsonl --images images/ --model microsoft/Phi-4-multimodal-instruct "
     "--out runs/first --limit 10",
+    slurm: "midsight slurm extract questions.jsonl --images images/ --model microsoft/Phi-4-multimodal-instruct "
+    "--out runs/first --shards 8 -- --partition gpu --gres=gpu:1 --time 8:00:00",
     show: "midsight show runs/first",
     label: "midsight label runs/first --judge yes_no",
     probe: "midsight probe runs/first --label correct",
@@ -45,8 +49,12 @@ EXAMPLES = {
     demo: "midsight demo --out demo-run",
 }
 """The commands, each with an example for its help."""
+SETTINGS: dict[Callable[..., None], dict[str, Any]] = {
+    slurm: {"cls": TwoCalls, "context_settings": {"allow_extra_args": True, "ignore_unknown_options": True}},
+}
+"""What the parser has to know of commands that take another command's arguments."""
 for command, example in EXAMPLES.items():
-    app.command(epilog=f"Example: {example}")(command)
+    app.command(epilog=f"Example: {example}", **SETTINGS.get(command, {}))(command)
 
 
 def print_version(wanted: bool) -> None:

@@ -1,0 +1,1 @@
+"""Many machines: one extraction as the tasks of a cluster's array job."""
