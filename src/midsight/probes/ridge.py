@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
-from scipy.linalg.blas import ssyrk
 
 PENALTIES = tuple(float(penalty) for penalty in np.geomspace(1e-2, 1e3, 5))
 """Penalties per sample, on features with standard deviation 1."""
@@ -146,10 +145,11 @@ class FoldedFeatures:
     def _gram(self, fold: int) -> np.ndarray:
         if fold not in self._grams:
             rows = self.rows(fold)
-            half = np.zeros((rows.shape[1], rows.shape[1]), np.float32, order="F")
+            gram = np.zeros((rows.shape[1], rows.shape[1]), np.float32)
             for start in range(0, len(rows), _BLOCK):
-                half = ssyrk(1.0, rows[start : start + _BLOCK].T, beta=1.0, c=half, overwrite_c=True)
-            self._grams[fold] = half + np.triu(half, 1).T
+                block = rows[start : start + _BLOCK]
+                gram += block.T @ block
+            self._grams[fold] = gram
         return self._grams[fold]
 
 
