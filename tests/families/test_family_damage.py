@@ -6,14 +6,15 @@ from functools import partial
 import pytest
 import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+from PIL import Image
 from transformers import AutoProcessor
 
 from midsight import load, wrap
 from midsight.check.full_forward import largest_error
-from midsight.errors import MidsightError
+from midsight.errors import MidsightError, SampleError
 from midsight.extraction import attention, extract_call, prefill
 from midsight.extraction.request import resolve
-from midsight.families import inputs, llava
+from midsight.families import inputs, llava, llava_onevision
 from midsight.families.family import joined_pixel_values
 from midsight.prompts import prompt
 from midsight.samples.sample import Sample
@@ -21,8 +22,9 @@ from support import damages
 from support.breaking import last_by_place, render_differently
 from support.damages import DAMAGED_CASES, EVERYTHING, failing
 from support.family_reference import FAMILIES, FamilyReference
+from support.folders import copy_folder, edit_json
 from support.parity import LIMIT, assert_parity, expect, extract_records, rgb, samples_of
-from support.pictures import CASES, picture
+from support.pictures import CASES, encoded, picture
 from support.reference import Reference, load_reference_model, relative_error
 
 VISION = ("useful patches", "vision features", "states")
@@ -225,20 +227,26 @@ class TestClassToken:
             compare(declaring(image_embeddings=lambda m, features, i: original(m, features.roll(1, dims=1), i)))
 
 
-@pytest.mark.parametrize("name", ["llava", "llava_next"], indirect=True)
-def test_another_feature_layer(compare, model, monkeypatch):
-    monkeypatch.setattr(llava, "FEATURE_LAYER", -1)
+@pytest.mark.parametrize(
+    ("name", "module", "layer"),
+    [("llava", llava, -1), ("llava_next", llava, -1), ("llava_onevision", llava_onevision, -2)],
+    indirect=["name"],
+)
+def test_another_feature_layer(compare, model, monkeypatch, module, layer):
+    monkeypatch.setattr(module, "FEATURE_LAYER", layer)
     with pytest.raises(AssertionError, match="is off by"):
         compare(model)
 
 
-@pytest.mark.parametrize("name", ["llava_next"], indirect=True)
+@pytest.mark.parametrize("name", ["llava_next", "llava_onevision"], indirect=True)
 class TestGridOfTiles:
-    """LLaVA-NeXT drops the padding of its grid, and ends every line with a learned vector."""
+    """They drop the padding of their grid, and end every line with a learned vector."""
 
-    def test_padding_counted(self, declaring):
+    def test_padding_counted(self, declaring, model):
+        useful = model.loaded.family.vision.useful_patches
+
         def every_patch(image):
-            return llava.useful_patches(dataclasses.replace(image, patch_mask=torch.ones_like(image.patch_mask)))
+            return useful(dataclasses.replace(image, patch_mask=torch.ones_like(image.patch_mask)))
 
         assert failing(declaring(useful_patches=every_patch), *VISION) == {
             "patches in the mean that never reach the decoder"
@@ -253,6 +261,58 @@ class TestGridOfTiles:
 
         with pytest.raises(AssertionError, match="is off by"):
             compare(declaring(image_embeddings=without_vector))
+
+
+@pytest.mark.parametrize("name", ["llava_onevision"], indirect=True)
+class TestOneVision:
+    """Its pixels depend on the number of images, its features are those before a norm, its large grids are scaled."""
+
+    def test_features_after_the_norm(self, compare, declaring):
+        def encode(hf_model, images):
+            for image in images:
+                yield hf_model.model.vision_tower(image.pixel_values).last_hidden_state
+
+        with pytest.raises(AssertionError, match="is off by"):
+            compare(declaring(encode=encode))
+
+    def test_a_large_grid_that_is_not_scaled(self, model, monkeypatch):
+        monkeypatch.setattr(llava_onevision, "scaled_down", lambda lines, columns, most: (lines, columns))
+        assert TestPrompts.CAUGHT in failing(model, "prompts")
+
+    def test_several_images_cut_into_tiles(self, declaring):
+        assert failing(declaring(image_among_several=None), "prompts") == {TestPrompts.CAUGHT}
+
+    def test_one_image_as_one_of_several(self, declaring, model):
+        alone = declaring(image_inputs=model.loaded.family.vision.image_among_several)
+        assert TestPrompts.CAUGHT in failing(alone, "prompts")
+
+    def test_an_image_is_prepared_anew_for_a_prompt_with_several(self, model, reference):
+        """In one window, before and after the prompt in which it is alone."""
+        image, other = CASES[4].image, CASES[0].image
+        asked = [((image,), "a"), ((image, other), "Which?"), ((image,), "Why?")]
+        samples = [Sample(str(index), index, *sample) for index, sample in enumerate(asked)]
+        records = extract_records(model, resolve(EVERYTHING, model.loaded), samples)
+        for record, (images, question) in zip(records, asked, strict=True):
+            assert_parity(record, expect(reference, list(images), question))
+
+    def test_a_square_too_large_for_an_image_is_refused(self, model):
+        thin = encoded(Image.new("RGB", (20_000, 2)))
+        with pytest.raises(SampleError, match=r"20000 x 2 pixels among several would be padded to 20,000 x 20,000"):
+            model.extract([thin, CASES[0].image], "Which?")
+
+    @pytest.mark.parametrize(
+        ("changed", "said"),
+        [
+            ({"vision_feature_layer": -2}, "feature layer -2"),
+            ({"vision_aspect_ratio": "anyres_max_4"}, "vision_aspect_ratio anyres_max_4"),
+            ({"image_grid_pinpoints": [[56, 56 * 40]]}, "grids of up to 40 tiles"),
+        ],
+    )
+    def test_another_config_is_refused(self, folder, tmp_path, changed, said):
+        other = copy_folder(folder, tmp_path / "model")
+        edit_json(other / "config.json", lambda config: config.update(changed))
+        with pytest.raises(MidsightError, match=said):
+            load(other, device="cpu")
 
 
 @pytest.mark.parametrize("name", ["phi4_multimodal"], indirect=True)

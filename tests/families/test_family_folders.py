@@ -46,6 +46,7 @@ PUBLISHED_NAMES = {
     "qwen2_vl": {r"^model\.visual\.": "visual.", r"^model\.language_model\.": "model."},
     "llava": LLAVA_NAMES,
     "llava_next": LLAVA_NAMES,
+    "llava_onevision": LLAVA_NAMES,
     "gemma3": LLAVA_NAMES,
     "internvl": INTERNVL_NAMES,
     "qwen3_vl": {},

@@ -177,7 +177,7 @@ class TestFoldersTemplate:
         text = model.loaded.family.prompt.image_markup * 2 + "What differs?"
         assert item.prompt.text.replace("<|begin_of_text|>", "") == text
         processor: Any = AutoProcessor.from_pretrained(folder)
-        assert ids == list(processor(text=text, images=[rgb(image) for image in self.IMAGES])["input_ids"][0])
+        assert ids == list(processor(text=text, images=[[rgb(image) for image in self.IMAGES]])["input_ids"][0])
 
     def test_the_templates_own_system_turn_is_replaced_or_left_out(self, family, folder):
         if not family.own_system:

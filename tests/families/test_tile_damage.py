@@ -15,7 +15,7 @@ from midsight.prompts.token_layout import TokenLayout
 from support.damages import DAMAGED_CASES, EVERYTHING, declaring, failing
 from support.parity import assert_parity, expect, extract_records, samples_of
 
-TILES = ["llava_next", "idefics3", "smolvlm", "internvl"]
+TILES = ["llava_next", "llava_onevision", "idefics3", "smolvlm", "internvl"]
 OTHER_PROMPT = "prompts whose token ids differ from the processor's own"
 
 
@@ -39,7 +39,7 @@ def is_off_by(reference):
 
 @pytest.mark.parametrize("name", TILES, indirect=True)
 class TestTiles:
-    """Every family has its order of tiles; the whole image is the first in LLaVA-NeXT, and the last in the others."""
+    """Every family has its order of tiles; the whole image is the first in LLaVA's, and the last in the others."""
 
     def test_the_whole_image_at_the_other_end(self, is_off_by, model):
         original = model.loaded.family.vision.image_embeddings
@@ -51,7 +51,7 @@ class TestTiles:
         def without_the_whole(image):
             patches = useful(image).clone()
             if len(patches) > 1:
-                patches[0 if name == "llava_next" else -1] = False
+                patches[0 if name.startswith("llava") else -1] = False
             return patches
 
         assert "patches of filled crops that reach the decoder and are not in the mean" in failing(

@@ -22,6 +22,7 @@ from transformers import (
     InternVLForConditionalGeneration,
     LlavaForConditionalGeneration,
     LlavaNextForConditionalGeneration,
+    LlavaOnevisionForConditionalGeneration,
     MllamaForConditionalGeneration,
     Phi4MultimodalForCausalLM,
     Qwen2_5_VLForConditionalGeneration,
@@ -35,6 +36,7 @@ from midsight.testing.gemma3 import write_gemma3
 from midsight.testing.idefics3 import write_idefics3, write_smolvlm
 from midsight.testing.internvl import write_internvl
 from midsight.testing.llava import write_llava, write_llava_next
+from midsight.testing.llava_onevision import write_llava_onevision
 from midsight.testing.mllama import write_mllama
 from midsight.testing.phi4_multimodal import write_phi4_multimodal
 from midsight.testing.qwen2_5_vl import write_qwen2_5_vl, write_qwen2_vl, write_qwen3_vl
@@ -79,6 +81,22 @@ def mean_over_packed_patches(output: Any, inputs: Any, model: Any) -> torch.Tens
     packed, _ = model.model.pack_image_features(numbers.split(tiles), inputs["image_sizes"], "default", newline)
     kept = torch.cat(packed).flatten()
     return features[kept[kept >= 0].long()].double().mean(dim=0)
+
+
+def mean_over_scaled_patches(output: Any, inputs: Any, model: Any) -> torch.Tensor:
+    """The patches of which transformers makes tokens: it packs a mark of each, and zeros after each line."""
+    features = output.hidden_states[-1].flatten(0, 1)
+    config, sizes = model.config, inputs["image_sizes"]
+    side = config.vision_config.image_size
+    tiles = [1] * len(sizes)
+    if len(sizes) == 1:
+        tiles = [image_size_to_num_patches(sizes[0], config.image_grid_pinpoints, side)]
+    marks = torch.eye(len(features)).view(sum(tiles), -1, len(features))
+    packed, _ = model.model.pack_image_features(
+        marks.split(tiles), sizes, torch.zeros(len(features)), config.vision_aspect_ratio
+    )
+    read = torch.cat(packed).amax(dim=0) > 1e-6
+    return features[read].double().mean(dim=0)
 
 
 @dataclass(frozen=True)
@@ -176,7 +194,8 @@ class FamilyReference:
         text = self.prompt(len(images), question, system)
         first = self.processor.tokenizer.bos_token
         has_first = first is not None and text.startswith(first)  # the rule of apply_chat_template
-        return self.processor(text=text, images=images, return_tensors="pt", add_special_tokens=not has_first)
+        # as apply_chat_template gives them: a list for each prompt, which LLaVA-OneVision tells from one image each
+        return self.processor(text=text, images=[images], return_tensors="pt", add_special_tokens=not has_first)
 
     @torch.inference_mode()
     def forward(self, inputs: Any) -> Forward:
@@ -277,6 +296,18 @@ FAMILIES = {
     ),
     "llava_next": Family(
         write_llava_next, LlavaNextForConditionalGeneration, vision_mean=mean_over_packed_patches, **LLAVA
+    ),
+    "llava_onevision": Family(
+        write_llava_onevision,
+        LlavaOnevisionForConditionalGeneration,
+        image_token_id=151646,
+        tower="model.vision_tower",
+        vision_mean=mean_over_scaled_patches,
+        stop_ids=(151645,),
+        reference=FamilyReference,
+        text_in_template="content['text']",
+        interleaves=False,
+        misfit={"size": {"height": 70, "width": 70}},
     ),
     "gemma3": Family(
         write_gemma3,

@@ -15,6 +15,7 @@ from midsight.check.full_forward import relative_error, worst
 from midsight.check.subject import Subject, prepare_all
 from midsight.checkpoints.loading import LoadedModel
 from midsight.extraction.prepare import PreparedSample
+from midsight.families.family import image_maker
 from midsight.families.inputs import ImageInputs
 from midsight.records import Record
 from midsight.samples.images import decode_image
@@ -61,7 +62,7 @@ def check_pixels(subject: Subject) -> list[Check]:
 
 def resize_by_transformers(model: LoadedModel, item: PreparedSample) -> list[ImageInputs]:
     """The encoder's inputs of a sample's images, made with `--pixels transformers`."""
-    make = model.family.vision.image_inputs
+    make = image_maker(model.family.vision, len(item.images))
     return [make(model.processor, decode_image(one), "transformers", model.config) for one in item.sample.images]
 
 

@@ -29,7 +29,7 @@ def processor_inputs(model: LoadedModel, request: ResolvedRequest, sample: Sampl
     if template.text is None:
         text = render_places(processor, model.family.prompt, template, turn.places)
         add_special_tokens = adds_special_tokens(processor.tokenizer, text)
-        return processor(text=text, images=images, add_special_tokens=add_special_tokens, return_tensors="pt")
+        return processor(text=text, images=[images], add_special_tokens=add_special_tokens, return_tensors="pt")
     content: Any = user_text(model.family.prompt, turn.places)
     given: dict[str, Any] = {"images": images}
     if template.content == "parts":

@@ -187,6 +187,13 @@ PUBLISHED = (
         origin=REPEATED,
     ),
     PublishedModel(
+        hub_id="llava-hf/llava-onevision-qwen2-7b-ov-hf",
+        architecture="LlavaOnevisionForConditionalGeneration",
+        config_class="LlavaOnevisionConfig",
+        sizes={"text_config": {**QWEN_TEXT, "model_type": "qwen2", "vocab_size": 152128}},
+        origin=REPEATED,
+    ),
+    PublishedModel(
         hub_id="google/gemma-3-4b-it",
         architecture="Gemma3ForConditionalGeneration",
         config_class="Gemma3Config",

@@ -14,6 +14,7 @@ from torch import Tensor
 from midsight.checkpoints.loading import LoadedModel
 from midsight.errors import SampleError, first_line
 from midsight.extraction.request import ResolvedRequest
+from midsight.families.family import MakeImageInputs, image_maker
 from midsight.families.inputs import ImageInputs
 from midsight.prompts.image_places import UserTurn
 from midsight.prompts.prompt import PromptTokens, tokenise_prompt
@@ -75,11 +76,11 @@ def prepare(
     """Each sample ready for the model, or a failure with the reason; an image shared by samples is prepared once."""
     prepared_images: dict[Hashable, PreparedImage] = {}
 
-    def prepare_image(source: ImageSource, sample_id: str) -> PreparedImage:
-        key = source_key(source)
+    def prepare_image(source: ImageSource, sample_id: str, make: MakeImageInputs) -> PreparedImage:
+        key = source_key(source), make
         if key not in prepared_images:
             image = decode_image(source, note=note_of(source, sample_id, note))
-            inputs = model.family.vision.image_inputs(model.processor, image, request.pixels, model.config)
+            inputs = make(model.processor, image, request.pixels, model.config)
             prepared_images[key] = PreparedImage(image_id(image), inputs)
         return prepared_images[key]
 
@@ -88,9 +89,9 @@ def prepare(
             if not sample.images:
                 raise SampleError("The sample has no image; midsight extracts from image-question pairs.")
             turn = request.prompt.turn(sample)
-            images = []
+            make, images = image_maker(model.family.vision, len(turn.images)), []
             for source in sample.images:
-                images.append(prepare_image(source, sample.sample_id))
+                images.append(prepare_image(source, sample.sample_id, make))
                 require_bounded(images, len(sample.images), model.max_prompt_tokens)
             inputs = tuple(images[index].inputs for index in turn.images)
             prompt = prepare_prompt(model, request, turn, inputs)

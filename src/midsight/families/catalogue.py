@@ -16,6 +16,7 @@ FAMILIES = {
     "Qwen3VLForConditionalGeneration": "midsight.families.qwen3_vl",
     "LlavaForConditionalGeneration": "midsight.families.llava",
     "LlavaNextForConditionalGeneration": "midsight.families.llava_next",
+    "LlavaOnevisionForConditionalGeneration": "midsight.families.llava_onevision",
     "Gemma3ForConditionalGeneration": "midsight.families.gemma3",
     "Idefics3ForConditionalGeneration": "midsight.families.idefics3",
     "SmolVLMForConditionalGeneration": "midsight.families.smolvlm",

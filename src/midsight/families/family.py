@@ -215,6 +215,8 @@ class Vision:
     """Side of a square crop, in pixels; None if images are not cut into crops."""
     default_pixels: Pixels = "pil"
     """The resizing that the published model was trained with."""
+    image_among_several: MakeImageInputs | None = None
+    """Image to encoder inputs in a prompt with several images; None if that is the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,6 +283,11 @@ class Family:
     """How the decoder takes a prompt."""
     stored: StoredTensors = field(default_factory=StoredTensors)
     """What checkpoints store."""
+
+
+def image_maker(vision: Vision, images: int) -> MakeImageInputs:
+    """What makes the encoder's inputs for each image of a prompt that has `images` of them."""
+    return vision.image_inputs if images == 1 else vision.image_among_several or vision.image_inputs
 
 
 def decoder_layers(model: nn.Module, family: Family) -> Sequence[nn.Module]:

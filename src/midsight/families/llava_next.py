@@ -6,7 +6,7 @@ image_processing_llava_next.py and modeling_llava_next.py.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -33,13 +33,25 @@ def validate_processor(processor: Any, config: Any) -> None:
 
 def image_inputs(processor: Any, image: Image.Image, pixels: Pixels, config: Any) -> ImageInputs:
     """The whole image as one tile, then the tiles of the image scaled and padded to a grid; `grid` counts those."""
+    return grid_inputs(processor, image, pixels, config, lambda lines, columns: (lines, columns))
+
+
+def grid_inputs(
+    processor: Any,
+    image: Image.Image,
+    pixels: Pixels,
+    config: Any,
+    scaled: Callable[[int, int], tuple[int, int]],
+) -> ImageInputs:
+    """The same, where `scaled` tells lines of image tokens and tokens in each from the grid's lines and columns."""
     image_processor = with_own_resizing(processor.image_processor, pixels)
     size, side = image.size[::-1], llava.patches_per_side(config)
     rows, columns = get_anyres_image_grid_shape(size, config.image_grid_pinpoints, config.vision_config.image_size)
     index = torch.arange(rows * side * columns * side).view(1, rows * side, columns * side)
     kept = unpad_image(index, size)[0]
     mask = torch.isin(index[0], kept).view(rows, side, columns, side).transpose(1, 2).reshape(-1, side, side)
-    tokens = side * side + kept.shape[0] * (kept.shape[1] + 1)
+    lines, in_each = scaled(*kept.shape)
+    tokens = side * side + lines * (in_each + 1)
     return ImageInputs(
         pixel_values=image_processor(image, return_tensors="pt")["pixel_values"][0],
         patch_mask=torch.cat([torch.ones((1, side, side), dtype=torch.bool), mask]),

@@ -6,6 +6,7 @@ from midsight.testing.gemma3 import write_gemma3
 from midsight.testing.idefics3 import write_idefics3, write_smolvlm
 from midsight.testing.internvl import write_internvl
 from midsight.testing.llava import write_llava, write_llava_next
+from midsight.testing.llava_onevision import write_llava_onevision
 from midsight.testing.mllama import write_mllama
 from midsight.testing.phi4_multimodal import write_phi4_multimodal
 from midsight.testing.phi4mm import write_published_phi4mm
@@ -19,6 +20,7 @@ __all__ = [
     "write_internvl",
     "write_llava",
     "write_llava_next",
+    "write_llava_onevision",
     "write_mllama",
     "write_phi4_multimodal",
     "write_published_phi4mm",

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from torch import Generator
 from transformers import (
     CLIPImageProcessor,
     GenerationConfig,
@@ -18,8 +17,7 @@ from transformers import (
     LlavaProcessor,
 )
 
-from midsight.checkpoints.quiet import quiet_transformers
-from midsight.testing.random_weights import draw_weights, make_tokenizer, save_weights
+from midsight.testing.random_weights import make_tokenizer, write_checkpoint
 
 BOS, EOS, IMAGE, PAD = 1, 2, 32000, 32001
 SPECIAL_TOKENS = {0: "<unk>", BOS: "<s>", EOS: "</s>", IMAGE: "<image>", PAD: "<pad>"}
@@ -97,7 +95,7 @@ def write_llava(folder: str | Path, *, seed: int = 0, layers: int = 6) -> Path:
         chat_template=LLAVA_TEMPLATE,
         **PROCESSOR,
     )
-    return write_folder(Path(folder), config, LlavaForConditionalGeneration, processor, seed)
+    return write_folder(folder, config, LlavaForConditionalGeneration, processor, seed)
 
 
 def write_llava_next(folder: str | Path, *, seed: int = 0, layers: int = 6) -> Path:
@@ -136,7 +134,7 @@ def write_llava_next(folder: str | Path, *, seed: int = 0, layers: int = 6) -> P
         chat_template=LLAVA_NEXT_TEMPLATE,
         **PROCESSOR,
     )
-    return write_folder(Path(folder), config, LlavaNextForConditionalGeneration, processor, seed)
+    return write_folder(folder, config, LlavaNextForConditionalGeneration, processor, seed)
 
 
 def tokenizer_of_llava() -> Any:
@@ -182,16 +180,10 @@ def text_fields(layers: int) -> dict[str, Any]:
     }
 
 
-@quiet_transformers()
-def write_folder(folder: Path, config: Any, model: type, processor: Any, seed: int) -> Path:
+def write_folder(folder: str | Path, config: Any, model: type, processor: Any, seed: int) -> Path:
     """Writes the files of a checkpoint with this config and processor."""
-    folder.mkdir(parents=True, exist_ok=True)
-    words = dict.fromkeys(processor.tokenizer.get_vocab().values(), 1.0)
-    head = {**words, **dict.fromkeys(SPECIAL_TOKENS, CONTROL_ROW_SCALE), EOS: STOP_ROW_SCALE}
-    rows = {"model.language_model.embed_tokens.weight": words, "lm_head.weight": head}
-    weights = draw_weights(model, config, rows, Generator().manual_seed(seed), GAINS)
-    save_weights(weights, folder / "model.safetensors")
-    config.save_pretrained(folder)
-    GenerationConfig(bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD).save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
+    generation_config = GenerationConfig(bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD)
+    head_scales = {**dict.fromkeys(SPECIAL_TOKENS, CONTROL_ROW_SCALE), EOS: STOP_ROW_SCALE}
+    return write_checkpoint(
+        folder, model, config, processor, generation_config, head_scales=head_scales, gains=GAINS, seed=seed
+    )

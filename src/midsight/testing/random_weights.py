@@ -16,6 +16,8 @@ from tokenizers.processors import TemplateProcessing
 from torch import Generator, Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
+from midsight.checkpoints.quiet import quiet_transformers
+
 TOKENIZER = Path(__file__).with_name("assets") / "tokenizer.json"
 """Written by scripts/train_tokenizer.py."""
 
@@ -26,6 +28,45 @@ GATES = (0.4, 1.2)
 
 Gains = Sequence[tuple[str, float]]
 """Standard deviation of a weight times the square root of its fan-in, by the end of its name; 1 for other names."""
+
+
+@quiet_transformers()
+def write_checkpoint(
+    folder: str | Path,
+    model: type[nn.Module],
+    config: Any,
+    processor: Any,
+    generation_config: Any,
+    *,
+    head_scales: Mapping[int, float],
+    gains: Gains,
+    seed: int,
+) -> Path:
+    """Writes a model folder with random weights; embedding rows without a token are zero.
+
+    Args:
+        folder: Where the files go; made if it does not exist.
+        model: transformers' class, whose decoder is `model.language_model`.
+        config: Its config.
+        processor: Its processor.
+        generation_config: How it answers.
+        head_scales: Scales of the head's rows of control tokens, by id; 1 for every other token.
+        gains: Scales of the other weights.
+        seed: Decides the weights.
+
+    Returns:
+        The folder.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    words = dict.fromkeys(processor.tokenizer.get_vocab().values(), 1.0)
+    rows = {"model.language_model.embed_tokens.weight": words, "lm_head.weight": {**words, **head_scales}}
+    weights = draw_weights(model, config, rows, Generator().manual_seed(seed), gains)
+    save_weights(weights, folder / "model.safetensors")
+    config.save_pretrained(folder)
+    generation_config.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
 
 
 def draw_weights(
