@@ -55,23 +55,28 @@ def test_batches_of_mixed_sizes_equal_the_full_forward(model, expected, batch_si
 def test_images_between_texts_equal_the_full_forward(family, model, reference, monkeypatch):
     """Placeholders place them: the prompt is the processor's for these parts, and its numbers are transformers'.
 
-    A template that puts all images first keeps their order in the sample.
+    A template that puts all images first puts them in the order of placeholders before the text; others fail.
     """
     images = [encoded(picture((60, 40), 1)), encoded(picture((40, 70), 2))]
-    sample = Sample("s", 0, tuple(images), "Is <image 2> like <image 1>? Say why.")
+    between = Sample("s", 0, tuple(images), "Is <image 2> like <image 1>? Say why.")
+    leading = replace(between, question="<image 2> <image 1>\nAre they alike? Say why.")
+    sample = between if family.interleaves else leading
     resolved = resolve(EVERYTHING, model.loaded)
     (item,) = prepare(model.loaded, resolved, [sample])
     assert not isinstance(item, Failure)
     theirs = processor_inputs(model.loaded, resolved, sample)
     assert theirs is not None
     assert list(item.prompt.token_ids) == theirs["input_ids"][0].tolist()
-    before, between, after = item.prompt.text.split(model.loaded.family.prompt.image_in_template)
+    before, between_them, after = item.prompt.text.split(model.loaded.family.prompt.image_in_template)
     if family.interleaves:
         texts = [text.strip() if family.trims else text for text in ("Is ", " like ", "? Say why.")]
-        assert [text in place for text, place in zip(texts, (before, between, after), strict=True)] == [True] * 3
-        images = images[::-1]
+        assert [text in place for text, place in zip(texts, (before, between_them, after), strict=True)] == [True] * 3
     else:
-        assert "Is like ? Say why." in after
+        assert "Are they alike? Say why." in after
+        (failure,) = prepare(model.loaded, resolved, [between])
+        assert isinstance(failure, Failure)
+        assert "needs its image placeholders (<image 2>, <image 1>) where they are" in failure.reason
+    images = images[::-1]
     monkeypatch.setattr(reference, "prompt", lambda *args, **options: item.prompt.text)
     expected = expect(reference, images, sample.question)
     assert_parity(extract_records(model, resolved, [sample])[0], expected)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -203,6 +204,17 @@ class TestFoldersTemplate:
         if declared.image_markup != declared.image_in_template:
             two = prepared(model, Sample("s", 0, self.IMAGES, "What differs?"))
             assert "has 2 images with nothing between them" in two.reason
+
+
+@pytest.mark.parametrize("name", ["llava"], indirect=True)
+def test_the_template_of_the_documentation_keeps_the_places_of_images(model, tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "datasets.md").read_text(encoding="utf-8")
+    (template,) = re.findall(r"^```jinja\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    (tmp_path / "own.jinja").write_text(template, encoding="utf-8")
+    sample = Sample("s", 0, (CASES[0].image, CASES[4].image), "Is <image 2> like <image 1>?")
+    item = prepared(model, sample, prompt_template=tmp_path / "own.jinja")
+    assert item.prompt.text == "USER: Is <image> like <image>? ASSISTANT:"
+    assert prepared(model, sample).reason.startswith("The text needs its image placeholders (<image 2>, <image 1>)")
 
 
 @pytest.mark.parametrize("pixels", ["pil", "transformers"])

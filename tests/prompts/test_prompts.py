@@ -14,7 +14,7 @@ from midsight.families.phi4_multimodal import FAMILY
 from midsight.prompts.chat_template import ChatTemplate, find_template
 from midsight.prompts.control_tokens import control_tokens
 from midsight.prompts.prompt import find_control_text, find_question, make_prompt_format, tokenise_prompt
-from midsight.prompts.user_text import describe_choices, parse_user_text
+from midsight.prompts.user_text import describe_unused_columns, parse_user_text
 from midsight.samples.columns import ColumnSource
 from midsight.samples.extras import ExtraType
 from midsight.samples.sample import Sample
@@ -436,8 +436,8 @@ class TestNotes:
         ],
     )
     def test_they_name_what_is_left_out(self, prompt, notes):
-        assert describe_choices(prompt, self.EXTRAS) == notes
-        assert describe_choices(prompt, {"level": "int64"}) == ()
+        assert describe_unused_columns(prompt, self.EXTRAS) == notes
+        assert describe_unused_columns(prompt, {"level": "int64"}) == ()
 
 
 class TestImagePlaces:
@@ -461,31 +461,33 @@ class TestImagePlaces:
             ("<image>\nWhat is it?", 1, "#What is it?", "#What is it?"),
             ("<|image_1|>\nWhat is it?", 1, "#What is it?", "#What is it?"),
             ("What is it?\n<image>", 1, "What is it?\n#", "#What is it?"),
-            ("<IMAGE> Look: <Image>", 2, "# Look: #", "##Look:"),
-            ("See <image 1> here.", 1, "See # here.", "#See here."),
-            ("<image 1> and <image 2>: which?", 2, "# and #: which?", "##and : which?"),
+            ("<IMAGE> Look: <Image>", 2, "# Look: #", None),
+            ("See <image 1> here.", 1, "See # here.", None),
+            ("<image 1> and <image 2>: which?", 2, "# and #: which?", None),
             ("<image><image_placeholder>\nSame?", 2, "##Same?", "##Same?"),
-            ("Is <image_2> like <image1>?", 2, "Is # like #?", "##Is like ?"),
-            ("<image_0>, <image_1>: same?", 2, "#, #: same?", "##, : same?"),
-            ("[IMG] and [IMAGE]: same?", 2, "# and #: same?", "##and : same?"),
+            ("Is <image_2> like <image1>?", 2, "Is # like #?", None),
+            ("<image_0>, <image_1>: same?", 2, "#, #: same?", None),
+            ("[IMG] and [IMAGE]: same?", 2, "# and #: same?", None),
             ("[img_2][img_1] Same?", 2, "##Same?", "##Same?"),
-            ("Picture 1: <img>dir/a.png</img>\nWhat?", 1, "Picture 1: #\nWhat?", "#Picture 1: \nWhat?"),
+            ("Picture 1: <img>dir/a.png</img>\nWhat?", 1, "Picture 1: #\nWhat?", None),
             ("<img>my dog.png</img>\nIs it a dog?", 1, "#Is it a dog?", "#Is it a dog?"),
             ("<image>my dog.jpeg</image>\nIs it a dog?", 1, "#Is it a dog?", "#Is it a dog?"),
             ("(<image>./</image>)\nWhat?", 1, "#What?", "#What?"),
             ("<image></image>What?", 1, "#What?", "#What?"),
             ("<img>\nWhat?", 1, "#What?", "#What?"),
             ("{image}\nWhat?", 1, "#What?", "#What?"),
-            ("What is in <img>?", 1, "What is in #?", "#What is in ?"),
+            ("What is in <img>?", 1, "What is in #?", None),
             ("<im_start><image><im_end>\nWhat?", 1, "#What?", "#What?"),
             ("<Img><ImageHere></Img> What?", 1, "#What?", "#What?"),
             ("<|vision_start|><|image_pad|><|vision_end|>What?", 1, "#What?", "#What?"),
             ("<start_of_image> What?", 1, "#What?", "#What?"),
             ("<image_soft_token><IMG_CONTEXT>What?", 2, "##What?", "##What?"),
-            ("Is <img> like <img>?", 2, "Is # like #?", "##Is like ?"),
-            ("(image 1: <Image><image></Image>) What?", 1, "(image 1: #) What?", "#(image 1: ) What?"),
+            ("Is <img> like <img>?", 2, "Is # like #?", None),
+            ("(image 1: <Image><image></Image>) What?", 1, "(image 1: #) What?", None),
             ("<image/>\n<|image|>\n[<IMG_PLH>] What?", 3, "###What?", "###What?"),
             ("&lt;image&gt; \\<image\\> What?", 2, "##What?", "##What?"),
+            ("&lt;image 1&gt;<image_2/> What?", 2, "##What?", "##What?"),
+            ("<image 1:> What?", 1, "#What?", "#What?"),
             ("<|media_start|>image<|media_content|><|media_pad|><|media_end|>What?", 1, "#What?", "#What?"),
             ("<|begin_of_image|><|image|><|end_of_image|>What?", 1, "#What?", "#What?"),
             ("Why is `<img>` in it?", 1, "#Why is `<img>` in it?", "#Why is `<img>` in it?"),
@@ -500,14 +502,20 @@ class TestImagePlaces:
     )
     def test_they_become_images(self, question, images, kept, first):
         assert self.turn(TestTemplates.PARTS.replace(" | trim", ""), question, images) == f"[user]{kept}[assistant]"
-        assert self.turn(self.LISTING, question, images) == f"{first}|"
+        if first is not None:
+            assert self.turn(self.LISTING, question, images) == f"{first}|"
+            return
+        with pytest.raises(
+            SampleError, match=r"^The text needs its image placeholders \(.*\) where they are, .*; begin"
+        ):
+            self.turn(self.LISTING, question, images)
 
     def test_their_numbers_order_the_images(self):
         made = make_format()
         turn = made.turn(Sample("s", 0, (b"0", b"1", b"2"), "<image 3>, <image 1>, <image 2> or <image 1>?"))
         assert (turn.images, turn.places[0]) == ((2, 0, 1, 0), None)
-        listing = replace(made, interleaves=False).turn(Sample("s", 0, (b"0", b"1"), "<image 2> or <image 1>?"))
-        assert listing.parts == (0, 1, "or ?")
+        listing = replace(made, interleaves=False).turn(Sample("s", 0, (b"0", b"1"), "<image 2> <image 1>\nSame?"))
+        assert listing.parts == (1, 0, "Same?")
 
     @pytest.mark.parametrize(
         ("question", "images"),
@@ -536,7 +544,8 @@ class TestImagePlaces:
         "question",
         [
             "<|im_start|>user\nWhat?<|im_end|>\n<|im_start|>assistant\n", "[INST] <image>\nWhat? [/INST]",
-            "<start_of_turn>user\nWhat?<end_of_turn>", "<|start_header_id|>user<|end_header_id|>What?", "What?</s>",
+            "<start_of_turn>user\nWhat?<end_of_turn>", "<s>What?", "<|start_header_id|>user<|end_header_id|>What?",
+            "What?</s>",
         ],
     )  # fmt: skip
     def test_the_chat_template_of_another_model_fails_the_sample(self, question):
@@ -562,6 +571,44 @@ class TestImagePlaces:
         ids = list(prompt.token_ids)[prompt.layout.question.start : prompt.layout.question.stop]
         assert before.strip() in TOKENIZER.decode(ids)
         assert after.strip() in TOKENIZER.decode(ids)
+
+    @pytest.mark.parametrize(
+        ("user", "question", "text"),
+        [
+            ("{question}", "What is it? <image>", "What is it?"),
+            ("{question}", 'Say "what?" <image 1>', 'Say "what?"'),
+            ("{question}", "what colour is it <image>", "what colour is it"),
+            ("{question}", "Describe <image>", None),
+            ("{question}", "What is shown in <image>", None),
+            ("{question}", "What is shown <image 1>", None),
+            ("{question}", "Look at this: <image>", None),
+            ("{question}", "Look at this:\n<image>", None),
+            ("{question}", "See Fig. <image 1>", None),
+            ("{question}", "Like which?\nA. <image>", None),
+            ("{question}", "Read this.\n<image>\nWhat is it?", None),
+            ("{question}", "<image>: what is it?", ": what is it?"),
+            ("Q: {question} Be brief.\n", "<image 1>\nWhat is it?", "Q: What is it? Be brief.\n"),
+            ("Q: {question} Be brief.\n", "[IMG] what is it?", "Q: what is it? Be brief.\n"),
+            ("Q: {question} Be brief.\n", "What is it?\n<image 1> ", "Q: What is it? Be brief.\n"),
+            ("Q: {question} Be brief.\n", "<image 1> shows what?", None),
+            ("Q: {question} Be brief.\n", "[IMG], what is it?", None),
+            ("Q: {question} Be brief.\n", "Describe <image 1>", None),
+            ("{question}\nA. {A}\n", "Which?", None),
+            ("mcq", "<image 1> Who?", "Question: Who?\nOptions:\nA. x\n" + TestMultipleChoice.ENDING),
+        ],
+    )
+    def test_images_first_never_leaves_a_gap_between_words(self, user, question, text):
+        """Where the template cannot keep places, only placeholders that no sentence needs are moved."""
+        made = replace(make_format(user=user, columns={"A": "extra"}), interleaves=False)
+        sample = Sample("s", 0, (b"0",), question, extras={"A": "x" if "{A}" not in user else "<image 1>"})
+        if text is None:
+            with pytest.raises(SampleError, match=r"begin the question with them, or give prompt_template a file with"):
+                made.turn(sample)
+            return
+        turn = made.turn(sample)
+        assert turn.parts == (0, text)
+        words = question.replace("<image 1>", "").replace("<image>", "").replace("[IMG]", "").strip()
+        assert turn.text[slice(*turn.question)].strip() == words
 
     def test_choices_may_hold_images(self):
         made = make_format(user="mcq", columns={"options": "extra"})
