@@ -225,6 +225,15 @@ def test_vlmevalkit_images_in_base64_options_and_images_that_rows_share(tmp_path
     assert (nothing.sample_id, nothing.input_index) == ("15", 5)
 
 
+def test_an_index_of_vlmevalkit_that_became_a_float_still_names_its_image(tmp_path):
+    rows = [
+        {"index": "10.0", "image": BASE64[0], "question": "Which?"},
+        {"index": "11.0", "image": "10", "question": "And here?"},
+    ]
+    first, second = read_table(write_tsv(tmp_path / "MMBench.tsv", rows)).samples
+    assert (first.sample_id, second.images) == ("10", first.images)
+
+
 def test_vlmevalkit_images_by_path_and_ids_by_option(tmp_path):
     rows = [
         {"index": "1", "image_path": "a.png", "question": "One?", "key": "k1"},

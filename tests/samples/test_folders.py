@@ -48,6 +48,31 @@ def test_a_folder_of_images_with_one_question(folder):
     assert dataset.sha256 != read_table(folder, DatasetOptions(question="What is it?")).sha256
 
 
+def test_answers_are_joined_to_the_images_of_a_folder(folder, tmp_path):
+    (tmp_path / "answers.csv").write_text("file,label\na.jpg,yes\nb/c.webp,no\n")
+    dataset = read_table(
+        folder, DatasetOptions(question="Is it red?", answers_from=tmp_path / "answers.csv", on="image=file")
+    )
+    assert [sample.reference_answers for sample in dataset.samples] == [(), ("yes",), ("no",), ()]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.parquet"])
+def test_one_question_is_asked_about_the_images_of_a_table(tmp_path, name):
+    rows = [{"id": f"r{n}", "image": f"{n}.png", "kind": "odd"} for n in range(2)]
+    if name == "a.csv":
+        (tmp_path / name).write_text("id,image,kind\n" + "".join(",".join(row.values()) + "\n" for row in rows))
+    elif name == "a.jsonl":
+        (tmp_path / name).write_text("\n".join(map(json.dumps, rows)))
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / name)
+    dataset = read_table(tmp_path / name, DatasetOptions(question="What is it?"))
+    assert [(s.sample_id, s.image, s.question, s.extras) for s in dataset.samples] == [
+        (f"r{n}", f"{n}.png", "What is it?", {"kind": "odd"}) for n in range(2)
+    ]
+    with pytest.raises(MidsightError, match="has questions of its own in the column 'kind'; leave question out"):
+        read_table(tmp_path / name, DatasetOptions(question="What?", question_column="kind"))
+
+
 def test_links_out_of_the_folder_pipes_and_devices_fail_alone(folder, tmp_path):
     (tmp_path / "secret.png").write_bytes(ENCODED[0])
     (folder / "link.png").symlink_to(tmp_path / "secret.png")
@@ -75,8 +100,12 @@ def test_a_folder_that_is_not_a_dataset_is_refused(folder, tmp_path):
     with pytest.raises(MidsightError, match=r"empty contains no image; image files end in \.png"):
         read_table(tmp_path / "empty", DatasetOptions(question="What?"))
     table = write_parquet(tmp_path / "a.parquet", as_struct(ENCODED))
-    for path, split in ((table, None), (tmp_path / "none", None), (folder, "test")):
-        with pytest.raises(MidsightError, match="is not a folder of images; leave question out"):
+    for path, split, said in (
+        (table, None, "has questions of its own in the column 'question'; leave question out"),
+        (tmp_path / "none", None, "does not exist"),
+        (folder, "test", "is a folder without table files"),
+    ):
+        with pytest.raises(MidsightError, match=said):
             read_table(path, DatasetOptions(question="What?", split=split))
     with pytest.raises(MidsightError, match="has no splits; leave split='test' out"):
         read_table(table, DatasetOptions(split="test"))

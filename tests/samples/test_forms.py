@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import tarfile
@@ -16,9 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from midsight.errors import MidsightError
-from midsight.samples import json_rows
+from midsight.samples import json_rows, json_shape, text_files, webdataset
 from midsight.samples.images import decode_image
 from midsight.samples.options import DatasetOptions
+from midsight.samples.rows import read_lines
 from midsight.samples.tables import make_samples, read_table
 from support.forms import ROWS, WRITERS, add_member, content, lines, write
 from support.made_tables import ENCODED, PICTURES, text
@@ -148,8 +150,8 @@ class TestLargeObjects:
         """How many bytes of JSON were read, call by call; the limits are those of a small file."""
         monkeypatch.setattr("midsight.samples.sources.LARGE_BYTES", 1000)
         monkeypatch.setattr("midsight.samples.sources.ROWS_LOOKED_AT", 3)
-        monkeypatch.setattr(json_rows, "BYTES_LOOKED_AT", 4000)
-        monkeypatch.setattr(json_rows, "_CHUNK_BYTES", 1000)
+        monkeypatch.setattr(json_shape, "BYTES_LOOKED_AT", 4000)
+        monkeypatch.setattr(json_shape, "BYTES_WITHOUT_ROWS", 20_000)
         read = []
 
         class Counting(io.BytesIO):
@@ -158,7 +160,9 @@ class TestLargeObjects:
                 read.append(len(data))
                 return data
 
-        monkeypatch.setattr(json_rows, "open_bytes", lambda path: Counting(path.read_bytes()))
+        for module in (json_rows, json_shape):
+            monkeypatch.setattr(module, "_CHUNK_BYTES", 1000)
+            monkeypatch.setattr(module, "open_bytes", lambda path: Counting(path.read_bytes()))
         return read
 
     def write(self, tmp_path, **lists):
@@ -189,6 +193,52 @@ class TestLargeObjects:
             read_table(tmp_path / "q.jsonl", DatasetOptions(answers_from=path, on="n"))
         assert sum(bytes_read) < 20_000
 
+    @pytest.mark.parametrize(
+        "before",
+        [
+            {"blob": "x" * 300_000},
+            {"numbers": [[0] * 100] * 1000},
+            {"deep": {"a": {"b": [{"n": [{"x": n}]} for n in range(10_000)]}}},
+            {"texts": ["a, {b"] * 30_000, "n": 1},
+        ],
+        ids=["a text", "numbers", "an object", "texts"],
+    )
+    def test_without_a_list_of_rows_at_the_beginning_too(self, tmp_path, bytes_read, before):
+        (tmp_path / "a.json").write_text(json.dumps({**before, "rows of it": ROWS}))
+        with pytest.raises(
+            MidsightError,
+            match=r"no list of rows in its first 0 MB; name the list with split, or write its rows as JSON Lines\.$",
+        ):
+            read_table(tmp_path / "a.json")
+        assert sum(bytes_read) < 50_000
+        assert read_good(tmp_path / "a.json", split="rows of it").rows == 3
+
+    def test_rows_by_id_that_are_large_too(self, tmp_path, bytes_read):
+        rows = {f"r{n}": {"image": "a.png", "caption": "x" * 5000} for n in range(50)}
+        (tmp_path / "a.json").write_text(json.dumps(rows))
+        with pytest.raises(MidsightError, match="no column 'question'; it has 'id', 'image', 'caption'"):
+            read_table(tmp_path / "a.json")
+        assert sum(bytes_read) < 60_000
+        asked = {name: {**row, "question": "?"} for name, row in rows.items()}
+        (tmp_path / "a.json").write_text(json.dumps(asked))
+        assert [sample.sample_id for sample in read_good(tmp_path / "a.json").samples] == [*rows]
+
+    def test_rows_that_are_large_too(self, tmp_path, bytes_read, monkeypatch):
+        monkeypatch.setattr("midsight.samples.sources.BYTES_WITHOUT_ROWS", 20_000)
+        monkeypatch.setattr("midsight.samples.sources.ROWS_LOOKED_AT", 1000)
+        rows = [{"image": "a.png", "caption": "x" * 5000} for _ in range(50)]
+        for text_of_rows in (json.dumps(rows), lines(rows)):
+            bytes_read.clear()
+            (tmp_path / "a.json").write_text(text_of_rows)
+            with pytest.raises(MidsightError, match="no column 'question'; it has 'image', 'caption'"):
+                read_table(tmp_path / "a.json")
+            assert sum(bytes_read) < 60_000
+
+    def test_many_members_of_another_object_do_not_hide_the_list(self, tmp_path):
+        whole = {"info": {f"k{n}": n for n in range(200)}, "data": ROWS}
+        (tmp_path / "a.json").write_text(json.dumps(whole))
+        assert read_good(tmp_path / "a.json").rows == 3
+
     def test_the_named_list_is_found_behind_others(self, tmp_path, bytes_read):
         images = [{"image_id": n} for n in range(1000)]
         path = self.write(tmp_path, images=images, val=ROWS, test=ROWS[:1])
@@ -199,6 +249,97 @@ class TestLargeObjects:
         with pytest.raises(MidsightError, match="has several splits; choose one of 'licenses', 'train', 'val' with"):
             read_table(path)
         assert read_good(self.write(tmp_path, images=[{"n": 1}], questions=ROWS * 100), id_column="none").rows == 300
+
+
+def test_a_large_table_without_a_column_of_the_prompt_is_refused_from_its_header(tmp_path, monkeypatch):
+    monkeypatch.setattr("midsight.samples.sources.LARGE_BYTES", 100)
+    (tmp_path / "a.csv").write_text("image,question,hint\n" + "a.png,?,x\n" * 100)
+    seen = []
+
+    def refuse(columns):
+        seen.append(columns)
+        raise MidsightError("no")
+
+    monkeypatch.setattr("midsight.samples.tables.open_table", None)
+    with pytest.raises(MidsightError, match=r"^no$"):
+        read_table(tmp_path / "a.csv", accept=refuse)
+    assert seen == [{"image": "image", "question": "question", "hint": "extra"}]
+
+
+@pytest.mark.parametrize("form", ["a folder", "a pattern", "compressed"])
+def test_large_shards_are_refused_from_their_first_rows(tmp_path, monkeypatch, form):
+    monkeypatch.setattr("midsight.samples.sources.LARGE_BYTES", 10_000)
+    monkeypatch.setattr("midsight.samples.sources.ROWS_LOOKED_AT", 3)
+    opened = []
+    monkeypatch.setattr(json_rows, "open_bytes", lambda path: (opened.append(path), text_files.open_bytes(path))[1])
+    for number in range(20):
+        data = ('{"image": "a.png"}\n' * 100 + "broken").encode()
+        name = f"{number:02}.jsonl" + (".gz" if form == "compressed" else "")
+        (tmp_path / name).write_bytes(gzip.compress(data) if form == "compressed" else data)
+    path = {"a folder": tmp_path, "a pattern": tmp_path / "*.jsonl", "compressed": tmp_path / "00.jsonl.gz"}[form]
+    monkeypatch.setattr("midsight.samples.sources.COMPRESSION", 1000)
+    with pytest.raises(MidsightError, match="no column 'question'; it has 'image'"):
+        read_table(path)
+    assert len(opened) == (1 if form == "compressed" else 8)
+
+
+def test_a_long_first_line_is_not_a_header_and_is_not_read_to_its_end(tmp_path, monkeypatch):
+    monkeypatch.setattr("midsight.samples.delimited.MAX_HEADER_BYTES", 100)
+    (tmp_path / "a.csv").write_text("image,question" + ",x" * 1000 + "\na.png,?\n")
+    with pytest.raises(MidsightError, match="has a bad header: it has more than 100 bytes"):
+        read_table(tmp_path / "a.csv")
+
+
+def test_a_large_file_of_one_line_is_refused_without_its_end(tmp_path, monkeypatch):
+    monkeypatch.setattr("midsight.samples.rows.MAX_ROW_BYTES", 1000)
+    monkeypatch.setattr("midsight.samples.sources.LARGE_BYTES", 1000)
+    monkeypatch.setattr("midsight.samples.sources.BYTES_WITHOUT_ROWS", 500)
+    (tmp_path / "a.jsonl").write_text("x" * 1_000_000)
+    monkeypatch.setattr("midsight.samples.rows.skip_rest", None)
+    with pytest.raises(MidsightError, match=r"has no row with values, .*; line 1: it has more than 1,000 bytes"):
+        read_table(tmp_path / "a.jsonl")
+
+
+def test_a_line_that_is_too_long_is_passed_over_only_for_the_next_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("midsight.samples.rows.MAX_ROW_BYTES", 1000)
+    (tmp_path / "a.jsonl").write_text("x" * 100_000 + "\n" + lines(ROWS))
+    with (tmp_path / "a.jsonl").open("rb") as file:
+        read = read_lines(file, tmp_path)
+        assert len(next(read)[2]) == 1001
+        assert file.tell() == 1001
+        assert next(read)[:2] == (2, 100_001)
+
+
+def test_a_large_tar_without_questions_is_refused_from_its_first_members(tmp_path, monkeypatch):
+    monkeypatch.setattr("midsight.samples.sources.LARGE_BYTES", 1000)
+    monkeypatch.setattr("midsight.samples.webdataset.MEMBERS_LOOKED_AT", 10)
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for number in range(100):
+            add_member(archive, f"{number}.jpg", ENCODED[0])
+            add_member(archive, f"{number}.json", b'{"caption": "a"}' if number < 99 else b"broken")
+    read = []
+    monkeypatch.setattr(webdataset, "read_cells", lambda data: (read.append(data), json_rows.read_cells(data))[1])
+    with pytest.raises(MidsightError, match="no column 'question'; it has '__key__', 'caption', 'jpg'"):
+        read_table(tmp_path / "a.tar")
+    assert len(read) == 5
+
+
+def test_files_that_a_folder_or_a_pattern_leaves_out_are_said(tmp_path):
+    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "a.parquet")
+    for name in ("b.jsonl", "c.csv", "d.csv", "README", "dataset_infos.json", ".hidden", "0.png"):
+        (tmp_path / name).write_text(lines(ROWS))
+    note = f"{tmp_path} leaves out 5 of its files: 2 *.csv, 1 *.jsonl, 1 without suffix, 1 *.json."
+    (said,) = read_good(tmp_path).notes
+    assert sorted(said) == sorted(note)
+    assert said.startswith(f"{tmp_path} leaves out 5 of its files: 2 *.csv, ")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "a.parquet").rename(tmp_path / "data" / "a.parquet")
+    for name in ("b.jsonl", "c.csv", "d.csv"):
+        (tmp_path / name).unlink()
+    assert read_good(tmp_path).rows == 3
+    for name in ("e.jsonl", "e.txt"):
+        (tmp_path / name).write_text(lines(ROWS))
+    assert read_good(tmp_path / "e*").notes == (f"{tmp_path / 'e*'} leaves out 1 of its files: 1 *.txt.",)
 
 
 def test_a_split_that_is_not_there_is_refused_whatever_the_lists_are_called(tmp_path):
@@ -296,6 +437,37 @@ class TestAnswersFrom:
         path, joined = self.write(tmp_path, [{"m": 1, "reply": "a"}])
         dataset = read_good(path, **{**joined, "on": "n=m", "answer_column": "reply"})
         assert [sample.reference_answers for sample in dataset.samples] == [(), ("a",), ()]
+
+    def test_its_name_may_be_spelled_in_another_way_and_floats_are_whole_numbers(self, tmp_path):
+        (tmp_path / "q.csv").write_text("image,question,Question ID,answer\na.png,What?,1.0,own\na.png,Who?,2.0,own\n")
+        (tmp_path / "a.json").write_text(json.dumps([{"question_id": 1, "Answer": "dog"}]))
+        dataset = read_good(tmp_path / "q.csv", answers_from=tmp_path / "a.json", on="question_id")
+        assert [sample.reference_answers for sample in dataset.samples] == [("dog",), ()]
+
+
+def test_a_space_after_each_separator_is_left_out(tmp_path):
+    (tmp_path / "a.csv").write_text("image, question, answer\na.png, What is it?, a dog\n")
+    (sample,) = read_good(tmp_path / "a.csv").samples
+    assert (sample.question, sample.reference_answers) == ("What is it?", ("a dog",))
+
+
+@pytest.mark.parametrize("text", ["nan", " NaN", "<NA>"])
+def test_a_missing_question_that_became_text_is_not_asked(tmp_path, text):
+    (tmp_path / "a.csv").write_text(f"image,question\na.png,{text}\na.png,What?\n")
+    dataset = read_table(tmp_path / "a.csv")
+    assert [sample.question for sample in dataset.samples] == ["What?"]
+    assert dataset.failures[0].reason.endswith(", as pandas writes a missing value.")
+
+
+def test_numbered_images_beside_image_are_used_or_said(tmp_path):
+    (tmp_path / "a.jsonl").write_text(lines([{"image": "a.png", "image_3": "c.png", "image_2": None, "question": "?"}]))
+    dataset = read_good(tmp_path / "a.jsonl")
+    assert [sample.image for sample in dataset.samples] == ['["a.png", "c.png"]']
+    assert dataset.notes == ("The images of each row are in 'image', 'image_2', 'image_3', in this order.",)
+    (tmp_path / "a.jsonl").write_text(lines([{"image": "a.png", "image_512": "b.png", "question": "?"}]))
+    dataset = read_good(tmp_path / "a.jsonl")
+    assert ([sample.image for sample in dataset.samples], dataset.extras) == (["a.png"], {"image_512": "string"})
+    assert dataset.notes == ("The image is in 'image'; not used as images: 'image_512'.",)
 
 
 def test_a_failed_row_of_shards_names_its_file_and_its_row_there(tmp_path):

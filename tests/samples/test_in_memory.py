@@ -1,6 +1,9 @@
 """Tables that Python holds become the samples that the same table makes on disk."""
 
+from typing import Any
+
 import datasets
+import numpy as np
 import pandas
 import polars
 import pyarrow
@@ -57,6 +60,18 @@ def test_images_may_be_decoded_or_bytes_and_rows_on_one_image_share_it(make):
     assert isinstance(third.images[0], bytes)
 
 
+@pytest.mark.parametrize("make", [list, pandas.DataFrame], ids=["list", "pandas"])
+def test_images_may_be_arrays(make):
+    arrays = [np.asarray(picture((40, 30), number)) for number in range(2)]
+    read = read_memory(make([{"image": array, "question": "What?"} for array in arrays]))
+    assert [
+        np.array_equal(np.asarray(decode_image(s.images[0])), a) for s, a in zip(read.samples, arrays, strict=True)
+    ] == [
+        True,
+        True,
+    ]
+
+
 def test_images_of_datasets_stay_encoded():
     rows = {"image": [encoded(picture((32, 32), 1), "JPEG")], "question": ["What?"]}
     features = datasets.Features({"image": datasets.Image(), "question": datasets.Value("string")})
@@ -89,6 +104,72 @@ def test_a_bad_cell_fails_alone():
     assert len(read.samples) == 1
 
 
-def test_options_of_data_on_disk_are_refused():
-    with pytest.raises(midsight.MidsightError, match=r"^split is for data on disk or on the Hub; leave it out\.$"):
+@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+def test_answers_of_a_file_are_joined(make, tmp_path):
+    path = tmp_path / "answers.csv"
+    path.write_text("key,label,kind\n8.0,no,odd\n7.0,yes,even\n")
+    rows = [{name: value for name, value in row.items() if name != "answer"} for row in ROWS]
+    read = read_memory(make(rows), DatasetOptions(answers_from=path, on="id=key"))
+    assert [sample.reference_answers for sample in read.samples] == [("yes",), ("no",)]
+    assert [sample.extras["kind"] for sample in read.samples] == ["even", "odd"]
+    path.write_text("key,label,kind\n8,yes,odd\n7,yes,even\n")
+    assert read_memory(make(rows), DatasetOptions(answers_from=path, on="id=key")).sha256 != read.sha256
+    kind = type(make(rows)).__name__
+    with pytest.raises(midsight.MidsightError, match=f"^the {kind} has no column 'key'; it has .*: choose one with on"):
+        read_memory(make(rows), DatasetOptions(answers_from=path, on="key"))
+
+
+def test_what_cannot_be_joined_is_refused():
+    answers: Any = pandas.DataFrame(ROWS)
+    with pytest.raises(midsight.MidsightError, match=r"^answers_from is a DataFrame; give a file, or join the tables"):
+        read_memory(ROWS, DatasetOptions(answers_from=answers, on="id"))
+    with pytest.raises(midsight.MidsightError, match=r"^on goes with answers_from; add it, or leave both out"):
+        read_memory(ROWS, DatasetOptions(on="id"))
+
+
+@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+def test_one_question_is_asked_about_every_row(make):
+    rows = [{"id": row["id"], "image": row["image"]} for row in ROWS]
+    read = read_memory(make(rows), DatasetOptions(question="What is it?"))
+    assert [(sample.sample_id, sample.question) for sample in read.samples] == [
+        ("7", "What is it?"),
+        ("8", "What is it?"),
+    ]
+    assert (read.options["question"], read.options["question_column"]) == ("What is it?", "question")
+    assert read.sha256 != read_memory(make(rows), DatasetOptions(question="What?")).sha256
+    kind = type(make(ROWS)).__name__
+    with pytest.raises(
+        midsight.MidsightError,
+        match=f"^the {kind} has questions of its own in the column 'question'; leave question out",
+    ):
+        read_memory(make(ROWS), DatasetOptions(question="What?"))
+
+
+def test_a_dataset_dict_is_one_of_its_splits():
+    both = datasets.DatasetDict(
+        {"train": datasets.Dataset.from_list(ROWS), "test": datasets.Dataset.from_list(ROWS[:1])}
+    )
+    assert read_memory(both, DatasetOptions(split="test")).rows == 1
+    with pytest.raises(
+        midsight.MidsightError, match="the DatasetDict has several splits; choose one of 'train', 'test'"
+    ):
+        read_memory(both)
+    with pytest.raises(
+        midsight.MidsightError, match="the DatasetDict has no split 'val'; choose one of 'train', 'test'"
+    ):
+        read_memory(both, DatasetOptions(split="val"))
+
+
+def test_a_split_of_one_table_is_refused():
+    with pytest.raises(
+        midsight.MidsightError,
+        match=r"^split='test' chooses one of several tables, and the list is one; leave it out\.$",
+    ):
         read_memory(ROWS, DatasetOptions(split="test"))
+
+
+def test_a_stream_that_python_holds_is_refused(tmp_path):
+    stream = datasets.Dataset.from_list(ROWS).to_iterable_dataset()
+    for split in (None, "test"):
+        with pytest.raises(midsight.MidsightError, match="the IterableDataset is a stream; name the dataset as hf://"):
+            midsight.extract(stream, model="model", out=tmp_path / "run", split=split)

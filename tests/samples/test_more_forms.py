@@ -399,7 +399,8 @@ class TestQuestions:
         said = "In 1 of the questions, USER: before the text or ASSISTANT: after it is left out"
         assert any(note.startswith(said) for note in dataset.notes) == (question[:5] != "User:")
         pairs = make_samples([("a.png", question)])
-        assert (prompts(pairs), pairs.notes) == ([prompt], dataset.notes)
+        notes = tuple(note.replace(f"{tmp_path / 'a.jsonl'}, line 1", "item 0") for note in dataset.notes)
+        assert (prompts(pairs), pairs.notes) == ([prompt], notes)
 
     @pytest.mark.parametrize(
         "question",
@@ -408,6 +409,9 @@ class TestQuestions:
             "USER: What? ASSISTANT: A dog. USER: Why?",
             "What? ASSISTANT: A dog. USER: Why?",
             "A chat. USER: What? ASSISTANT: Say",
+            "A chat. HUMAN: What? GPT: Say",
+            "Human: What?\nAssistant: A dog.\nHuman: Why?\nAssistant:",
+            "A chat. Human: What? Assistant:",
         ],
     )
     def test_several_turns_fail(self, tmp_path, question):
@@ -416,6 +420,25 @@ class TestQuestions:
         assert "the question holds several turns or a whole prompt" in failure.reason
         (failure,) = make_samples([("a.png", question)]).failures
         assert "give the first question alone" in failure.reason
+
+    @pytest.mark.parametrize(
+        ("question", "role"),
+        [
+            ("A chat. USER: What is it?", "USER:"),
+            ("What is it? ASSISTANT: A dog", "ASSISTANT:"),
+            ("Be brief.\nHuman: What is it?", "Human:"),
+            ("Below is a task.\n\n### Instruction:\nWhat is it?\n\n### Response:", "### Instruction:"),
+        ],
+    )
+    def test_a_lone_role_stays_as_words_and_its_first_row_is_named(self, tmp_path, question, role):
+        rows = [{"image": "a.png", "question": asked} for asked in ("Which user: bob or alice?", question, question)]
+        (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        dataset = read_good(tmp_path / "a.jsonl")
+        assert prompts(dataset)[1] == f"#{question}"
+        assert dataset.notes == (
+            f"In 2 of the questions, a text like {role} stays in the prompt as words, first in "
+            f"{tmp_path / 'a.jsonl'}, line 2; if it marks a turn, give the question alone.",
+        )
 
     def test_a_tag_between_words_is_said(self):
         dataset = make_samples(

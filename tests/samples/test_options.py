@@ -105,7 +105,10 @@ def test_a_stream_records_the_options_in_use(monkeypatch, tmp_path):
         "allow_urls": False,
     }
     assert list(stream.options) == RECORDED
-    with pytest.raises(MidsightError, match=r"^hf://owner/name has questions of its own; leave question out\.$"):
+    with pytest.raises(
+        MidsightError,
+        match=r"^hf://owner/name has questions of its own in the column 'question'; leave question out\.$",
+    ):
         open_dataset("hf://owner/name", DatasetOptions(question="What?"))
 
 

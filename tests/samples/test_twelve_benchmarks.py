@@ -163,6 +163,14 @@ def test_openai_messages(folder, inline):
     assert note in dataset.notes
 
 
+def test_messages_may_be_in_the_column_of_the_question(folder):
+    """As in TRL's data for preferences."""
+    content = [{"type": "image"}, {"type": "text", "text": "What is it?"}]
+    row = {"images": ["1.jpg"], "prompt": [{"role": "user", "content": content}], "chosen": "A dog."}
+    (folder / "a.jsonl").write_text(json.dumps(row))
+    assert prompts(read_good(folder / "a.jsonl", images=folder / "img")) == ["#What is it?"]
+
+
 def test_sharegpt_in_other_spellings(folder):
     turns = [{"from": "System", "value": "Be brief."}, {"from": "Human", "value": "[IMG]\nWhat is it?"},
              {"from": "GPT", "value": "A dog."}]  # fmt: skip

@@ -75,7 +75,7 @@ def extract(
         str | None, typer.Option(help="Column that DATA and --answers-from have in common.", rich_help_panel=DATA)
     ] = None,
     question: Annotated[
-        str | None, typer.Option(help="One question to ask about every image of a folder.", rich_help_panel=DATA)
+        str | None, typer.Option(help="One question for every image of a folder, or of a table.", rich_help_panel=DATA)
     ] = None,
     split: Annotated[
         str | None, typer.Option(help="Which split, like test, if the data have several.", rich_help_panel=DATA)

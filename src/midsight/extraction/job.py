@@ -16,7 +16,7 @@ from midsight.extraction.describe import describe_model, describe_run
 from midsight.extraction.request import ResolvedRequest, resolve
 from midsight.extraction.task import Task
 from midsight.extraction.todo import Progress, Todo, choose, estimate_bytes
-from midsight.prompts.user_text import describe_choices
+from midsight.prompts.user_text import describe_unused_columns
 from midsight.reports.reasons import describe_reasons
 from midsight.reports.terminal import describe_renamed
 from midsight.samples.columns import prompt_columns
@@ -135,7 +135,7 @@ def look_ahead(job: Job) -> Start:
     progress = job.before(todo)
     images = itertools.chain.from_iterable(job.images(todo.first_of_image))
     missing = find_missing(images, folder_of_images(task.data))
-    about_data = (*task.data.notes, *describe_choices(task.request.prompt, task.data.extras))
+    about_data = (*task.data.notes, *describe_unused_columns(task.request.prompt, task.data.extras))
     return Start(fingerprint(done), todo, progress, task.data.extras, about_data, missing)
 
 

@@ -25,11 +25,11 @@ from midsight.prompts.declaration import QUESTION
 from midsight.prompts.prompt import validate_texts
 from midsight.prompts.user_text import parse_user_text
 from midsight.samples.columns import prompt_columns
-from midsight.samples.in_memory import is_table
+from midsight.samples.in_memory import is_stream, is_table
 from midsight.samples.open import Data, open_dataset
 from midsight.samples.options import DatasetKeywords, DatasetOptions
 from midsight.samples.streams import SampleStream
-from midsight.samples.tables import Dataset
+from midsight.samples.tables import AcceptColumns, Dataset, accept_all
 from midsight.store.files import Shard, validate_shard
 from midsight.store.place import validate_place
 from midsight.store.schema import StoreDtype
@@ -96,7 +96,7 @@ def make_task(
     validate_texts(request.prompt, request.system, lambda text: find_control_token(text, model))
     validate_template_choice(request.prompt_template)
     validate_place(Path(out))
-    opened = open_data(data, dataset_options)
+    opened = open_data(data, dataset_options, lambda columns: parse_user_text(request.prompt, columns))
     parse_user_text(request.prompt, prompt_columns(opened.extras, opened.options))
     require_same_call(Path(out), opened, request, store_dtype, n_layers)
     return Task(opened, request, Path(out), store_dtype, limit, shard, retry_failed)
@@ -122,10 +122,10 @@ def validate_batch_size(batch_size: BatchSize) -> BatchSize:
     return batch_size
 
 
-def open_data(data: Data, options: DatasetOptions) -> Dataset | SampleStream:
-    """Opens the data; raises MidsightError if dataset options are given for samples from Python."""
-    if isinstance(data, str | Path) or is_table(data):
-        return open_dataset(data, options)
+def open_data(data: Data, options: DatasetOptions, accept: AcceptColumns = accept_all) -> Dataset | SampleStream:
+    """Opens the data, with `accept` as in `read_table`; raises MidsightError if samples from Python have options."""
+    if isinstance(data, str | Path) or is_table(data) or is_stream(data):
+        return open_dataset(data, options, accept=accept)
     for name, value in asdict(options).items():
         if value not in (None, False) and name != "allow_urls":  # the caller chose the addresses
             raise MidsightError(Option(name), " is for a file, a folder or an hf:// name; leave it out.")

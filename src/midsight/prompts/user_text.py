@@ -123,7 +123,7 @@ def parse_user_text(spelled: str, columns: Mapping[str, ColumnSource]) -> UserTe
     return UserText(spelled, tuple(map(tuple, _lines(pieces))))
 
 
-def describe_choices(spelled: str, extras: Mapping[str, ExtraType]) -> tuple[str, ...]:
+def describe_unused_columns(spelled: str, extras: Mapping[str, ExtraType]) -> tuple[str, ...]:
     """Notes on choices and other parts of a question that the data have and the option `prompt` leaves out."""
     notes: list[str] = []
     is_mcq = spelled == MULTIPLE_CHOICE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +13,14 @@ from typing import Any
 from midsight.errors import MidsightError, Option, SampleError, counted
 from midsight.samples.columnar import json_value
 from midsight.samples.options import DatasetOptions
-from midsight.samples.rows import Row, Table, quoted_names, shortened_json
+from midsight.samples.roles import find_column
+from midsight.samples.rows import Row, Table, TableKind, quoted_names, shortened_json
 from midsight.samples.sources import open_beginning, open_table
 from midsight.samples.written_lists import written_texts
 
 ANSWER_COLUMNS = ("answers", "answer", "multiple_choice_answer", "label", "truth", "gt_answer")
 """Names of the answers in a file of answers, the first that it has."""
+_WHOLE_FLOAT = re.compile(r"\d{1,15}\.0")
 
 
 def reference_answers(value: Any) -> tuple[str, ...]:
@@ -48,6 +51,12 @@ def _plain(item: Any) -> list[Any]:
     return [int(item) if isinstance(item, float) and item.is_integer() else item]
 
 
+def number_of_id(value: Any, kind: TableKind) -> Any:
+    """The number in an id like `1.0` of a CSV or TSV, which pandas writes beside nulls; any other id as it is."""
+    is_text = kind in ("csv", "tsv") and isinstance(value, str)
+    return float(value) if is_text and _WHOLE_FLOAT.fullmatch(value.strip()) else value
+
+
 def text_of_id(value: Any) -> str | None:
     """An id as text; None for null, NaN and blank text. 1.0 is `1`, because pandas makes floats of ids beside nulls.
 
@@ -67,18 +76,12 @@ def join_answers(table: Table, options: DatasetOptions) -> tuple[Table, str]:
 
     Raises MidsightError if the file has no such column or repeats a value of it, or if no row has an answer.
     """
-    if options.on is None:
-        raise MidsightError(
-            Option("answers_from"), " needs the column that both files have; name it with ", Option("on"), "."
-        )
+    on, on_other = columns_to_join(table, options)
     path = Path(str(options.answers_from))
-    on, _, on_other = options.on.partition("=")
-    on_other = on_other or on
-    _require_column(table, on)
     if beginning := open_beginning(path):  # a wrong file is refused before all of it is read
-        _answer_column(beginning, on_other, options)
+        _columns_of_answers(beginning, on_other, options)
     other = open_table(path)
-    answer = _answer_column(other, on_other, options)
+    on_other, answer = _columns_of_answers(other, on_other, options)
     new = tuple(name for name in other.columns if name not in table.columns and name not in (answer, on_other))
     found = _read(other, on_other, answer, new)
     notes = [*table.notes]
@@ -87,9 +90,9 @@ def join_answers(table: Table, options: DatasetOptions) -> tuple[Table, str]:
         count = without = 0
         for row in table.rows(images):
             count += 1
-            joined = found.get(_key(row.cells.get(on)) or "")
+            joined = found.get(_key(row.cells.get(on), table) or "")
             without += joined is None
-            yield replace(row, cells={**row.cells, **joined}) if joined is not None and not row.problem else row
+            yield row if row.problem else replace(row, cells={**row.cells, **(joined or {answer: None})})
         if count and count == without:
             raise MidsightError(
                 f"No row of {table.path} has the {on} of one in {path}; choose another ", Option("on"), "."
@@ -104,31 +107,52 @@ def join_answers(table: Table, options: DatasetOptions) -> tuple[Table, str]:
     return replace(table, columns=columns, rows=rows, sha256=digest, notes=notes), answer
 
 
-def _require_column(table: Table, name: str) -> None:
-    if name not in table.columns:
+def columns_to_join(table: Table, options: DatasetOptions) -> tuple[str, str]:
+    """The column that `options.on` names in the table, and the one in the file of answers.
+
+    Raises MidsightError if none is named, or if the table does not have it.
+    """
+    if not isinstance(options.answers_from, str | Path):
+        raise MidsightError(
+            Option("answers_from"),
+            f" is a {type(options.answers_from).__name__}; give a file, or join the tables before the call.",
+        )
+    if options.on is None:
+        raise MidsightError(
+            Option("answers_from"), " needs the column that both files have; name it with ", Option("on"), "."
+        )
+    on, _, on_other = options.on.partition("=")
+    return _require_column(table, on), on_other or on
+
+
+def _require_column(table: Table, name: str) -> str:
+    found = find_column(table, name)
+    if found is None:
         has = quoted_names(table.columns)
         raise MidsightError(f"{table.path} has no column {name!r}; it has {has}: choose one with ", Option("on"), ".")
+    return found
 
 
-def _answer_column(table: Table, on: str, options: DatasetOptions) -> str:
-    """The column of the answers in a file of answers; raises MidsightError if it has none, or no column `on`."""
-    _require_column(table, on)
-    answer = options.answer_column or next((name for name in ANSWER_COLUMNS if name in table.columns), None)
-    if answer is None or answer not in table.columns:
+def _columns_of_answers(table: Table, on: str, options: DatasetOptions) -> tuple[str, str]:
+    """The columns `on` and of the answers in a file of answers; raises MidsightError if it does not have both."""
+    on = _require_column(table, on)
+    names = [options.answer_column] if options.answer_column else ANSWER_COLUMNS
+    answer = next((found for name in names if (found := find_column(table, name))), None)
+    if answer is None:
         has = quoted_names(table.columns)
         raise MidsightError(
             f"{table.path} has no column of answers that is known; it has {has}: choose one with ",
             Option("answer_column"),
             ".",
         )
-    return answer
+    return on, answer
 
 
 def _read(table: Table, on: str, answer: str, names: Collection[str]) -> dict[str, dict[str, Any]]:
     """Value of `on` -> cells, the answers as texts, which take little memory."""
     found: dict[str, dict[str, Any]] = {}
     for row in table.rows(()):
-        key = _key(row.cells.get(on))
+        key = _key(row.cells.get(on), table)
         if key is None:
             continue
         if key in found:
@@ -140,8 +164,9 @@ def _read(table: Table, on: str, answer: str, names: Collection[str]) -> dict[st
     return found
 
 
-def _key(value: Any) -> str | None:
+def _key(value: Any, table: Table) -> str | None:
+    """The text by which rows are joined; None if there is none."""
     try:
-        return text_of_id(value)
+        return text_of_id(number_of_id(value, table.kind))
     except SampleError:
         return None

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from midsight.errors import SampleError
-from midsight.samples.rows import shortened_json
+from midsight.samples.rows import WRITTEN_NULLS, shortened_json
 from midsight.samples.written_lists import written_value
 
 LISTS_OF_CHOICES = ("choices", "options")
@@ -92,5 +92,5 @@ def _as_list(value: Any) -> list[Any] | dict[str, Any] | None:
 
 
 def is_missing_choice(value: Any) -> bool:
-    """Whether a cell of a choice or a hint has no value: null, NaN, blank, or the text `nan`, as pandas writes NaN."""
-    return value is None or value != value or (isinstance(value, str) and value.strip() in ("", "nan"))
+    """Whether a cell of a choice or a hint has no value: null, NaN, blank, or a text that pandas writes for NaN."""
+    return value is None or value != value or (isinstance(value, str) and value.strip() in ("", *WRITTEN_NULLS))

@@ -20,6 +20,7 @@ from midsight.samples.rows import (
     quoted_names,
     read_line,
     skip_byte_order_mark,
+    skip_rest,
     too_long_reason,
 )
 from midsight.samples.text_files import open_bytes
@@ -37,6 +38,7 @@ _SEPARATOR = re.compile(rb'"?sep=([,;\t|])"?\r?\n', re.IGNORECASE)
 _LONGEST_SEPARATOR = 10
 """Bytes of the longest line that `_SEPARATOR` matches."""
 OTHER_DELIMITERS = (",", ";", "\t", "|")
+MAX_HEADER_BYTES = 1_000_000
 
 
 def find_delimiter(path: Path, usual: str) -> str:
@@ -65,7 +67,7 @@ def header(path: Path, delimiter: str) -> tuple[str, ...]:
 
     Raises MidsightError if the row is not a header.
     """
-    for location, data, problem in _read_rows(path, delimiter):
+    for location, data, problem in _read_rows(path, delimiter, MAX_HEADER_BYTES):
         if problem:
             raise MidsightError(f"{path} has a bad header: {problem}")
         try:
@@ -103,6 +105,8 @@ def _cells(data: bytes, delimiter: str, columns: tuple[str, ...]) -> tuple[dict[
         return {}, NOT_UTF_8
     except ValueError as error:
         return {}, f"it cannot be read as CSV: {error}."
+    if columns[1:] and all(name.startswith(" ") for name in columns[1:]):  # a space after each separator
+        cells = [cell.lstrip(" ") for cell in cells]
     if len(cells) != len(columns):
         return {}, f"it has {counted(len(cells), 'cell')}, the header {len(columns)}."
     return dict(zip(columns, cells, strict=True)), ""
@@ -142,13 +146,13 @@ def _next_cell(text: str, begin: int, delimiter: str) -> tuple[str, int]:
     return cell, end
 
 
-def _read_rows(path: Path, delimiter: str) -> Iterator[LocatedText]:
+def _read_rows(path: Path, delimiter: str, most: int | None = None) -> Iterator[LocatedText]:
     with open_bytes(path) as file:
-        yield from _rows(file, path, delimiter.encode())
+        yield from _rows(file, path, delimiter.encode(), most or limits.MAX_ROW_BYTES)
 
 
-def _rows(file: BinaryIO, path: Path, delimiter: bytes) -> Iterator[LocatedText]:
-    """All rows that are not blank, header included.
+def _rows(file: BinaryIO, path: Path, delimiter: bytes, most: int) -> Iterator[LocatedText]:
+    """All rows that are not blank, header included; those of more than `most` bytes have a problem.
 
     A row with line breaks in quotes is joined from its lines. If its quotes are broken, only its first
     line fails, and the next line starts a new row. So one lost quote does not cost the rest of the file.
@@ -157,16 +161,13 @@ def _rows(file: BinaryIO, path: Path, delimiter: bytes) -> Iterator[LocatedText]
     if _SEPARATOR.fullmatch(declared := file.readline(_LONGEST_SEPARATOR)):
         offset, number = offset + len(declared), 2
     file.seek(offset)
-    while True:
-        line, length = read_line(file)
-        if not line:
-            return
+    while line := read_line(file, most):
         begin, first = offset, number
-        offset, number = offset + length, number + 1
-        row, problem = line, too_long_reason() if len(line) > limits.MAX_ROW_BYTES else ""
+        offset, number = offset + len(line), number + 1
+        row, problem = line, too_long_reason(most) if len(line) > most else ""
         state = "done" if problem or b'"' not in line else _quote_state(line, False, delimiter)
         if state == "inside":
-            row, state = _join_lines(file, line, delimiter)
+            row, state = _join_lines(file, line, delimiter, most)
             if state == "done":
                 offset, number = begin + len(row), first + row.count(b"\n")
             else:
@@ -176,15 +177,16 @@ def _rows(file: BinaryIO, path: Path, delimiter: bytes) -> Iterator[LocatedText]
             problem = f"it cannot be read as CSV: {_BROKEN_QUOTES}."
         if row.strip(b"\r\n"):
             yield TextLocation(path, begin, len(row), first), row, problem
+        offset += skip_rest(file, line)
 
 
-def _join_lines(file: BinaryIO, line: bytes, delimiter: bytes) -> tuple[bytes, str]:
+def _join_lines(file: BinaryIO, line: bytes, delimiter: bytes, most: int) -> tuple[bytes, str]:
     """The row that starts with a line whose quotes are open, and the state of its quotes: `done` or `broken`."""
     lines, size, state = [line], len(line), "inside"
     while state == "inside":
-        line, length = read_line(file)
-        size += length
-        if not line or size > limits.MAX_ROW_BYTES:
+        line = read_line(file, most)
+        size += len(line)
+        if not line or size > most:
             return b"", "broken"
         lines.append(line)
         if b'"' in line:

@@ -20,7 +20,8 @@ from midsight.samples.text_files import read_again
 from midsight.samples.webdataset import read_member
 from midsight.samples.written_lists import written_value
 
-_DATA_URI = re.compile(r"data:[^,]*;base64,", re.IGNORECASE)
+_DATA_URI = re.compile(r"(?:data:[^,]*;\s*)?base64(?:,|:(?://)?)", re.IGNORECASE)
+"""Also a part of one, as some tools write it."""
 _BASE64_OF_IMAGE = re.compile(r"iVBORw0KGgo|[/_]9j[/_]|UklGR|R0lGOD|Qk|SUkq|SUkr|TU0A|AAAA..Z0eX")
 """How base64 of PNG, JPEG, WEBP, GIF, BMP, TIFF, and of AVIF and HEIC begins."""
 _BASE64 = re.compile(r"[A-Za-z0-9+/_\-\s]+=*\s*")

@@ -12,8 +12,9 @@ from typing import Any
 
 from PIL import Image
 
-from midsight.errors import counted
+from midsight.errors import MidsightError, Option, counted
 from midsight.samples.images import MOST_NOTES, decode_image
+from midsight.samples.json_shape import choose_split
 from midsight.samples.rows import Row, Table
 from midsight.samples.sample import Sample
 
@@ -24,8 +25,25 @@ LIBRARIES = ("pandas", "polars", "pyarrow", "datasets")
 def is_table(data: Any) -> bool:
     """Whether `data` is a table that Python holds, and not pairs or Samples."""
     if type(data).__module__.partition(".")[0] in LIBRARIES:
-        return not _is_stream(data)
+        return not is_stream(data)
     return isinstance(data, list | tuple) and bool(data) and all(isinstance(row, Mapping) for row in data)
+
+
+def is_stream(data: Any) -> bool:
+    """Whether `data` is a dataset that the package `datasets` streams, in one split or several."""
+    return type(data).__name__ in ("IterableDataset", "IterableDatasetDict")
+
+
+def one_table(data: Any, split: str | None) -> Any:
+    """The table itself, or of a `datasets.DatasetDict` the one that `split` names; raises MidsightError."""
+    kind = type(data).__name__
+    if kind == "DatasetDict":
+        return data[choose_split(f"the {kind}", list(data), split)]
+    if split is not None:
+        raise MidsightError(
+            Option("split", split), f" chooses one of several tables, and the {kind} is one; leave it out."
+        )
+    return data
 
 
 def memory_table(data: Any) -> Table:
@@ -63,10 +81,6 @@ def digest(samples: Iterable[Sample]) -> str:
     return sha256.hexdigest()
 
 
-def _is_stream(data: Any) -> bool:
-    return type(data).__name__ == "IterableDataset"
-
-
 def _columns(data: Any, records: Iterable[Mapping[Any, Any]]) -> Iterable[Any]:
     if isinstance(data, list | tuple):
         return itertools.chain.from_iterable(records)
@@ -87,6 +101,11 @@ def _records(data: Any) -> list[Mapping[Any, Any]]:
     return list(data)
 
 
+def is_picture(array: Any) -> bool:
+    """Whether a numpy array holds the grey or colour values of an image: uint8 [height, width] or [..., 3 or 4]."""
+    return str(array.dtype) == "uint8" and (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4)))
+
+
 def _plain(value: Any, encoded: dict[int, bytes], notes: list[str]) -> Any:
     """A cell as a table file would give it; decoded images are encoded once, without loss."""
     if isinstance(value, Image.Image):
@@ -102,6 +121,10 @@ def _plain(value: Any, encoded: dict[int, bytes], notes: list[str]) -> Any:
     if isinstance(value, Mapping):
         return {str(name): _plain(item, encoded, notes) for name, item in value.items()}
     if type(value).__module__ == "numpy":
+        if is_picture(value):
+            if id(value) not in encoded:
+                encoded[id(value)] = _plain(Image.fromarray(value), {}, notes)
+            return encoded[id(value)]
         listed = value.tolist()
         is_of_numbers = isinstance(listed, list) and value.dtype != object  # perhaps the millions of an image
         return listed if is_of_numbers else _plain(listed, encoded, notes)

@@ -27,7 +27,7 @@ class DatasetOptions:
             of a known benchmark, else `id` if present, unless it repeats.
         answers_from: File with the reference answers, joined to the rows by the column `on`. Default: none.
         on: Column that data and `answers_from` have in common, or `COLUMN=COLUMN` if it has two names. Default: none.
-        question: Question to ask about every image; makes a folder of images a dataset. Default: none.
+        question: Question to ask about every image of a folder, or of a table without questions. Default: none.
         split: Split to read; required if the dataset has several.
         allow_urls: Accept http and https addresses as images, and download each image when it is decoded. Default:
             False.

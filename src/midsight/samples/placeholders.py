@@ -11,7 +11,8 @@ _OPENING = (
 )
 _CLOSING = r"<\|?(?:vision_end|image_end|img_end|im_end|end_of_image|fake_token_around_image|/img|/image)\|?>"
 _TAG = (
-    r"<\|?\s?(?:image|img)[ _:#-]?(?P<number>\d+)\s?\|?>|<\|?\s?image\s?/?\|?>|<\|img\|>|\\<image\\>|&lt;image&gt;"
+    r"<\|?\s?(?:image|img)[ _:#-]?(?P<number>\d+)\s?[:/]?\|?>|<\|?\s?image\s?/?\|?>|<\|img\|>|\\<image\\>"
+    r"|&lt;image(?:[ _-]?(?P<escaped>\d+))?&gt;"
     r"|<\|?(?:ima?ge?_?(?:here|placeholder|plh|token|pad|soft_token|feature|features|context)|im_patch)\|?>"
 )
 _BRACKETS = r"(?<!\w)\[(?:image|img|<img_plh>)(?:[ _#-]{0,2}(?P<in_brackets>\d+))?\](?!\()"
@@ -37,7 +38,7 @@ _BETWEEN_WORDS = re.compile(rf"\S[^\S\n]*{_IN_LINE}(?![^<>\n]*</img>)[^\S\n]*\S"
 _LEADING_OF_ANY_KIND = re.compile(rf"\s*(?:{PLACEHOLDER.pattern})", PLACEHOLDER.flags)
 
 _LOOKS_ALIKE = re.compile(
-    r"<[^<>\n]{0,40}(?:image|img|vision|video|audio|media)[^<>\n]{0,200}>|!\[[^\]\n]*\]\([^)\n]+\)|\{image\w*\}|&lt;image",
+    r"<[^<>\n]{0,40}(?:image|img|picture|photo|vision|video|audio|media)[^<>\n]{0,200}>|!\[[^\]\n]*\]\([^)\n]+\)|\{image\w*\}|&lt;image",
     re.IGNORECASE,
 )
 
@@ -46,7 +47,7 @@ _LEADING = re.compile(r"\s*(?:<image>(?![^<>\n]*</image>)(?!<image></image>)|<\|
 _CHAT_MARKUP = re.compile(
     r"<\|(?:im_start|im_end|im_sep|user|assistant|system|end|start_header_id|end_header_id|eot_id|eom_id|begin_of_text"
     r"|end_of_text|endoftext|end_of_turn|START_OF_TURN_TOKEN|END_OF_TURN_TOKEN)\|>"
-    r"|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|<end_of_utterance>|<[｜|](?:User|Assistant)[｜|]>|</s>$"
+    r"|^<s>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|<end_of_utterance>|<[｜|](?:User|Assistant)[｜|]>|</s>$"
 )
 """Markup of turns that chat templates of usual models write."""
 
@@ -54,7 +55,11 @@ _USER = re.compile(r"\s*(?:(?P<sure>###\s*(?:USER|User|Human|HUMAN)|USER|HUMAN)|
 _ASSISTANT = re.compile(r"\s*(?:###\s?)?(?<!\w)(?:ASSISTANT|Assistant|GPT)\s?:\s?(?:<answer>)?$")
 _LONGEST_ENDING = 40
 """Characters in which `_ASSISTANT` is looked for."""
-_INSIDE = re.compile(r"(?:^|\s)(?:###\s*)?(?P<speaker>USER|HUMAN|ASSISTANT|GPT)\s*:")
+_INSIDE = re.compile(r"(?:^|\s)(?:###\s*)?(?P<speaker>USER|User|HUMAN|Human|ASSISTANT|Assistant|GPT)\s*:")
+_AT_LINE_START = re.compile(
+    r"^[^\S\n]*(?:(?:###\s*)?(?:User|Human|Assistant)|###\s*(?:Instruction|Response))\s*:", re.MULTILINE
+)
+_ASKED, _SAID = frozenset(("USER", "HUMAN")), frozenset(("ASSISTANT", "GPT"))
 
 
 def number_of(placeholder: re.Match[str]) -> int | None:
@@ -79,11 +84,18 @@ def chat_markup(text: str) -> str | None:
     return found.group() if found else None
 
 
+def role_inside(question: str) -> str | None:
+    """The first text like `USER:` or, at the start of a line, `User:`, which may mark a turn, if any."""
+    found = next((one for one in _INSIDE.finditer(question) if one["speaker"].isupper()), None)
+    found = found or _AT_LINE_START.search(question)
+    return found.group().strip() if found else None
+
+
 def without_turns(question: str) -> str:
     """The question without `USER:` before it and `ASSISTANT:` after it, as prompts for LLaVA have them.
 
     `User:` may begin the words of a question, so it is left out only if `Assistant:` ends them. Raises SampleError if
-    the text holds several turns.
+    the text holds several turns; in capitals only, unless such a beginning or end says that it is a prompt.
     """
     begin = 0
     while leading := _LEADING_OF_ANY_KIND.match(question, begin):
@@ -93,8 +105,10 @@ def without_turns(question: str) -> str:
     if opening is not None and not (closing or opening["sure"]):
         opening = None
     start, stop = opening.end() if opening else begin, closing.start() if closing else len(question)
-    speakers = {found["speaker"] for found in _INSIDE.finditer(question, start, stop)}
-    if opening is None and closing is None and not speakers >= {"USER", "ASSISTANT"}:
+    is_prompt = opening is not None or closing is not None
+    found = (one["speaker"] for one in _INSIDE.finditer(question, start, stop))
+    speakers = {speaker.upper() for speaker in found if is_prompt or speaker.isupper()}
+    if not is_prompt and not (speakers & _ASKED and speakers & _SAID):
         return question
     if speakers:
         raise SampleError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -124,7 +124,7 @@ def assign_roles(table: Table, options: DatasetOptions) -> Roles:
     """
     columns = _Columns(table)
     benchmark = _recognise(table, options)
-    question = _question(columns, benchmark, options)
+    question = _question(columns, benchmark, options) or QUESTION_NAMES[0]
     images, pattern = _images(columns, benchmark, options, question)
     question = columns.named(question, "question")
     sample_id, guessed = _id(columns, benchmark, options)
@@ -143,6 +143,16 @@ def assign_roles(table: Table, options: DatasetOptions) -> Roles:
     return Roles(benchmark, images, question, answer, sample_id, pattern, guessed, notes=tuple(columns.notes))
 
 
+def find_column(table: Table, name: str) -> str | None:
+    """The column with this name, or with one that differs in case, spaces, `_` and `-` only; None if there is none."""
+    return _Columns(table).find([name], "")
+
+
+def find_questions(table: Table, options: DatasetOptions) -> str | None:
+    """The column of the questions or conversations; None if no name tells."""
+    return _question(_Columns(table), _recognise(table, options), options)
+
+
 def _recognise(table: Table, options: DatasetOptions) -> Benchmark | None:
     columns = set(table.columns)
     has_question = options.question_column is not None or "question" in columns
@@ -157,14 +167,14 @@ def _recognise(table: Table, options: DatasetOptions) -> Benchmark | None:
     return "halp" if is_halp and columns & {*HALP_IMAGES} and columns & {*HALP_ANSWERS} else None
 
 
-def _question(columns: _Columns, benchmark: Benchmark | None, options: DatasetOptions) -> str:
+def _question(columns: _Columns, benchmark: Benchmark | None, options: DatasetOptions) -> str | None:
     if options.question_column is not None:
         return options.question_column
     if benchmark == "pope":
         return "text"
     if benchmark == "conversation":
         return conversation_column(columns.table.columns) or CONVERSATION_COLUMNS[0]
-    return columns.find(QUESTION_NAMES, "question") or "question"
+    return columns.find(QUESTION_NAMES, "question")
 
 
 def _images(
@@ -197,8 +207,7 @@ def _images(
         return _members(columns), None
     if benchmark == "halp":
         return (next(name for name in HALP_IMAGES if name in columns.table.columns),), None
-    numbered = _numbered(columns.table.columns)
-    if numbered and "image" not in columns.table.columns:
+    if numbered := _numbered(columns):
         return numbered, None
     found = columns.find(IMAGE_NAMES, "image")
     if found is None and benchmark == "conversation":
@@ -214,10 +223,21 @@ def _members(columns: _Columns) -> tuple[str, ...]:
     return found
 
 
-def _numbered(columns: Sequence[str]) -> tuple[str, ...]:
-    """`image_1`, `image_2`, ... in the order of their numbers."""
-    found = {name: int(match[1]) for name in columns if (match := _NUMBERED_IMAGE.fullmatch(name))}
-    return tuple(sorted(found, key=found.__getitem__))
+def _numbered(columns: _Columns) -> tuple[str, ...]:
+    """`image_1`, `image_2`, ... in the order of their numbers; also `image`, `image_2`, ...
+
+    Beside `image`, others are not taken, which a note says.
+    """
+    names = columns.table.columns
+    found = {name: int(match[1]) for name in names if (match := _NUMBERED_IMAGE.fullmatch(name))}
+    numbered = tuple(sorted(found, key=found.__getitem__))
+    if not numbered or "image" not in names:
+        return numbered
+    if found[numbered[0]] == 2:
+        columns.notes.append(f"The images of each row are in {quoted_names(('image', *numbered))}, in this order.")
+        return "image", *numbered
+    columns.notes.append(f"The image is in 'image'; not used as images: {quoted_names(numbered)}.")
+    return ()
 
 
 def _id(columns: _Columns, benchmark: Benchmark | None, options: DatasetOptions) -> tuple[str | None, bool]:

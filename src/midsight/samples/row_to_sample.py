@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from midsight.errors import SampleError
-from midsight.samples.answers import reference_answers, text_of_id
+from midsight.samples.answers import number_of_id, reference_answers, text_of_id
 from midsight.samples.columnar import json_value
-from midsight.samples.conversations import first_exchange, has_later_questions, has_system_turn
+from midsight.samples.conversations import (
+    first_exchange,
+    has_later_questions,
+    has_system_turn,
+    is_conversation,
+)
 from midsight.samples.image_cells import ImageCells
 from midsight.samples.questions import Questions
 from midsight.samples.roles import Roles
@@ -22,8 +26,6 @@ MAX_TEXT = 1_000_000
 """Maximum number of characters in a cell that is not an image, because every sample's text stays in memory."""
 
 _LONGEST_INDEX = 64
-_WHOLE_FLOAT = re.compile(r"\d{1,15}\.0")
-"""An id that pandas made a float before it wrote it as CSV."""
 _NO_EXTRAS: Mapping[str, Any] = {}
 
 
@@ -55,7 +57,7 @@ class SampleMaker:
             given_id = self._given_id(row.cells)
             image, images = self._images(row, index)
             question, answer = self._question_and_answer(row.cells, len(images))
-            question = self._questions.clean(question, len(images))
+            question = self._questions.clean(question, len(images), place=lambda: self._place(row))
             return Sample(
                 sample_id=given_id or make_sample_id(index, image, question),
                 input_index=index,
@@ -103,37 +105,37 @@ class SampleMaker:
         columns = list(self._roles.images)
         if self._roles.benchmark != "vlmevalkit" or len(columns) > 1:
             return self._image_cells.read(row, columns, self._roles.image_pattern)
-        cell = str(row.cells.get(columns[0]) or "").strip()
+        cell = self._as_id(str(row.cells.get(columns[0]) or "").strip()) or ""
         if len(cell) <= _LONGEST_INDEX and cell.isdecimal():
             self._rows_without_image.append((index, replace(row, cells={})))
             return cell, ()
         image, images = self._image_cells.read(row, columns)
         if images:
-            self._images_by_index[str(row.cells.get("index"))] = (image, images)
+            self._images_by_index[self._as_id(row.cells.get("index")) or ""] = (image, images)
         return image, images
 
     def _question_and_answer(self, cells: Mapping[str, Any], images: int) -> tuple[str, Any]:
         """The question, and the cell or text of the answer."""
         roles = self._roles
         answer = cells.get(roles.answer) if roles.answer is not None else None
-        if roles.benchmark == "conversation":
-            question, reply = first_exchange(cells.get(roles.question), images)
-            self._system_turns += has_system_turn(cells.get(roles.question))
-            self._later_questions += has_later_questions(cells.get(roles.question))
+        cell = cells.get(roles.question)
+        if roles.benchmark == "conversation" or (not isinstance(cell, str) and is_conversation(cell)):
+            question, reply = first_exchange(cell, images)
+            self._system_turns += has_system_turn(cell)
+            self._later_questions += has_later_questions(cell)
             return question, answer if roles.answer is not None else reply
         if roles.question not in cells:
             raise SampleError(f"there is no question (column {roles.question!r}).")
-        question = cells[roles.question]
-        if not isinstance(question, str):
-            remedy = "; write a row for each question" if isinstance(question, list) else ""
-            raise SampleError(f"the question is {shortened_json(question)}, not text{remedy}.")
-        return question, answer
+        if not isinstance(cell, str):
+            remedy = "; write a row for each question" if isinstance(cell, list) else ""
+            raise SampleError(f"the question is {shortened_json(cell)}, not text{remedy}.")
+        return cell, answer
 
     def _given_id(self, cells: Mapping[str, Any]) -> str | None:
-        value = cells.get(self._roles.id) if self._roles.id is not None else None
-        if self._table.kind in ("csv", "tsv") and isinstance(value, str) and _WHOLE_FLOAT.fullmatch(value.strip()):
-            value = float(value)
-        return text_of_id(value)
+        return self._as_id(cells.get(self._roles.id)) if self._roles.id is not None else None
+
+    def _as_id(self, value: Any) -> str | None:
+        return text_of_id(number_of_id(value, self._table.kind))
 
     def _extras(self, cells: Mapping[str, Any]) -> Mapping[str, Any]:
         for name, value in cells.items():
@@ -147,4 +149,7 @@ class SampleMaker:
         return extras or _NO_EXTRAS
 
     def _reason(self, row: Row, error: SampleError) -> str:
-        return f"{row.place or f'{self._table.path}, {self._table.unit} {row.number}'}: {error}"
+        return f"{self._place(row)}: {error}"
+
+    def _place(self, row: Row) -> str:
+        return row.place or f"{self._table.path}, {self._table.unit} {row.number}"

@@ -20,6 +20,9 @@ TableKind = Literal["jsonl", "json", "csv", "tsv", "parquet", "arrow", "tar", "i
 
 NOT_UTF_8 = "it is not encoded as UTF-8; save the file as UTF-8."
 
+WRITTEN_NULLS = ("nan", "NaN", "<NA>")
+"""What pandas writes for a missing value that it turns into text."""
+
 _MAX_NESTING = 100
 """Deepest nesting of lists and objects; deeper values could not be written again."""
 
@@ -110,11 +113,11 @@ def read_lines(file: BinaryIO, path: Path) -> Iterator[tuple[int, int, bytes]]:
     """
     offset = skip_byte_order_mark(file, path)
     for number in itertools.count(1):
-        line, length = read_line(file)
+        line = read_line(file)
         if not line:
             return
         yield number, offset, line
-        offset += length
+        offset += len(line) + skip_rest(file, line)
 
 
 def skip_byte_order_mark(file: BinaryIO, path: Path) -> int:
@@ -125,19 +128,23 @@ def skip_byte_order_mark(file: BinaryIO, path: Path) -> int:
     return file.seek(3 if mark == b"\xef\xbb\xbf" else 0)
 
 
-def read_line(file: BinaryIO) -> tuple[bytes, int]:
-    """The next line, and its length in the file.
+def read_line(file: BinaryIO, most: int | None = None) -> bytes:
+    """The next line, cut off after one byte more than `most`, which is MAX_ROW_BYTES by default."""
+    return file.readline((MAX_ROW_BYTES if most is None else most) + 1)
 
-    A line longer than MAX_ROW_BYTES is cut off after one byte more, and the rest is skipped.
+
+def skip_rest(file: BinaryIO, line: bytes) -> int:
+    """Moves to the end of a line that `read_line` has cut off, and returns the number of bytes left out.
+
+    Only who needs the next line has to wait for that.
     """
-    line = rest = file.readline(MAX_ROW_BYTES + 1)
-    length = len(line)
+    length, rest = 0, line
     while len(line) > MAX_ROW_BYTES and rest and not rest.endswith(b"\n"):
         rest = file.readline(1 << 20)
         length += len(rest)
-    return line, length
+    return length
 
 
-def too_long_reason() -> str:
-    """Why a row longer than MAX_ROW_BYTES fails."""
-    return f"it has more than {MAX_ROW_BYTES:,} bytes."
+def too_long_reason(most: int | None = None) -> str:
+    """Why a row of more bytes than `most` fails, which is MAX_ROW_BYTES by default."""
+    return f"it has more than {MAX_ROW_BYTES if most is None else most:,} bytes."

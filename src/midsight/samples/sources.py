@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -14,8 +15,9 @@ from typing import Any
 from midsight.errors import MidsightError, Option, first_line
 from midsight.samples.columnar import joint_sha256, open_arrow, open_parquet
 from midsight.samples.delimited import delimited_rows, find_delimiter, header
-from midsight.samples.folders import IMAGE_SUFFIXES, is_folder
-from midsight.samples.json_rows import NAMES_OF_SPLITS, choose_split, json_columns, json_rows, json_shape
+from midsight.samples.folders import IMAGE_SUFFIXES, describe_left_out, is_folder
+from midsight.samples.json_rows import json_columns, json_rows
+from midsight.samples.json_shape import BYTES_WITHOUT_ROWS, NAMES_OF_SPLITS, choose_split, json_shape
 from midsight.samples.rows import Row, Table, TableKind, quoted_names
 from midsight.samples.text_files import (
     COMPRESSED,
@@ -41,36 +43,65 @@ _REMEDIES = {
 """Suffix -> what to do with such a file."""
 LARGE_BYTES = 20_000_000
 ROWS_LOOKED_AT = 10_000
-"""A file that is larger is refused if its first rows do not have the columns that are needed."""
+"""Files that are larger are refused if their first rows do not have the columns that are needed."""
+FILES_LOOKED_AT = 8
+COMPRESSION = 100
+"""How many times larger text may be than its compressed file."""
+_METADATA = ("dataset_info.json", "dataset_infos.json")
+"""What `datasets` writes beside the files of a dataset."""
 _SHARD = re.compile(r"(?P<split>.+?)-(?P<number>\d{5})-of-(?P<count>\d{5})(?:-[0-9a-f]+)?")
 
 
 def open_beginning(path: Path, split: str | None = None, limit: int | None = None) -> Table | None:
-    """The table as the beginning of its file shows it, if the file is so large that reading all of it takes long."""
+    """The table as the beginning of its first files shows it, if reading all of them takes long.
+
+    None if they are small, or if the beginning shows no columns. Raises MidsightError like `open_table`.
+    """
     try:
-        is_large = path.is_file() and path.stat().st_size > LARGE_BYTES
+        is_large = sum(map(_text_bytes, _files_of(path))) > LARGE_BYTES
     except OSError:
         return None
-    return open_table(path, split, min(limit or ROWS_LOOKED_AT, ROWS_LOOKED_AT), beginning=True) if is_large else None
+    if not is_large:
+        return None
+    table = open_table(path, split, min(limit or ROWS_LOOKED_AT, ROWS_LOOKED_AT), beginning=True)
+    return table if table.columns else None
+
+
+def _files_of(path: Path) -> Iterable[Path]:
+    """The files that a path may stand for: the file itself, those of a folder, or those that match a pattern."""
+    if path.is_dir():
+        return chain(path.iterdir(), (path / "data").glob("*"))
+    if not path.exists() and _is_pattern(path):
+        root = _fixed_folder(path)
+        return root.glob(str(path.relative_to(root)))
+    return [path]
+
+
+def _text_bytes(file: Path) -> int:
+    """How large a file is, decompressed if its name says that it is compressed; 0 if it is not a file of a table."""
+    if not _kind(file) or not file.is_file():
+        return 0
+    return file.stat().st_size * (COMPRESSION if file.suffix.lower() in COMPRESSED else 1)
 
 
 def open_table(path: Path, split: str | None = None, limit: int | None = None, *, beginning: bool = False) -> Table:
     """The table in a file, in files that match a pattern like `data/train-*.parquet`, or in a folder.
 
     A folder holds table files of one kind or a dataset that `datasets` saved; `split` chooses one of several splits.
-    The columns of JSON are those of the first `limit` rows; with `beginning`, a list at the beginning of a JSON object
-    is taken as its rows although another list may follow. Raises MidsightError if the path is something else, does
-    not exist or cannot be read.
+    The columns of JSON are those of the first `limit` rows. With `beginning`, a list at the beginning of a JSON object
+    is taken as its rows although another list may follow, and of many files the first decide; the table has no columns
+    if they show none. Raises MidsightError if the path is something else, does not exist or cannot be read.
     """
     try:
         if is_folder(path):
-            return _open_folder(path, split, limit)
-        if not path.exists() and any(sign in str(path) for sign in "*?["):
-            root = _fixed_folder(path)
-            files = sorted(file for file in root.glob(str(path.relative_to(root))) if _kind(file))
+            return _open_folder(path, split, limit, beginning=beginning)
+        if not path.exists() and _is_pattern(path):
+            matched = sorted(_files_of(path))
+            files = [file for file in matched if _kind(file)]
             if not files:
                 raise MidsightError(f"{path} matches no table file; supported are {', '.join(_KINDS)}.")
-            return _open_files(path, files, root, split, limit)
+            table = _open_files(path, files, _fixed_folder(path), split, limit, beginning=beginning)
+            return _with_left_out(table, path, matched, files)
         return _open_files(path, [path], path.parent, split, limit, beginning=beginning)
     except OSError as error:
         raise MidsightError(f"{path} cannot be read: {error.strerror or first_line(error)}.") from error
@@ -78,9 +109,22 @@ def open_table(path: Path, split: str | None = None, limit: int | None = None, *
         raise MidsightError(f"{path} cannot be read: {first_line(error)}; copy or download it again.") from error
 
 
+def _is_pattern(path: Path) -> bool:
+    return any(sign in str(path) for sign in "*?[")
+
+
 def _fixed_folder(pattern: Path) -> Path:
     """The folder before the first part of a pattern that has a sign in it."""
     return next(folder for folder in pattern.parents if not any(sign in str(folder) for sign in "*?["))
+
+
+def _with_left_out(table: Table, path: Path, found: Iterable[Path], read: Collection[Path]) -> Table:
+    """The table with a note on the files that were found beside those that are read; images may belong to rows."""
+    others = (file for file in found if not file.name.startswith("."))
+    suffixes = (file.suffix.lower() for file in {*others} - {*read} if file.is_file())
+    left_out = (f"*{suffix}" if suffix else "without suffix" for suffix in suffixes if suffix not in IMAGE_SUFFIXES)
+    note = describe_left_out(path, Counter(left_out))
+    return replace(table, notes=(*table.notes, note)) if note else table
 
 
 def _kind(path: Path) -> TableKind | None:
@@ -94,6 +138,7 @@ def _open_files(
     """The rows of files of one kind, one file after the other."""
     kinds = {_kind(file) for file in files}
     if None in kinds:
+        _validate_files(files)
         remedy = _REMEDIES.get(path.suffix.lower(), "")
         if path.name.lower().endswith((".tar.gz", ".tar.bz2", ".tar.xz")):
             remedy = "unpack it to a .tar file"
@@ -105,6 +150,7 @@ def _open_files(
         names = ", ".join(sorted({table_suffix(file) for file in files}))
         raise MidsightError(f"{path} has tables of several kinds ({names}); name one, or a pattern like '*.jsonl'.")
     kind = _kind(_validate_files(files)[0])
+    files = files[:FILES_LOOKED_AT] if beginning else files
     for file in files:
         require_table(file, text=kind in ("jsonl", "json", "csv", "tsv"))
     if split is not None and kind != "json":
@@ -114,11 +160,11 @@ def _open_files(
     if kind == "arrow":
         return open_arrow(path, files, root)
     if kind == "tar":
-        return open_tar(path, files, root, limit)
+        return open_tar(path, files, root, limit, beginning=beginning)
     if len(files) == 1:
         return _open_text(files[0], kind, split, limit, beginning=beginning)
-    tables = [_open_text(file, kind, split, limit, is_one_of_many=True) for file in files]
-    if any(table.columns for table in tables):
+    tables = [_open_text(file, kind, split, limit, is_one_of_many=True, beginning=beginning) for file in files]
+    if beginning or any(table.columns for table in tables):
         return _join(path, files, tables, root)
     return _open_text(files[0], kind, split, limit)
 
@@ -143,13 +189,15 @@ def _open_text(
     shape = json_shape(path, split, beginning=beginning)
     if split is not None and not shape.inside:
         raise MidsightError(f"{path} has no splits; leave ", Option("split", split), " out.")
-    columns = json_columns(path, shape, limit, may_be_empty=is_one_of_many)
+    max_bytes = BYTES_WITHOUT_ROWS // (FILES_LOOKED_AT if is_one_of_many else 1) if beginning else None
+    columns = json_columns(path, shape, limit, max_bytes=max_bytes, may_be_empty=is_one_of_many)
+    other = (f", or another list than {shape.may_be_another!r} with ", Option("split"))
+    other_rows = other if shape.may_be_another else ()
     if shape.kind != "members":
-        other = (f", or another list than {shape.may_be_another!r} with ", Option("split"))
-        other_rows = other if shape.may_be_another else ()
         return _text_table(path, kind, shape.unit, columns, partial(json_rows, path, shape), other_rows=other_rows)
     key = next(name for name in ("id", "key", "__key__") if name not in columns)
-    return _text_table(path, kind, "element", (key, *columns), partial(json_rows, path, shape, key), id_column=key)
+    rows = partial(json_rows, path, shape, key)
+    return _text_table(path, kind, "element", (key, *columns), rows, id_column=key, other_rows=other_rows)
 
 
 def _text_table(path: Path, kind: Any, unit: Any, columns: tuple[str, ...], rows: Any, **options: Any) -> Table:
@@ -184,7 +232,7 @@ def _placed(table: Table, images: Collection[str]) -> Iterator[Row]:
     return (replace(row, place=f"{table.path}, {table.unit} {row.number}") for row in table.rows(images))
 
 
-def _open_folder(path: Path, split: str | None, limit: int | None) -> Table:
+def _open_folder(path: Path, split: str | None, limit: int | None, *, beginning: bool) -> Table:
     if (path / "dataset_dict.json").is_file():
         names = _read_object(path / "dataset_dict.json").get("splits")
         splits = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
@@ -194,14 +242,14 @@ def _open_folder(path: Path, split: str | None, limit: int | None) -> Table:
             saved = f"{path} is one saved dataset without splits; leave "
             raise MidsightError(saved, Option("split", split), " out.")
         return _open_saved(path)
-    return _open_shards(path, split, limit)
+    return _open_shards(path, split, limit, beginning=beginning)
 
 
-def _open_shards(path: Path, split: str | None, limit: int | None) -> Table:
+def _open_shards(path: Path, split: str | None, limit: int | None, *, beginning: bool) -> Table:
     """The table files of a folder; those named like `train-00000-of-00004.parquet` are shards of a split."""
     shards = _shards(path)
     if not shards and is_folder(path / "data"):
-        return replace(_open_shards(path / "data", split, limit), root=path)
+        return replace(_open_shards(path / "data", split, limit, beginning=beginning), root=path)
     if not shards:
         raise MidsightError(
             f"{path} is a folder without table files ({', '.join(_KINDS)}) or a saved Hugging Face dataset; for a "
@@ -213,19 +261,22 @@ def _open_shards(path: Path, split: str | None, limit: int | None) -> Table:
     matched = {file: _SHARD.fullmatch(stem) for file, stem in stems.items()}
     splits = [stem for stem in stems.values() if stem in NAMES_OF_SPLITS]
     if split is None and len(splits) < 2 and not any(matched.values()):
-        return _open_files(path, shards, path, None, limit)
+        table = _open_files(path, shards, path, None, limit, beginning=beginning)
+        return _with_left_out(table, path, path.iterdir(), shards)
     split_of = {file: match["split"] if match else stems[file] for file, match in matched.items()}
     chosen = choose_split(path, list(dict.fromkeys(split_of.values())), split)
     files = [file for file in shards if split_of[file] == chosen]
     counts = {int(match["count"]) for file in files if (match := matched[file])}
     if counts and counts != {len(files)}:
         raise MidsightError(f"{path} has {len(files)} of the {max(counts)} files of {chosen}; download the others.")
-    return _open_files(path, files, path, None, limit)
+    table = _open_files(path, files, path, None, limit, beginning=beginning)
+    return _with_left_out(table, path, path.iterdir(), shards)
 
 
 def _shards(path: Path) -> Sequence[Path]:
     """The Parquet files of a folder; without them its tar or Arrow files, else its text files, `.json` last."""
-    files = sorted(file for file in path.iterdir() if _kind(file) and not file.name.startswith("."))
+    found = (file for file in path.iterdir() if _kind(file) and not file.name.startswith("."))
+    files = sorted(file for file in found if file.name not in _METADATA)
     for kinds in (("parquet",), ("tar",), ("arrow",), ("jsonl", "csv", "tsv"), ("json",)):
         if chosen := [file for file in files if _kind(file) in kinds]:
             return _validate_files(chosen)

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from midsight.errors import BrokenOffError, MidsightError, Option, RepeatedIdError, first_line
 from midsight.samples.columnar import binary_columns
 from midsight.samples.extras import ExtraType, type_of_column
+from midsight.samples.one_question import with_question
 from midsight.samples.options import DEFAULT_OPTIONS, DatasetOptions, ResolvedOptions, resolved_options
 from midsight.samples.roles import Roles, assign_roles
 from midsight.samples.row_to_sample import SampleMaker
@@ -78,10 +79,9 @@ def open_hub(name: str, options: DatasetOptions = DEFAULT_OPTIONS) -> SampleStre
     Images that rows only name are read from the folder `options.images`. Raises MidsightError if the package
     `datasets` is not installed, or if the dataset cannot be opened.
     """
-    if options.question is not None:
-        raise MidsightError(f"{name} has questions of its own; leave ", Option("question"), " out.")
-    if options.answers_from is not None:
-        raise MidsightError(Option("answers_from"), f" is for files, and {name} is a stream; leave it out.")
+    if options.answers_from is not None or options.on is not None:
+        joined = Option("on") if options.answers_from is None else Option("answers_from")
+        raise MidsightError(joined, f" is for tables, and {name} is a stream; leave it out.")
     hub = HubDataset.parse(name)
     commit, split, dataset = _load(hub, options.split)
     identity = hashlib.sha256(f"{hub.repository}/{hub.config}@{commit}:{split}".encode()).hexdigest()
@@ -108,6 +108,7 @@ def stream_rows(
         return _read_rows(dataset, name, [column for column in features if column in images or column not in binary])
 
     table = Table(name, "stream", "row", tuple(features), lambda: sha256, rows, Path(), binary)
+    table = with_question(table, options)
     roles = assign_roles(table, options)
     roles = replace(roles, id_is_extra=roles.id_is_guessed)
     images = None if options.images is None else Path(options.images)

@@ -21,12 +21,14 @@ import numpy as np
 from PIL import Image
 
 from midsight.errors import MidsightError, Option, RepeatedIdError, SampleError
-from midsight.samples.answers import join_answers
+from midsight.samples.answers import columns_to_join, join_answers
+from midsight.samples.columns import ColumnSource, prompt_columns
 from midsight.samples.embedded import embedded_bytes
 from midsight.samples.extras import ExtraType, ExtraTypes
 from midsight.samples.folders import image_folder, is_folder
-from midsight.samples.in_memory import digest, memory_table
+from midsight.samples.in_memory import digest, memory_table, one_table
 from midsight.samples.locations import ImageUrl
+from midsight.samples.one_question import with_question
 from midsight.samples.options import DEFAULT_OPTIONS, DatasetOptions, ResolvedOptions, resolved_options
 from midsight.samples.packed import PackedSamples
 from midsight.samples.questions import Questions
@@ -37,6 +39,8 @@ from midsight.samples.sample import Failure, ImageSource, Sample, SampleOrFailur
 from midsight.samples.sources import open_beginning, open_table
 from midsight.samples.urls import is_web_address
 
+AcceptColumns = Callable[[Mapping[str, ColumnSource]], object]
+"""Raises MidsightError if a table with these columns, and where samples have them, is not the one that is wanted."""
 Pair = tuple[ImageSource | str | Sequence[ImageSource | str], str]
 """An image, or several, and a question, from Python."""
 
@@ -64,12 +68,23 @@ class Dataset:
     """What the user should know about how it was read, one sentence each."""
 
 
-def read_table(path: str | Path, options: DatasetOptions = DEFAULT_OPTIONS, *, limit: int | None = None) -> Dataset:
+def accept_all(_: Mapping[str, ColumnSource]) -> None:
+    """An AcceptColumns for callers that need no columns beyond those with a role."""
+
+
+def read_table(
+    path: str | Path,
+    options: DatasetOptions = DEFAULT_OPTIONS,
+    *,
+    limit: int | None = None,
+    accept: AcceptColumns = accept_all,
+) -> Dataset:
     """Reads a table file, a pattern or folder of shards, a saved Hugging Face dataset or a folder of images.
 
-    `limit` keeps the first rows only. Image files are
-    first read when they are decoded, and images inside the table stay there until then. Every column without a
-    role is an extra, except for columns of bytes; extras keep their values, which are text in CSV and TSV.
+    `limit` keeps the first rows only. `accept` sees the columns of a large table with a header before its rows are
+    read, and may refuse them. Image files are first read when they are decoded, and images inside the table stay there
+    until then. Every column without a role is an extra, except for columns of bytes; extras keep their values, which
+    are text in CSV and TSV.
 
     Raises MidsightError for a problem of the whole table: a file that cannot be read or has an unknown format, a
     missing column, repeated ids in a column that was named.
@@ -80,7 +95,7 @@ def read_table(path: str | Path, options: DatasetOptions = DEFAULT_OPTIONS, *, l
     if options.images is not None and not is_folder(Path(options.images)):
         named = Option("images")
         raise MidsightError(f"{options.images} is not a folder; name the folder of the images with ", named, ".")
-    table, options = _open(path, options, limit)
+    table, options = _open(path, options, limit, accept)
     return _read_with_roles(path, table, options, limit)
 
 
@@ -89,10 +104,9 @@ def read_memory(data: Any, options: DatasetOptions = DEFAULT_OPTIONS) -> Dataset
 
     Image paths start from the current folder, unless `options.images` names another. Raises MidsightError.
     """
-    for name in ("question", "split", "answers_from", "on"):
-        if getattr(options, name) is not None:
-            raise MidsightError(Option(name), " is for data on disk or on the Hub; leave it out.")
-    dataset = _read_with_roles(None, memory_table(data), options, None)
+    table = with_question(memory_table(one_table(data, options.split)), options)
+    table, options = _with_answers(table, options)
+    dataset = _read_with_roles(None, table, options, None)
     return replace(dataset, sha256=digest(dataset.samples))
 
 
@@ -121,29 +135,48 @@ def _read(path: Path | None, table: Table, roles: Roles, options: DatasetOptions
             yield make(row, index)
 
     rows = make.add_images_of_other_rows(list(read())) if roles.benchmark == "vlmevalkit" else read()
-    not_extras = roles.not_extras | table.binary_columns
-    extra_names = [name for name in table.columns if name not in not_extras]
     name = str(path or table.path)
-    samples, failures, extras = _collect(rows, extra_names, lambda index: f"{table.unit} {numbers[index]}", name)
+    samples, failures, extras = _collect(
+        rows, _extras(table, roles), lambda index: f"{table.unit} {numbers[index]}", name
+    )
     images = None if root.resolve() == table.root.resolve() else root
     resolved = resolved_options(options, images=images, columns=roles.as_options())
     notes = tuple(dict.fromkeys((*table.notes, *roles.notes, *make.notes())))
     return Dataset(samples, failures, extras, table.sha256(), path, len(numbers), resolved, notes)
 
 
-def _open(path: Path, options: DatasetOptions, limit: int | None) -> tuple[Table, DatasetOptions]:
+def _extras(table: Table, roles: Roles) -> list[str]:
+    """The columns that are known to be extras."""
+    not_extras = roles.not_extras | table.binary_columns
+    return [name for name in table.columns if name not in not_extras]
+
+
+def _open(
+    path: Path, options: DatasetOptions, limit: int | None, accept: AcceptColumns
+) -> tuple[Table, DatasetOptions]:
     """The table, with its answers joined; and the options, with the column of those answers."""
-    if options.question is not None:
-        if is_folder(path) and options.split is None:
-            return image_folder(path, options.question, follow_links=options.follow_links), options
-        raise MidsightError(
-            f"{path} is not a folder of images; leave ", Option("question"), " out, a table has its own."
-        )
-    joins = options.answers_from is not None
-    if beginning := open_beginning(path, options.split, limit):  # a wrong table is refused before all of it is read
-        assign_roles(beginning, replace(options, answer_column=None) if joins else options)
-    table = open_table(path, options.split, limit)
-    if joins:
+    if options.question is not None and is_folder(path) and options.split is None:
+        table = image_folder(path, options.question, follow_links=options.follow_links)
+        return _with_answers(table, options)
+    if beginning := open_beginning(path, options.split, limit):
+        _validate_beginning(with_question(beginning, options), options, accept)
+    return _with_answers(with_question(open_table(path, options.split, limit), options), options)
+
+
+def _validate_beginning(beginning: Table, options: DatasetOptions, accept: AcceptColumns) -> None:
+    """Raises MidsightError for a wrong table before all of it is read."""
+    if options.answers_from is not None:
+        columns_to_join(beginning, options)
+        assign_roles(beginning, replace(options, answer_column=None))
+        return
+    roles = assign_roles(beginning, options)
+    if beginning.kind in ("csv", "tsv", "parquet", "arrow"):  # in JSON, later rows may have other columns
+        accept(prompt_columns(dict.fromkeys(_extras(beginning, roles), "string"), roles.as_options()))
+
+
+def _with_answers(table: Table, options: DatasetOptions) -> tuple[Table, DatasetOptions]:
+    """The table with the answers of `options.answers_from`, if any; and the options, with the column of those."""
+    if options.answers_from is not None:
         table, answer = join_answers(table, options)
         return table, replace(options, answer_column=answer)
     if options.on is not None:
@@ -234,7 +267,8 @@ def _image_of_pair(image: Any) -> tuple[str, ImageSource] | None:
 def _validated(sample: Sample, questions: Questions) -> SampleOrFailure:
     """The sample, or the failure that says why it cannot be extracted."""
     try:
-        sample = replace(sample, question=questions.clean(sample.question))
+        place = f"item {sample.input_index}"
+        sample = replace(sample, question=questions.clean(sample.question, place=lambda: place))
         validate_storable(
             [sample.sample_id, sample.image, sample.question, sample.reference_answers, dict(sample.extras)]
         )

@@ -25,6 +25,8 @@ KEY = "__key__"
 TEXT_SUFFIXES = ("txt", "text", "cls")
 MAX_MEMBER_BYTES = 256_000_000
 """Longest member that is read; a row with a longer one fails."""
+MEMBERS_LOOKED_AT = 20_000
+"""Members of a tar file that are looked at if its beginning has to decide."""
 
 
 class _Member(NamedTuple):
@@ -40,14 +42,19 @@ class _Member(NamedTuple):
     """Number of its bytes."""
 
 
-def open_tar(path: Path, files: Sequence[Path], root: Path, limit: int | None) -> Table:
-    """The rows of tar files, one file after the other; raises MidsightError if they hold none."""
+def open_tar(path: Path, files: Sequence[Path], root: Path, limit: int | None, *, beginning: bool = False) -> Table:
+    """The rows of tar files, one file after the other; raises MidsightError if they hold none.
+
+    With `beginning`, the first members of each file decide, and the table has no columns if not all kinds are there.
+    """
     columns: dict[str, None] = {KEY: None}
     images: dict[str, None] = {}
-    for row in itertools.islice(_rows(files, ()), limit):
+    for row in itertools.islice(_rows(files, (), MEMBERS_LOOKED_AT if beginning else None), limit):
         columns.update(dict.fromkeys(row.cells))
         if isinstance(row.location, TarLocation):
             images.update(dict.fromkeys(name for name, _, _ in row.location.images))
+    if beginning and (not images or len(columns) == 1):
+        return Table(path, "tar", "row", (), str, lambda _: iter(()), root)
     if not images:
         raise MidsightError(f"{path} holds no images; the members of a row are named like 0001.jpg and 0001.json.")
     return Table(
@@ -64,27 +71,27 @@ def read_member(location: TarLocation, column: str) -> bytes:
         return file.read(length)
 
 
-def _rows(files: Sequence[Path], images: Collection[str]) -> Iterator[Row]:
+def _rows(files: Sequence[Path], images: Collection[str], most_members: int | None = None) -> Iterator[Row]:
     numbers = itertools.count(1)
     for path in files:
         try:
             with path.open("rb") as file:
-                for in_file, (key, members) in enumerate(_members_of_rows(path), start=1):
+                for in_file, (key, members) in enumerate(_members_of_rows(path, most_members), start=1):
                     row = _row(path, file, key, members, next(numbers), images)
                     yield replace(row, place=f"{path}, row {in_file}")
         except (tarfile.TarError, OSError) as error:
             raise MidsightError(f"{path} cannot be read: {first_line(error)}; copy or download it again.") from error
 
 
-def _members_of_rows(path: Path) -> list[tuple[str, list[_Member]]]:
-    """The key and the members of each row, in the order in which keys first appear.
+def _members_of_rows(path: Path, most: int | None) -> list[tuple[str, list[_Member]]]:
+    """The key and the members of each row, in the order in which keys first appear; of the first `most` members.
 
     A row's members need not be next to each other. If they are, a key may come again, as another row.
     """
     groups: dict[str, list[list[_Member]]] = {}
     previous = None
     with tarfile.open(path, "r:") as archive:
-        for member in archive:
+        for member in itertools.islice(archive, most):
             if member.isreg() and not _is_hidden(member.name):
                 key, suffix = _split_name(member.name)
                 if key != previous:

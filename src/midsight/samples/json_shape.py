@@ -1,0 +1,280 @@
+"""How a JSON file holds its rows, which the file itself says and not its name; no more of it is read than decides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+from midsight.errors import MidsightError, Option
+from midsight.samples import rows as limits
+from midsight.samples.folders import IMAGE_SUFFIXES
+from midsight.samples.json_rows import LINES, PASSED_OVER, TOKEN, JsonShape, read_cells, text_of
+from midsight.samples.rows import quoted_names, skip_byte_order_mark
+from midsight.samples.text_files import open_bytes, table_suffix
+
+NAMES_IN_ROWS = frozenset(("image", "images", "question", "query", "text", "conversations", "messages"))
+"""An object with one of these names is a row, or a table written column by column, but not a dict of rows."""
+NAMES_OF_ROWS = frozenset(("data", "questions", "rows", "samples", "examples", "instances"))
+"""A list of objects with one of these names is the table, whatever else the object holds."""
+NAMES_OF_SPLITS = frozenset(("train", "training", "val", "valid", "validation", "dev", "test", "testmini", "eval"))
+"""Names of lists, and of files, that are splits of a dataset and not parts of one table."""
+BYTES_LOOKED_AT = 4 << 20
+"""How far an object is read for a list that is surely the table, if its beginning has to decide and has a list."""
+BYTES_WITHOUT_ROWS = 20_000_000
+"""How far it is read if it has none."""
+_CHUNK_BYTES = 1 << 20
+_LINES_LOOKED_AT = 10
+_MEMBERS_LOOKED_AT = 100
+
+
+@dataclass
+class _Members:
+    """The members of an object, as far as they decide what it is."""
+
+    begin: int
+    """Where the object begins, in bytes."""
+    kinds: dict[str, str] = field(default_factory=dict)
+    """Name of each of the first members -> `{` for an object, `[` for a list, empty for anything else."""
+    lists: dict[str, int] = field(default_factory=dict)
+    """Name of each list of objects, up to the first that is surely the table -> where it begins, in bytes."""
+    inner: dict[str, _Members] = field(default_factory=dict)
+    """Name of each member that is an object -> its members."""
+    followed: bool = False
+    """Whether another value follows."""
+    cut_off: bool = False
+    """Whether the object was not read to where its lists are known."""
+
+    @property
+    def is_row(self) -> bool:
+        """Whether the object is a row, or a table written column by column."""
+        return bool(NAMES_IN_ROWS & (self.kinds.keys() - self.lists.keys())) or bool(
+            {"conversations", "messages"} & self.lists.keys()
+        )
+
+    @property
+    def are_objects(self) -> bool:
+        """Whether all members are objects."""
+        return {*self.kinds.values()} == {"{"}
+
+
+class _Search:
+    """Takes the tokens of an object until they decide its shape."""
+
+    def __init__(self, offset: int, ends: frozenset[str]) -> None:
+        """`ends` are the names of lists that are surely the table."""
+        self.members = _Members(offset)
+        self.opened: list[bytes] = []
+        """The brackets that are open."""
+        self._ends = ends
+        self._objects = [self.members]
+        self._names = ["", ""]
+        self._previous = b""
+        self._opened_at = 0
+
+    @property
+    def has_lists(self) -> bool:
+        """Whether a list of objects was found."""
+        return bool(self.members.lists or self._objects[-1].lists)
+
+    def passes_over(self) -> bool:
+        """Whether nothing before the next bracket decides anything."""
+        depth = len(self.opened)
+        if depth < 2 or self._may_begin_list():
+            return False
+        return depth > 2 or self.opened[1] == b"[" or len(self._objects[1].kinds) > _MEMBERS_LOOKED_AT
+
+    def take(self, token: bytes, at: int) -> bool:
+        """Takes the token that begins at `at`, in bytes; whether the shape is decided."""
+        depth, previous = len(self.opened), self._previous
+        begins_list = token == b"{" and self._may_begin_list()
+        self._previous = token
+        if depth == 0 and previous:
+            self.members.followed = True
+            return True
+        if depth in (1, 2) and self.opened[-1] == b"{":
+            is_name = previous in (b"{", b",") and token.startswith(b'"')
+            if self._take_member(depth - 1, token, at, is_name=is_name):
+                return True
+        elif begins_list:
+            name = self._names[depth - 2]
+            self._objects[depth - 2].lists[name] = self._opened_at
+            if name in self._ends and (depth == 2 or (self._names[0] in self._ends and not self._objects[1].is_row)):
+                return True
+        if token in (b"{", b"["):
+            self.opened.append(token)
+            self._opened_at = at
+        elif token in (b"}", b"]") and self.opened:
+            self.opened.pop()
+        return False
+
+    def _may_begin_list(self) -> bool:
+        """Whether the next token is the first of a list that is a member of the object or of an object in it."""
+        depth = len(self.opened)
+        return self._previous == b"[" and depth in (2, 3) and self.opened[0] == self.opened[-2] == b"{"
+
+    def _take_member(self, depth: int, token: bytes, at: int, *, is_name: bool) -> bool:
+        """Takes a token of the object (`depth` 0) or of an object in it (1); whether so many members decide."""
+        kinds = self._objects[depth].kinds
+        if is_name:
+            are_by_id = depth == 0 or (self._names[0] in NAMES_OF_ROWS and self._objects[1].are_objects)
+            if len(kinds) >= _MEMBERS_LOOKED_AT and are_by_id:
+                return True
+            self._names[depth] = text_of(token[1:-1])
+            kinds[self._names[depth]] = ""
+        elif token in (b"{", b"["):
+            kinds[self._names[depth]] = token.decode()
+            if depth == 0 and token == b"{":
+                self._objects[1:] = [_Members(at)]
+                self.members.inner[self._names[0]] = self._objects[1]
+        return False
+
+
+def json_shape(path: Path, split: str | None = None, *, beginning: bool = False) -> JsonShape:
+    """How the file holds its rows, whatever its name ends in; `split` names one of several lists in an object.
+
+    With `beginning`, a list at the beginning of an object is taken as its rows although another list may follow, and an
+    object without any at its beginning is refused. Raises MidsightError if the file holds no rows.
+    """
+    with open_bytes(path) as file:
+        start = skip_byte_order_mark(file, path)
+        text = file.read(_CHUNK_BYTES)
+    begin = text.lstrip()
+    offset = start + len(text) - len(begin)
+    is_json = table_suffix(path) == ".json"
+    if begin.startswith(b"[") and (is_json or begin[1:].lstrip()[:1] in (b"{", b"]", b"")):
+        return JsonShape("array", offset)
+    lines = [line for line in begin.split(b"\n", _LINES_LOOKED_AT)[:_LINES_LOOKED_AT] if line.strip()]
+    if not begin.startswith(b"{"):
+        if is_json and lines:
+            raise MidsightError(f"{path} is not JSON with rows; write [{{...}}, ...], or one object per line.")
+        return LINES
+    are_rows = [not read_cells(line)[1] for line in lines]
+    if len(lines) > 1 and any(are_rows[: 1 if is_json else None]):
+        return LINES
+    members = _read_members(path, offset, split, beginning=beginning)
+    shape = LINES if members.followed else _shape_of_object(path, offset, members, split)
+    is_alone = members.is_row and not members.followed and len(lines) > 1 and not any(are_rows)
+    return JsonShape("object", offset) if shape is LINES and is_alone else shape
+
+
+def _shape_of_object(path: Path, offset: int, members: _Members, split: str | None) -> JsonShape:
+    """The shape of a file that is one object: a row, a table within, or rows by id."""
+    if _holds_columns(members):
+        raise MidsightError(f"{path} holds columns, not rows; with pandas, write to_json(..., orient='records').")
+    if members.is_row:
+        return LINES
+    if any(name.lower().endswith(IMAGE_SUFFIXES) for name in members.lists):
+        raise MidsightError(
+            f"{path} holds a list of rows for each image; write one row for each, with its image in it."
+        )
+    if lists := members.lists or _inner_lists(members):
+        certain = [name for name in lists if split is None and name.rpartition(".")[2] in NAMES_OF_ROWS]
+        if members.cut_off and not certain:
+            name, begin = next(reversed(lists.items()))
+            return JsonShape("array", begin, inside=True, may_be_another=name)
+        chosen = certain[0] if len(certain) == 1 else choose_split(path, list(lists), split)
+        return JsonShape("array", lists[chosen], inside=True)
+    for name, inner in members.inner.items():
+        if name in NAMES_OF_ROWS and not inner.is_row and inner.are_objects:
+            return JsonShape("members", inner.begin, inside=True)
+    if members.cut_off:
+        return _shape_by_beginning(path, offset, members)
+    return JsonShape("members", offset) if members.are_objects else LINES
+
+
+def _shape_by_beginning(path: Path, offset: int, members: _Members) -> JsonShape:
+    """The shape of an object whose beginning has no list of rows: rows by id, if its members look like rows.
+
+    Raises MidsightError if they do not.
+    """
+    if members.are_objects and (len(members.kinds) > 1 or next(iter(members.inner.values())).is_row):
+        return JsonShape("members", offset, may_be_another=next(iter(members.kinds)))
+    raise MidsightError(
+        f"{path} has no list of rows in its first {BYTES_WITHOUT_ROWS // 1_000_000} MB; name the list with ",
+        Option("split"),
+        ", or write its rows as JSON Lines.",
+    )
+
+
+def _holds_columns(members: _Members) -> bool:
+    """Whether an object is a table written column by column, as pandas does by default and with orient='split'."""
+    named = {name: kind for name, kind in members.kinds.items() if name in NAMES_IN_ROWS and name not in members.lists}
+    if {"conversations", "messages"} & members.lists.keys():
+        return False
+    by_column = any(named[name] for name in named.keys() & {"image", "question"}) and len({*named.values()}) == 1
+    return by_column or ({"columns", "data"} <= members.kinds.keys() and not members.lists)
+
+
+def _inner_lists(members: _Members) -> dict[str, int]:
+    """Name of each list of objects inside an object that is not a row -> where it begins, in bytes.
+
+    A list inside a row by id is not one of these, so that one of its two names has to be that of a table or a split.
+    """
+    known = NAMES_OF_ROWS | NAMES_OF_SPLITS
+    found = {
+        f"{outer}.{name}": begin
+        for outer, inner in members.inner.items()
+        for name, begin in inner.lists.items()
+        if not inner.is_row and known & {outer, name}
+    }
+    outers = [name.partition(".")[0] for name in found]
+    if len({*outers}) == len(found) > 1:  # a list for each split
+        return dict(zip(outers, found.values(), strict=True))
+    return found
+
+
+def choose_split(path: Path | str, splits: Sequence[str], split: str | None) -> str:
+    """The split with this name, or the only one; raises MidsightError."""
+    if split is None and len(splits) == 1:
+        return splits[0]
+    if split is None or split not in splits:
+        problem = "several splits" if split is None else f"no split {split!r}"
+        shown = quoted_names(splits[:20])
+        raise MidsightError(f"{path} has {problem}; choose one of {shown} with ", Option("split"), ".")
+    return split
+
+
+def _read_members(path: Path, offset: int, split: str | None, *, beginning: bool) -> _Members:
+    """The members of the object at the offset and of objects in it, as far as they decide its shape.
+
+    The list that is the table ends the search: the one named `split`, else one whose name is in NAMES_OF_ROWS.
+    """
+    search = _Search(offset, NAMES_OF_ROWS if split is None else frozenset((split,)))
+    is_bounded = beginning and split is None
+    most = BYTES_WITHOUT_ROWS if is_bounded else limits.MAX_ROW_BYTES
+    with open_bytes(path) as file:
+        for token, at in _tokens(file, offset, most, search.passes_over):
+            enough = BYTES_LOOKED_AT if search.has_lists else BYTES_WITHOUT_ROWS
+            if is_bounded and at - offset > enough:
+                break
+            if token and search.take(token, at):
+                return search.members
+    search.members.cut_off = is_bounded and bool(search.opened)
+    return search.members
+
+
+def _tokens(file: BinaryIO, offset: int, most: int, passes_over: Callable[[], bool]) -> Iterator[tuple[bytes, int]]:
+    """Whole strings, brackets and commas from the offset on, each with where it is in the file, in bytes.
+
+    After each chunk of the file, an empty token says how far it is read. Where `passes_over` says so before a token,
+    what does not matter is left out up to a bracket. A string of more than `most` bytes ends the tokens.
+    """
+    file.seek(offset)
+    text, more = b"", file.read(_CHUNK_BYTES)
+    while more:
+        text += more
+        position = 0
+        while True:
+            passed = PASSED_OVER.match(text, position) if passes_over() else None
+            position = passed.end() if passed else position
+            token = TOKEN.search(text, position)
+            if token is None or token[0] == b'"':
+                position = token.start() if token else len(text)
+                break
+            position = token.end()
+            yield token[0], offset + token.start()
+        offset, text = offset + position, text[position:]
+        yield b"", offset
+        more = b"" if len(text) > most else file.read(max(_CHUNK_BYTES, len(text)))
