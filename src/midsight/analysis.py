@@ -15,6 +15,7 @@ from midsight.labels.judge import JudgeOptions, Undecided
 from midsight.labels.label import label_from_file, label_run
 from midsight.store import reader
 from midsight.store.annotations import LabelRecord, label_names, read_label
+from midsight.store.hub import download_run, is_hub_address, parse_address
 from midsight.taps.shown import no_such_column
 
 if TYPE_CHECKING:
@@ -253,14 +254,17 @@ def open_run(path: str | Path) -> Run:
     """Opens a run; it may still be written to.
 
     Args:
-        path: The run folder.
+        path: The run folder, or the address of a run on the hub: `hf://datasets/OWNER/NAME`, with `@REVISION` for
+            another one than the main branch. Its files are downloaded into the hub's cache.
 
     Returns:
         What is committed by now.
 
     Raises:
-        MidsightError: `path` is not a run folder.
+        MidsightError: `path` is not a run folder, or the hub refuses.
         RunError: The run's format is newer than this midsight.
         DamagedRunError: run.json, a commit record or a part's size is not what was written, or a row is there twice.
     """
+    if is_hub_address(path):
+        path = download_run(parse_address(str(path)))
     return Run.of(reader.open_run(path))

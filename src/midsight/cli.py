@@ -19,6 +19,7 @@ from midsight.commands.label import label
 from midsight.commands.models import models
 from midsight.commands.outcome import DONE, WRONG_CALL
 from midsight.commands.probe import probe
+from midsight.commands.push import push
 from midsight.commands.show import show
 from midsight.commands.slurm import TwoCalls, slurm
 from midsight.commands.streams import forgive_streams, problem_of
@@ -44,6 +45,7 @@ EXAMPLES = {
     compact: "midsight compact runs/first",
     export: "midsight export runs/first --format hdf5 --out first.h5",
     import_halp: "midsight import-halp halp_parts --out runs/halp",
+    push: "midsight push runs/first hf://datasets/me/first-run",
     check: "midsight check microsoft/Phi-4-multimodal-instruct --run",
     models: "midsight models microsoft/Phi-4-multimodal-instruct my-models/finetuned",
     demo: "midsight demo --out demo-run",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from huggingface_hub import close_session, constants
+from huggingface_hub import close_session
 from typer.testing import CliRunner
 
 import midsight
@@ -21,7 +21,7 @@ from midsight.cli import app
 from midsight.errors import MidsightError
 from midsight.testing import write_phi4_multimodal, write_published_phi4mm
 from support.folders import copy_folder, replace_file, said_by
-from support.hub_stub import HubStub, read_files
+from support.hub_stub import connected_hub, read_files
 from support.pictures import picture
 from support.reference import relative_error
 
@@ -81,22 +81,8 @@ def add_auto_map(path, **classes):
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """An empty hub that this process's client talks to, with an empty cache and no token."""
-    hub = HubStub()
-    close_session()
-    monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
-    monkeypatch.setattr(
-        constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-    )
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr("time.sleep", lambda seconds: None)  # between the client's attempts
-    yield hub
-    close_session()
-    hub.close()
+    with connected_hub(tmp_path, monkeypatch) as hub:
+        yield hub
 
 
 def call_in_new_process(hub, tmp_path, hub_id, **environment):

@@ -1,13 +1,19 @@
 """A fake hub on loopback: repositories with commits, branches and tags, and a list of all requests."""
 
+import base64
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
+
+import pytest
+from huggingface_hub import close_session, constants
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,8 @@ class Repository:
     """Token that is needed to read; None if everybody may read."""
     gated: bool = False
     """Whether everybody sees the list of files, and only the owner of the token their content."""
+    uploaded: dict[str, bytes] = field(default_factory=dict)
+    """SHA-256 -> content of large files, whether a commit has them or not."""
 
 
 class HubStub:
@@ -73,6 +81,25 @@ class HubStub:
         return sorted(request.file for request in self.requests if request.method == method and request.file)
 
 
+@contextmanager
+def connected_hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubStub]:
+    """An empty hub that this process's client talks to, with an empty cache in `folder` and no token."""
+    hub = HubStub()
+    close_session()
+    monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+    template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "cache"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(folder / "token"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # between the client's attempts
+    yield hub
+    close_session()
+    hub.close()
+
+
 def read_files(folder: Path) -> dict[str, bytes]:
     """Path inside the folder -> content, for all files."""
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -90,6 +117,12 @@ class Handler(BaseHTTPRequestHandler):
     def do_HEAD(self):
         self.answer()
 
+    def do_POST(self):
+        self.take()
+
+    def do_PUT(self):
+        self.take()
+
     def log_message(self, format, *args):
         pass
 
@@ -101,8 +134,8 @@ class Handler(BaseHTTPRequestHandler):
         status = self.hub.on_request(request)
         if status is not None:
             return self.refuse(status)
-        of_api = parts[:2] == ["api", "models"]
-        owner, name, *rest = parts[2:] if of_api else parts
+        of_api = parts[0] == "api"
+        owner, name, *rest = parts[2:] if of_api else parts[parts[0] == "datasets" :]
         repository = self.hub.repositories.get(f"{owner}/{name}")
         allowed = repository is not None and repository.token in (None, token)
         if repository is None or not (allowed or repository.gated):
@@ -119,19 +152,78 @@ class Handler(BaseHTTPRequestHandler):
                 {"id": f"{owner}/{name}", "sha": commit, "siblings": [{"rfilename": f} for f in files]}
             )
         if kind == "tree":
-            return self.send_json(
-                [{"type": "file", "path": f, "size": len(data), "oid": etag(data)} for f, data in files.items()]
-            )
+            return self.send_json([in_tree(f, data, data in repository.uploaded.values()) for f, data in files.items()])
         file = "/".join(rest[2:])
         if file not in files:
             return self.refuse(404, "EntryNotFound")
         return self.send_file(file, files[file], commit)
 
+    def take(self):
+        """Answers an upload: a new repository, a large file, or a commit."""
+        body = self.body()
+        path = unquote(urlsplit(self.path).path)
+        token = self.headers.get("Authorization", "").removeprefix("Bearer ") or None
+        request = Request(self.command, path, None, token)
+        self.hub.requests.append(request)
+        status = self.hub.on_request(request)
+        if status is not None:
+            return self.refuse(status)
+        if path == "/api/validate-yaml":
+            return self.send_json({"errors": [], "warnings": []})
+        if path == "/api/repos/create":
+            asked = json.loads(body)
+            name = f"{asked['organization']}/{asked['name']}"
+            status = 409 if name in self.hub.repositories else 200
+            if status == 200:
+                self.hub.add(name, {}, "main")
+            return self.send_json({"url": f"{self.hub.endpoint}/datasets/{name}"}, status)
+        name = "/".join(path.removeprefix("/api").removeprefix("/datasets").removeprefix("/").split("/")[:2])
+        repository = self.hub.repositories[name.removesuffix(".git")]
+        if "/preupload/" in path:
+            asked = json.loads(body)["files"]
+            modes = [(file["path"], "lfs" if file["path"].endswith(".parquet") else "regular") for file in asked]
+            return self.send_json({"files": [{"path": p, "uploadMode": m, "shouldIgnore": False} for p, m in modes]})
+        if path.endswith("/objects/batch"):
+            asked = json.loads(body)["objects"]
+            there = repository.uploaded
+            where = f"{self.hub.endpoint}/datasets/{name.removesuffix('.git')}/upload"
+            uploads = {one["oid"]: {"upload": {"href": f"{where}/{one['oid']}"}} for one in asked}
+            objects = [{**one, **({} if one["oid"] in there else {"actions": uploads[one["oid"]]})} for one in asked]
+            return self.send_json({"transfer": "basic", "objects": objects})
+        if "/upload/" in path:
+            repository.uploaded[path.rpartition("/")[2]] = body
+            return self.send_json({})
+        return self.commit(repository, name, [json.loads(line) for line in body.splitlines()])
+
+    def body(self) -> bytes:
+        """The content of the request, which may come in chunks."""
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        chunks = []
+        while size := int(self.rfile.readline(), 16):
+            chunks.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(chunks)
+
+    def commit(self, repository: Repository, name: str, lines: list[dict[str, Any]]):
+        files = dict(repository.commits[repository.refs["main"]])
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                files[value["path"]] = repository.uploaded[value["oid"]]
+            elif line["key"] == "deletedFile":
+                del files[value["path"]]
+        made = self.hub.add(name, files, "main")
+        self.send_json({"success": True, "commitOid": made, "commitUrl": f"{self.hub.endpoint}/{name}/commit/{made}"})
+
     def refuse(self, status: int, code: str | None = None):
         self.send_body(b"", status, {"X-Error-Code": code} if code else {})
 
-    def send_json(self, content):
-        self.send_body(json.dumps(content).encode(), 200, {"Content-Type": "application/json"})
+    def send_json(self, content, status: int = 200):
+        self.send_body(json.dumps(content).encode(), status, {"Content-Type": "application/json"})
 
     def send_file(self, file: str, data: bytes, commit: str):
         headers = {"ETag": f'"{etag(data)}"', "X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
@@ -147,9 +239,16 @@ class Handler(BaseHTTPRequestHandler):
         for name, value in {**headers, "Content-Length": str(len(body))}.items():
             self.send_header(name, value)
         self.end_headers()
-        if self.command == "GET":
+        if self.command != "HEAD":
             self.wfile.write(body[:cut])
             self.close_connection = cut is not None
+
+
+def in_tree(name: str, data: bytes, is_large: bool) -> dict[str, Any]:
+    """A file in the list of a repository's files."""
+    of_git = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+    large = {"lfs": {"size": len(data), "oid": etag(data), "pointerSize": 130}} if is_large else {}
+    return {"type": "file", "path": name, "size": len(data), "oid": of_git, **large}
 
 
 def etag(data: bytes) -> str:

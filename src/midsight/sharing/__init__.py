@@ -1,0 +1,1 @@
+"""Runs on the Hugging Face hub: upload with a dataset card, and download."""
