@@ -13,12 +13,12 @@ UV := $(shell command -v uv 2>/dev/null || echo $(BIN)/uv)
 READY := $(VENV)/.ready
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-quick test-versions faults bench gpu lint lock clean
+.PHONY: demo test test-quick test-versions faults bench gpu lint lock chromium clean
 
 demo: $(READY)
 	$(BIN)/midsight demo
 
-test: lint
+test: lint chromium
 	$(PYTEST)
 
 test-quick: $(READY)
@@ -57,6 +57,13 @@ $(READY): pyproject.toml requirements.lock
 	$(UV) pip install --quiet --python $(BIN)/python --requirement requirements.lock
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
 	touch $(READY)
+
+# The tests of the report need a browser. Debian's is installed where that is possible; elsewhere, without one, they are
+# skipped.
+chromium:
+	@command -v chromium >/dev/null || ! grep -q '^ID=debian' /etc/os-release 2>/dev/null || [ "$$(id -u)" != 0 ] || \
+		(apt-get update -qq && apt-get install -qq --yes --no-install-recommends chromium >/dev/null) || \
+		echo "Chromium could not be installed; the tests of the report are skipped."
 
 lock:
 	$(UV) pip compile --quiet --universal --python-version 3.11 --group dev \

@@ -67,6 +67,7 @@ LONG = "x" * 300
     [
         ("show", LONG), ("verify", LONG), ("compact", LONG), ("check", LONG), ("models", LONG),
         ("export", LONG, "--format", "csv", "--out", "a.csv"),
+        ("report", LONG, "--out", "a.html"),
         ("extract", "DATA", "--model", LONG, "--out", "run"),
         ("extract", "DATA", "--model", "MODEL", "--out", LONG),
         ("extract", "DATA", "--model", "MODEL", "--out", LONG, "--dry-run"),

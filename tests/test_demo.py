@@ -50,6 +50,14 @@ def test_answers_are_shown_with_references_and_accuracy_by_kind(shown):
     assert f"# {list(run.matrix('query_token_representation', layer=LAYER).shape)}" in printed
 
 
+def test_the_demo_ends_with_a_report_of_its_run(shown):
+    out, run, printed = shown
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert f"The run as a page, with a map of its vectors: {out / 'report.html'}" in printed
+    assert page.count("data:image/webp;base64,") == FEW
+    assert f"<b>{len(run)}</b> samples" in page
+
+
 def test_the_contact_sheet_holds_every_picture_and_answer(shown):
     out, run, _ = shown
     page = (out / "answers.html").read_text(encoding="utf-8")

@@ -237,6 +237,47 @@ class Run(reader.Run):
         write_study(self, done)
         return done.finding
 
+    def report(
+        self,
+        path: str | Path,
+        *,
+        json: str | Path | None = None,
+        column: str | None = None,
+        label: str | None = None,
+        findings: str | None = None,
+        risk: str | Path | None = None,
+        images: str | Path | None = None,
+    ) -> Path:
+        """Writes one HTML file that works offline: what was run, answers, findings, a map and every sample.
+
+        Args:
+            path: The file; an earlier report is replaced.
+            json: Also write what the page is made of to this JSON file.
+            column: Vector column of the map, or a position like `query_token`; by default the finding's.
+            label: The label; by default the finding's, or `correct`, or the first one.
+            findings: Name of the finding; by default the label's.
+            risk: Table with the columns `sample_id` and `risk`, in place of the finding's risks.
+            images: Folder that image paths start from; by default what the run says.
+
+        Returns:
+            The path.
+
+        Raises:
+            MidsightError: The run does not have the column, label or finding, or a file is there that no report wrote.
+        """
+        from midsight.reports.page.summary.choice import ReportOptions
+        from midsight.reports.page.write import write_report
+
+        options = ReportOptions(
+            column=column,
+            label=label,
+            finding=findings,
+            risk=None if risk is None else Path(risk),
+            images=None if images is None else Path(images),
+        )
+        write_report(self, Path(path), options, None if json is None else Path(json))
+        return Path(path)
+
     @property
     def label_names(self) -> tuple[str, ...]:
         """The names of the run's labels."""

@@ -20,6 +20,7 @@ from midsight.commands.models import models
 from midsight.commands.outcome import DONE, WRONG_CALL
 from midsight.commands.probe import probe
 from midsight.commands.push import push
+from midsight.commands.report import report
 from midsight.commands.show import show
 from midsight.commands.slurm import TwoCalls, slurm
 from midsight.commands.streams import forgive_streams, problem_of
@@ -41,6 +42,7 @@ EXAMPLES = {
     show: "midsight show runs/first",
     label: "midsight label runs/first --judge yes_no",
     probe: "midsight probe runs/first --label correct",
+    report: "midsight report runs/first --out report.html",
     verify: "midsight verify runs/first",
     compact: "midsight compact runs/first",
     export: "midsight export runs/first --format hdf5 --out first.h5",

@@ -60,6 +60,7 @@ def test_commands_that_need_no_model_import_no_torch(tmp_path):
         ["extract", "nope.jsonl", "--model", "demo", "--device", "cpu", "--out", str(tmp_path / "run")],
         ["show", run], ["verify", run], ["compact", run], ["label", run, "--judge", "yes_no"],
         ["export", run, "--format", "csv", "--out", str(tmp_path / "a.csv")],
+        ["report", run, "--out", str(tmp_path / "a.html")],
     )  # fmt: skip
     modules, said = imported_by(*calls)
     assert modules & {"torch", "transformers", "torchvision", "peft", "sklearn", "pandas", "datasets"} == set()

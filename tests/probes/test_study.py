@@ -112,7 +112,8 @@ def test_results_within_strata_stand_beside_the_pooled_ones(done):
 def test_the_folder_has_results_tables_figures_and_probes(run, done):
     _, folder = done
     assert sorted(path.name for path in folder.iterdir()) == [
-        "auroc.png", "auroc.svg", "baselines.csv", "columns.csv", "finding.md", "probe", "result.json", "strata.csv",
+        "auroc.png", "auroc.svg", "baselines.csv", "columns.csv", "finding.md", "predictions.parquet", "probe",
+        "result.json", "strata.csv",
     ]  # fmt: skip
     result = read_result(run.path, run.spec.run_id, "correct")
     assert {"label", "n", "positives", "groups", "folds", "seed", "versions", "columns", "baselines"} <= {*result}

@@ -52,7 +52,8 @@ def show_findings(run: Run, console: Console) -> None:
     console.print(
         f"Tables, figures and fitted probes: {folder}\nThe same by hand:\n\n"
         f"    midsight label {run.path} --judge exact\n"
-        f"    midsight probe {run.path} --label correct --strata kind\n",
+        f"    midsight probe {run.path} --label correct --strata kind\n"
+        f"    midsight report {run.path} --out report.html\n",
         markup=False,
         soft_wrap=True,
     )

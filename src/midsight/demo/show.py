@@ -16,6 +16,8 @@ from midsight.demo.score import Share, by_kind, is_right
 from midsight.demo.seeing import seeing_model
 from midsight.demo.sheet import contact_sheet
 from midsight.errors import MidsightError, Option, counted
+from midsight.reports.page.summary.choice import ReportOptions
+from midsight.reports.page.write import write_report
 from midsight.reports.summary import summarise
 from midsight.reports.terminal import render_summary
 from midsight.store.reader import Run
@@ -92,8 +94,15 @@ def run_demo(out: Path, extract: Callable[..., Run], console: Console, *, scenes
     console.print(accuracy_table(shares))
     console.print(render_summary(summarise(run)))
     show_findings(run, console)
+    report = out / "report.html"
+    write_report(run, report, ReportOptions())
     matrix = run.matrix("query_token_representation", layer=LAYER)
-    console.print(f"Pictures with answers: {sheet}\nRead the run in Python:\n", markup=False, soft_wrap=True)
+    console.print(
+        f"The run as a page, with a map of its vectors: {report}\nPictures with answers: {sheet}\n"
+        "Read the run in Python:\n",
+        markup=False,
+        soft_wrap=True,
+    )
     console.print(
         f'    import midsight\n    run = midsight.open_run("{run.path}")\n'
         f'    X = run.matrix("query_token_representation", layer={LAYER})   # {list(matrix.shape)}\n'

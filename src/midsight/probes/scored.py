@@ -153,7 +153,7 @@ class Evaluation:
     def _result(self, index: int, one: Scored) -> ScoreResult:
         tap = Tap.parse_or_none(one.name)
         scores = self._matrix[:, index]
-        probability = self._probability(one)
+        probability = self.probability(one)
         value = share_interval(self._estimates[index], self._covariance[index, index], self._factor(one))
         minus, gain = self._minus_confidence(index), self._gain(one)
         return ScoreResult(
@@ -227,7 +227,8 @@ class Evaluation:
     def _factor(self, one: Scored) -> float:
         return self._widening if one.trained else 1.0
 
-    def _probability(self, one: Scored) -> np.ndarray | None:
+    def probability(self, one: Scored) -> np.ndarray | None:
+        """Calibrated probabilities of the tested rows, float64 [tested]; None for scores that cannot be calibrated."""
         if one.training_scores is None:
             return one.raw[self._tested] if one.name == CONFIDENCE_NAME else None
         none = np.empty((len(one.scores), 0))

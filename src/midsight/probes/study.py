@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 
 import numpy as np
+import pyarrow as pa
 from threadpoolctl import threadpool_limits
 
 from midsight.errors import MidsightError, Option
@@ -19,6 +20,7 @@ from midsight.probes.crossval import ColumnFit, fit_column
 from midsight.probes.finding import CurvePoint, Finding, HalpResult, SkippedColumn, StratumResult
 from midsight.probes.sampling import Division, Samples, divide, joint_codes, labelled_samples, with_vectors
 from midsight.probes.scored import (
+    CONFIDENCE_NAME,
     CROSS_VALIDATED,
     Evaluation,
     Scored,
@@ -35,6 +37,17 @@ from midsight.store.vectors import same_as
 METHODS = ("ridge", "logistic", "mlp")
 PACKAGES = ("numpy", "scipy", "scikit-learn")
 """Packages whose versions a finding records."""
+PREDICTION_SCHEMA = pa.schema(
+    [
+        pa.field("sample_id", pa.string(), nullable=False),
+        pa.field("run_id", pa.string(), nullable=False),
+        pa.field("label", pa.bool_(), nullable=False),
+        pa.field("fold", pa.int64(), nullable=False),
+        pa.field("probe", pa.float64(), nullable=False),
+        pa.field("confidence", pa.float64()),
+    ]
+)
+"""Probabilities that the label is true, of probes that were not trained on the sample's group."""
 CONSTANT = "all rows are equal (constant), so that nothing can be learned from it"
 
 
@@ -86,6 +99,8 @@ class Study:
     """By column."""
     division: Division
     """The samples."""
+    predictions: pa.Table
+    """As in PREDICTION_SCHEMA, a row for each tested sample, sorted by fold."""
 
 
 Progress = Callable[[int, int], None]
@@ -124,10 +139,10 @@ def study(run: Run, options: StudyOptions, other: Run | None = None, on_progress
     with threadpool_limits(1):  # more threads than columns side by side would wait for each other
         probes = _probe_columns(division, columns, options.columns or (), on_progress)
         extra = _other_methods(division, probes, options)
-        finding = _conclude(samples, other_samples, division, probes, extra, columns, options)
+        finding, predictions = _conclude(samples, other_samples, division, probes, extra, columns, options)
     if options.halp:
         finding = replace(finding, halp=_as_halp(samples, [*probes], options.seed))
-    return Study(finding, probes, division)
+    return Study(finding, probes, division, predictions)
 
 
 def chosen_columns(run: Run, asked: Sequence[str] | None) -> list[str]:
@@ -267,7 +282,7 @@ def _conclude(
     extra: Sequence[Scored],
     columns: Sequence[str],
     options: StudyOptions,
-) -> Finding:
+) -> tuple[Finding, pa.Table]:
     design, run = division.design, samples.run
     found = baselines(division.table, division.strata)
     confidence = confidence_features(found)
@@ -285,7 +300,7 @@ def _conclude(
     results = {id(one): result for one, result in zip(scored, evaluation.results(), strict=True)}
     strata = evaluation.strata_results()
     y = design.y[design.tested]
-    return Finding(
+    finding = Finding(
         name=options.name or options.label,
         run=str(run.path),
         run_id=run.spec.run_id,
@@ -317,6 +332,28 @@ def _conclude(
             "python": platform.python_version(),
             **{name: version(name) for name in PACKAGES},
         },
+    )
+    return finding, _predictions(scored, evaluation, division)
+
+
+def _predictions(scored: Sequence[Scored], evaluation: Evaluation, division: Division) -> pa.Table:
+    """What the reported probe and the model's confidence say of each tested sample, as in PREDICTION_SCHEMA."""
+    design, tested = division.design, division.design.tested
+    probe = next((one for one in scored if one.name == "chosen"), scored[0])
+    confidence = next((one for one in scored if one.name == CONFIDENCE_NAME), None)
+    owners = [(sample_id, run.spec.run_id) for run, ids in division.parts for sample_id in ids]
+    folds = np.repeat(np.arange(len(design.bounds) - 1), np.diff(design.bounds))
+    kept = [owner for owner, is_tested in zip(owners, tested, strict=True) if is_tested]
+    return pa.table(
+        [
+            [sample_id for sample_id, _ in kept],
+            [run_id for _, run_id in kept],
+            design.y[tested].astype(bool),
+            folds[tested],
+            evaluation.probability(probe),
+            [None] * len(kept) if confidence is None else evaluation.probability(confidence),
+        ],
+        schema=PREDICTION_SCHEMA,
     )
 
 

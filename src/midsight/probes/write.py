@@ -6,6 +6,8 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from midsight.probes.crossval import Design
 from midsight.probes.figure import auroc_by_layer
@@ -14,7 +16,7 @@ from midsight.probes.probe import Probe, probe_files
 from midsight.probes.stacking import fit_logistic
 from midsight.probes.study import ColumnProbe, Study
 from midsight.probes.tables import as_markdown, scores_csv, strata_csv
-from midsight.store.findings import write_finding
+from midsight.store.findings import PREDICTIONS, write_finding
 from midsight.store.reader import Run
 from midsight.store.typed_json import to_json
 
@@ -29,6 +31,7 @@ def write_study(run: Run, study: Study) -> Path:
         "finding.md": as_markdown(finding).encode(),
         "auroc.svg": drawing.svg(f"AUROC by layer of {finding.label}").encode(),
         "auroc.png": drawing.png(),
+        PREDICTIONS: _as_parquet(study.predictions),
         **{f"probe/{name}": data for name, data in _probe_files(study).items()},
     }
     return write_finding(run.path, finding.name, to_json(finding), files)
@@ -56,6 +59,12 @@ def default_column(finding: Finding) -> str:
     """The column that inner folds chose most often, or the only one."""
     counted = Counter(finding.chosen_columns or [one.column for one in finding.columns])
     return counted.most_common(1)[0][0]
+
+
+def _as_parquet(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+    return sink.getvalue().to_pybytes()
 
 
 def _probe_files(study: Study) -> dict[str, bytes]:

@@ -12,11 +12,15 @@ OWN_PARTS = re.compile(r"""'[^']*'|"[^"]*"|\S*[/\\]\S*|\S*\d\S*""")
 """The parts of a reason that belong to one sample: quoted texts, paths, and words with digits."""
 
 
+def kinds_of_failures(failures: Sequence[Failure]) -> list[tuple[Failure, int]]:
+    """The first failure of each kind, and how many are like it, commonest first."""
+    kinds = [OWN_PARTS.sub("", failure.reason) for failure in failures]
+    return [(failures[kinds.index(kind)], count) for kind, count in Counter(kinds).most_common()]
+
+
 def commonest_reason(failures: Sequence[Failure]) -> tuple[Failure, int]:
     """The first of those failures that are most alike, and how many these are; there must be at least one."""
-    kinds = [OWN_PARTS.sub("", failure.reason) for failure in failures]
-    kind, count = Counter(kinds).most_common(1)[0]
-    return failures[kinds.index(kind)], count
+    return kinds_of_failures(failures)[0]
 
 
 def describe_reasons(failures: Sequence[Failure]) -> str:

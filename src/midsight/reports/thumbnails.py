@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 
 from midsight.errors import MidsightError, Option, SampleError
 from midsight.samples.images import decode_image, resolve_image_path
+from midsight.samples.images import image_id as id_of_pixels
 from midsight.samples.locations import ImageUrl
 from midsight.samples.open import open_dataset
 from midsight.samples.options import DatasetOptions
@@ -30,6 +32,8 @@ QUALITY = 75
 EMBEDDED = "sha256:"
 """How references to images inside a table begin."""
 WORKERS = min(4, os.cpu_count() or 1)
+_PIXELS = re.compile("[0-9a-f]{64}")
+"""How image ids look that are a hash of pixels."""
 REOPENED = ("images", "question_column", "id_column", "question", "split")
 """Recorded options with which a dataset is opened again, besides the image column."""
 
@@ -62,12 +66,13 @@ def make_thumbnails(run: Run, wanted: Mapping[str, ImageOfRun], folder: Path | N
         folder: Where image paths start from; by default what run.json says.
 
     Returns:
-        The thumbnails.
+        The thumbnails of images that are there; one whose pixels are not those of its image id is not.
     """
     sources, problem = _find(run.spec.dataset, wanted, folder)
     made: dict[str, bytes] = {}
+    pixels = [_pixels_of(image_id, wanted[image_id]) for image_id in sources]
     with ThreadPoolExecutor(WORKERS) as pool:
-        for image_id, done in zip(sources, pool.map(_try, sources.values()), strict=True):
+        for image_id, done in zip(sources, pool.map(_try, sources.values(), pixels), strict=True):
             if isinstance(done, bytes):
                 made[image_id] = done
             elif not problem:
@@ -75,18 +80,29 @@ def make_thumbnails(run: Run, wanted: Mapping[str, ImageOfRun], folder: Path | N
     return Thumbnails(made, problem)
 
 
-def thumbnail(source: ImageSource) -> bytes:
-    """An image no larger than SIDE_PX on a side, as WebP without metadata; raises SampleError if it is not one."""
+def thumbnail(source: ImageSource, pixels: str | None = None) -> bytes:
+    """An image no larger than SIDE_PX on a side, as WebP without metadata.
+
+    Raises SampleError if it is not an image, or if `pixels` is given and is not its image id.
+    """
     image = decode_image(source)
+    if pixels is not None and id_of_pixels(image) != pixels:
+        raise SampleError(f"The image {source} has other pixels than the run saw.")
     image.thumbnail((SIDE_PX, SIDE_PX))
     made = io.BytesIO()
     image.save(made, "WEBP", quality=QUALITY)
     return made.getvalue()
 
 
-def _try(source: ImageSource) -> bytes | tuple[str | Option, ...]:
+def _pixels_of(image_id: str, image: ImageOfRun) -> str | None:
+    """The id that the image alone must have; None if it is one of several, or if the run does not know its pixels."""
+    is_alone = not image.reference.startswith("[")
+    return image_id if is_alone and _PIXELS.fullmatch(image_id) else None
+
+
+def _try(source: ImageSource, pixels: str | None) -> bytes | tuple[str | Option, ...]:
     try:
-        return thumbnail(source)
+        return thumbnail(source, pixels)
     except SampleError as error:
         return error.args
 

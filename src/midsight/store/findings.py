@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from midsight.errors import DamagedRunError, MidsightError
 from midsight.store.annotations import NAME, validate_name
@@ -21,6 +25,7 @@ from midsight.store.files import (
 
 FINDINGS = "findings"
 RESULT = "result.json"
+PREDICTIONS = "predictions.parquet"
 
 
 def finding_folder(run: Path, name: str) -> Path:
@@ -76,10 +81,26 @@ def read_result(run: Path, run_id: str, name: str) -> dict[str, Any]:
     return result
 
 
+def read_predictions(run: Path, name: str) -> pa.Table | None:
+    """What a finding's probe and the model's confidence predicted of each tested sample; None in older findings.
+
+    Raises DamagedRunError if stored bytes are not those that were written.
+    """
+    path = finding_folder(run, name) / PREDICTIONS
+    if not path.is_file():
+        return None
+    try:
+        return pq.read_table(path, page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:
+        raise DamagedRunError(f"{path} is damaged; make the finding {name} again.") from error
+
+
 def damaged_findings(run: Path, run_id: str) -> Iterator[tuple[str, str]]:
-    """File within the run folder, and the problem, of each result.json that is damaged or of another run."""
+    """File within the run folder, and the problem, of each file of a finding that is damaged or of another run."""
     for name in finding_names(run):
-        try:
-            read_result(run, run_id, name)
-        except DamagedRunError as error:
-            yield f"{FINDINGS}/{name}/{RESULT}", str(error)
+        checks = {RESULT: partial(read_result, run, run_id, name), PREDICTIONS: partial(read_predictions, run, name)}
+        for file, read in checks.items():
+            try:
+                read()
+            except DamagedRunError as error:
+                yield f"{FINDINGS}/{name}/{file}", str(error)

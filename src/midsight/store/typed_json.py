@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 MAY_BE_MISSING = "may_be_missing"
 """Key of a field's metadata."""
-_NAMES: Mapping[Any, str] = {str: "text", int: "a whole number", bool: "true or false"}
+_NAMES: Mapping[Any, str] = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
 _SHOWN_CHARACTERS = 40
 
 
@@ -35,7 +35,8 @@ def to_json(value: Any) -> Any:
 def from_json(kind: type[T], value: Any, name: str = "") -> T:
     """`value`, which the JSON calls `name`, as a `kind`; raises WrongJsonError.
 
-    A `kind` is a dataclass, text, int, bool, a Literal of texts, a tuple or Mapping of these, or one of these or None.
+    A `kind` is a dataclass, text, int, float, bool, a Literal of texts, a tuple or Mapping of these, or one of these or
+    None.
     """
     read: Any = _read(kind, value, name)
     return read
