@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from midsight.commands.adapter import adapter
 from midsight.commands.check import check
 from midsight.commands.compact import compact
 from midsight.commands.demo import demo
@@ -49,6 +50,7 @@ EXAMPLES = {
     import_halp: "midsight import-halp halp_parts --out runs/halp",
     push: "midsight push runs/first hf://datasets/me/first-run",
     check: "midsight check microsoft/Phi-4-multimodal-instruct --run",
+    adapter: "midsight adapter my-models/aya-vision --out aya.py",
     models: "midsight models microsoft/Phi-4-multimodal-instruct my-models/finetuned",
     demo: "midsight demo --out demo-run",
 }

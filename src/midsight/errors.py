@@ -135,7 +135,7 @@ def counted(count: int, one: str, many: str | None = None) -> str:
 
 LONGEST_QUOTE = 240
 """Characters of a library's error that a sentence quotes."""
-LOAD_OPTIONS = frozenset(("revision", "dtype", "device", "device_map", "lora", "base", "audio", "weights"))
+LOAD_OPTIONS = frozenset(("revision", "dtype", "device", "device_map", "lora", "base", "family", "audio", "weights"))
 """The arguments of `midsight.load`."""
 
 

@@ -118,7 +118,13 @@ def test_the_list_says_what_input_columns_were_called(tmp_path):
 
 OPTIONS = {
     "request": {field.name: field.name for field in dataclasses.fields(RequestSpec)},
-    "model": {"fingerprint": "model", "lora": "lora", "dtype": "dtype", "device_type": "device"},
+    "model": {
+        "fingerprint": "model",
+        "family_sha256": "family",
+        "lora": "lora",
+        "dtype": "dtype",
+        "device_type": "device",
+    },
     "prompt": {"user": "prompt", "system": "system", "template_sha256": "prompt_template"},
     "dataset": {
         "sha256": "data",
@@ -179,7 +185,7 @@ def test_a_call_that_would_make_other_rows_is_refused_by_its_option(tmp_path, pa
         Option("out"),
         ".",
     )
-    if option in ("data", "model", "prompt_template"):
+    if option in ("data", "model", "family", "prompt_template"):
         said = str(caught.value)
         assert said.startswith(f"{tmp_path} was started with {option}='")
         assert all(value is None or f"SHA-256 {str(value)[:16]})" in said for value in (before, now))

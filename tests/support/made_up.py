@@ -43,6 +43,8 @@ def make_model_spec(**changes: Any) -> ModelSpec:
     given: dict[str, Any] = {
         "name": "made-up",
         "family": "phi4_multimodal",
+        "family_file": "phi4.py",
+        "family_sha256": "d" * 64,
         "architecture": "Phi4MultimodalForCausalLM",
         "format": "transformers",
         "revision": None,

@@ -17,6 +17,7 @@ from midsight.checkpoints.hub import how_to_download_again
 from midsight.checkpoints.loading import closest_to_float32, find_chat_template, load_processor
 from midsight.checkpoints.open_folder import open_checkpoint
 from midsight.checkpoints.quiet import quiet_transformers
+from midsight.families.family_file import read_proved_file
 from midsight.memory import free_memory
 from midsight.prompts.chat_template import render
 from midsight.prompts.prompt import adds_special_tokens
@@ -86,13 +87,20 @@ class ModelFacts:
     """Free memory on this machine by device."""
 
 
-def read_facts(source: str | Path, *, revision: str | None = None, base: str | Path | None = None) -> ModelFacts:
+def read_facts(
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    base: str | Path | None = None,
+    family: str | Path | None = None,
+) -> ModelFacts:
     """Opens a model as `midsight.load` would, without its weights, and accounts for every tensor.
 
     Args:
         source: Folder or hub id of a model or an adapter.
         revision: Branch, tag or commit of a hub id.
         base: Folder or hub id of an adapter's base model; by default the one that the adapter names.
+        family: A file with the model's family, as in `midsight.load`.
 
     Returns:
         The facts.
@@ -100,17 +108,18 @@ def read_facts(source: str | Path, *, revision: str | None = None, base: str | P
     Raises:
         MidsightError: The model cannot be loaded.
     """
-    found = find_model(source, revision=revision, base=base)
+    family_file = None if family is None else read_proved_file(family)
+    found = find_model(source, revision=revision, base=base, family_file=family_file)
     folder = found.folder.path
     with quiet_transformers(), how_to_download_again(folder):
-        checkpoint = open_checkpoint(folder, found.adapter)
-        family, config = checkpoint.family, checkpoint.config
+        checkpoint = open_checkpoint(folder, found.adapter, family_file)
+        declared, config = checkpoint.family, checkpoint.config
         processor = load_processor(checkpoint, folder)
-        template, notes = find_chat_template(processor, family, str(source))
+        template, notes = find_chat_template(processor, declared, str(source))
         generation = read_generation(folder, processor.tokenizer, config)
         checkpoint.account()
     text = config.get_text_config()
-    prompt = render(processor, family.prompt, template, EXAMPLE_QUESTION) if template else ""
+    prompt = render(processor, declared.prompt, template, EXAMPLE_QUESTION) if template else ""
     parameters = count_parameters(checkpoint)
     if found.adapter:
         parameters["adapter"] = sum(header.parameters for header in found.adapter.headers.values())
@@ -121,21 +130,21 @@ def read_facts(source: str | Path, *, revision: str | None = None, base: str | P
         base=found.name if found.adapter else None,
         adapter_folder=str(found.adapter.path) if found.adapter else None,
         format=checkpoint.format,
-        family=family.name,
-        architecture=family.architecture,
+        family=declared.name,
+        architecture=declared.architecture,
         revision=found.revision,
         fingerprint=origin.fingerprint if origin else fingerprint(folder, checkpoint.headers),
         parameters=parameters,
-        left_out=tuple(part for part in parameters if part in left_out_parts(family)),
+        left_out=tuple(part for part in parameters if part in left_out_parts(declared)),
         lora=describe_lora(checkpoint),
         layers=text.num_hidden_layers,
         default_layers=choose_layers("default", text.num_hidden_layers),
         hidden_size=text.hidden_size,
-        vision_width=family.vision.width(config),
-        image_token=family.prompt.image_token,
-        image_token_id=processor.tokenizer.convert_tokens_to_ids(family.prompt.image_token),
+        vision_width=declared.vision.width(config),
+        image_token=declared.prompt.image_token,
+        image_token_id=processor.tokenizer.convert_tokens_to_ids(declared.prompt.image_token),
         stop_ids=generation.settings.stop_ids,
-        longrope_threshold_tokens=family.decoder.longrope_threshold(config),
+        longrope_threshold_tokens=declared.decoder.longrope_threshold(config),
         chat_template=template.source if template else "none",
         notes=(*checkpoint.notes, *generation.notes),
         prompt_notes=notes,

@@ -14,7 +14,7 @@ from midsight.check.check import Check
 from midsight.check.family_checks import SECTIONS, run_section, run_sections
 from midsight.check.lora import check_factors, compare_lora, extract_each
 from midsight.check.subject import make_subject
-from midsight.checkpoints.adapter import find_model
+from midsight.checkpoints.adapter import FoundModel, find_model
 from midsight.checkpoints.loading import LoadedModel, Lora
 from midsight.extraction.model import load
 from midsight.extraction.request import Request, resolve
@@ -95,6 +95,7 @@ def prove(
     device: str = "auto",
     lora: Lora = "auto",
     base: str | Path | None = None,
+    family: str | Path | None = None,
     prompt_template: str | Path = "auto",
     on_section: Callable[[str], None] = lambda _: None,
 ) -> Proof:
@@ -107,6 +108,7 @@ def prove(
         device: As in `midsight.load`.
         lora: As in `midsight.load`.
         base: As in `midsight.load`.
+        family: As in `midsight.load`.
         prompt_template: `auto`, `raw`, or a file with a chat template.
         on_section: Called with the name of each section before it starts.
 
@@ -118,15 +120,19 @@ def prove(
     """
     samples = shipped_samples()
     on_section("loading the model")
-    model = load(source, revision=revision, dtype=dtype, device=device, lora=lora, base=base)
+    model = load(source, revision=revision, dtype=dtype, device=device, lora=lora, base=base, family=family)
     loaded = model.loaded
     limit = LIMITS[loaded.dtype]
     if loaded.dtype == torch.float32 and loaded.device.type != "cpu":
         limit = LIMIT_ON_ACCELERATORS
     subject = make_subject(loaded, samples, limit=limit, max_new_tokens=NEW_TOKENS, prompt_template=prompt_template)
+
+    def found() -> FoundModel:
+        return find_model(source, revision=revision, base=base, family_file=loaded.family_file)
+
     checks = (
         *run_sections(subject, SECTIONS, on_section),
-        *run_section("LoRA", lambda: check_factors(subject, find_model(source, revision=revision, base=base))),
+        *run_section("LoRA", lambda: check_factors(subject, found())),
     )
     proof = as_loaded(loaded, checks, render_example(loaded, samples[0], prompt_template))
     if loaded.lora != "merged" or not subject.is_extracted:
@@ -137,7 +143,9 @@ def prove(
     loaded.hf_model.to("meta")
     gc.collect()
     # dtype and device of the first load, because `auto` depends on the memory that is free
-    other = load(source, revision=revision, base=base, dtype=proof.dtype, device=proof.device, lora="off").loaded
+    other = load(
+        source, revision=revision, base=base, family=family, dtype=proof.dtype, device=proof.device, lora="off"
+    ).loaded
     off_and_on = run_section("LoRA", lambda: [compare_lora(extract_each(other, request, samples), with_lora)])
     return replace(proof, checks=(*proof.checks, *off_and_on))
 

@@ -18,6 +18,7 @@ from midsight.checkpoints.hub import (
 )
 from midsight.checkpoints.peft_folder import CONFIG, PeftFolder, read_peft_folder
 from midsight.errors import MidsightError, Option
+from midsight.families.family_file import FamilyFile
 
 
 @dataclass(frozen=True)
@@ -64,12 +65,18 @@ class FoundModel:
         )
 
 
-def find_model(source: str | Path, *, revision: str | None = None, base: str | Path | None = None) -> FoundModel:
+def find_model(
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    base: str | Path | None = None,
+    family_file: FamilyFile | None = None,
+) -> FoundModel:
     """The folders of the model that the user named; a base model that is not named is the one that the adapter names.
 
-    Raises MidsightError.
+    `family_file` declares a family that the catalogue may not have. Raises MidsightError.
     """
-    found = find_model_folder(source, revision=revision)
+    found = find_model_folder(source, revision=revision, family_file=family_file)
     if not is_adapter(found.path):
         if base is not None:
             raise MidsightError(
@@ -81,7 +88,7 @@ def find_model(source: str | Path, *, revision: str | None = None, base: str | P
         adapter = read_peft_folder(found.path)
     name, base_revision = (str(base), None) if base is not None else named_base(adapter, str(source))
     try:
-        folder = find_model_folder(name, revision=base_revision)
+        folder = find_model_folder(name, revision=base_revision, family_file=family_file)
     except MidsightError as error:
         if base is not None:
             raise

@@ -16,6 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from midsight.checkpoints.headers import INDEX, ONLY_WEIGHTS, read_index, read_json
 from midsight.errors import MidsightError, ModelFileError, Option, first_line
 from midsight.families.catalogue import FAMILIES, PUBLISHED_TYPES, find_family
+from midsight.families.family_file import FamilyFile, require_architecture
 
 SNAPSHOT = re.compile(r"[0-9a-f]{40}")
 """Name of a snapshot folder in the hub's cache: a commit."""
@@ -52,11 +53,14 @@ class ModelFolder:
     """Commit on the hub, 40 hex digits; None for a plain folder."""
 
 
-def find_model_folder(source: str | Path, *, revision: str | None = None) -> ModelFolder:
+def find_model_folder(
+    source: str | Path, *, revision: str | None = None, family_file: FamilyFile | None = None
+) -> ModelFolder:
     """The folder of a model: `source` itself, or the downloaded files of a hub id like owner/name.
 
     All files are of one commit: that of `revision`, or of the main branch. The hub's cache, HF_HUB_OFFLINE, HF_TOKEN
-    and the other settings work as huggingface_hub documents them. Raises MidsightError.
+    and the other settings work as huggingface_hub documents them. `family_file` declares a family that the catalogue
+    may not have. Raises MidsightError.
     """
     folder = Path(source)
     if is_folder(folder):
@@ -71,7 +75,7 @@ def find_model_folder(source: str | Path, *, revision: str | None = None) -> Mod
         raise MidsightError(f"{source} is a file, not a folder; give the folder of a model.")
     if not is_hub_id(str(source)):
         raise MidsightError(f"{source} is neither a folder nor a hub id like owner/name; give one of them.")
-    path = download(str(source), revision)
+    path = download(str(source), revision, family_file)
     return ModelFolder(path, path.name)
 
 
@@ -83,6 +87,17 @@ def is_folder(source: str | Path) -> bool:
         raise MidsightError(
             f"{source} cannot be read: {error.strerror or error}; give the folder of a model, or a hub id."
         ) from error
+
+
+def find_small_files(source: str | Path, *, revision: str | None = None) -> ModelFolder:
+    """The folder of a model of any family; of a hub id it has all that midsight reads but weights.
+
+    Raises MidsightError.
+    """
+    if is_folder(source) or not is_hub_id(str(source)):
+        return find_model_folder(source, revision=revision)
+    path = fetch(str(source), revision, allow=TEXTS, ignore="*/*")
+    return ModelFolder(path, path.name)
 
 
 @contextmanager
@@ -125,10 +140,10 @@ def is_hub_id(source: str) -> bool:
     return "/" in source
 
 
-def download(hub_id: str, revision: str | None) -> Path:
+def download(hub_id: str, revision: str | None, family_file: FamilyFile | None = None) -> Path:
     """Downloads the files that midsight reads, and returns the snapshot folder; raises MidsightError."""
     folder = fetch(hub_id, revision, allow=TEXTS, ignore="*/*")
-    refuse_unknown_family(folder, hub_id)
+    refuse_unknown_family(folder, hub_id, family_file)
     with how_to_download_again(folder):
         weights = weight_patterns(read_index(folder), lora_folder(folder))
     vocabulary = () if (folder / "tokenizer.json").exists() else VOCABULARY
@@ -156,17 +171,20 @@ def require_only_lora(source: str | Path, files: Iterable[str]) -> None:
         )
 
 
-def refuse_unknown_family(folder: Path, hub_id: str) -> None:
-    """Raises MidsightError if config.json names a family that midsight does not know, before weights are downloaded.
+def refuse_unknown_family(folder: Path, hub_id: str, family_file: FamilyFile | None) -> None:
+    """Raises MidsightError if config.json names a family that neither the catalogue nor `family_file` has.
 
-    What a config.json lacks, or that it cannot be read, is said when the folder is opened.
+    It does so before weights are downloaded. What a config.json lacks, or that it cannot be read, is said when the
+    folder is opened.
     """
     try:
         named = read_architectures(folder)
         is_published = read_json(folder / "config.json").get("model_type") in PUBLISHED_TYPES
     except MidsightError:
         return
-    if named and not is_published:
+    if named and family_file is not None:
+        require_architecture(family_file, named, hub_id)
+    elif named and not is_published:
         find_family(named, hub_id)
 
 

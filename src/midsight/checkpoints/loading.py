@@ -19,6 +19,7 @@ from midsight.checkpoints.open_folder import open_checkpoint
 from midsight.checkpoints.quiet import quiet_transformers
 from midsight.errors import MidsightError, ModelFileError, Option, counted
 from midsight.families.family import Family
+from midsight.families.family_file import FamilyFile, read_proved_file
 from midsight.families.inputs import layer_types, sliding_window
 from midsight.memory import free_memory
 from midsight.prompts.chat_template import ChatTemplate, describe_template, find_template
@@ -70,6 +71,8 @@ class LoadedModel:
     """Names of the adapters that are on in a wrapped model."""
     adapter: AdapterOrigin | None = None
     """Where base and adapter come from, if an adapter's folder was loaded."""
+    family_file: FamilyFile | None = None
+    """The user's file that declares the family, if there is one."""
 
     @property
     def has_weights(self) -> bool:
@@ -143,6 +146,7 @@ def load_model(
     lora: Lora = "auto",
     base: str | Path | None = None,
     device_map: DeviceMap | None = None,
+    family: str | Path | FamilyFile | None = None,
     audio: bool = False,
     weights: bool = True,
 ) -> LoadedModel:
@@ -158,6 +162,8 @@ def load_model(
         base: Folder or hub id of an adapter's base model; by default the one that the adapter names.
         device_map: `auto` or a mapping from numbers of decoder layers to devices or `disk`, for a model that is larger
             than one device.
+        family: A file with the model's family and its proof beside it, for one that midsight does not know; or such a
+            file that is being proved.
         audio: Load the audio tower too, which no image prompt uses.
         weights: Without them `hf_model` has only a config, which is enough for a dry run.
 
@@ -175,6 +181,7 @@ def load_model(
         lora=lora,
         base=base,
         device_map=device_map,
+        family=family,
         audio=audio,
     )
     if weights:
@@ -192,6 +199,7 @@ def open_model(
     lora: Lora = "auto",
     base: str | Path | None = None,
     device_map: DeviceMap | None = None,
+    family: str | Path | FamilyFile | None = None,
     audio: bool = False,
 ) -> LoadedModel:
     """A model as `load_model` makes it, from its small files and tensor headers; `add_weights` loads the rest."""
@@ -200,15 +208,16 @@ def open_model(
     target = choose_device(device)
     if device_map is not None:
         validate_device_map(device_map)
-    found = find_model(source, revision=revision, base=base)
+    family_file = read_proved_file(family) if isinstance(family, str | Path) else family
+    found = find_model(source, revision=revision, base=base, family_file=family_file)
     folder = found.folder.path
     with quiet_transformers(), how_to_download_again(folder):
-        checkpoint = open_checkpoint(folder, found.adapter)
-        family = checkpoint.family
+        checkpoint = open_checkpoint(folder, found.adapter, family_file)
+        declared = checkpoint.family
         torch_dtype, dtype_notes = choose_dtype(dtype, target, checkpoint)
         mode, lora_notes = choose_lora(lora, torch_dtype, checkpoint, folder)
         processor = load_processor(checkpoint, folder)
-        template, template_notes = find_chat_template(processor, family, str(source))
+        template, template_notes = find_chat_template(processor, declared, str(source))
         generation = read_generation(folder, processor.tokenizer, checkpoint.config)
     origin = found.origin(checkpoint.headers)
     base_note = (f"{source} is an adapter of {origin.base}.",) if origin else ()
@@ -223,12 +232,12 @@ def open_model(
         with quiet_transformers(), how_to_download_again(folder):
             hf_model = checkpoint.load_weights(LoadChoice(torch_dtype, at, mode, unused=audio)).eval()
         hf_model.generation_config = generation.config
-        return hf_model, () if device_map is None else (dispatch(hf_model, family, device_map, target, free),)
+        return hf_model, () if device_map is None else (dispatch(hf_model, declared, device_map, target, free),)
 
     return LoadedModel(
         hf_model=WithoutWeights(checkpoint.config, account, load),
         processor=processor,
-        family=family,
+        family=declared,
         chat_template=template,
         name=str(source),
         revision=found.revision,
@@ -239,10 +248,11 @@ def open_model(
         sliding_window=sliding_window(checkpoint.config),
         answer_settings=generation.settings,
         attention="not loaded",
-        lora=mode or ("in the weights" if family.stored.lora_folder else "none"),
+        lora=mode or ("in the weights" if declared.stored.lora_folder else "none"),
         fixes=(),
         notes=(*base_note, *checkpoint.notes, *dtype_notes, *lora_notes, *generation.notes, *template_notes),
         adapter=origin,
+        family_file=family_file,
     )
 
 

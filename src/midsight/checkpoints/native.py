@@ -22,17 +22,24 @@ from midsight.checkpoints.reading import tensor_reader
 from midsight.errors import MidsightError, ModelFileError, Option, counted, first_line
 from midsight.families.catalogue import find_family
 from midsight.families.family import Family
+from midsight.families.family_file import FamilyFile, require_architecture, require_proved_for
 
 LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 """Arguments that keep transformers away from the network and from a folder's Python files."""
 
 
-def open_native(folder: Path, adapter: PeftFolder | None = None) -> Checkpoint:
+def open_native(folder: Path, adapter: PeftFolder | None = None, family_file: FamilyFile | None = None) -> Checkpoint:
     """Reads the folder's config and headers; raises MidsightError if it is not a model that midsight can load.
 
-    `adapter` is applied in addition to the LoRA for images that the folder may have.
+    `adapter` is applied in addition to the LoRA for images that the folder may have; `family_file` declares the family
+    in place of the catalogue.
     """
-    family = find_family(read_architectures(folder), str(folder))
+    architectures = read_architectures(folder)
+    if family_file is None:
+        family = find_family(architectures, str(folder))
+    else:
+        require_architecture(family_file, architectures, str(folder))
+        family = family_file.family
     validate_native_folder(folder, family, adapter)
     headers = read_headers(folder)
     validate_sizes(read_json(folder / "config.json"), headers, folder / "config.json")
@@ -40,6 +47,9 @@ def open_native(folder: Path, adapter: PeftFolder | None = None) -> Checkpoint:
     own = [read_peft_folder(lora_folder)] if lora_folder else []
     adapters = [*own, adapter] if adapter else own
     processor_at, processor_notes = processor_folder(folder, adapter)
+    config = from_pretrained(transformers.AutoConfig, folder, "config.json")
+    if family_file is not None:
+        require_proved_for(family_file, config, str(folder))
 
     # fine-tuning for images may remove the modules that no image prompt uses
     has_unused = any(name.startswith(f"{path}.") for name in headers for path in family.stored.unused_modules.values())
@@ -65,7 +75,7 @@ def open_native(folder: Path, adapter: PeftFolder | None = None) -> Checkpoint:
     return Checkpoint(
         format="transformers",
         family=family,
-        config=from_pretrained(transformers.AutoConfig, folder, "config.json"),
+        config=config,
         has_own_lora=bool(own),
         headers={**headers, **{name: header for one in own for name, header in one.headers.items()}},
         account=account,

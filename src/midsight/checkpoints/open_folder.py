@@ -13,24 +13,35 @@ from midsight.checkpoints.headers import read_json
 from midsight.checkpoints.native import open_native
 from midsight.checkpoints.peft_folder import PeftFolder
 from midsight.checkpoints.phi4mm.folder import open_published
-from midsight.errors import MidsightError, ModelFileError
+from midsight.errors import MidsightError, ModelFileError, Option
 from midsight.families.catalogue import KNOWN
+from midsight.families.family_file import FamilyFile
 
 PUBLISHED_FORMATS: dict[str, Callable[[Path, PeftFolder | None], Checkpoint]] = {"phi4mm": open_published}
 """From a `model_type` that transformers does not load to the function that opens such a folder."""
 
 
-def open_checkpoint(folder: Path, adapter: PeftFolder | None = None) -> Checkpoint:
-    """Opens a model folder of any format, with an adapter of the user's if there is one. Raises MidsightError."""
+def open_checkpoint(
+    folder: Path, adapter: PeftFolder | None = None, family_file: FamilyFile | None = None
+) -> Checkpoint:
+    """Opens a model folder of any format, with an adapter and a family file of the user's if there are any.
+
+    Raises MidsightError.
+    """
     model_type = read_model_type(folder)
     if model_type in PUBLISHED_FORMATS:
+        if family_file is not None:
+            raise MidsightError(
+                Option("family", str(family_file.path)),
+                f" is for transformers' formats, and {folder} has model_type {model_type!r}; leave it out.",
+            )
         return PUBLISHED_FORMATS[model_type](folder, adapter)
     if model_type not in transformers.CONFIG_MAPPING:
         raise MidsightError(
             f"{folder} has model_type {model_type!r}, which transformers {transformers.__version__} does not load "
             f"without remote code; {KNOWN}."
         )
-    return open_native(folder, adapter)
+    return open_native(folder, adapter, family_file)
 
 
 def read_model_type(folder: Path) -> str:

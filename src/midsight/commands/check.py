@@ -23,6 +23,9 @@ def check(
     base: Annotated[
         str | None, typer.Option(help="Base model of an adapter; by default the one that it names.")
     ] = None,
+    family: Annotated[
+        str | None, typer.Option(metavar="FILE.py", help="File with the model's family and its proof beside it.")
+    ] = None,
     run: Annotated[bool, typer.Option("--run", help="Load it and prove its numbers on this machine.")] = False,
     dtype: Annotated[str, typer.Option(help="With --run: auto, float32, bfloat16 or float16.")] = "auto",
     device: Annotated[str, typer.Option(help="With --run: auto, cpu, mps, cuda or cuda:N.")] = "auto",
@@ -43,13 +46,14 @@ def check(
         for name, value in given.items():
             if value != "auto" and not run:
                 raise MidsightError(Option(name, value), " goes with ", Option("run"), "; add it, or leave both out.")
-        facts = read_facts(model, revision=revision, base=base)
+        facts = read_facts(model, revision=revision, base=base, family=family)
         proof = None
         if run:
             with show_section(Console(stderr=True)) as on_section:
                 proof = prove(
                     facts.adapter_folder or facts.folder,
                     base=facts.folder if facts.adapter_folder else None,
+                    family=family,
                     dtype=dtype,
                     device=device,
                     lora=cast("Lora", lora),

@@ -176,6 +176,14 @@ def extract(
         str | None,
         typer.Option(help="Base model of an adapter; by default the one that it names.", rich_help_panel=MODEL),
     ] = None,
+    family: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE.py",
+            help="File with the family of a model that midsight does not know, proved by midsight adapter.",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
     pixels: Annotated[
         str | None,
         typer.Option(help="Who resizes images: pil or transformers; by default as published.", rich_help_panel=MODEL),
@@ -277,6 +285,7 @@ def extract(
             "lora": lora,
             "base": base,
             "device_map": device_map,
+            "family": family,
         }
         if dry_run:
             say_start(task, model, loading)

@@ -89,6 +89,8 @@ def describe_model(model: LoadedModel) -> ModelSpec:
     return ModelSpec(
         name=model.name,
         family=model.family.name,
+        family_file=str(model.family_file.path) if model.family_file else None,
+        family_sha256=model.family_file.sha256 if model.family_file else None,
         architecture=model.family.architecture,
         format=model.format,
         revision=model.revision,

@@ -111,6 +111,7 @@ def load(
     lora: Lora = "auto",
     base: str | Path | None = None,
     device_map: DeviceMap | None = None,
+    family: str | Path | None = None,
     audio: bool = False,
     weights: bool = True,
 ) -> Model:
@@ -129,6 +130,8 @@ def load(
         device_map: `auto` puts decoder layers on all GPUs, in main memory and on disk, as far as they fit; a mapping
             like {0: "cuda:1", 1: "disk"} says it for single layers. The rest of the model is on `device`. None puts
             the whole model there.
+        family: A Python file that declares the model's family, for one that midsight does not know; its proof, which
+            `midsight adapter` writes, lies beside it.
         audio: Whether the audio tower is loaded too, which no image prompt uses.
         weights: If False, only config and processor are loaded; `midsight.extract` loads the weights when it needs
             them.
@@ -148,6 +151,7 @@ def load(
             lora=lora,
             base=base,
             device_map=device_map,
+            family=family,
             audio=audio,
             weights=weights,
         )

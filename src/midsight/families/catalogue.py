@@ -34,8 +34,8 @@ def without_task(architecture: str) -> str:
 
 
 KNOWN = (
-    f"midsight knows {', '.join(map(without_task, FAMILIES))}; another one has to be declared first, see the page "
-    "'Adding a model' of its documentation"
+    f"midsight knows {', '.join(map(without_task, FAMILIES))}; try `midsight adapter MODEL`, which declares and proves "
+    "others, or see the page 'Adding a model' of its documentation"
 )
 """How an error about an unknown family ends."""
 

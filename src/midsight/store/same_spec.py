@@ -59,6 +59,7 @@ DIGEST_CHARACTERS = 16
 COMPARED_BY_DIGEST: Mapping[str, Callable[[RunSpec], _Content]] = {
     "data": lambda spec: _Content(spec.dataset.path or "from Python", spec.dataset.sha256, spec.dataset.rows),
     "model": lambda spec: _Content(spec.model.name, spec.model.fingerprint),
+    "family": lambda spec: _Content(spec.model.family_file or "none", spec.model.family_sha256),
     "prompt_template": lambda spec: _Content(spec.prompt.template, spec.prompt.template_sha256),
 }
 """Options whose content is compared, as a digest."""

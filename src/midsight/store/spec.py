@@ -67,7 +67,11 @@ class ModelSpec:
     name: str
     """Name of the checkpoint, as the call gave it."""
     family: str
-    """The supported family that it belongs to."""
+    """The family that it belongs to."""
+    family_file: str | None = field(default=None, metadata=ADDED_LATER)
+    """The file that declares the family, as the call gave it; None for one that midsight knows."""
+    family_sha256: str | None = field(default=None, metadata={**decisive("family"), **ADDED_LATER})
+    """Hash of that file."""
     architecture: str | None
     """Class name of the model; None if unknown."""
     format: str | None
