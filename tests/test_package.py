@@ -87,8 +87,8 @@ def test_help_shows_every_option_of_calls_that_take_them_as_keywords():
             fields = re.findall(r"^ {8}(\w+): [A-Z`(]", inspect.getdoc(function) or "", re.MULTILINE)
             assert fields == [*get_type_hints(options)], name
             shown[name] = fields
-    assert len(shown.pop("extract")) == 24
-    assert {*shown} == {"Model.extract", "Model.extract_many"}
+    assert len(shown.pop("extract")) == 27
+    assert {*shown} == {"Model.extract", "Model.extract_many", "Model.score"}
 
 
 @pytest.mark.parametrize("name", ["Request", "DatasetOptions", "Sample", "Tap"])

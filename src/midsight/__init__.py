@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from midsight.extraction.request import Request
     from midsight.extraction.run import extract
     from midsight.extraction.todo import Progress
-    from midsight.probes.probe import Probe
     from midsight.records import Record
     from midsight.samples.options import DatasetOptions
     from midsight.samples.sample import Failure, Sample
+    from midsight.store.probe import Probe
     from midsight.taps.tap import Tap
 
 _HOME = {
@@ -29,7 +29,7 @@ _HOME = {
     "Failure": "midsight.samples.sample",
     "MidsightError": "midsight.errors",
     "Model": "midsight.extraction.model",
-    "Probe": "midsight.probes.probe",
+    "Probe": "midsight.store.probe",
     "Progress": "midsight.extraction.todo",
     "Record": "midsight.records",
     "Request": "midsight.extraction.request",

@@ -137,7 +137,7 @@ class Run(reader.Run):
             name: Name of the label.
 
         Returns:
-            `sample_id`, `value`, `score` where the judge has one, and `reason` where the value is null.
+            `sample_id`, `value`, score where the judge has one, and `reason` where the value is null.
 
         Raises:
             MidsightError: The run has no such label.

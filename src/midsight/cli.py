@@ -22,10 +22,12 @@ from midsight.commands.outcome import DONE, WRONG_CALL
 from midsight.commands.probe import probe
 from midsight.commands.push import push
 from midsight.commands.report import report
+from midsight.commands.score import score
 from midsight.commands.show import show
 from midsight.commands.slurm import TwoCalls, slurm
 from midsight.commands.streams import forgive_streams, problem_of
 from midsight.commands.verify import verify
+from midsight.commands.view import view
 from midsight.version import __version__
 
 app = typer.Typer(
@@ -44,6 +46,9 @@ EXAMPLES = {
     label: "midsight label runs/first --judge yes_no",
     probe: "midsight probe runs/first --label correct",
     report: "midsight report runs/first --out report.html",
+    score: "midsight score new.jsonl --images images/ --model microsoft/Phi-4-multimodal-instruct "
+    "--probe runs/first/findings/correct/probe --out risks.csv",
+    view: "midsight view runs/first",
     verify: "midsight verify runs/first",
     compact: "midsight compact runs/first",
     export: "midsight export runs/first --format hdf5 --out first.h5",

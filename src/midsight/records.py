@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NewType
 
 import numpy as np
 
@@ -15,11 +15,16 @@ from midsight.taps.tap import Position, Tap
 VISION_ONLY = "vision_only_representation"
 PROCESSOR_POOLED_PIXELS = "processor_pooled_pixels"
 
-FinishReason = Literal["stop", "length"]
-"""Why decoding ended: a stop token, or the limit on new tokens."""
+FinishReason = Literal["stop", "length", "abstained"]
+"""Why decoding ended: a stop token, or the limit on new tokens; or that the risk was too high to begin it."""
+Double = NewType("Double", float)
+"""A number that is stored as float64, because it is compared with a threshold."""
 
-ANSWER = {"only_with_answers": True}
-"""Field metadata: a run without answers does not have this column."""
+ONLY_WITH = "only_with"
+"""Key of a field's metadata: the column is only in runs with one of these, `answers` or `risk`."""
+ANSWER = {ONLY_WITH: ("answers",)}
+FIRST_TOKEN = {ONLY_WITH: ("answers", "risk")}
+RISK = {ONLY_WITH: ("risk",)}
 UNKNOWN_IF_IMPORTED = {"unknown_if_imported": True}
 """Field metadata: None in imported runs, and never in others."""
 
@@ -43,19 +48,21 @@ class Record:
     extras: Mapping[str, Any]
     """Every other input column, each a column of the run under its own name."""
     answer: str | None = field(default=None, metadata=ANSWER)
-    """Greedy decode, special tokens skipped."""
+    """Greedy decode, special tokens skipped; None if the model abstained."""
     answer_token_ids: tuple[int, ...] | None = field(default=None, metadata=ANSWER)
     """Generated token ids, the stop token included."""
     answer_logprobs: tuple[float, ...] | None = field(default=None, metadata=ANSWER)
     """Log-softmax of the raw logits, computed in float64, one per generated token."""
     finish_reason: FinishReason | None = field(default=None, metadata=ANSWER)
     """Why decoding ended."""
-    first_token_entropy: float | None = field(default=None, metadata=ANSWER)
+    first_token_entropy: float | None = field(default=None, metadata=FIRST_TOKEN)
     """Entropy of the first token's distribution, in nats."""
-    first_token_top_ids: tuple[int, ...] | None = field(default=None, metadata=ANSWER)
+    first_token_top_ids: tuple[int, ...] | None = field(default=None, metadata=FIRST_TOKEN)
     """Ids of the ten likeliest first tokens, likeliest first."""
-    first_token_top_logprobs: tuple[float, ...] | None = field(default=None, metadata=ANSWER)
+    first_token_top_logprobs: tuple[float, ...] | None = field(default=None, metadata=FIRST_TOKEN)
     """Their log-probabilities."""
+    risk: Double | None = field(default=None, metadata=RISK)
+    """Probability, by a probe and before the answer, of what `risks` in run.json describes."""
     prompt_tokens: int = field(default=0, metadata=UNKNOWN_IF_IMPORTED)
     """Tokens of the prompt, with image tokens, without padding."""
     image_tokens: int = field(default=0, metadata=UNKNOWN_IF_IMPORTED)

@@ -247,11 +247,11 @@ def test_needs_are_those_of_the_config():
         num_hidden_layers=2, hidden_size=8, intermediate_size=16, num_attention_heads=2, vocab_size=100
     )
     config = SimpleNamespace(get_text_config=lambda: text)
-    needs = estimate_needs(config, torch.bfloat16, answers=True)
+    needs = estimate_needs(config, torch.bfloat16, logits=True)
     assert needs.token_flops == 2 * 2 * (4 * 8 * 8 + 3 * 8 * 16)
     assert needs.token_bytes == 2 * (2 * 2 * 8 + 8 * 8 + 4 * 16)
     assert needs.sample_bytes == 100 * (2 + 44)
-    assert estimate_needs(config, torch.float32, answers=False).sample_bytes == 0
+    assert estimate_needs(config, torch.float32, logits=False).sample_bytes == 0
 
 
 @st.composite

@@ -79,7 +79,9 @@ def test_the_options_of_load_are_all_known():
 
 def test_a_name_that_is_like_none_gets_the_list(model):
     options: Any = {"xyz": 1}
-    with pytest.raises(MidsightError, match=r"^There is no option 'xyz'; the options are answers, layers, .*vision\.$"):
+    with pytest.raises(
+        MidsightError, match=r"^There is no option 'xyz'; the options are abstain_above, answers, layers, .*vision\.$"
+    ):
         model.extract(CASES[0].image, "?", **options)
 
 

@@ -16,13 +16,14 @@ import midsight
 from midsight.cli import app
 from midsight.errors import DamagedRunError, MidsightError
 from midsight.labels.label import label_from_file, label_run
+from midsight.probes.baselines import baselines
 from midsight.probes.finding import HalpResult
-from midsight.probes.probe import Probe
 from midsight.probes.study import StudyOptions, chosen_columns, study
 from midsight.probes.tables import as_markdown, conclude
 from midsight.probes.write import write_study
 from midsight.store import open_run
 from midsight.store.findings import finding_names, read_result
+from midsight.store.probe import Probe, ProbeOrigin
 from midsight.store.verify import verify_run
 from support.planted import IMAGE, LAYERS, QUERY, write_planted
 
@@ -82,6 +83,13 @@ def test_baselines_are_what_the_run_stores(run, done):
     assert baselines["stratum: kind"].when == "without the model"
     assert baselines["confidence"].auroc == pytest.approx(baselines["first_token_max"].auroc, abs=0.03)
     assert {"first_token_entropy", "first_token_margin", "yes_no_margin", "question_words", "lengths"} <= {*baselines}
+
+
+def test_first_tokens_are_baselines_also_where_nothing_was_answered(run):
+    table = run.table().drop_columns(["answer", "answer_token_ids", "answer_logprobs", "finish_reason"])
+    names = {one.name for one in baselines(table, {})}
+    assert {"first_token_max", "first_token_entropy", "first_token_margin"} <= names
+    assert names.isdisjoint({"yes_no_margin", "answer_mean_logprob"})
 
 
 def run_labels(run):
@@ -146,6 +154,9 @@ def test_every_field_of_result_json_is_documented(run):
 def test_a_fitted_probe_scores_as_it_did_in_training(run, done):
     probe = Probe.load(done[1])
     assert probe.column == PLANTED
+    assert probe.origin == ProbeOrigin.of(run.spec)
+    assert probe.facts["label_source"] == "yes_no"
+    assert np.array_equal(probe.risk(run.matrix(PLANTED)), 1 - probe.score(run.matrix(PLANTED)))
     scores = probe.score(run.matrix(PLANTED))
     y = np.array(run_labels(run))
     assert 0.85 < roc_auc_score(y, scores) < 1

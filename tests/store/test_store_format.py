@@ -12,11 +12,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from midsight.records import Record
+from midsight.records import ONLY_WITH, Record
 from midsight.store import RunWriter
 from midsight.store.compact import compact
 from midsight.store.schema import run_schema
-from support.made_up import QUERY_0, make_failure, make_record, make_spec
+from midsight.store.spec import RiskSpec
+from support.made_up import QUERY_0, make_failure, make_record, make_risk_spec, make_spec
 
 PARTS_OF_THE_SPEC = ("request", "model", "prompt", "dataset", "environment")
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "format.md").read_text()
@@ -101,12 +102,15 @@ def test_the_document_names_every_key_and_column(run_folder):
     fields = [field for field in dataclasses.fields(Record) if field.name not in ("extras", "vectors")]
     lines = [next(line for line in DOCUMENT.splitlines() if line.startswith(f"| `{f.name}` |")) for f in fields]
     assert [DOCUMENT.index(line) for line in lines] == sorted(DOCUMENT.index(line) for line in lines)
-    schema = run_schema(make_spec().columns)
+    schema = run_schema(make_spec(risks=make_risk_spec()).columns)
     for field, line in zip(fields, lines, strict=True):
         arrow = str(schema.field(field.name).type).replace("list<item: ", "list of ").rstrip(">")
-        assert f"| {arrow.replace('float', 'float32')} |" in line
+        assert f"| {arrow.replace('float', 'float32').replace('double', 'float64')} |" in line
         assert ("null" in line) == schema.field(field.name).nullable
-        assert ("*answers*" in line) == bool(field.metadata.get("only_with_answers"))
+        for needed in ("answers", "risk"):
+            assert (f"*{needed}*" in line) == (needed in field.metadata.get(ONLY_WITH, ()))
+    of_risks = DOCUMENT.partition("## Risks")[2].partition("\n## ")[0]
+    assert [field.name for field in dataclasses.fields(RiskSpec) if f"`{field.name}`" not in of_risks] == []
 
 
 def test_reading_a_run_needs_no_torch():

@@ -7,16 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from midsight.errors import RunError, SampleError
-from midsight.records import Record
+from midsight.records import ONLY_WITH, Record
 from midsight.store.schema import extra_columns, folded, is_vector, records_to_table, run_schema
 from midsight.taps.tap import POSITIONS, Stage, Tap
-from support.made_up import QUERY_1_RAW, WIDTHS, make_record, make_spec
+from support.made_up import QUERY_1_RAW, WIDTHS, make_record, make_risk_spec, make_spec
 
 STAGES = get_args(Stage)
 
 
 def test_every_field_of_a_record_is_a_column_in_order():
-    spec = make_spec()
+    spec = make_spec(risks=make_risk_spec())
     expected = []
     for field in dataclasses.fields(Record):
         if field.name == "extras":
@@ -50,8 +50,15 @@ def test_types_follow_the_annotations():
 
 def test_a_run_without_answers_has_no_answer_columns():
     full, bare = (run_schema(make_spec(answers=answers).columns).names for answers in (True, False))
-    marked = {field.name for field in dataclasses.fields(Record) if field.metadata.get("only_with_answers")}
+    marked = {field.name for field in dataclasses.fields(Record) if "answers" in field.metadata.get(ONLY_WITH, ())}
     assert set(full) - set(bare) == marked != set()
+
+
+def test_a_run_with_risks_has_the_first_token_even_without_answers():
+    mute, silent = (run_schema(make_spec(answers=False, risks=risk).columns) for risk in (make_risk_spec(), None))
+    first_token = ["first_token_entropy", "first_token_top_ids", "first_token_top_logprobs"]
+    assert [name for name in mute.names if name not in silent.names] == [*first_token, "risk"]
+    assert mute.field("risk").type == pa.float64()
 
 
 def test_half_precision_vectors():

@@ -32,6 +32,7 @@ from support.made_up import (
     make_prompt_spec,
     make_record,
     make_request,
+    make_risk_spec,
     make_spec,
     write_run,
 )
@@ -59,6 +60,7 @@ FULL = make_spec(
     ),
     environment=make_environment(midsight_version="9.9", midsight_commit="abc", packages={"numpy": "2", "a.b": "3"}),
     imported=ImportSpec(source="a", note="b", columns={"c.d": "e"}, left_out=("f",), attributes={"g": "h"}),
+    risks=make_risk_spec(),
 )
 """A spec in which no field has its default value."""
 

@@ -10,7 +10,7 @@ from midsight.records import Record
 from midsight.samples.sample import Failure
 from midsight.store import RunSpec, RunWriter, open_run
 from midsight.store.schema import StoreDtype
-from midsight.store.spec import DatasetSpec, EnvironmentSpec, ModelSpec, PromptSpec, RequestSpec
+from midsight.store.spec import DatasetSpec, EnvironmentSpec, ModelSpec, PromptSpec, RequestSpec, RiskSpec
 
 VISION = "vision_only_representation"
 QUERY_0 = "query_token_representation.layer_0"
@@ -86,6 +86,19 @@ def make_dataset_spec(**changes: Any) -> DatasetSpec:
     """A dataset of unknown size."""
     given: dict[str, Any] = {"path": "made-up.jsonl", "rows": None, "sha256": "d" * 64, "revision": None}
     return DatasetSpec(**{**given, **changes})
+
+
+def make_risk_spec(**changes: Any) -> RiskSpec:
+    """A probe that nobody trained."""
+    given: dict[str, Any] = {
+        "probe": "made-up/probe",
+        "probe_sha256": "e" * 64,
+        "column": QUERY_0,
+        "label": "correct",
+        "of": "false",
+        "abstain_above": 0.5,
+    }
+    return RiskSpec(**{**given, **changes})
 
 
 def make_environment(**changes: Any) -> EnvironmentSpec:

@@ -11,9 +11,45 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 from rich.console import Console
 
+from midsight.commands.options import (
+    MODEL,
+    RUNNING,
+    STORING,
+    WHAT,
+    AllowUrls,
+    AnswerColumn,
+    AnswersFrom,
+    Base,
+    CallSizes,
+    CommitSeconds,
+    DataArgument,
+    Device,
+    Devices,
+    Dtype,
+    FamilyFile,
+    FollowLinks,
+    IdColumn,
+    ImageColumn,
+    Images,
+    KeepGoing,
+    Limit,
+    LoraChoice,
+    ModelSource,
+    On,
+    ProbeColumn,
+    PromptTemplate,
+    Question,
+    QuestionColumn,
+    RetryFailed,
+    Revision,
+    RiskOfLabel,
+    Share,
+    Split,
+    one_or_several,
+)
 from midsight.commands.outcome import SOME_FAILED, STOPPED, Debug, reported_errors, stopped
 from midsight.commands.supervisor import become_worker, needs_supervisor
-from midsight.errors import counted, spell_parts
+from midsight.errors import MidsightError, Option, counted, spell_parts
 from midsight.extraction.stopping import EndNow, handling_signals
 from midsight.flags import as_flag
 
@@ -22,74 +58,33 @@ if TYPE_CHECKING:
     from midsight.extraction.task import BatchSize, Task
     from midsight.families.resizing import Pixels
     from midsight.store.files import Shard
+    from midsight.store.probe import Probe, RiskOf
     from midsight.store.reader import Run
     from midsight.store.schema import StoreDtype
 
-DATA, WHAT, MODEL, RUNNING, STORING = "Data", "What to extract", "Model", "Running", "Storing"
-"""Groups of the options in the help."""
 LONGEST_PROMPT = 2_000
 """Characters of the prompt that a dry run shows."""
 
 
 def extract(
-    data: Annotated[
-        str,
-        typer.Argument(
-            help="JSONL, JSON, CSV, TSV, Parquet or tar file, pattern or folder of these, saved dataset, folder of "
-            "images, or hf:// name."
-        ),
-    ],
-    model: Annotated[
-        str, typer.Option("--model", help="Folder or hub id of the model, or of an adapter.", rich_help_panel=MODEL)
-    ],
+    data: DataArgument,
+    model: ModelSource,
     out: Annotated[
         Path,
         typer.Option("--out", help="The run folder; an unfinished run is resumed.", rich_help_panel=STORING),
     ],
-    images: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder that image paths start from; by default the folder of the table.", rich_help_panel=DATA
-        ),
-    ] = None,
-    image_column: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Column of images, repeated for several, or a pattern like {image_id:012}.jpg.", rich_help_panel=DATA
-        ),
-    ] = None,
-    question_column: Annotated[
-        str | None, typer.Option(help="Column of questions; by default question.", rich_help_panel=DATA)
-    ] = None,
-    answer_column: Annotated[
-        str | None, typer.Option(help="Column of right answers; by default answer or answers.", rich_help_panel=DATA)
-    ] = None,
-    id_column: Annotated[
-        str | None,
-        typer.Option(help="Column of unique ids, or none; by default id, else ids are made.", rich_help_panel=DATA),
-    ] = None,
-    answers_from: Annotated[
-        Path | None, typer.Option(help="File with the right answers, joined with --on.", rich_help_panel=DATA)
-    ] = None,
-    on: Annotated[
-        str | None, typer.Option(help="Column that DATA and --answers-from have in common.", rich_help_panel=DATA)
-    ] = None,
-    question: Annotated[
-        str | None, typer.Option(help="One question for every image of a folder, or of a table.", rich_help_panel=DATA)
-    ] = None,
-    split: Annotated[
-        str | None, typer.Option(help="Which split, like test, if the data have several.", rich_help_panel=DATA)
-    ] = None,
-    allow_urls: Annotated[
-        bool, typer.Option("--allow-urls", help="Download images that are web addresses.", rich_help_panel=DATA)
-    ] = False,
-    follow_links: Annotated[
-        bool,
-        typer.Option(
-            "--follow-links", help="Follow links that lead out of the folder of the images.", rich_help_panel=DATA
-        ),
-    ] = False,
-    limit: Annotated[int | None, typer.Option(help="Process only the first N rows.", rich_help_panel=DATA)] = None,
+    images: Images = None,
+    image_column: ImageColumn = None,
+    question_column: QuestionColumn = None,
+    answer_column: AnswerColumn = None,
+    id_column: IdColumn = None,
+    answers_from: AnswersFrom = None,
+    on: On = None,
+    question: Question = None,
+    split: Split = None,
+    allow_urls: AllowUrls = False,
+    follow_links: FollowLinks = False,
+    limit: Limit = None,
     prompt: Annotated[
         str,
         typer.Option(
@@ -99,14 +94,7 @@ def extract(
     system: Annotated[
         str | None, typer.Option(help="Text of a system turn; empty text: no system turn.", rich_help_panel=WHAT)
     ] = None,
-    prompt_template: Annotated[
-        str,
-        typer.Option(
-            metavar="auto|raw|FILE",
-            help="auto: the model folder's own chat template; raw: none; or a file with one.",
-            rich_help_panel=WHAT,
-        ),
-    ] = "auto",
+    prompt_template: PromptTemplate = "auto",
     layers: Annotated[
         str,
         typer.Option(
@@ -143,59 +131,33 @@ def extract(
     max_new_tokens: Annotated[
         int, typer.Option(help="Maximum number of tokens of an answer.", rich_help_panel=WHAT)
     ] = 200,
-    revision: Annotated[
-        str | None, typer.Option(help="Branch, tag or commit of a hub id.", rich_help_panel=MODEL)
-    ] = None,
-    dtype: Annotated[
-        str,
+    probe: Annotated[
+        Path | None,
         typer.Option(
-            help="Precision: float32, bfloat16 or float16; auto: the checkpoint's on a GPU, float32 on a CPU if that "
-            "fits.",
-            rich_help_panel=MODEL,
-        ),
-    ] = "auto",
-    device: Annotated[
-        str, typer.Option(help="cpu, mps, cuda or cuda:N; auto: a GPU if there is one.", rich_help_panel=MODEL)
-    ] = "auto",
-    device_map: Annotated[
-        str | None,
-        typer.Option(
-            metavar="auto",
-            help="auto: decoder layers on several GPUs, in main memory and on disk, as far as they fit.",
-            rich_help_panel=MODEL,
+            help="Folder of a probe, like RUN/findings/correct/probe: stores a risk for each sample.",
+            rich_help_panel=WHAT,
         ),
     ] = None,
-    lora: Annotated[
-        str,
+    probe_column: ProbeColumn = None,
+    risk_of: RiskOfLabel = "false",
+    abstain_above: Annotated[
+        float | None,
         typer.Option(
-            help="How an adapter, and the model's LoRA for images, are applied: auto, merged, unmerged or off.",
-            rich_help_panel=MODEL,
-        ),
-    ] = "auto",
-    base: Annotated[
-        str | None,
-        typer.Option(help="Base model of an adapter; by default the one that it names.", rich_help_panel=MODEL),
-    ] = None,
-    family: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE.py",
-            help="File with the family of a model that midsight does not know, proved by midsight adapter.",
-            rich_help_panel=MODEL,
+            metavar="RISK", help="No answer for samples with a higher risk, from 0 to 1.", rich_help_panel=WHAT
         ),
     ] = None,
+    revision: Revision = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    device_map: Devices = None,
+    lora: LoraChoice = "auto",
+    base: Base = None,
+    family: FamilyFile = None,
     pixels: Annotated[
         str | None,
         typer.Option(help="Who resizes images: pil or transformers; by default as published.", rich_help_panel=MODEL),
     ] = None,
-    batch_size: Annotated[
-        str,
-        typer.Option(
-            metavar="auto|N",
-            help="Maximum number of samples in one call of the model; auto: the fastest that memory holds.",
-            rich_help_panel=RUNNING,
-        ),
-    ] = "auto",
+    batch_size: CallSizes = "auto",
     plain_greedy: Annotated[
         bool,
         typer.Option(
@@ -204,21 +166,13 @@ def extract(
             rich_help_panel=WHAT,
         ),
     ] = False,
-    share: Annotated[
-        bool,
-        typer.Option(help="Whether questions on one image share its computation.", rich_help_panel=RUNNING),
-    ] = True,
+    share: Share = True,
     shard: Annotated[
         str,
         typer.Option(metavar="I/N", help="Which shard: 0/4 to 3/4 fill one run together.", rich_help_panel=RUNNING),
     ] = "0/1",
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Try failed samples again.", rich_help_panel=RUNNING)
-    ] = False,
-    keep_going: Annotated[
-        bool,
-        typer.Option("--keep-going", help="Go on even if the first 100 samples all fail.", rich_help_panel=RUNNING),
-    ] = False,
+    retry_failed: RetryFailed = False,
+    keep_going: KeepGoing = False,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -230,9 +184,7 @@ def extract(
     store_dtype: Annotated[
         str, typer.Option(help="Precision of stored vectors: float32 or float16.", rich_help_panel=STORING)
     ] = "float32",
-    commit_seconds: Annotated[
-        float, typer.Option(help="Maximum seconds between two commits.", rich_help_panel=STORING)
-    ] = 60.0,
+    commit_seconds: CommitSeconds = 60.0,
     debug: Debug = False,
 ) -> None:
     """Extract a dataset into a run folder; the same command resumes it."""
@@ -250,7 +202,7 @@ def extract(
             model=model,
             out=out,
             images=images,
-            image_column=image_column[0] if image_column and len(image_column) == 1 else image_column or None,
+            image_column=one_or_several(image_column),
             question_column=question_column,
             answer_column=answer_column,
             id_column=id_column,
@@ -272,6 +224,9 @@ def extract(
             answers=answers,
             max_new_tokens=max_new_tokens,
             plain_greedy=plain_greedy,
+            probe=find_probe(probe, probe_column),
+            risk_of=cast("RiskOf", risk_of),
+            abstain_above=abstain_above,
             share=share,
             store_dtype=cast("StoreDtype", store_dtype),
             limit=limit,
@@ -292,6 +247,17 @@ def extract(
             return
         run = extract_shown(task, model, loading, batch_size=most, keep_going=keep_going, commit_seconds=commit_seconds)
         report_end(run, task.shard)
+
+
+def find_probe(folder: Path | None, column: str | None) -> Probe | None:
+    """The probe that the options name, None for none; raises MidsightError."""
+    from midsight.store.probe import Probe
+
+    if folder is not None:
+        return Probe.load(folder, column)
+    if column is not None:
+        raise MidsightError(Option("probe_column"), " needs a ", Option("probe"), "; add it, or leave both out.")
+    return None
 
 
 def with_line_breaks(text: str) -> str:
@@ -328,15 +294,17 @@ def extract_shown(
     batch_size: BatchSize,
     keep_going: bool,
     commit_seconds: float,
+    scores: bool = False,
 ) -> Run:
-    """The main job with a live display."""
+    """The main job with a live display; `scores` stores risks alone."""
     from midsight.checkpoints.loading import open_model
     from midsight.extraction.display import terminal_display
     from midsight.extraction.job import make_job
-    from midsight.extraction.run import run_job
+    from midsight.extraction.run_job import run_job
+    from midsight.extraction.score import make_score_job
 
     console = Console(stderr=True, soft_wrap=True, highlight=False)
-    job = make_job(task, open_model(model, **loading))
+    job = (make_score_job if scores else make_job)(task, open_model(model, **loading))
     with handling_signals(EndNow(STOPPED, lambda: stopped(task.out))), terminal_display(console, as_flag) as shown:
         return run_job(job, batch_size=batch_size, keep_going=keep_going, commit_seconds=commit_seconds, shown=shown)
 

@@ -67,6 +67,33 @@ class Continuation:
     later: Mapping[str, Tensor]
     """What the decoder takes in every step in addition to tokens; the first dimension is the row."""
 
+    def of(self, kept: Sequence[int]) -> Continuation:
+        """The answers at the indices `kept`, without the cache rows of which none is left.
+
+        This continuation is of no use afterwards, because the cache is one.
+        """
+        if len(kept) == len(self.ids):
+            return self
+        ids = [self.ids[i] for i in kept]
+        left = sorted({self.rows[i] for i in kept})
+        rows = torch.tensor(left, dtype=torch.int64)  # on the CPU, because layers may be on several devices
+        if kept and len(left) < len(self.prompt_ids):
+            self.cache.batch_select_indices(rows)
+        prompt_ids = self.prompt_ids[rows]
+        is_open = torch.zeros(max(self.ids) + 1, dtype=torch.bool)
+        is_open[torch.tensor(ids, dtype=torch.int64)] = True
+        gone = (prompt_ids >= 0) & ~is_open.to(prompt_ids.device)[prompt_ids.clamp(min=0)]
+        return Continuation(
+            self.logits[list(kept)],
+            self.cache,
+            prompt_ids.masked_fill(gone, PADDING),
+            ids,
+            [left.index(self.rows[i]) for i in kept],
+            [self.lengths[i] for i in kept],
+            [self.position_offsets[i] for i in kept],
+            {name: value[rows] for name, value in self.later.items()},
+        )
+
 
 @dataclass
 class OpenRows:
@@ -79,29 +106,7 @@ class OpenRows:
 
     def keep(self, kept: Sequence[int]) -> None:
         """Keeps the answers at the indices `kept`; drops the others, and the cache rows that become empty."""
-        if len(kept) == len(self.answers):
-            return
-        state = self.state
-        ids = [state.ids[i] for i in kept]
-        left = sorted({state.rows[i] for i in kept})
-        rows = torch.tensor(left, dtype=torch.int64)  # on the CPU, because layers may be on several devices
-        if kept and len(left) < len(state.prompt_ids):
-            state.cache.batch_select_indices(rows)
-        prompt_ids = state.prompt_ids[rows]
-        is_open = torch.zeros(max(state.ids) + 1, dtype=torch.bool)
-        is_open[torch.tensor(ids, dtype=torch.int64)] = True
-        gone = (prompt_ids >= 0) & ~is_open.to(prompt_ids.device)[prompt_ids.clamp(min=0)]
-        self.answers = [self.answers[i] for i in kept]
-        self.state = Continuation(
-            state.logits[list(kept)],
-            state.cache,
-            prompt_ids.masked_fill(gone, PADDING),
-            ids,
-            [left.index(state.rows[i]) for i in kept],
-            [state.lengths[i] for i in kept],
-            [state.position_offsets[i] for i in kept],
-            {name: value[rows] for name, value in state.later.items()},
-        )
+        self.answers, self.state = [self.answers[i] for i in kept], self.state.of(kept)
 
 
 def continue_from(model: LoadedModel, filled: Prefill) -> Continuation:

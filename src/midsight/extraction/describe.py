@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import subprocess
@@ -72,6 +71,7 @@ def describe_run(
         ),
         vectors=resolved.vectors,
         extras=dict(dataset.extras),
+        risks=request.risk.describe() if request.risk else None,
     )
 
 
@@ -117,13 +117,13 @@ def describe_model(model: LoadedModel) -> ModelSpec:
 def describe_prompt(dataset: Dataset | SampleStream, model: LoadedModel, resolved: ResolvedRequest) -> PromptSpec:
     """How a question becomes a prompt, with the first sample as the example."""
     prompt, declaration = resolved.prompt, model.family.prompt
-    text, published = prompt.template.text, declaration.published
+    published = declaration.published
     rendered = default_prompt(model.processor, declaration, prompt.template)
     return PromptSpec(
         user=prompt.user.spelled,
         system=prompt.system,
         template=prompt.template.source,
-        template_sha256=None if text is None else hashlib.sha256(text.encode()).hexdigest(),
+        template_sha256=prompt.template.sha256,
         is_published=None if published is None else rendered == published,
         rendered=prompt.render(model.processor, declaration, example_turn(dataset, prompt).places),
     )

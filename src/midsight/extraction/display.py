@@ -50,6 +50,9 @@ class Display(Protocol):
     def end(self, notes: Sequence[str]) -> None:
         """Says what a user should know about the data after they were read."""
 
+    def result(self, sentence: str) -> None:
+        """Says what came of the run."""
+
 
 class Silent:
     """A display that says nothing; it passes the progress on to a function."""
@@ -64,6 +67,9 @@ class Silent:
         """Says nothing."""
 
     def end(self, notes: Sequence[str]) -> None:
+        """Says nothing."""
+
+    def result(self, sentence: str) -> None:
         """Says nothing."""
 
     def loading(self, model: LoadedModel, load: Callable[[], Job]) -> Job:  # noqa: ARG002  (nothing is said of it)
@@ -100,6 +106,10 @@ class Spoken:
             self._say(f"Note: {counted(more, 'more image comes', 'more images come')} out nearly black.")
         for sentence in notes:
             self._say(f"Note: {sentence}")
+
+    def result(self, sentence: str) -> None:
+        """Says what came of the run."""
+        self._say(sentence)
 
     def loading(self, model: LoadedModel, load: Callable[[], Job]) -> Job:
         """Says which model is loaded, and what was found at load."""

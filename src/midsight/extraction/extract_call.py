@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,14 +22,16 @@ from midsight.extraction.decode import (
     continue_from,
     decode_until,
     describe_first_token,
+    to_logits,
 )
 from midsight.extraction.prefill import Prefill, encode_distinct, pad_rows, prefill
 from midsight.extraction.prepare import PreparedSample, pooled_pixels, prepare
 from midsight.extraction.request import PaddingSide, ResolvedRequest
+from midsight.extraction.risk import Risk
 from midsight.extraction.sharing import prefill_shared
 from midsight.families.inputs import EncodedImage, continue_positions, mean_over_patches
 from midsight.prompts.token_layout import Span
-from midsight.records import PROCESSOR_POOLED_PIXELS, VISION_ONLY, Record
+from midsight.records import PROCESSOR_POOLED_PIXELS, VISION_ONLY, Double, Record
 from midsight.samples.images import Note, say_nothing
 from midsight.samples.sample import Failure, Sample
 
@@ -118,7 +123,7 @@ def isolate_failures(
 
 @torch.inference_mode()
 def extract_call(model: LoadedModel, request: ResolvedRequest, call: Call, padding_side: PaddingSide) -> list[Outcome]:
-    """One outcome for each sample of the call, in its order: one prefill for all, then their answers."""
+    """One outcome for each sample of the call, in its order: one prefill for all, their risks, then their answers."""
     items = call.items
     images = encode_distinct(model, [item.images for item in items])
     if call.shares_prefixes:
@@ -126,12 +131,59 @@ def extract_call(model: LoadedModel, request: ResolvedRequest, call: Call, paddi
     else:
         filled = prefill_whole(model, request, items, images, padding_side)
     vectors = collect_vectors(request, items, images, filled)
-    if not request.answers:
+    if not request.reads_first_token:
         return [make_outcome(model, item, vectors[i]) for i, item in enumerate(items)]
-    start = continue_from(model, filled)
-    first_tokens = describe_first_token(start.logits)
-    answers = decode_answers(model, request, items, images, start, long_factors=call.long_factors)
-    return [make_outcome(model, item, vectors[i], answers[i], first_tokens[i]) for i, item in enumerate(items)]
+    risks = find_risks(request.risk, vectors)
+    start = continue_from(model, filled) if request.answers else None
+    first_tokens = describe_first_token(start.logits if start else to_logits(model, filled.end_states))
+    answers: list[Answer | None] = [None] * len(items)
+    if start:
+        answers = answer_below(risks, model, request, call, images, start)
+    stored = [{name: of_sample[name] for name in request.vectors} for of_sample in vectors]
+    return [
+        make_outcome(model, item, stored[i], answers[i], first_tokens[i], risks[i], request.risk)
+        for i, item in enumerate(items)
+    ]
+
+
+def find_risks(risk: Risk | None, vectors: Sequence[dict[str, np.ndarray]]) -> list[float | None]:
+    """The risk of each sample; None without a probe."""
+    if risk is None:
+        return [None] * len(vectors)
+    return risk.of(np.stack([of_sample[risk.column] for of_sample in vectors])).tolist()
+
+
+def answer_below(
+    risks: Sequence[float | None],
+    model: LoadedModel,
+    request: ResolvedRequest,
+    call: Call,
+    images: Sequence[Sequence[EncodedImage]],
+    start: Continuation,
+) -> list[Answer | None]:
+    """The answers of the samples whose risk is not too high; None for the others, which decoding never sees."""
+    risk, items = request.risk, call.items
+    chosen = [i for i, one in enumerate(risks) if risk is None or one is None or not risk.abstains(one)]
+    begun = time.perf_counter()
+    decoded: list[Answer] = []
+    if chosen:
+        decoded = decode_answers(
+            model,
+            request,
+            [items[i] for i in chosen],
+            [images[i] for i in chosen],
+            start.of(chosen),
+            long_factors=call.long_factors,
+        )
+    if risk is not None:  # its vectors came from the device before, so that no earlier work is waited for
+        risk.decoding.add(
+            answers=len(decoded),
+            tokens=sum(len(answer.token_ids) for answer in decoded),
+            seconds=time.perf_counter() - begun,
+            left_out=len(items) - len(chosen),
+        )
+    by_index = dict(zip(chosen, decoded, strict=True))
+    return [by_index.get(i) for i in range(len(items))]
 
 
 def prefill_whole(
@@ -194,14 +246,19 @@ def collect_vectors(
     images: Sequence[Sequence[EncodedImage]],
     filled: Prefill,
 ) -> list[dict[str, np.ndarray]]:
-    """Every sample's vectors by column name, in the order of the columns, each float32 [width]."""
+    """Every sample's vectors by column name, in the order of the columns, each float32 [width].
+
+    A column that is only read for its risk is there too.
+    """
     columns: dict[str, np.ndarray] = {}
     if request.vision:
         columns[VISION_ONLY] = torch.stack([mean_over_patches(row) for row in images]).cpu().numpy()
     if request.processor_pooled_pixels:
         columns[PROCESSOR_POOLED_PIXELS] = torch.stack([pooled_pixels(item.images) for item in items]).numpy()
     columns |= {str(tap): filled.states[tap].cpu().numpy() for tap in request.taps}
-    return [{name: columns[name][i] for name in request.vectors} for i in range(len(items))]
+    read = [request.risk.column] if request.risk and request.risk.column not in request.vectors else []
+    names = [*request.vectors, *read]
+    return [{name: columns[name][i] for name in names} for i in range(len(items))]
 
 
 def make_outcome(
@@ -210,25 +267,34 @@ def make_outcome(
     vectors: dict[str, np.ndarray],
     answer: Answer | None = None,
     first_token: FirstToken | None = None,
+    risk: float | None = None,
+    rule: Risk | None = None,
 ) -> Outcome:
-    """The sample's record; a Failure if a vector or a log-probability is not finite."""
+    """The sample's record; a Failure if a vector or a log-probability is not finite. `rule` gave it its `risk`."""
     sample, layout = item.sample, item.prompt.layout
     broken = [name for name, vector in vectors.items() if not np.isfinite(vector).all()]
     if answer is not None and not np.isfinite(answer.logprobs).all():
         broken.append("answer_logprobs")
+    if rule is not None and risk is not None and not math.isfinite(risk):
+        broken.append(rule.column)
     if broken:
         reason = f"{broken[0]} has values that are not finite in {model.dtype}; try dtype float32 or bfloat16."
         return Failure(sample.sample_id, sample.input_index, reason)
-    answered = {}
-    if answer is not None and first_token is not None:
-        answered = {
+    known: dict[str, Any] = {}
+    if first_token is not None:
+        known = {
+            "first_token_entropy": first_token.entropy,
+            "first_token_top_ids": first_token.top_ids,
+            "first_token_top_logprobs": first_token.top_logprobs,
+        }
+    if rule is not None and risk is not None:
+        known |= {"risk": Double(risk), "finish_reason": "abstained" if rule.abstains(risk) else None}
+    if answer is not None:
+        known |= {
             "answer": model.tokenizer.decode(answer.token_ids, skip_special_tokens=True),
             "answer_token_ids": tuple(answer.token_ids),
             "answer_logprobs": tuple(answer.logprobs),
             "finish_reason": answer.finish_reason,
-            "first_token_entropy": first_token.entropy,
-            "first_token_top_ids": first_token.top_ids,
-            "first_token_top_logprobs": first_token.top_logprobs,
         }
     return Record(
         sample_id=sample.sample_id,
@@ -243,5 +309,5 @@ def make_outcome(
         vision_token_index=layout.vision_token,
         query_token_index=layout.query_token,
         vectors=vectors,
-        **answered,
+        **known,
     )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Literal, Unpack
+
+import pyarrow as pa
 
 from midsight.checkpoints.device_map import DeviceMap
 from midsight.checkpoints.loading import LoadedModel, Lora, load_model
@@ -17,12 +19,16 @@ from midsight.extraction.needs import estimate_needs
 from midsight.extraction.option_help import explains_options
 from midsight.extraction.pipeline import extract_all
 from midsight.extraction.request import Request, RequestKeywords, make_request, resolve
+from midsight.extraction.score import score_data
 from midsight.extraction.task import BatchSize, validate_batch_size
-from midsight.extraction.todo import group_by_image
+from midsight.extraction.todo import Progress, group_by_image
 from midsight.records import Record
 from midsight.samples.columns import prompt_columns
+from midsight.samples.open import Data
+from midsight.samples.options import DatasetKeywords, DatasetOptions
 from midsight.samples.sample import Failure, ImageSource, Sample
 from midsight.samples.tables import Pair, make_samples
+from midsight.store.probe import Probe, RiskOf
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,73 @@ class Model:
         """
         return self._extract(pairs, make_request(options, call=("batch_size",)), batch_size)
 
+    @explains_options(DatasetOptions)
+    def score(
+        self,
+        data: Data,
+        probe: Probe | str | Path,
+        *,
+        out: str | Path | None = None,
+        overwrite: bool = False,
+        risk_of: RiskOf = "false",
+        prompt_template: str | Path = "auto",
+        share: bool = True,
+        batch_size: BatchSize = "auto",
+        limit: int | None = None,
+        retry_failed: bool = False,
+        keep_going: bool = False,
+        commit_seconds: float = 60.0,
+        progress: Callable[[Progress], None] | Literal["bar"] | None = "bar",
+        **options: Unpack[DatasetKeywords],
+    ) -> pa.Table:
+        """The risk of each sample of a dataset, from one pass over its prompt: no answer is decoded.
+
+        Prompt, images and vectors are made as for the run that the probe was trained on.
+
+        Args:
+            data: As for midsight.extract.
+            probe: A probe, or its folder, like `RUN/findings/correct/probe`.
+            out: A table to write too: `.jsonl`, `.csv` or `.parquet`. A call that ended early leaves what is finished
+                in the folder `OUT.partial`, and the same call resumes it.
+            overwrite: Whether `out` may be replaced.
+            risk_of: The value of the probe's label that is the risk: `false` for a label like `correct`, `true` for
+                one like `hallucinated`.
+            prompt_template: Needed only if the probe's run had a file as its chat template: that file.
+            share: Whether questions on the same images share one prefix.
+            batch_size: Maximum number of samples in one call of the model; `auto` finds the fastest that memory holds.
+            limit: Process only the first rows, this many; None for all.
+            retry_failed: Whether samples that failed before are tried again.
+            keep_going: Whether to go on even if the first 100 samples all fail.
+            commit_seconds: Maximum time between two commits, in seconds.
+            progress: As for midsight.extract.
+            **options: Which data are used, as in midsight.DatasetOptions:
+
+        Returns:
+            A row for each sample in dataset order: `sample_id`, `input_index`, `image`, `question`, `risk` from 0 to 1,
+            `first_token_max` (log-probability of the likeliest first token), `first_token_entropy` (in nats),
+            `first_token_margin` (between the two likeliest), and for a sample that failed `failure`, the reason.
+
+        Raises:
+            MidsightError: The probe belongs to another model or prompt, or an argument has a wrong value.
+        """
+        return score_data(
+            self.loaded,
+            data,
+            probe,
+            out=None if out is None else Path(out),
+            overwrite=overwrite,
+            risk_of=risk_of,
+            prompt_template=prompt_template,
+            share=share,
+            batch_size=batch_size,
+            limit=limit,
+            retry_failed=retry_failed,
+            keep_going=keep_going,
+            commit_seconds=commit_seconds,
+            progress=progress,
+            **options,
+        )
+
     def _extract(
         self, pairs: Iterable[Sample | Pair], request: Request, batch_size: BatchSize
     ) -> list[Record | Failure]:
@@ -95,7 +168,7 @@ class Model:
         validate_batch_size(batch_size)
         dataset = make_samples(pairs)
         resolved = resolve(request, self.loaded, prompt_columns(dataset.extras, dataset.options))
-        needs = estimate_needs(self.loaded.config, self.loaded.dtype, answers=resolved.answers)
+        needs = estimate_needs(self.loaded.config, self.loaded.dtype, logits=resolved.reads_first_token)
         budget = make_budget(batch_size, self.loaded.device, needs)
         calls = extract_all(self.loaded, resolved, group_by_image(dataset.samples), budget, note=warnings.warn)
         outcomes = [outcome for call in calls for outcome in call]

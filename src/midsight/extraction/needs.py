@@ -29,8 +29,8 @@ SMALL = Needs(token_bytes=1e5, sample_bytes=1e7, token_flops=1e8)
 """For a model of which nothing is known."""
 
 
-def estimate_needs(config: Any, dtype: torch.dtype, *, answers: bool) -> Needs:
-    """What the decoder of a config needs in a dtype; `answers` if they are decoded.
+def estimate_needs(config: Any, dtype: torch.dtype, *, logits: bool) -> Needs:
+    """What the decoder of a config needs in a dtype; `logits` if any are computed.
 
     `config` is transformers' config of the whole model. What it leaves out counts as in a usual decoder.
     """
@@ -45,6 +45,6 @@ def estimate_needs(config: Any, dtype: torch.dtype, *, answers: bool) -> Needs:
     weights = layers * (2 * hidden * head * (heads + key_heads) + 3 * hidden * inner)
     return Needs(
         token_bytes=dtype.itemsize * (cache + activations),
-        sample_bytes=getattr(text, "vocab_size", 0) * (dtype.itemsize + BYTES_PER_LOGIT) if answers else 0,
+        sample_bytes=getattr(text, "vocab_size", 0) * (dtype.itemsize + BYTES_PER_LOGIT) if logits else 0,
         token_flops=2 * weights,
     )

@@ -9,10 +9,12 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
 from midsight.errors import MidsightError, Option, unknown_option
+from midsight.extraction.risk import Risk, RiskChoice, choose_risk
 from midsight.families.resizing import Pixels
 from midsight.prompts.prompt import PromptFormat, make_prompt_format
 from midsight.records import PROCESSOR_POOLED_PIXELS, VISION_ONLY
 from midsight.samples.columns import ColumnSource
+from midsight.store.probe import Probe, ProbeOrigin, RiskOf
 from midsight.taps.tap import DEFAULT_POSITIONS, Tap, choose_layers, choose_positions, choose_taps
 
 if TYPE_CHECKING:
@@ -54,6 +56,10 @@ class Request:
         system: Text of a system turn; empty text means no system turn. Default: what the chat template does.
         prompt_template: `auto` is the model folder's own chat template, `raw` the images and the user's text alone; or
             the path of a file with one. Default: `auto`.
+        probe: A probe, or the folder of one, which gives each sample a risk before its answer. Default: none.
+        risk_of: The value of the probe's label that is the risk: `false` for a label like `correct`, `true` for one
+            like `hallucinated`. Default: `false`.
+        abstain_above: The risk, from 0 to 1, above which no answer is decoded. Default: none, so that all are.
     """
 
     layers: str | int | Sequence[int] = "default"
@@ -69,6 +75,14 @@ class Request:
     prompt: str = "{question}"
     system: str | None = None
     prompt_template: str | Path = "auto"
+    probe: Probe | str | Path | None = None
+    risk_of: RiskOf = "false"
+    abstain_above: float | None = None
+
+    @property
+    def risk(self) -> RiskChoice | None:
+        """What it says about risks, None without a probe; raises MidsightError if that makes no sense."""
+        return choose_risk(self.probe, self.risk_of, self.abstain_above, answers=self.answers)
 
 
 class RequestKeywords(TypedDict, total=False):
@@ -87,6 +101,9 @@ class RequestKeywords(TypedDict, total=False):
     prompt: str
     system: str | None
     prompt_template: str | Path
+    probe: Probe | str | Path | None
+    risk_of: RiskOf
+    abstain_above: float | None
 
 
 REQUEST_OPTIONS = frozenset(field.name for field in fields(Request))
@@ -128,6 +145,13 @@ class ResolvedRequest:
     """Longest prompt, in tokens, that uses the short rotary factors; None without longrope."""
     vectors: dict[str, int]
     """Width of every vector column, in the order of the columns."""
+    risk: Risk | None = None
+    """What gives each sample a risk before its answer; None without a probe."""
+
+    @property
+    def reads_first_token(self) -> bool:
+        """Whether the first token's distribution is stored, so that logits are computed."""
+        return self.answers or self.risk is not None
 
     @property
     def answer_tokens(self) -> int:
@@ -171,6 +195,7 @@ def resolve(
             f"{model.name} was loaded with {model.attention} attention, which takes no mask for single tokens, and "
             f"{family.name} needs one for its images; load it with sdpa attention."
         )
+    risk = request.risk
     may_share = family.decoder.shares_image_prefix and masks
     return ResolvedRequest(
         taps=taps,
@@ -185,6 +210,21 @@ def resolve(
         images_read_ahead=family.decoder.images_read_ahead,
         longrope_threshold=model.longrope_threshold,
         vectors=vectors,
+        risk=None if risk is None else risk.resolve(origin_of_call(model, prompt, pixels), vectors),
+    )
+
+
+def origin_of_call(model: LoadedModel, prompt: PromptFormat, pixels: Pixels) -> ProbeOrigin:
+    """What will make the vectors of a call."""
+    return ProbeOrigin(
+        model=model.name,
+        fingerprint=model.fingerprint,
+        lora=model.lora,
+        dtype=str(model.dtype).removeprefix("torch."),
+        pixels=pixels,
+        prompt=prompt.user.spelled,
+        system=prompt.system,
+        template_sha256=prompt.template.sha256,
     )
 
 

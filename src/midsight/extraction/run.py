@@ -7,26 +7,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, Unpack
 
-from midsight.analysis import Run, open_run
+from midsight.analysis import Run
 from midsight.checkpoints.loading import open_model
 from midsight.errors import MidsightError, counted
-from midsight.extraction.budget import make_budget
-from midsight.extraction.display import Display, display
-from midsight.extraction.fill import fill
-from midsight.extraction.job import Job, fingerprint, look_ahead, make_job, require_a_chance
+from midsight.extraction.display import display
+from midsight.extraction.job import make_job
 from midsight.extraction.model import Model
-from midsight.extraction.needs import estimate_needs
 from midsight.extraction.option_help import explains_options
 from midsight.extraction.request import Request
-from midsight.extraction.task import BatchSize, ExtractKeywords, make_task, validate_batch_size
+from midsight.extraction.run_job import run_job
+from midsight.extraction.task import BatchSize, ExtractKeywords, make_task
 from midsight.extraction.todo import Progress
 from midsight.reports.reasons import describe_reasons
 from midsight.samples.open import Data
 from midsight.samples.options import DatasetOptions
-from midsight.samples.streams import SampleStream
 from midsight.store.files import Shard
 from midsight.store.schema import StoreDtype
-from midsight.store.writer import RunWriter
 
 
 @explains_options(DatasetOptions, Request)
@@ -108,30 +104,3 @@ def tell_failures(run: Run) -> None:
         "run.failures() lists them.",
         stacklevel=3,
     )
-
-
-def run_job(job: Job, *, batch_size: BatchSize, keep_going: bool, commit_seconds: float, shown: Display) -> Run:
-    """Does a job, and returns its run; a finished run is opened at once, without weights. Raises MidsightError."""
-    validate_batch_size(batch_size)
-    task = job.task
-    start = look_ahead(job)
-    shown.start(start.progress, start.notes)
-    if start.todo.is_empty:
-        shown.progress(start.progress)
-        return open_run(task.out)
-    if not keep_going:
-        require_a_chance(job, start)
-    if start.todo.remaining != 0 and not job.model.has_weights:
-        job = shown.loading(job.model, job.with_weights)
-    needs = estimate_needs(job.model.config, job.model.dtype, answers=job.request.answers)
-    budget = make_budget(batch_size, job.model.device, needs)
-    with RunWriter(
-        task.out, job.spec, shard=task.shard, retry_failed=task.retry_failed, commit_seconds=commit_seconds
-    ) as writer:
-        # another process may have done this shard in the meantime
-        todo = start.todo if fingerprint(writer.done) == start.done else job.todo(writer.done, writer.failed)
-        try:
-            fill(writer, job, todo, budget=budget, keep_going=keep_going, on_progress=shown.progress, note=shown.note)
-        finally:
-            shown.end(task.data.notes_of_rows() if isinstance(task.data, SampleStream) else ())
-    return open_run(task.out)

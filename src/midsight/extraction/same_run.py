@@ -32,6 +32,7 @@ def require_same_call(
         request=asked_request(stored.request, request, store_dtype, n_layers),
         prompt=replace(stored.prompt, user=request.prompt, system=request.system),
         dataset=describe_dataset(data),
+        risks=request.risk.describe() if request.risk else None,
     )
     require_same_run(out, stored, asked)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Unpack, get_args
 
@@ -91,6 +91,8 @@ def make_task(
         raise MidsightError(Option("limit"), f" is {limit}; give 1 or more.")
     validate_shard(shard)
     dataset_options, request = split_options(options)
+    if risk := request.risk:
+        request = replace(request, probe=risk.probe)  # it is read once
     n_layers = None if model is None else count_layers(Path(model))
     validate_request(request, n_layers)
     validate_texts(request.prompt, request.system, lambda text: find_control_token(text, model))

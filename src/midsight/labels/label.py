@@ -29,6 +29,8 @@ from midsight.store.reader import Run
 NO_REFERENCE = "no reference answer"
 UNREAD = "undecided"
 NO_ROW = "no row in the file"
+ABSTAINED = "abstained"
+"""Why a value is null."""
 
 
 def label_run(run: Run, judge: str, *, name: str = "correct", options: JudgeOptions | None = None) -> LabelRecord:
@@ -47,7 +49,26 @@ def label_run(run: Run, judge: str, *, name: str = "correct", options: JudgeOpti
         MidsightError: The judge is unknown, the run has no answers, or a reference is outside the judge's domain.
     """
     validate_name(name)
-    found, options = find_judge(judge), options or JudgeOptions()
+    options = options or JudgeOptions()
+    rows, verdicts, reasons = judge_run(run, judge, options)
+    return write_label(
+        run.path,
+        _as_table(pa.array([row["sample_id"] for row in rows]), verdicts, reasons),
+        run_id=run.spec.run_id,
+        name=name,
+        source=judge,
+        options=_changed(options),
+        table=count_table(verdict for verdict in verdicts if verdict),
+        differs_from_pope=_different_from_pope(rows, verdicts) if judge.startswith("yes_no") else None,
+        **_counts(verdicts, reasons),
+    )
+
+
+def judge_run(
+    run: Run, judge: str, options: JudgeOptions
+) -> tuple[list[dict[str, Any]], list[Verdict | None], list[str | None]]:
+    """The rows of a run, the verdict on each, and why there is none; raises MidsightError as `label_run` does."""
+    found = find_judge(judge)
     require_known_options(found, options)
     if not run.spec.request.answers:
         raise MidsightError(
@@ -59,18 +80,25 @@ def label_run(run: Run, judge: str, *, name: str = "correct", options: JudgeOpti
     if not table.num_rows:
         raise MidsightError(f"{run.path} holds no samples; extract some first.")
     rows = table.to_pylist()
-    verdicts = [_judge_row(found, row, options) for row in rows]
-    return write_label(
-        run.path,
-        _as_table(table["sample_id"], verdicts, [_reason(one, NO_REFERENCE) for one in verdicts]),
-        run_id=run.spec.run_id,
-        name=name,
-        source=judge,
-        options=_changed(options),
-        table=count_table(verdict for verdict in verdicts if verdict),
-        differs_from_pope=_different_from_pope(rows, verdicts) if judge.startswith("yes_no") else None,
-        **_counts(verdicts),
-    )
+    abstained = abstained_ids(run)
+    verdicts = [None if row["sample_id"] in abstained else _judge_row(found, row, options) for row in rows]
+    reasons = [
+        _reason(verdict, NO_REFERENCE, abstained=row["sample_id"] in abstained and bool(row["reference_answers"]))
+        for row, verdict in zip(rows, verdicts, strict=True)
+    ]
+    return rows, verdicts, reasons
+
+
+def abstained_ids(run: Run) -> set[str]:
+    """The ids of the samples that were not answered, because their risk was too high."""
+    if run.spec.risks is None or run.spec.risks.abstain_above is None:
+        return set()
+    return {
+        sample_id
+        for batch in run.batches(["sample_id", "finish_reason"])
+        for sample_id, reason in zip(*(batch.column(name).to_pylist() for name in batch.column_names), strict=True)
+        if reason == ABSTAINED
+    }
 
 
 def label_from_file(
@@ -109,10 +137,15 @@ def label_from_file(
         example = f", for example {unknown[0]!r} against {ids[0]!r}" if unknown and ids else ""
         raise MidsightError(f"{path} and {run.path} have no id in common{example}; choose the column of ids with ",
                             Option("id"), ".")  # fmt: skip
-    verdicts = [outside.verdicts.get(sample_id) for sample_id in ids]
+    abstained = abstained_ids(run)  # whatever the file says of them, there is no answer to be right or wrong
+    verdicts = [None if sample_id in abstained else outside.verdicts.get(sample_id) for sample_id in ids]
+    reasons = [
+        _reason(verdict, NO_ROW, abstained=sample_id in abstained)
+        for sample_id, verdict in zip(ids, verdicts, strict=True)
+    ]
     record = write_label(
         run.path,
-        _as_table(pa.array(ids), verdicts, [_reason(one, NO_ROW) for one in verdicts]),
+        _as_table(pa.array(ids), verdicts, reasons),
         run_id=run.spec.run_id,
         name=name,
         source=str(path),
@@ -124,7 +157,7 @@ def label_from_file(
         },
         table=None,
         differs_from_pope=None,
-        **_counts(verdicts),
+        **_counts(verdicts, reasons),
     )
     matched = len(outside.verdicts) - len(unknown)
     return record, (
@@ -175,9 +208,9 @@ def _different_from_pope(rows: Sequence[dict[str, Any]], verdicts: Sequence[Verd
     )
 
 
-def _reason(verdict: Verdict | None, absent: str) -> str | None:
+def _reason(verdict: Verdict | None, absent: str, *, abstained: bool) -> str | None:
     if verdict is None:
-        return absent
+        return ABSTAINED if abstained else absent
     return UNREAD if verdict.right is None else None
 
 
@@ -188,13 +221,15 @@ def _as_table(ids: Any, verdicts: Sequence[Verdict | None], reasons: Sequence[st
                     schema=LABEL_SCHEMA)  # fmt: skip
 
 
-def _counts(verdicts: Sequence[Verdict | None]) -> dict[str, int]:
+def _counts(verdicts: Sequence[Verdict | None], reasons: Sequence[str | None]) -> dict[str, int]:
     rights = [verdict.right for verdict in verdicts if verdict]
+    abstained = reasons.count(ABSTAINED)
     return {
         "right": rights.count(True),
         "wrong": rights.count(False),
         "undecided": rights.count(None),
-        "without_reference": verdicts.count(None),
+        "without_reference": verdicts.count(None) - abstained,
+        "abstained": abstained,
     }
 
 

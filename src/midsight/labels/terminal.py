@@ -27,7 +27,8 @@ def render_label(record: LabelRecord) -> RenderableType:
     blocks: list[RenderableType] = [
         Text(
             f"Label {record.name} by {record.source}: {record.right:,} right{share}, {record.wrong:,} wrong, "
-            f"{record.undecided:,} undecided, {record.without_reference:,} {absent}."
+            f"{record.undecided:,} undecided, {record.without_reference:,} {absent}"
+            + (f", {record.abstained:,} abstained." if record.abstained else ".")
         )
     ]
     if record.table is not None:

@@ -46,7 +46,8 @@ def baselines(table: pa.Table, strata: Mapping[str, Sequence[str]]) -> list[Base
     """
     found = [*_input_baselines(table, strata)]
     if "first_token_top_logprobs" in table.column_names and not table["first_token_top_logprobs"].null_count:
-        found += [*_first_token(table), *_whole_answer(table)]
+        found += _first_token(table)
+        found += _whole_answer(table) if "answer" in table.column_names else []
     return [one for one in found if np.ptp(one.values, axis=0).max() > 0]
 
 
@@ -82,7 +83,7 @@ def _first_token(table: pa.Table) -> list[Baseline]:
     ]
     if width > 1:
         found.append(Baseline("first_token_margin", "before the answer", logprobs[:, 0] - logprobs[:, 1]))
-    margin = _yes_no_margin(table)
+    margin = _yes_no_margin(table) if "answer" in table.column_names else None
     if margin is not None:
         found.append(Baseline("yes_no_margin", "before the answer", margin))
         found.append(Baseline("yes_no_certainty", "before the answer", np.abs(margin)))

@@ -12,11 +12,12 @@ import pyarrow.parquet as pq
 from midsight.probes.crossval import Design
 from midsight.probes.figure import auroc_by_layer
 from midsight.probes.finding import Finding
-from midsight.probes.probe import Probe, probe_files
 from midsight.probes.stacking import fit_logistic
 from midsight.probes.study import ColumnProbe, Study
 from midsight.probes.tables import as_markdown, scores_csv, strata_csv
+from midsight.store.annotations import read_label_record
 from midsight.store.findings import PREDICTIONS, write_finding
+from midsight.store.probe import Probe, ProbeOrigin, probe_files
 from midsight.store.reader import Run
 from midsight.store.typed_json import to_json
 
@@ -32,7 +33,7 @@ def write_study(run: Run, study: Study) -> Path:
         "auroc.svg": drawing.svg(f"AUROC by layer of {finding.label}").encode(),
         "auroc.png": drawing.png(),
         PREDICTIONS: _as_parquet(study.predictions),
-        **{f"probe/{name}": data for name, data in _probe_files(study).items()},
+        **{f"probe/{name}": data for name, data in _probe_files(run, study).items()},
     }
     return write_finding(run.path, finding.name, to_json(finding), files)
 
@@ -67,16 +68,19 @@ def _as_parquet(table: pa.Table) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def _probe_files(study: Study) -> dict[str, bytes]:
+def _probe_files(run: Run, study: Study) -> dict[str, bytes]:
     finding, design = study.finding, study.division.design
     probes = {name: fitted_probe(name, probe, design, finding.label) for name, probe in study.probes.items()}
     facts = {
         "label": finding.label,
+        "label_source": finding.label_source,
+        "label_options": dict(read_label_record(run.path, run.spec.run_id, finding.label).options),
         "run_id": finding.run_id,
+        "dataset_sha256": run.spec.dataset.sha256,
         "model": finding.model,
         "model_fingerprint": finding.model_fingerprint,
         "trained_on": int(design.bounds[max(max(split.train) for split in design.splits) + 1]),
         "midsight_version": finding.midsight_version,
         "created": finding.created,
     }
-    return probe_files(probes, default_column(finding), facts)
+    return probe_files(probes, default_column(finding), ProbeOrigin.of(run.spec), facts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,11 @@ class ChatTemplate:
     """Jinja, as transformers renders it; None for `raw`, which is the images and the user's text alone."""
     content: Content = "parts"
     """How it takes the user's message."""
+
+    @property
+    def sha256(self) -> str | None:
+        """Hash of its text, hex; None for `raw`."""
+        return None if self.text is None else hashlib.sha256(self.text.encode()).hexdigest()
 
 
 def choose_template(

@@ -54,7 +54,7 @@ class AnswerSummary:
     """Length of the answers, and why decoding ended."""
 
     finish_reasons: Mapping[str, int]
-    """Answers by why decoding ended, most frequent first."""
+    """Samples by why decoding ended, or by `abstained`, most frequent first."""
     mean_tokens: float | None
     """Mean number of generated tokens, the stop token included; None without answers or without their tokens."""
     missing: int = 0
@@ -171,8 +171,9 @@ def _distinct(hashes: array[int]) -> int:
 
 
 def _answers(finish_reasons: Counter[str], tokens: int, missing: int) -> AnswerSummary:
-    answers = finish_reasons.total()
-    return AnswerSummary(dict(finish_reasons.most_common()), tokens / answers if answers else None, missing)
+    answers = finish_reasons.total() - finish_reasons["abstained"]
+    mean = tokens / answers if answers else None
+    return AnswerSummary(dict(finish_reasons.most_common()), mean, missing - finish_reasons["abstained"])
 
 
 def _column(field: pa.Field, rows: int) -> ColumnSummary:

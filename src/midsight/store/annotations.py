@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from midsight.errors import DamagedRunError, MidsightError, Option
 from midsight.store.files import open_seal, read_json, reporting_disk_errors, write_atomically, write_sealed_json
-from midsight.store.typed_json import WrongJsonError, from_json, to_json
+from midsight.store.typed_json import MAY_BE_MISSING, WrongJsonError, from_json, to_json
 from midsight.version import __version__
 
 ANNOTATIONS = "annotations"
@@ -70,6 +70,8 @@ class LabelRecord:
     """Samples without a value although there is a reference, or a row in the file."""
     without_reference: int
     """Samples without a reference answer, or without a row in the file."""
+    abstained: int = field(default=0, metadata={MAY_BE_MISSING: True})
+    """Samples that the model did not answer, because their risk was too high; labels of earlier runs have none."""
     table: YesNoTable | None
     """For yes/no judges."""
     differs_from_pope: int | None

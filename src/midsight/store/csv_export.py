@@ -45,6 +45,13 @@ def write_csv(batches: Iterable[tuple[pa.Table, np.ndarray]], count: int, column
     aside.unlink()
 
 
+def csv_lines(table: pa.Table) -> Iterable[bytes]:
+    """The lines of a table as CSV, the header first, in the same form as an export."""
+    yield _line([neutral(column) for column in table.column_names])
+    for start in range(0, table.num_rows, _ROWS):
+        yield from _lines(table.slice(start, _ROWS))
+
+
 def neutral(text: str) -> str:
     """`text` as a cell that no spreadsheet runs.
 
@@ -74,7 +81,7 @@ def _texts(array: pa.Array) -> list[str | None]:
         return [_text(value, _json) for value in array.to_pylist()]
     if pa.types.is_boolean(array.type):
         return [_text(value, lambda value: str(value).lower()) for value in array.to_pylist()]
-    if pa.types.is_string(array.type):
+    if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
         return [_text(value, neutral) for value in array.to_pylist()]
     # Arrow prints the shortest digits that read back as the same number, float32 as float32.
     return array.cast(pa.string()).to_pylist()

@@ -39,15 +39,22 @@ def new_target(run: Run, out: Path, format: str, *, folder_of: str | None, overw
         ) from error
 
 
-def _check_target(run: Run, out: Path, format: str, *, folder_of: str | None, overwrite: bool) -> None:
-    if out.resolve().is_relative_to(run.path.resolve()):
-        raise MidsightError(f"{out} is in the run folder {run.path}; choose an ", Option("out"), " outside of it.")
+def require_new(out: Path, *, overwrite: bool) -> bool:
+    """Whether nothing is at `out` yet; raises MidsightError if something is that may not be replaced."""
     if not out.exists() and not out.is_symlink():
-        return
+        return True
     if not overwrite:
         raise MidsightError(
             f"{out} exists already; choose another ", Option("out"), " or give ", Option("overwrite", True), "."
         )
+    return False
+
+
+def _check_target(run: Run, out: Path, format: str, *, folder_of: str | None, overwrite: bool) -> None:
+    if out.resolve().is_relative_to(run.path.resolve()):
+        raise MidsightError(f"{out} is in the run folder {run.path}; choose an ", Option("out"), " outside of it.")
+    if require_new(out, overwrite=overwrite):
+        return
     if folder_of is None and not out.is_file():
         raise MidsightError(f"{out} is not a file, and {format} is written to one; choose another ", Option("out"), ".")
     if folder_of is not None and not (out.is_dir() and all(file.suffix == folder_of for file in out.iterdir())):

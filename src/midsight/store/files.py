@@ -139,8 +139,12 @@ def reporting_unreadable(path: Path) -> Iterator[None]:
 
 def write_sealed_json(path: Path, body: Mapping[str, Any], *, indent: int | None = None) -> None:
     """Write `body` as a JSON object with one more key, `seal`: its own SHA-256. Raises OSError."""
-    text = json.dumps({**body, "seal": _seal(body)}, indent=indent, allow_nan=False)
-    write_atomically(path, f"{text}\n".encode("ascii"))
+    write_atomically(path, sealed_json(body, indent=indent))
+
+
+def sealed_json(body: Mapping[str, Any], *, indent: int | None = None) -> bytes:
+    """`body` as a JSON object with one more key, `seal`: its own SHA-256."""
+    return (json.dumps({**body, "seal": _seal(body)}, indent=indent, allow_nan=False) + "\n").encode("ascii")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from midsight.errors import Option, RunError, counted
-from midsight.store.spec import RunSpec
+from midsight.store.spec import RiskSpec, RunSpec
 from midsight.store.typed_json import to_json
 
 
@@ -54,6 +54,7 @@ class _Content:
         return f"({rows}SHA-256 {self.digest[:DIGEST_CHARACTERS] if self.digest else 'none'})"
 
 
+_NOTHING = _Content(None, None)
 DIGEST_CHARACTERS = 16
 """Hex digits of a SHA-256 in a message: enough to see that two differ."""
 COMPARED_BY_DIGEST: Mapping[str, Callable[[RunSpec], _Content]] = {
@@ -61,25 +62,33 @@ COMPARED_BY_DIGEST: Mapping[str, Callable[[RunSpec], _Content]] = {
     "model": lambda spec: _Content(spec.model.name, spec.model.fingerprint),
     "family": lambda spec: _Content(spec.model.family_file or "none", spec.model.family_sha256),
     "prompt_template": lambda spec: _Content(spec.prompt.template, spec.prompt.template_sha256),
+    "probe": lambda spec: _NOTHING if spec.risks is None else _Content(spec.risks.probe, spec.risks.probe_sha256),
 }
 """Options whose content is compared, as a digest."""
 
 
 def _other_content(path: Path, option: str, before: _Content, now: _Content) -> RunError:
     """The error for an option whose content is not the run's."""
-    started = (f"{path} was started with ", Option(option, before.name))
+    started = (f"{path} was started ", *_named(option, before, "with ", "without "))
     if before.name == now.name:
         return RunError(
-            *started, f" {before}, and its content is now another {now}; restore it or use another ", Option("out"), "."
+            *started, f", and its content is now another {now}; restore it or use another ", Option("out"), "."
         )
     return RunError(
         *started,
-        f" {before}, and this call has ",
-        Option(option, now.name),
-        f" {now}; use the old one or another ",
+        ", and this call ",
+        *_named(option, now, "has ", "has no "),
+        "; use the old one or another ",
         Option("out"),
         ".",
     )
+
+
+def _named(option: str, content: _Content, there: str, absent: str) -> tuple[str | Option, ...]:
+    """The content of an option after one of two words, as the parts of a sentence."""
+    if content == _NOTHING:
+        return absent, Option(option)
+    return there, Option(option, content.name), f" {content}"
 
 
 def _decisive_values(spec: RunSpec) -> dict[str, Any]:
@@ -88,6 +97,10 @@ def _decisive_values(spec: RunSpec) -> dict[str, Any]:
         field_.metadata["option"]: to_json(getattr(part, field_.name))
         for part in (spec.request, spec.prompt, spec.model, spec.dataset)
         for field_ in fields(part)
+        if "option" in field_.metadata
+    } | {
+        field_.metadata["option"]: None if spec.risks is None else to_json(getattr(spec.risks, field_.name))
+        for field_ in fields(RiskSpec)
         if "option" in field_.metadata
     }
 

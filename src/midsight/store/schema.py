@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from midsight.errors import Option, RunError, SampleError
-from midsight.records import PROCESSOR_POOLED_PIXELS, VISION_ONLY, Record
+from midsight.records import ONLY_WITH, PROCESSOR_POOLED_PIXELS, VISION_ONLY, Double, Record
 from midsight.taps.tap import POSITIONS
 
 StoreDtype = Literal["float32", "float16"]
@@ -50,10 +50,16 @@ class RunColumns:
     """Type of the stored vectors' elements."""
     imported: bool = False
     """Whether the rows come from elsewhere, so that values which midsight always has may be missing."""
+    risk: bool = False
+    """Whether a probe gave each sample a risk."""
+
+    def have(self, needs: Sequence[str] | None) -> bool:
+        """Whether the run has one of the things that a column needs; None for a column of every run."""
+        return needs is None or any(getattr(self, name) for name in needs)
 
 
 _HINTS = get_type_hints(Record)
-_SCALAR_TYPES = {str: pa.string(), int: pa.int64(), float: pa.float32()}
+_SCALAR_TYPES = {str: pa.string(), int: pa.int64(), float: pa.float32(), Double: pa.float64()}
 _COLUMN_FIELDS = tuple(field for field in dataclasses.fields(Record) if field.name not in ("extras", "vectors"))
 _OWN_NAMES = {
     *(field.name for field in _COLUMN_FIELDS),
@@ -115,7 +121,7 @@ def run_schema(columns: RunColumns) -> pa.Schema:
             arrow_fields.extend(
                 pa.field(columns.stored_as[name], EXTRA_TYPES[type_]) for name, type_ in columns.extras.items()
             )
-        elif field in _COLUMN_FIELDS and (columns.answers or not field.metadata.get("only_with_answers")):
+        elif field in _COLUMN_FIELDS and columns.have(field.metadata.get(ONLY_WITH)):
             unknown = columns.imported and field.metadata.get("unknown_if_imported", False)
             arrow_fields.append(_arrow_field(field.name, _HINTS[field.name], unknown=unknown))
     element = VECTOR_TYPES[columns.store_dtype]

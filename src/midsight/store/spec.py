@@ -196,6 +196,24 @@ class ImportSpec:
     """What the files say about themselves."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class RiskSpec:
+    """The probe that gave each sample a risk before its answer."""
+
+    probe: str | None
+    """The probe's folder, as the call gave it; None for one from Python."""
+    probe_sha256: str = field(metadata=decisive("probe"))
+    """Hash of all that decides its scores."""
+    column: str
+    """The vector column that it reads."""
+    label: str
+    """The label that it predicts."""
+    of: str = field(metadata=decisive("risk_of"))
+    """The value of the label whose probability is the risk: `false` or `true`."""
+    abstain_above: float | None = field(metadata=decisive("abstain_above"))
+    """The risk above which no answer was decoded; None if all were."""
+
+
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
@@ -228,6 +246,8 @@ class RunSpec:
     """The column that stores each extra input column; by default what `extra_columns` gives."""
     imported: ImportSpec | None = field(default=None, metadata=ADDED_LATER)
     """Where the rows come from, if midsight did not extract them."""
+    risks: RiskSpec | None = field(default=None, metadata=ADDED_LATER)
+    """What the column `risk` holds; None if the run has none."""
 
     def __post_init__(self) -> None:
         for name, kind in field_types(RunSpec).items():
@@ -263,6 +283,7 @@ class RunSpec:
             self.request.answers,
             self.request.store_dtype,
             imported=self.imported is not None,
+            risk=self.risks is not None,
         )
 
 
