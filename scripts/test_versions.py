@@ -19,22 +19,31 @@ PAGE = ROOT / "docs" / "versions.md"
 RESOLUTIONS = {"oldest": "lowest-direct", "newest": "highest"}
 TESTS = (
     "tests/families/test_family_parity.py",
+    "tests/families/test_family_prompts.py",
+    "tests/families/test_family_folders.py",
+    "tests/families/test_saved_folders.py",
+    "tests/families/test_adapters.py",
+    "tests/families/test_device_map.py",
+    "tests/checkpoints/test_generation_settings.py",
     "tests/store/test_store_roundtrip.py",
     "tests/store/test_store_odd_run.py",
     "tests/store/test_store_other_tools.py",
     "tests/samples/test_images.py",
 )
-"""The parity of every family, what pyarrow and Pillow do for it, and runs in other tools; large images are left out."""
+"""The parity of every family, in every way of loading it; what pyarrow and Pillow do for it; runs in other tools."""
+LEFT_OUT = "TestEveryCase"
+"""Phi-4's largest images in every batch size, which would take as long as all the rest."""
 SHOWN = ("transformers", "torch", "torchvision", "pyarrow", "pillow", "accelerate", "huggingface-hub", "numpy")
 TEST_TOOLS = (
     "pytest>=8.2",
+    "pytest-xdist>=3.8",
     "hypothesis>=6.150",
     "peft>=0.21",
     "duckdb>=1.3",
     "fastparquet>=2026.9",
 )
 """With lower bounds of their own, so that installing them changes no other version."""
-EXTRAS = "datasets,hdf5,pandas,polars"
+EXTRAS = "datasets,hdf5,pandas,polars,smolvlm"
 START, END = "<!-- written by make test-versions -->", "<!-- end -->"
 
 
@@ -53,7 +62,7 @@ def run_suite(name: str, resolution: str) -> list[str] | None:
     """The row of the page for one environment: its versions and the result; None if a test failed."""
     python = make_environment(ROOT / f".venv-{name}", resolution)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
-    command = [str(python), "-m", "pytest", "-q", "-m", "not slow", *TESTS]
+    command = [str(python), "-m", "pytest", "-q", "-n", "2", "--dist", "loadfile", "-k", f"not {LEFT_OUT}", *TESTS]
     done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)  # noqa: S603
     sys.stdout.write(done.stdout)
     passed = re.search(r"(\d+) passed", done.stdout)

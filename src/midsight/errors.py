@@ -124,8 +124,18 @@ class CommitError(RunError):
 
 def first_line(error: BaseException) -> str:
     """The first line of what a library's error says, cut where it is long; the error's type if it says nothing."""
-    line = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
-    return line if len(line) <= LONGEST_QUOTE else f"{line[:LONGEST_QUOTE].rstrip()} …"
+    return quoted(str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__)
+
+
+def quoted(text: str) -> str:
+    """A text of unknown origin for a sentence: control characters as escapes, and cut where it is long."""
+    cut = text[:LONGEST_QUOTE].rstrip() + " …" if len(text) > LONGEST_QUOTE else text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in cut)
+
+
+def is_failure(error: BaseException) -> bool:
+    """Whether work failed, rather than that somebody wants it to end: an Exception, or a panic of a library in Rust."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def counted(count: int, one: str, many: str | None = None) -> str:
@@ -135,7 +145,9 @@ def counted(count: int, one: str, many: str | None = None) -> str:
 
 LONGEST_QUOTE = 240
 """Characters of a library's error that a sentence quotes."""
-LOAD_OPTIONS = frozenset(("revision", "dtype", "device", "device_map", "lora", "base", "family", "audio", "weights"))
+LOAD_OPTIONS = frozenset(
+    ("revision", "dtype", "device", "device_map", "lora", "base", "base_revision", "family", "audio", "weights")
+)
 """The arguments of `midsight.load`."""
 
 

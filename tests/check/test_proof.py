@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -162,7 +163,36 @@ def test_the_model_without_its_lora_has_the_dtype_of_the_one_with_it(small, two_
     assert dtypes == [("merged", torch.float32), ("off", torch.float32)]
 
 
-@pytest.mark.parametrize("option", [("--dtype", "bfloat16"), ("--device", "cpu"), ("--lora", "off")])
+@pytest.mark.slow
+def test_a_model_over_main_memory_and_disk(small, two_small_images, monkeypatch):
+    """Both models that are loaded, the second when the first has left memory."""
+    loaded = []
+
+    def remember(*args, **options):
+        assert [one() for one in loaded] == [None] * len(loaded)
+        model = load(*args, **options)
+        loaded.append(weakref.ref(model.loaded.hf_model))
+        assert any(parameter.is_meta for parameter in model.loaded.hf_model.parameters())
+        return model
+
+    monkeypatch.setattr(proof, "load", remember)
+    found = proof.prove(small, device="cpu", lora="merged", device_map={1: "disk"})
+    assert [check for check in found.checks if not check.passed] == []
+    assert "LoRA off and on" in {check.name for check in found.checks}
+    assert "cpu (0) and disk (1)" in " ".join(found.notes)
+    assert len(loaded) == 2
+
+
+def test_the_command_takes_a_device_map(small, two_small_images):
+    done = check_run(small, "--device-map", "auto")
+    assert done.exit_code == 0
+    assert "Decoder layers are on cpu" in " ".join(done.output.split())
+    assert "--device-map" in " ".join(check_run(small, "--device-map", "balanced").output.split())
+
+
+@pytest.mark.parametrize(
+    "option", [("--dtype", "bfloat16"), ("--device", "cpu"), ("--lora", "off"), ("--device-map", "auto")]
+)
 def test_options_of_the_proof_are_refused_without_it(small, option):
     done = CliRunner().invoke(app, ["check", str(small), *option])
     assert done.exit_code == 2

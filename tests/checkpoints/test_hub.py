@@ -20,7 +20,7 @@ from midsight.checkpoints.hub import find_model_folder
 from midsight.cli import app
 from midsight.errors import MidsightError
 from midsight.testing import write_phi4_multimodal, write_published_phi4mm
-from support.folders import copy_folder, replace_file, said_by
+from support.folders import assert_sentence, copy_folder, replace_file, said_by
 from support.hub_stub import connected_hub, read_files
 from support.pictures import picture
 from support.reference import relative_error
@@ -168,11 +168,43 @@ def test_an_adapter_brings_its_base_model(hub, folders):
     assert relative_error(twice["query.1"], once["query.1"]) > 0.01
 
 
-def adapter_files(native):
+def test_the_base_models_revision(hub, folders):
+    """The user's, else the one that the adapter names, else the main branch."""
+    files = read_files(folders["native"])
+    old = hub.add("maker/base", files, "v1")
+    new = hub.add("maker/base", {**files, "README.md": b"new"}, "main")
+    hub.add("maker/adapter", adapter_files(folders["native"]), "main")
+    hub.add("maker/pinned", adapter_files(folders["native"], revision="v1"), "main")
+    wanted = [
+        ("maker/adapter", {}, new),
+        ("maker/adapter", {"base_revision": "v1"}, old),
+        ("maker/adapter", {"base": "maker/base", "base_revision": old}, old),
+        ("maker/pinned", {}, old),
+        ("maker/pinned", {"base_revision": "main"}, new),
+        ("maker/pinned", {"base": "maker/base"}, new),
+    ]
+    for source, options, commit in wanted:
+        origin = load(source, **options, weights=False).loaded.adapter
+        assert origin is not None
+        assert origin.base_revision == commit, (source, options)
+    assert read_facts("maker/adapter", base_revision="v1").folder.endswith(old)
+    for words, source, options in (
+        ("maker/base has no revision v9", "maker/adapter", {"base_revision": "v9"}),
+        ("base_revision='v1' goes with a hub id", "maker/adapter", {"base": folders["native"], "base_revision": "v1"}),
+        ("base_revision='v1' goes with an adapter's folder", "maker/base", {"base_revision": "v1"}),
+    ):
+        said = said_by(load, source, **options)
+        assert said is not None
+        assert words in said
+        assert_sentence(said)
+    assert CliRunner().invoke(app, ["check", "maker/adapter", "--base-revision", "v1"]).exit_code == 0
+
+
+def adapter_files(native, **changes):
     """An adapter of the hub's maker/base."""
     settings = json.loads((native / "vision-lora" / "adapter_config.json").read_text())
     return {
-        "adapter_config.json": json.dumps({**settings, "base_model_name_or_path": "maker/base"}).encode(),
+        "adapter_config.json": json.dumps({**settings, "base_model_name_or_path": "maker/base", **changes}).encode(),
         "adapter_model.safetensors": (native / "vision-lora" / "adapter_model.safetensors").read_bytes(),
     }
 

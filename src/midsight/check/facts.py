@@ -92,6 +92,7 @@ def read_facts(
     *,
     revision: str | None = None,
     base: str | Path | None = None,
+    base_revision: str | None = None,
     family: str | Path | None = None,
 ) -> ModelFacts:
     """Opens a model as `midsight.load` would, without its weights, and accounts for every tensor.
@@ -100,6 +101,7 @@ def read_facts(
         source: Folder or hub id of a model or an adapter.
         revision: Branch, tag or commit of a hub id.
         base: Folder or hub id of an adapter's base model; by default the one that the adapter names.
+        base_revision: Branch, tag or commit of the base model's hub id; by default the one that the adapter names.
         family: A file with the model's family, as in `midsight.load`.
 
     Returns:
@@ -109,7 +111,7 @@ def read_facts(
         MidsightError: The model cannot be loaded.
     """
     family_file = None if family is None else read_proved_file(family)
-    found = find_model(source, revision=revision, base=base, family_file=family_file)
+    found = find_model(source, revision=revision, base=base, base_revision=base_revision, family_file=family_file)
     folder = found.folder.path
     with quiet_transformers(), how_to_download_again(folder):
         checkpoint = open_checkpoint(folder, found.adapter, family_file)

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from PIL import Image
-
 from midsight.checkpoints.loading import LoadedModel
 from midsight.extraction.request import ResolvedRequest
-from midsight.prompts.chat_template import render_places, user_text
+from midsight.prompts.chat_template import render_messages, render_places, user_text
 from midsight.prompts.prompt import adds_special_tokens
 from midsight.samples.images import decode_image
 from midsight.samples.sample import Sample
@@ -31,9 +29,12 @@ def processor_inputs(model: LoadedModel, request: ResolvedRequest, sample: Sampl
         add_special_tokens = adds_special_tokens(processor.tokenizer, text)
         return processor(text=text, images=[images], add_special_tokens=add_special_tokens, return_tensors="pt")
     content: Any = user_text(model.family.prompt, turn.places)
-    given: dict[str, Any] = {"images": images}
+    seen, given = content, dict[str, Any](images=images)
     if template.content == "parts":
         content, given = [as_part(part, decoded) for part in turn.parts], {}
+        seen = [as_part(part, ["<Image>"] * len(decoded)) for part in turn.parts]  # what a template sees of it
+    # raises if the template has no end, which transformers does not notice
+    render_messages(processor, template.text, [{"role": "user", "content": seen}])
     own = template.source in ("folder", "family") and isinstance(getattr(processor, "chat_template", None), str)
     return processor.apply_chat_template(
         [{"role": "user", "content": content}],
@@ -46,7 +47,7 @@ def processor_inputs(model: LoadedModel, request: ResolvedRequest, sample: Sampl
     )
 
 
-def as_part(part: str | int, images: Sequence[Image.Image]) -> dict[str, Any]:
+def as_part(part: str | int, images: Sequence[Any]) -> dict[str, Any]:
     """The part of a message that is a text, or the image with this index."""
     return {"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "image": images[part]}
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -13,8 +15,9 @@ from PIL import Image
 from midsight.check.check import Check
 from midsight.check.family_checks import SECTIONS, run_section, run_sections
 from midsight.check.lora import check_factors, compare_lora, extract_each
-from midsight.check.subject import make_subject
+from midsight.check.subject import Subject, make_subject
 from midsight.checkpoints.adapter import FoundModel, find_model
+from midsight.checkpoints.device_map import DeviceMap
 from midsight.checkpoints.loading import LoadedModel, Lora
 from midsight.extraction.model import load
 from midsight.extraction.request import Request, resolve
@@ -95,6 +98,8 @@ def prove(
     device: str = "auto",
     lora: Lora = "auto",
     base: str | Path | None = None,
+    base_revision: str | None = None,
+    device_map: DeviceMap | None = None,
     family: str | Path | None = None,
     prompt_template: str | Path = "auto",
     on_section: Callable[[str], None] = lambda _: None,
@@ -108,6 +113,8 @@ def prove(
         device: As in `midsight.load`.
         lora: As in `midsight.load`.
         base: As in `midsight.load`.
+        base_revision: As in `midsight.load`.
+        device_map: As in `midsight.load`.
         family: As in `midsight.load`.
         prompt_template: `auto`, `raw`, or a file with a chat template.
         on_section: Called with the name of each section before it starts.
@@ -120,34 +127,40 @@ def prove(
     """
     samples = shipped_samples()
     on_section("loading the model")
-    model = load(source, revision=revision, dtype=dtype, device=device, lora=lora, base=base, family=family)
-    loaded = model.loaded
+    source_of: dict[str, Any] = {"revision": revision, "base": base, "base_revision": base_revision}
+    options: dict[str, Any] = {**source_of, "family": family, "device_map": device_map}
+    loaded = load(source, **options, dtype=dtype, device=device, lora=lora).loaded
     limit = LIMITS[loaded.dtype]
     if loaded.dtype == torch.float32 and loaded.device.type != "cpu":
         limit = LIMIT_ON_ACCELERATORS
     subject = make_subject(loaded, samples, limit=limit, max_new_tokens=NEW_TOKENS, prompt_template=prompt_template)
-
-    def found() -> FoundModel:
-        return find_model(source, revision=revision, base=base, family_file=loaded.family_file)
-
-    checks = (
-        *run_sections(subject, SECTIONS, on_section),
-        *run_section("LoRA", lambda: check_factors(subject, found())),
-    )
-    proof = as_loaded(loaded, checks, render_example(loaded, samples[0], prompt_template))
+    find = partial(find_model, source, **source_of, family_file=loaded.family_file)
+    proof = measure(subject, find, prompt_template, on_section)
     if loaded.lora != "merged" or not subject.is_extracted:
         return proof
     on_section("LoRA off and on")
     with_lora, request = subject.alone, subject.without_answers
     # a merged LoRA cannot be switched off: free the memory, and load the model again without it
-    loaded.hf_model.to("meta")
+    del loaded, subject
     gc.collect()
     # dtype and device of the first load, because `auto` depends on the memory that is free
-    other = load(
-        source, revision=revision, base=base, family=family, dtype=proof.dtype, device=proof.device, lora="off"
-    ).loaded
+    other = load(source, **options, dtype=proof.dtype, device=proof.device, lora="off").loaded
     off_and_on = run_section("LoRA", lambda: [compare_lora(extract_each(other, request, samples), with_lora)])
     return replace(proof, checks=(*proof.checks, *off_and_on))
+
+
+def measure(
+    subject: Subject,
+    find: Callable[[], FoundModel],
+    prompt_template: str | Path,
+    on_section: Callable[[str], None],
+) -> Proof:
+    """All checks of a loaded model but that of its LoRA off and on; `find` finds its folders."""
+    checks = (
+        *run_sections(subject, SECTIONS, on_section),
+        *run_section("LoRA", lambda: check_factors(subject, find())),
+    )
+    return as_loaded(subject.model, checks, render_example(subject.model, subject.samples[0], prompt_template))
 
 
 def render_example(loaded: LoadedModel, sample: Sample, prompt_template: str | Path) -> str:

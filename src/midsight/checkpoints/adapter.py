@@ -70,6 +70,7 @@ def find_model(
     *,
     revision: str | None = None,
     base: str | Path | None = None,
+    base_revision: str | None = None,
     family_file: FamilyFile | None = None,
 ) -> FoundModel:
     """The folders of the model that the user named; a base model that is not named is the one that the adapter names.
@@ -78,17 +79,19 @@ def find_model(
     """
     found = find_model_folder(source, revision=revision, family_file=family_file)
     if not is_adapter(found.path):
-        if base is not None:
-            raise MidsightError(
-                Option("base", str(base)),
-                f" goes with an adapter's folder, and {source} has no {CONFIG}; leave it out.",
-            )
+        for option in (Option("base", base and str(base)), Option("base_revision", base_revision)):
+            if option.value is not None:
+                raise MidsightError(
+                    option, f" goes with an adapter's folder, and {source} has no {CONFIG}; leave it out."
+                )
         return FoundModel(found, str(source), revision=found.revision)
     with how_to_download_again(found.path):
         adapter = read_peft_folder(found.path)
-    name, base_revision = (str(base), None) if base is not None else named_base(adapter, str(source))
+    name, named_revision = (str(base), None) if base is not None else named_base(adapter, str(source))
     try:
-        folder = find_model_folder(name, revision=base_revision, family_file=family_file)
+        folder = find_model_folder(
+            name, revision=base_revision or named_revision, option="base_revision", family_file=family_file
+        )
     except MidsightError as error:
         if base is not None:
             raise

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from midsight.checkpoints.headers import read_json
-from midsight.errors import MidsightError, ModelFileError, first_line
+from midsight.errors import MidsightError, ModelFileError, first_line, quoted
 
 FILE = "generation_config.json"
 LARGEST_VOCABULARY = 2**22
@@ -170,7 +170,9 @@ def as_ids(eos: Any, source: str) -> tuple[int, ...]:
     """`eos_token_id` as a tuple, ascending; raises MidsightError unless it is a token id or a list of them."""
     ids = eos if isinstance(eos, list) else [eos]
     if not ids or not all(type(token_id) is int and token_id >= 0 for token_id in ids):
-        raise MidsightError(f"{source} says {eos!r} for eos_token_id; give the ids of the tokens that end an answer.")
+        raise MidsightError(
+            f"{source} says {quoted(repr(eos))} for eos_token_id; give the ids of the tokens that end an answer."
+        )
     return tuple(sorted(ids))
 
 

@@ -12,13 +12,17 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from midsight.errors import MidsightError, ModelFileError, first_line
+from midsight.errors import MidsightError, ModelFileError, first_line, quoted
 
 INDEX = "model.safetensors.index.json"
 ONLY_WEIGHTS = "model.safetensors"
 """The weights of a model that has no index."""
 LARGEST_TEXT = 64 * 1024**2
 """Largest size of a file that is not weights, in bytes; the largest published tokenizer.json has half of it."""
+LARGEST_HEADER = 16 * 1024**2
+"""Largest header of a safetensors file, in bytes: more than 100,000 tensors; published models have thousands."""
+LONGEST_NAME = 240
+"""Characters of a tensor's name."""
 FLOATS = ("BF16", "F16", "F32", "F64")
 """Unquantised dtypes. Weights of any other dtype need a scale, which is stored elsewhere."""
 
@@ -47,12 +51,18 @@ Headers = Mapping[str, TensorHeader]
 def read_header(path: Path) -> dict[str, TensorHeader]:
     """The tensors of one safetensors file; raises MidsightError if it is missing, damaged or quantised."""
     try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+        if length > LARGEST_HEADER:
+            raise ValueError(f"its header would have {length / 1e6:.0f} MB")
         with safe_open(path, framework="numpy") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
             headers = {name: TensorHeader(path, tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}
     except (SafetensorError, OSError, ValueError) as error:
         raise ModelFileError(f"{path} is not a whole safetensors file ({first_line(error)})", path) from error
     for name, header in headers.items():
+        if not name.isprintable() or len(name) > LONGEST_NAME:
+            raise ModelFileError(f"{path} names a tensor {quoted(repr(name))}", path)
         if name.endswith((".weight", ".bias")) and header.dtype not in FLOATS:
             raise MidsightError(
                 f"{path} stores {name} as {header.dtype}, quantised; {how_to_wrap('AutoModelForImageTextToText')}."
@@ -89,7 +99,7 @@ def read_headers(folder: Path) -> dict[str, TensorHeader]:
     headers: dict[str, TensorHeader] = {}
     for name in names:
         if Path(name).name != name or not (folder / name).is_file():
-            raise ModelFileError(f"{folder} lacks the file {name} that its index names", folder / name)
+            raise ModelFileError(f"{folder} lacks the file {quoted(name)} that its index names", folder / name)
         for tensor, header in read_header(folder / name).items():
             if tensor in headers:
                 raise ModelFileError(f"The tensor {tensor} is in {headers[tensor].file.name} and in {name}")
@@ -97,7 +107,7 @@ def read_headers(folder: Path) -> dict[str, TensorHeader]:
     if index is not None:
         moved = [tensor for tensor in index if tensor in headers and headers[tensor].file.name != index[tensor]]
         for tensor in sorted({*index} ^ {*headers}) or moved:
-            raise ModelFileError(f"{folder / INDEX} and the files differ about the tensor {tensor}")
+            raise ModelFileError(f"{folder / INDEX} and the files differ about the tensor {quoted(tensor)}")
     return headers
 
 
@@ -148,9 +158,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"it names {twice} twice")
+    content: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in content:
+            raise ValueError(f"it names {name} twice")
+        content[name] = value
     return content

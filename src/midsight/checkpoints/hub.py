@@ -54,19 +54,23 @@ class ModelFolder:
 
 
 def find_model_folder(
-    source: str | Path, *, revision: str | None = None, family_file: FamilyFile | None = None
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    option: str = "revision",
+    family_file: FamilyFile | None = None,
 ) -> ModelFolder:
     """The folder of a model: `source` itself, or the downloaded files of a hub id like owner/name.
 
-    All files are of one commit: that of `revision`, or of the main branch. The hub's cache, HF_HUB_OFFLINE, HF_TOKEN
-    and the other settings work as huggingface_hub documents them. `family_file` declares a family that the catalogue
-    may not have. Raises MidsightError.
+    All files are of one commit: that of `revision`, which the user gave as `option`, or of the main branch. The hub's
+    cache, HF_HUB_OFFLINE, HF_TOKEN and the other settings work as huggingface_hub documents them. `family_file`
+    declares a family that the catalogue may not have. Raises MidsightError.
     """
     folder = Path(source)
     if is_folder(folder):
         if revision is not None:
             raise MidsightError(
-                Option("revision", revision), f" goes with a hub id, and {source} is a folder; leave it out."
+                Option(option, revision), f" goes with a hub id, and {source} is a folder; leave it out."
             )
         resolved = folder.resolve()
         is_snapshot = resolved.parent.name == "snapshots" and SNAPSHOT.fullmatch(resolved.name)

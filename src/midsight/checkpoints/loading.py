@@ -145,6 +145,7 @@ def load_model(
     device: str = "auto",
     lora: Lora = "auto",
     base: str | Path | None = None,
+    base_revision: str | None = None,
     device_map: DeviceMap | None = None,
     family: str | Path | FamilyFile | None = None,
     audio: bool = False,
@@ -160,6 +161,7 @@ def load_model(
         device: `auto`, `cpu`, `mps`, `cuda` or `cuda:N`.
         lora: `auto`, `merged`, `unmerged` or `off`: how an adapter, and a LoRA that image input needs, are applied.
         base: Folder or hub id of an adapter's base model; by default the one that the adapter names.
+        base_revision: Branch, tag or commit of the base model's hub id; by default the one that the adapter names.
         device_map: `auto` or a mapping from numbers of decoder layers to devices or `disk`, for a model that is larger
             than one device.
         family: A file with the model's family and its proof beside it, for one that midsight does not know; or such a
@@ -180,6 +182,7 @@ def load_model(
         device=device,
         lora=lora,
         base=base,
+        base_revision=base_revision,
         device_map=device_map,
         family=family,
         audio=audio,
@@ -198,6 +201,7 @@ def open_model(
     device: str = "auto",
     lora: Lora = "auto",
     base: str | Path | None = None,
+    base_revision: str | None = None,
     device_map: DeviceMap | None = None,
     family: str | Path | FamilyFile | None = None,
     audio: bool = False,
@@ -209,7 +213,7 @@ def open_model(
     if device_map is not None:
         validate_device_map(device_map)
     family_file = read_proved_file(family) if isinstance(family, str | Path) else family
-    found = find_model(source, revision=revision, base=base, family_file=family_file)
+    found = find_model(source, revision=revision, base=base, base_revision=base_revision, family_file=family_file)
     folder = found.folder.path
     with quiet_transformers(), how_to_download_again(folder):
         checkpoint = open_checkpoint(folder, found.adapter, family_file)

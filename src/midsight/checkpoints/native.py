@@ -19,6 +19,7 @@ from midsight.checkpoints.lora import apply_loras
 from midsight.checkpoints.peft_folder import PeftFolder, find_lora, fit_lora, read_peft_folder
 from midsight.checkpoints.processor_files import processor_file, processor_folder, tokenizer_file
 from midsight.checkpoints.reading import tensor_reader
+from midsight.checkpoints.tokenizer_rules import validate_rules
 from midsight.errors import MidsightError, ModelFileError, Option, counted, first_line
 from midsight.families.catalogue import find_family
 from midsight.families.family import Family
@@ -118,7 +119,9 @@ def load_processor(folder: Path) -> Any:
     Raises MidsightError if it lacks a package, and the tokenizer alone has no chat template.
     """
     for name in (tokenizer_file(folder), "tokenizer_config.json", processor_file(folder)):
-        read_json(folder / name)
+        content = read_json(folder / name)
+        if name == "tokenizer.json":
+            validate_rules(folder / name, content)
     lacks = ""
     try:
         processor: Any = transformers.AutoProcessor.from_pretrained(folder, **LOCAL)

@@ -13,7 +13,7 @@ from midsight.checkpoints.headers import read_json
 from midsight.checkpoints.native import open_native
 from midsight.checkpoints.peft_folder import PeftFolder
 from midsight.checkpoints.phi4mm.folder import open_published
-from midsight.errors import MidsightError, ModelFileError, Option
+from midsight.errors import MidsightError, ModelFileError, Option, quoted
 from midsight.families.catalogue import KNOWN
 from midsight.families.family_file import FamilyFile
 
@@ -38,8 +38,8 @@ def open_checkpoint(
         return PUBLISHED_FORMATS[model_type](folder, adapter)
     if model_type not in transformers.CONFIG_MAPPING:
         raise MidsightError(
-            f"{folder} has model_type {model_type!r}, which transformers {transformers.__version__} does not load "
-            f"without remote code; {KNOWN}."
+            f"{folder} has model_type {quoted(repr(model_type))}, which transformers {transformers.__version__} does "
+            f"not load without remote code; {KNOWN}."
         )
     return open_native(folder, adapter, family_file)
 
@@ -52,5 +52,5 @@ def read_model_type(folder: Path) -> str:
     path = folder / "config.json"
     model_type = read_json(path).get("model_type")
     if not isinstance(model_type, str):
-        raise ModelFileError(f"{path} says {model_type!r} for model_type", path)
+        raise ModelFileError(f"{path} says {quoted(repr(model_type))} for model_type", path)
     return model_type

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
-import sys
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
+from midsight.bounded_process import TooMuchError, do_bounded
 from midsight.errors import MidsightError
 
 MOST_SECONDS = 8.0
-"""Time in which a pattern has to match all names of a model."""
+"""CPU time in which the patterns have to match all names of a model."""
 LONGEST_PATTERN = 10_000
 """Characters of a pattern that is tried in this process."""
 UNBOUNDED = re.compile(r"[*+]|\{\d*,\d*\}")
@@ -20,17 +18,6 @@ CHOICE = re.compile(r"[?|]")
 MOST_CHOICES = 6
 """Choices in a pattern that is tried in this process; each may double the time."""
 REPEATED_GROUP = re.compile(r"\)[*+{]")
-TRIAL = """
-import json, re, sys
-patterns, names = json.load(sys.stdin)
-for pattern in patterns:
-    try:
-        for name in names:
-            re.fullmatch(pattern, name)
-            re.match(rf"(.*\\.)?({pattern})$", name)
-    except (re.error, OverflowError, RecursionError):
-        pass
-"""
 
 
 def require_quick(path: Path, patterns: Iterable[str], names: Collection[str]) -> None:
@@ -42,14 +29,8 @@ def require_quick(path: Path, patterns: Iterable[str], names: Collection[str]) -
     if not slow:
         return
     try:
-        subprocess.run(  # noqa: S603  (our own program; the patterns are data)
-            [sys.executable, "-I", "-c", TRIAL],
-            input=json.dumps([slow, [*names]]).encode(),
-            timeout=MOST_SECONDS,
-            capture_output=True,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
+        do_bounded("match", seconds=MOST_SECONDS, patterns=slow, names=[*names])
+    except TooMuchError as error:
         raise MidsightError(
             f"{path} has a pattern that takes too long to match the model's layers; simplify it, or merge the adapter "
             "with PEFT."

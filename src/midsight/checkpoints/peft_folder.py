@@ -16,7 +16,7 @@ from midsight.checkpoints.headers import Headers, read_header, read_json
 from midsight.checkpoints.hub import require_only_lora
 from midsight.checkpoints.lora import Lora, LoraPair
 from midsight.checkpoints.patterns import require_quick
-from midsight.errors import MidsightError, ModelFileError
+from midsight.errors import MidsightError, ModelFileError, quoted
 from midsight.families.family import Family
 
 CONFIG = "adapter_config.json"
@@ -109,18 +109,19 @@ def validate_config(path: Path, config: Mapping[str, Any]) -> None:
     """Raises MidsightError unless the config describes a plain LoRA."""
     kind = config.get("peft_type")
     if kind != "LORA":
-        raise more_than_lora(path, f"peft_type {kind!r}")
+        raise more_than_lora(path, f"peft_type {quoted(repr(kind))}")
     for name in MORE_THAN_LORA:
         if config.get(name):
-            raise more_than_lora(path, f"{name} {config[name]!r}")
+            raise more_than_lora(path, f"{name} {quoted(repr(config[name]))}")
     for name in sorted({*config} - KNOWN):
         if config[name]:
             raise MidsightError(
-                f"{path / CONFIG} has the setting {name[:60]}, which midsight does not know; remove it if it does not "
-                "change the numbers, or load the adapter with PEFT and give the model to midsight.wrap."
+                f"{path / CONFIG} has the setting {quoted(name)}, which midsight does not know; remove it if it does "
+                "not change the numbers, or load the adapter with PEFT and give the model to midsight.wrap."
             )
     if config.get("init_lora_weights", True) not in PLAIN_STARTS:
-        raise more_than_lora(path, f"init_lora_weights {config['init_lora_weights']!r}, which changes the base model")
+        start = quoted(repr(config["init_lora_weights"]))
+        raise more_than_lora(path, f"init_lora_weights {start}, which changes the base model")
     ranks, alphas = (config.get(name) or {} for name in ("rank_pattern", "alpha_pattern"))
     if not isinstance(ranks, dict) or not isinstance(alphas, dict):
         raise ModelFileError(
@@ -128,10 +129,16 @@ def validate_config(path: Path, config: Mapping[str, Any]) -> None:
         )
     for name, value in [("r", config.get("r")), *ranks.items()]:
         if type(value) is not int or value < 1:
-            raise ModelFileError(f"{path / CONFIG} says {value!r} for {name}, which is not a rank", path / CONFIG)
+            raise not_usable(path, name, value, "a rank")
     for name, value in [("lora_alpha", config.get("lora_alpha")), *alphas.items()]:
         if type(value) not in (int, float) or not math.isfinite(value):
-            raise ModelFileError(f"{path / CONFIG} says {value!r} for {name}, which is not a number", path / CONFIG)
+            raise not_usable(path, name, value, "a number")
+
+
+def not_usable(path: Path, name: str, value: Any, kind: str) -> ModelFileError:
+    """The error for a setting whose value is not of its kind."""
+    said = f"{path / CONFIG} says {quoted(repr(value))} for {quoted(name)}"
+    return ModelFileError(f"{said}, which is not {kind}", path / CONFIG)
 
 
 def more_than_lora(path: Path, what: str) -> MidsightError:
@@ -260,4 +267,4 @@ def by_pattern(patterns: Mapping[str, Any] | None, path: str, default: Any) -> A
 
 def no_fit(adapter: PeftFolder, family: Family, tensor: str, what: str) -> MidsightError:
     """The error for a tensor that the model has no place for."""
-    return MidsightError(f"{adapter.path} does not fit {family.name}: the tensor {tensor} {what}.")
+    return MidsightError(f"{adapter.path} does not fit {family.name}: the tensor {quoted(tensor)} {what}.")

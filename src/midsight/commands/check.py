@@ -14,6 +14,7 @@ from midsight.commands.outcome import SOME_FAILED, Debug, reported_errors
 from midsight.errors import MidsightError, Option
 
 if TYPE_CHECKING:
+    from midsight.checkpoints.device_map import DeviceMap
     from midsight.checkpoints.loading import Lora
 
 
@@ -23,12 +24,17 @@ def check(
     base: Annotated[
         str | None, typer.Option(help="Base model of an adapter; by default the one that it names.")
     ] = None,
+    base_revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the base model's hub id.")] = None,
     family: Annotated[
         str | None, typer.Option(metavar="FILE.py", help="File with the model's family and its proof beside it.")
     ] = None,
     run: Annotated[bool, typer.Option("--run", help="Load it and prove its numbers on this machine.")] = False,
     dtype: Annotated[str, typer.Option(help="With --run: auto, float32, bfloat16 or float16.")] = "auto",
     device: Annotated[str, typer.Option(help="With --run: auto, cpu, mps, cuda or cuda:N.")] = "auto",
+    device_map: Annotated[
+        str | None,
+        typer.Option(metavar="auto", help="With --run: auto: decoder layers on GPUs, in main memory and on disk."),
+    ] = None,
     lora: Annotated[str, typer.Option(help="With --run: auto, merged, unmerged or off.")] = "auto",
     prompt_template: Annotated[
         str, typer.Option(metavar="auto|raw|FILE", help="With --run: the folder's chat template, none, or a file's.")
@@ -43,10 +49,11 @@ def check(
         from midsight.check.terminal import as_plain_data, render_facts, render_proof
 
         given = {"dtype": dtype, "device": device, "lora": lora, "prompt_template": prompt_template}
-        for name, value in given.items():
-            if value != "auto" and not run:
+        chosen = {name: value for name, value in given.items() if value != "auto"}
+        for name, value in (*chosen.items(), *([("device_map", device_map)] if device_map else [])):
+            if not run:
                 raise MidsightError(Option(name, value), " goes with ", Option("run"), "; add it, or leave both out.")
-        facts = read_facts(model, revision=revision, base=base, family=family)
+        facts = read_facts(model, revision=revision, base=base, base_revision=base_revision, family=family)
         proof = None
         if run:
             with show_section(Console(stderr=True)) as on_section:
@@ -56,6 +63,7 @@ def check(
                     family=family,
                     dtype=dtype,
                     device=device,
+                    device_map=cast("DeviceMap | None", device_map),
                     lora=cast("Lora", lora),
                     prompt_template=prompt_template,
                     on_section=on_section,

@@ -20,6 +20,7 @@ from midsight.commands.options import (
     AnswerColumn,
     AnswersFrom,
     Base,
+    BaseRevision,
     CallSizes,
     CommitSeconds,
     DataArgument,
@@ -152,6 +153,7 @@ def extract(
     device_map: Devices = None,
     lora: LoraChoice = "auto",
     base: Base = None,
+    base_revision: BaseRevision = None,
     family: FamilyFile = None,
     pixels: Annotated[
         str | None,
@@ -239,6 +241,7 @@ def extract(
             "device": device,
             "lora": lora,
             "base": base,
+            "base_revision": base_revision,
             "device_map": device_map,
             "family": family,
         }

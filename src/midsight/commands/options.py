@@ -116,6 +116,9 @@ Base = Annotated[
     str | None,
     typer.Option(help="Base model of an adapter; by default the one that it names.", rich_help_panel=MODEL),
 ]
+BaseRevision = Annotated[
+    str | None, typer.Option(help="Branch, tag or commit of the base model's hub id.", rich_help_panel=MODEL)
+]
 FamilyFile = Annotated[
     str | None,
     typer.Option(

@@ -15,6 +15,7 @@ from midsight.commands.options import (
     AnswerColumn,
     AnswersFrom,
     Base,
+    BaseRevision,
     CallSizes,
     CommitSeconds,
     DataArgument,
@@ -83,6 +84,7 @@ def score(
     device_map: Devices = None,
     lora: LoraChoice = "auto",
     base: Base = None,
+    base_revision: BaseRevision = None,
     family: FamilyFile = None,
     batch_size: CallSizes = "auto",
     share: Share = True,
@@ -110,6 +112,7 @@ def score(
             "device": device,
             "lora": lora,
             "base": base,
+            "base_revision": base_revision,
             "device_map": device_map,
             "family": family,
         }

@@ -183,6 +183,7 @@ def load(
     device: str = "auto",
     lora: Lora = "auto",
     base: str | Path | None = None,
+    base_revision: str | None = None,
     device_map: DeviceMap | None = None,
     family: str | Path | None = None,
     audio: bool = False,
@@ -200,6 +201,7 @@ def load(
             beside them, or `off`, which gives another model's numbers. `auto` merges in float32, and keeps them beside
             weights in 16 bits.
         base: Folder or hub id of an adapter's base model; by default the one that the adapter names.
+        base_revision: Branch, tag or commit of the base model's hub id; by default the one that the adapter names.
         device_map: `auto` puts decoder layers on all GPUs, in main memory and on disk, as far as they fit; a mapping
             like {0: "cuda:1", 1: "disk"} says it for single layers. The rest of the model is on `device`. None puts
             the whole model there.
@@ -223,6 +225,7 @@ def load(
             device=device,
             lora=lora,
             base=base,
+            base_revision=base_revision,
             device_map=device_map,
             family=family,
             audio=audio,

@@ -12,7 +12,7 @@ from rich.filesize import decimal
 from torch import Tensor
 
 from midsight.checkpoints.loading import LoadedModel
-from midsight.errors import SampleError, first_line
+from midsight.errors import SampleError, first_line, is_failure
 from midsight.extraction.request import ResolvedRequest
 from midsight.families.family import MakeImageInputs, image_maker
 from midsight.families.inputs import ImageInputs
@@ -98,7 +98,9 @@ def prepare(
             positions = model.family.decoder.positions(prompt.layout, inputs)
         except SampleError as error:
             return Failure(sample.sample_id, sample.input_index, str(error))
-        except Exception as error:  # a library may raise anything for an image; the other samples are still extracted
+        except BaseException as error:  # a library may raise anything for a sample; the others are still extracted
+            if not is_failure(error):
+                raise
             reason = f"The sample could not be prepared: {type(error).__name__}: {first_line(error)}."
             return Failure(sample.sample_id, sample.input_index, reason)
         joint_id = joint_image_id([image.image_id for image in images])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 
-from midsight.errors import MidsightError
+from midsight.errors import MidsightError, quoted
 from midsight.families.family import Family
 
 FAMILIES = {
@@ -45,5 +45,5 @@ def find_family(architectures: Sequence[str], source: str) -> Family:
     for architecture in architectures:
         if architecture in FAMILIES:
             return importlib.import_module(FAMILIES[architecture]).FAMILY
-    found = ", ".join(map(str, architectures)) or "none"
+    found = quoted(", ".join(map(str, architectures))) or "none"
     raise MidsightError(f"{source} has the architecture {found}, which is not known; {KNOWN}.")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from midsight.bounded_process import do_bounded
 from midsight.errors import MidsightError, Option, counted, first_line
 from midsight.prompts.declaration import QUESTION, FamilyPrompt
 
@@ -20,6 +21,8 @@ CONTENTS: tuple[Content, ...] = ("parts", "text")
 MARK = "MIDSIGHTMARK"
 """A text that no template changes or contains; it marks the place of the user's text in a prompt."""
 MAX_TEMPLATE_BYTES = 1_000_000
+MOST_SECONDS = 3.0
+"""CPU time in which a template has to render a prompt; an ordinary one takes a thousandth of it."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,8 @@ def is_usable(processor: Any, declaration: FamilyPrompt, template: ChatTemplate)
 
 def why_unusable(processor: Any, declaration: FamilyPrompt, template: ChatTemplate) -> str | None:
     """Why a template does not render one image and one text, each once; None if it does."""
+    if len(template.text or "") > MAX_TEMPLATE_BYTES:
+        return "it is larger than 1 MB"
     try:
         text = render(processor, declaration, template, MARK)
     except Exception as error:  # a template may raise anything
@@ -168,10 +173,28 @@ def render_places(
     if template.text is None:
         return user_text(declaration, places)
     messages = [*before, {"role": "user", "content": user_content(declaration, template.content, places)}]
+    return render_messages(processor, template.text, messages)
+
+
+def render_messages(processor: Any, template: str, messages: Sequence[Message]) -> str:
+    """The prompt of messages that JSON can hold, within bounds of time and memory.
+
+    Raises whatever the template raises.
+    """
     renderer = processor if hasattr(processor, "apply_chat_template") else processor.tokenizer
-    return renderer.apply_chat_template(
-        messages, chat_template=template.text, add_generation_prompt=True, tokenize=False
-    )
+    if not renders_as_transformers(renderer):
+        return renderer.apply_chat_template(
+            messages, chat_template=template, add_generation_prompt=True, tokenize=False
+        )
+    given = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": True}
+    variables = {**given, **processor.tokenizer.special_tokens_map}
+    return do_bounded("render", seconds=MOST_SECONDS, template=template, variables=variables)
+
+
+def renders_as_transformers(renderer: Any) -> bool:
+    """Whether the processor's or tokenizer's way to render is transformers', not that of a class of the user's."""
+    method = getattr(type(renderer), "apply_chat_template", None)
+    return method is not None and method.__module__.startswith("transformers.")
 
 
 def user_content(declaration: FamilyPrompt, content: Content, places: Sequence[str | None]) -> Any:

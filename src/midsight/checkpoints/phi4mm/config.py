@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from transformers import Phi4MultimodalConfig
 
-from midsight.errors import MidsightError, ModelFileError
+from midsight.errors import MidsightError, ModelFileError, quoted
 from midsight.families.phi4_multimodal import VISION_TOWER
 
 MODEL_TYPE = "phi4mm"
@@ -251,8 +251,8 @@ def validate_fields(raw: Mapping[str, Any]) -> None:
     for field in _leaves(raw):
         if field not in known and not any(field == name or field.startswith(f"{name}.") for name in ignored):
             raise MidsightError(
-                f"config.json has the field {field}, which midsight does not know; remove it if it does not change the "
-                "numbers."
+                f"config.json has the field {quoted(field)}, which midsight does not know; remove it if it does not "
+                "change the numbers."
             )
 
 
@@ -339,11 +339,16 @@ def require_equal(field: str, value: Any, expected: Any) -> None:
         )
 
 
-def _leaves(raw: Mapping[str, Any], prefix: str = "") -> list[str]:
+def _leaves(raw: Mapping[str, Any]) -> list[str]:
+    """The names of all fields in their order, however deep they are."""
+    left: list[tuple[str, Any]] = [*reversed([*raw.items()])]
     leaves: list[str] = []
-    for name, value in raw.items():
-        inside = _leaves(value, f"{prefix}{name}.") if isinstance(value, Mapping) else []
-        leaves += inside or [f"{prefix}{name}"]
+    while left:
+        name, value = left.pop()
+        if isinstance(value, Mapping) and value:
+            left += [(f"{name}.{inside}", value[inside]) for inside in reversed(value)]
+        else:
+            leaves.append(name)
     return leaves
 
 

@@ -12,6 +12,7 @@ from midsight.checkpoints.headers import read_json
 from midsight.checkpoints.peft_folder import PeftFolder
 from midsight.checkpoints.phi4mm.weights import fit_adapter, load_published, read_published
 from midsight.checkpoints.processor_files import processor_folder
+from midsight.checkpoints.tokenizer_rules import validate_rules
 from midsight.errors import ModelFileError, first_line
 from midsight.families.phi4_multimodal import FAMILY, IMAGE_TOKEN
 
@@ -70,6 +71,7 @@ def load_tokenizer(folder: Path) -> Any:
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise ModelFileError(f"{folder} has no tokenizer.json", path)
+    validate_rules(path, read_json(path))
     kept = ("bos_token", "eos_token", "pad_token", "unk_token", "model_max_length", "chat_template")
     try:
         tokenizer = transformers.PreTrainedTokenizerFast(
