@@ -17,6 +17,7 @@ from midsight.prompts.prompt import find_control_text, find_question, make_promp
 from midsight.prompts.user_text import describe_unused_columns, parse_user_text
 from midsight.samples.columns import ColumnSource
 from midsight.samples.extras import ExtraType
+from midsight.samples.placeholders import PLACEHOLDER, chat_markup
 from midsight.samples.sample import Sample
 from midsight.testing.phi4_multimodal import CHAT_TEMPLATE, IMAGE_ID, make_tokenizer
 
@@ -26,8 +27,12 @@ PROCESSOR: Any = Phi4MultimodalProcessor(
 )
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30).filter(lambda text: text.strip())
 CONTROLS = control_tokens(PROCESSOR, FAMILY.prompt, ChatTemplate("folder", CHAT_TEMPLATE, "text"))
-HARMLESS = TEXT.filter(lambda text: find_control_text(text, CONTROLS, FAMILY.prompt) is None)
-"""Hypothesis also draws strings from the code under test, control tokens among them."""
+HARMLESS = TEXT.filter(
+    lambda text: (
+        (find_control_text(text, CONTROLS, FAMILY.prompt) or chat_markup(text) or PLACEHOLDER.search(text)) is None
+    )
+)
+"""Hypothesis also draws strings from the code under test, control tokens, markup of turns and placeholders among them."""
 
 
 def make_format(processor=PROCESSOR, *, user="{question}", system=None, prompt_template="auto", columns=None):
@@ -343,6 +348,13 @@ class TestColumns:
             self.text("{question} {A}", A=missing)
         with pytest.raises(SampleError, match=r"'A'"):
             self.text("{question} {A}")
+
+    def test_the_line_of_the_question_is_never_left_out(self):
+        assert self.text("{question} {A?}\n{B?}", A="x") == "Which? x"
+        with pytest.raises(
+            SampleError, match=r"'A', .* on the line of \{question\}, which is never left out; put \{A\?\} on"
+        ):
+            self.text("{question} {A?}", A=None)
 
     @pytest.mark.parametrize("value", [["a"], {"a": 1}])
     def test_a_list_is_not_text(self, value):

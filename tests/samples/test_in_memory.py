@@ -97,6 +97,13 @@ def test_a_frame_is_extracted_like_a_table_and_resumes(model, folder, tmp_path):
         midsight.extract(pandas.DataFrame(changed), **call)
 
 
+def test_a_frame_with_two_columns_of_one_name_is_refused():
+    frame = pandas.DataFrame([["a.png", "What?", "Why?"]], columns=["image", "question", "question"])
+    for data in (frame, pyarrow.table([["a.png"], ["What?"], ["Why?"]], ["image", "question", "question"])):
+        with pytest.raises(midsight.MidsightError, match="has several columns named 'question'; rename or remove them"):
+            read_memory(data)
+
+
 def test_a_bad_cell_fails_alone():
     rows = [{"image": 3, "question": "What?"}, {"image": Image.new("RGB", (8, 8)), "question": "What?"}]
     read = read_memory(rows)

@@ -86,7 +86,7 @@ class UserText:
             return around_multiple_choice(sample)
         sides: list[list[str]] = [[]]
         for line in self.lines:
-            if any(isinstance(piece, Column) and piece.optional and piece.text(sample) is None for piece in line):
+            if is_left_out(line, sample):
                 continue
             if sides != [[]]:
                 sides[-1].append("\n")
@@ -187,6 +187,18 @@ def around_multiple_choice(sample: Sample) -> tuple[str, str]:
     choices = "".join(f"{letter}. {as_text(choice, letter)}\n" for letter, choice in choices_of(sample.extras))
     ending = "Please select the correct answer from the options above. \n"
     return before, f"\nOptions:\n{choices}{ending}" if choices else "\n"
+
+
+def is_left_out(line: Sequence[Piece], sample: Sample) -> bool:
+    """Whether an optional column of a line has no value; raises SampleError if that is the line of the question."""
+    columns = [piece for piece in line if isinstance(piece, Column)]
+    missing = next((one.name for one in columns if one.optional and one.text(sample) is None), None)
+    if missing is not None and any(one.source == "question" for one in columns):
+        raise SampleError(
+            f"The prompt uses the column {missing!r}, which has no value in this sample, on the line of {QUESTION}, "
+            f"which is never left out; put {{{missing}?}} on a line of its own."
+        )
+    return missing is not None
 
 
 def required_text(column: Column, sample: Sample) -> str:

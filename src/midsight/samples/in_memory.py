@@ -6,6 +6,7 @@ import hashlib
 import io
 import itertools
 import json
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from PIL import Image
 from midsight.errors import MidsightError, Option, counted
 from midsight.samples.images import MOST_NOTES, decode_image
 from midsight.samples.json_shape import choose_split
-from midsight.samples.rows import Row, Table
+from midsight.samples.rows import Row, Table, quoted_names
 from midsight.samples.sample import Sample
 
 LIBRARIES = ("pandas", "polars", "pyarrow", "datasets")
@@ -48,8 +49,9 @@ def one_table(data: Any, split: str | None) -> Any:
 
 def memory_table(data: Any) -> Table:
     """The table; its image paths start from the current folder, and its images stay in memory."""
+    _validate_names(data)
     records = _records(data)
-    columns = tuple(dict.fromkeys(str(name) for name in _columns(data, records)))
+    columns = tuple(dict.fromkeys(map(str, _columns(data, records))))
     encoded: dict[int, bytes] = {}
     notes: list[str] = []
 
@@ -63,6 +65,17 @@ def memory_table(data: Any) -> Table:
             yield Row(number, "", cells)
 
     return Table(f"the {type(data).__name__}", "arrow", "row", columns, str, rows, Path(), notes=notes)
+
+
+def _validate_names(data: Any) -> None:
+    """Raises MidsightError if a frame has several columns of one name, of which a row would keep the last."""
+    if isinstance(data, list | tuple):
+        return
+    counts = Counter(map(str, _columns(data, ())))
+    if repeated := [name for name, count in counts.items() if count > 1]:
+        raise MidsightError(
+            f"the {type(data).__name__} has several columns named {quoted_names(repeated)}; rename or remove them."
+        )
 
 
 def _shortened(notes: list[str]) -> list[str]:
