@@ -32,7 +32,7 @@ HARMLESS = TEXT.filter(
         (find_control_text(text, CONTROLS, FAMILY.prompt) or chat_markup(text) or PLACEHOLDER.search(text)) is None
     )
 )
-"""Hypothesis also draws strings from the code under test, control tokens, markup of turns and placeholders among them."""
+"""Hypothesis also draws strings from the code under test, such as control tokens, markup and placeholders."""
 
 
 def make_format(processor=PROCESSOR, *, user="{question}", system=None, prompt_template="auto", columns=None):
