@@ -104,7 +104,7 @@ RULES = {
         lambda prompt: min(max(400, prompt.length // 3), 1500),
         no_counterpart="not compared: one number per image token",
     ),
-    "fastvlm": Rule(
+    "fast_vlm": Rule(
         "FastVLM",
         "early",
         lambda prompt: int(prompt.image_indices[0]),

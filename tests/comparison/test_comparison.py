@@ -25,7 +25,7 @@ FACTS = Path(os.environ.get("MIDSIGHT_FACTS", Path(__file__).parents[3] / "share
 PHI, LLAMA = "microsoft/Phi-4-multimodal-instruct", "meta-llama/Llama-3.2-11B-Vision-Instruct"
 QWEN2_5, QWEN2 = "Qwen/Qwen2.5-VL-7B-Instruct", "Qwen/Qwen2-VL-7B-Instruct"
 LLAVA, LLAVA_NEXT = "llava-hf/llava-1.5-7b-hf", "llava-hf/llava-v1.6-mistral-7b-hf"
-ONEVISION = "llava-hf/llava-onevision-qwen2-7b-ov-hf"
+ONEVISION, FASTVLM = "llava-hf/llava-onevision-qwen2-7b-ov-hf", "KamilaMila/FastVLM-7B"
 GEMMA, INTERNVL = "google/gemma-3-4b-it", "OpenGVLab/InternVL3-1B-hf"
 QWEN3 = "Qwen/Qwen3-VL-8B-Instruct"
 IDEFICS3, SMOLVLM2 = "HuggingFaceM4/Idefics3-8B-Llama3", "HuggingFaceTB/SmolVLM2-2.2B-Instruct"
@@ -39,6 +39,7 @@ PUBLISHED = {
     LLAVA: ("LLaVA 1.5", 1024, 336, 32, (0, 8, 16, 24, 31), 4096, "<image>", 32000),
     LLAVA_NEXT: ("LLaVA-NeXT", 1024, 336, 32, (0, 8, 16, 24, 31), 4096, "<image>", 32000),
     ONEVISION: ("LLaVA-OneVision", 1152, 384, 28, (0, 7, 14, 21, 27), 3584, "<image>", 151646),
+    FASTVLM: ("FastVLM", 3072, 1024, 28, (0, 7, 14, 21, 27), 3584, "<image>", 151646),
     GEMMA: ("Gemma 3", 1152, 896, 34, (0, 8, 17, 25, 33), 2560, "<image_soft_token>", 262144),
     IDEFICS3: ("Idefics3", 1152, 364, 32, (0, 8, 16, 24, 31), 4096, "<image>", 128257),
     SMOLVLM2: ("SmolVLM2", 1152, 384, 24, (0, 6, 12, 18, 23), 2048, "<image>", 49190),
@@ -92,6 +93,7 @@ def test_parameters_are_those_of_the_published_models(rows):
         LLAVA: 7.06,
         LLAVA_NEXT: 7.57,
         ONEVISION: 8.03,
+        FASTVLM: 7.76,
         GEMMA: 4.3,
         IDEFICS3: 8.46,
         SMOLVLM2: 2.25,

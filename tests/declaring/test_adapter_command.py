@@ -24,7 +24,7 @@ from midsight.families import llava
 from midsight.families.catalogue import FAMILIES
 from midsight.families.family_file import installed_versions, proof_path
 from midsight.testing import write_llava, write_qwen3_vl
-from support.folders import edit_json
+from support.folders import copy_folder, edit_json
 from support.once import once
 from support.other_models import write_aya_vision
 from support.parity import rgb
@@ -211,6 +211,16 @@ def test_what_cannot_be_declared_is_refused_in_one_sentence(config, says, tmp_pa
     assert says in said.output.replace("\n", " ")
     assert len(said.output.strip().splitlines()) == 1
     assert not (tmp_path / "own.py").exists()
+
+
+def test_an_encoder_of_timms_is_refused(aya, tmp_path):
+    """Its settings may name a place on the hub, which would be asked for its config."""
+    other = copy_folder(aya, tmp_path / "model")
+    encoder = {"model_type": "timm_wrapper", "architecture": "hf-hub:some/model"}
+    edit_json(other / "config.json", lambda config: config.update(vision_config=encoder))
+    said = adapter(other, "--out", tmp_path / "own.py")
+    assert said.exit_code == 2
+    assert "has the encoder timm_wrapper, which midsight does not know" in said.output
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from midsight.check.full_forward import largest_error
 from midsight.errors import MidsightError, SampleError
 from midsight.extraction import attention, extract_call, prefill
 from midsight.extraction.request import resolve
-from midsight.families import inputs, llava, llava_onevision
+from midsight.families import fast_vlm, inputs, llava, llava_onevision
 from midsight.families.family import joined_pixel_values
 from midsight.prompts import prompt
 from midsight.samples.sample import Sample
@@ -313,6 +313,40 @@ class TestOneVision:
         edit_json(other / "config.json", lambda config: config.update(changed))
         with pytest.raises(MidsightError, match=said):
             load(other, device="cpu")
+
+
+@pytest.mark.parametrize("name", ["fast_vlm"], indirect=True)
+class TestFastVlm:
+    """What a feature map needs."""
+
+    def test_rows_and_columns_of_the_map_exchanged(self, compare, monkeypatch, model):
+        monkeypatch.setattr(fast_vlm, "by_patch", lambda maps: maps.transpose(2, 3).flatten(2).transpose(1, 2))
+        with pytest.raises(AssertionError, match="is off by"):
+            compare(model)
+
+    def test_features_before_the_last_activation(self, compare, declaring, model):
+        final = model.loaded.hf_model.model.vision_tower.timm_model.final_conv
+
+        def encode(hf_model, images):
+            seen = []
+            hook = final.reparam_conv.register_forward_hook(lambda _, __, output: seen.append(output))
+            for image in images:
+                hf_model.model.vision_tower(image.pixel_values)
+                yield fast_vlm.by_patch(seen.pop())
+            hook.remove()
+
+        with pytest.raises(AssertionError, match="is off by"):
+            compare(declaring(encode=encode))
+
+    def test_a_patch_left_out_of_the_mean_is_caught(self, declaring):
+        def all_but_one(image):
+            patches = image.patch_mask.flatten(1).clone()
+            patches[0, 0] = False
+            return patches
+
+        assert failing(declaring(useful_patches=all_but_one), *VISION) == {
+            "patches of filled crops that reach the decoder and are not in the mean"
+        }
 
 
 @pytest.mark.parametrize("name", ["phi4_multimodal"], indirect=True)

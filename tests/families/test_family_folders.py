@@ -16,13 +16,16 @@ from transformers.models.smolvlm import processing_smolvlm
 
 import midsight
 from midsight.check.facts import read_facts
-from midsight.check.full_forward import largest_error
+from midsight.check.full_forward import largest_error, relative_error
+from midsight.checkpoints.hub import refuse_unknown_family
+from midsight.comparison.rows import describe_model
+from midsight.comparison.table import cells
 from midsight.families.mllama import FAMILY
 from midsight.reports.summary import summarise
 from midsight.taps.tap import choose_layers
 from support.family_reference import WITHOUT_PHI, FamilyReference
-from support.folders import assert_sentence, said_by
-from support.parity import assert_parity, expect
+from support.folders import assert_sentence, copy_folder, edit_json, said_by
+from support.parity import LIMIT, assert_parity, expect, rgb
 from support.pictures import CASES, picture
 
 FACTS = Path(os.environ.get("MIDSIGHT_FACTS", Path(__file__).parents[3] / "shared" / "facts")) / "mllama"
@@ -52,6 +55,7 @@ PUBLISHED_NAMES = {
     "qwen3_vl": {},
     "idefics3": {},
     "smolvlm": {},
+    "fast_vlm": {},
 }
 """Native name to the one in the published files; empty if they are the same."""
 
@@ -81,7 +85,7 @@ def publish_settings(name, folder):
     (folder / "preprocessor_config.json").write_text(json.dumps(settings))
     if name == "gemma3":
         shorten_rotary_settings(folder / "config.json")
-    if name.startswith(("llava", "gemma", "idefics", "smolvlm", "internvl")):
+    if name.startswith(("llava", "fast_vlm", "gemma", "idefics", "smolvlm", "internvl")):
         path.write_text(json.dumps(processor))
         template = folder / "chat_template.jinja"
         (folder / "chat_template.json").write_text(json.dumps({"chat_template": template.read_text()}))
@@ -188,6 +192,76 @@ def test_without_the_package_of_its_processor(family, model, tmp_path, monkeypat
     assert said is not None
     assert_sentence(said)
     assert "`pip install num2words`" in said
+
+
+@pytest.mark.parametrize("name", ["fast_vlm"], indirect=True)
+class TestFastVlm:
+    """What its encoder, which is timm's, needs and must not be given."""
+
+    @pytest.fixture
+    def other(self, folder, tmp_path):
+        return copy_folder(folder, tmp_path / "model")
+
+    def refuse(self, folder, *names):
+        for call in (midsight.load, read_facts, lambda one: describe_model(str(one))):
+            said = said_by(call, folder)
+            assert said is not None
+            assert_sentence(said)
+            assert [name for name in names if name not in said] == []
+
+    def test_without_timm_it_is_named(self, other, monkeypatch):
+        monkeypatch.setattr("midsight.families.family.find_spec", lambda package: None)
+        for call in (midsight.load, read_facts, lambda one: refuse_unknown_family(one, "some/model", None)):
+            said = said_by(call, other)
+            assert said is not None
+            assert_sentence(said)
+            assert said.startswith("FastVLM needs the package timm, ")
+            assert "`pip install 'midsight[fastvlm]'`" in said
+        row = describe_model(str(other))
+        assert (row.vision_width, row.parameters, row.lacks) == (64, {}, "timm")
+        assert cells(row)["parameters"] == "not counted: timm is not installed"
+
+    @pytest.mark.parametrize(
+        "changed",
+        [
+            {"architecture": "hf-hub:some/model"},
+            {"architecture": "resnet18"},
+            {"model_args": {"checkpoint_path": "model.safetensors"}},
+            {"model_args": {"inference_mode": True, "pretrained_cfg": {"file": "weights.bin"}}},
+        ],
+    )
+    def test_an_encoder_that_could_load_other_weights_is_refused(self, other, changed):
+        edit_json(other / "config.json", lambda config: config["vision_config"].update(changed))
+        self.refuse(other, "fastvit_mci3", "inference_mode")
+
+    def test_the_published_format_is_refused_by_name(self, other):
+        fields = {"model_type": "llava_qwen2", "architectures": ["LlavaQwen2ForCausalLM"]}
+        edit_json(other / "config.json", lambda config: config.update(fields))
+        for call in (midsight.load, read_facts):
+            said = said_by(call, other)
+            assert said is not None
+            assert "llava_qwen2" in said
+            assert "without remote code" in said
+
+    def test_the_mean_is_what_the_encoder_pools(self, model, reference):
+        """timm's own average pool, of which transformers keeps no trace."""
+        inputs = reference.inputs([rgb(CASES[0].image)], "What?")
+        with torch.inference_mode():
+            output = reference.model.model.vision_tower(inputs["pixel_values"])
+        record = model.extract(CASES[0].image, "What?", layers=[0], answers=False)
+        assert relative_error(record.vision_only_representation, output.pooler_output[0].numpy()) <= LIMIT
+
+
+@pytest.mark.parametrize("name", ["llava"], indirect=True)
+def test_an_encoder_of_timms_in_another_family_is_refused(folder, tmp_path):
+    """Its settings may name a place on the hub, which would be asked for its config."""
+    other = copy_folder(folder, tmp_path / "model")
+    encoder = {"model_type": "timm_wrapper", "architecture": "hf-hub:some/model", "hidden_size": 16}
+    edit_json(other / "config.json", lambda config: config.update(vision_config=encoder))
+    for call in (midsight.load, read_facts, lambda one: describe_model(str(one))):
+        said = said_by(call, other)
+        assert said is not None
+        assert "has the encoder timm_wrapper" in said
 
 
 def edit(path, **fields):

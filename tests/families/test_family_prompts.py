@@ -189,7 +189,8 @@ class TestFoldersTemplate:
         assert ids == own_ids(folder, self.IMAGES, "What differs?", system="Be brief.")
         if family.own_system:
             _, _, item = self.ids(folder, system="")
-            assert item.prompt.text.startswith("<|im_start|>user\n<|vision_start|>")
+            markup = midsight.load(folder, device="cpu", weights=False).loaded.family.prompt.image_markup
+            assert item.prompt.text.startswith(f"<|im_start|>user\n{markup}")
 
     def test_a_template_with_the_image_token_alone_has_a_system_turn_too(self, family, tmp_path):
         folder = family.write(tmp_path / "model")

@@ -176,7 +176,7 @@ def fake_device() -> Iterator[Synchronisations]:
     overwrites = torch.__future__.get_overwrite_module_params_on_conversion()
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     try:
-        with MakeThenMove(), FakeDevice(counted):
+        with torch.backends.cudnn.flags(enabled=False), MakeThenMove(), FakeDevice(counted):
             yield counted
     finally:
         torch.__future__.set_overwrite_module_params_on_conversion(overwrites)

@@ -17,6 +17,7 @@ from PIL import Image
 from transformers import (
     AutoImageProcessor,
     AutoProcessor,
+    FastVlmForConditionalGeneration,
     Gemma3ForConditionalGeneration,
     Idefics3ForConditionalGeneration,
     InternVLForConditionalGeneration,
@@ -32,6 +33,7 @@ from transformers import (
 )
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
+from midsight.testing.fast_vlm import write_fast_vlm
 from midsight.testing.gemma3 import write_gemma3
 from midsight.testing.idefics3 import write_idefics3, write_smolvlm
 from midsight.testing.internvl import write_internvl
@@ -81,6 +83,11 @@ def mean_over_packed_patches(output: Any, inputs: Any, model: Any) -> torch.Tens
     packed, _ = model.model.pack_image_features(numbers.split(tiles), inputs["image_sizes"], "default", newline)
     kept = torch.cat(packed).flatten()
     return features[kept[kept >= 0].long()].double().mean(dim=0)
+
+
+def mean_over_map(output: Any, _inputs: Any, _model: Any) -> torch.Tensor:
+    """Every place of the feature map of every square."""
+    return output.last_hidden_state.double().mean(dim=(0, 2, 3))
 
 
 def mean_over_scaled_patches(output: Any, inputs: Any, model: Any) -> torch.Tensor:
@@ -308,6 +315,20 @@ FAMILIES = {
         text_in_template="content['text']",
         interleaves=False,
         misfit={"size": {"height": 70, "width": 70}},
+    ),
+    "fast_vlm": Family(
+        write_fast_vlm,
+        FastVlmForConditionalGeneration,
+        image_token_id=151646,
+        tower="model.vision_tower",
+        vision_mean=mean_over_map,
+        stop_ids=(151645,),
+        reference=FamilyReference,
+        text_in_template="content['text']",
+        own_system=True,
+        interleaves=False,
+        tokens_of_every_image=16,
+        misfit={"crop_size": {"height": 70, "width": 70}},
     ),
     "gemma3": Family(
         write_gemma3,

@@ -16,6 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from midsight.checkpoints.headers import INDEX, ONLY_WEIGHTS, read_index, read_json
 from midsight.errors import MidsightError, ModelFileError, Option, first_line
 from midsight.families.catalogue import FAMILIES, PUBLISHED_TYPES, find_family
+from midsight.families.family import require_packages
 from midsight.families.family_file import FamilyFile, require_architecture
 
 SNAPSHOT = re.compile(r"[0-9a-f]{40}")
@@ -176,7 +177,7 @@ def require_only_lora(source: str | Path, files: Iterable[str]) -> None:
 
 
 def refuse_unknown_family(folder: Path, hub_id: str, family_file: FamilyFile | None) -> None:
-    """Raises MidsightError if config.json names a family that neither the catalogue nor `family_file` has.
+    """Raises MidsightError if config.json names a family that cannot be loaded here, by the catalogue or `family_file`.
 
     It does so before weights are downloaded. What a config.json lacks, or that it cannot be read, is said when the
     folder is opened.
@@ -189,7 +190,7 @@ def refuse_unknown_family(folder: Path, hub_id: str, family_file: FamilyFile | N
     if named and family_file is not None:
         require_architecture(family_file, named, hub_id)
     elif named and not is_published:
-        find_family(named, hub_id)
+        require_packages(find_family(named, hub_id))
 
 
 def lora_folder(folder: Path) -> str | None:

@@ -22,7 +22,7 @@ from midsight.checkpoints.reading import tensor_reader
 from midsight.checkpoints.tokenizer_rules import validate_rules
 from midsight.errors import MidsightError, ModelFileError, Option, counted, first_line
 from midsight.families.catalogue import find_family
-from midsight.families.family import Family
+from midsight.families.family import Family, require_packages
 from midsight.families.family_file import FamilyFile, require_architecture, require_proved_for
 
 LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
@@ -41,6 +41,7 @@ def open_native(folder: Path, adapter: PeftFolder | None = None, family_file: Fa
     else:
         require_architecture(family_file, architectures, str(folder))
         family = family_file.family
+    require_packages(family)
     validate_native_folder(folder, family, adapter)
     headers = read_headers(folder)
     validate_sizes(read_json(folder / "config.json"), headers, folder / "config.json")
@@ -49,6 +50,7 @@ def open_native(folder: Path, adapter: PeftFolder | None = None, family_file: Fa
     adapters = [*own, adapter] if adapter else own
     processor_at, processor_notes = processor_folder(folder, adapter)
     config = from_pretrained(transformers.AutoConfig, folder, "config.json")
+    family.validate_config(config)
     if family_file is not None:
         require_proved_for(family_file, config, str(folder))
 

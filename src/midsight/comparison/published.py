@@ -194,6 +194,16 @@ PUBLISHED = (
         origin=REPEATED,
     ),
     PublishedModel(
+        hub_id="KamilaMila/FastVLM-7B",
+        architecture="FastVlmForConditionalGeneration",
+        config_class="FastVlmConfig",
+        sizes={
+            "image_seq_length": 256,
+            "text_config": {**QWEN_TEXT, "model_type": "qwen2", "vocab_size": 152128},
+        },
+        origin=REPEATED,
+    ),
+    PublishedModel(
         hub_id="google/gemma-3-4b-it",
         architecture="Gemma3ForConditionalGeneration",
         config_class="Gemma3Config",

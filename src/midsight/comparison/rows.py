@@ -11,6 +11,7 @@ from midsight.checkpoints.quiet import quiet_transformers
 from midsight.comparison.published import PUBLISHED
 from midsight.comparison.sizes import ConfigFacts, count_by_part, read_config
 from midsight.families.catalogue import find_family
+from midsight.families.family import missing_package
 from midsight.taps.tap import choose_layers
 
 
@@ -54,6 +55,8 @@ class ModelRow:
     """Parts that no image prompt uses."""
     also_published: str
     """What the published files hold in addition to the parameters."""
+    lacks: str
+    """The package without which parameters cannot be counted, and `parameters` is empty; empty if it is installed."""
 
     @property
     def total_parameters(self) -> int:
@@ -91,7 +94,7 @@ def describe_model(source: str) -> ModelRow:
 def make_row(name: str, origin: str, facts: ConfigFacts, also_published: str) -> ModelRow:
     """Makes the row of a model from the facts about it."""
     family, config = facts.family, facts.config
-    text = config.get_text_config()
+    text, lacks = config.get_text_config(), missing_package(family)
     return ModelRow(
         name=name,
         origin=origin,
@@ -108,7 +111,8 @@ def make_row(name: str, origin: str, facts: ConfigFacts, also_published: str) ->
         image_token_id=family.prompt.image_token_id(config),
         shares_prefix=family.decoder.shares_image_prefix,
         template=facts.prompt,
-        parameters=count_by_part(family, config),
+        parameters={} if lacks else count_by_part(family, config),
         left_out=tuple(part for part in left_out_parts(family) if part in family.stored.unused_modules),
         also_published=also_published,
+        lacks=lacks,
     )

@@ -53,6 +53,7 @@ def read_config(source: str) -> ConfigFacts:
     except Exception as error:  # transformers raises many types for a wrong value
         path = folder / "config.json"
         raise ModelFileError(f"{path} is not a config of {family.name}: {first_line(error)}", path) from error
+    family.validate_config(config)
     return ConfigFacts(family, config, read_prompt(family, lambda: load_processor(folder)))
 
 

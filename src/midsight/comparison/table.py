@@ -32,6 +32,7 @@ def cells(row: ModelRow) -> dict[str, str]:
         for part, count in sorted(row.parameters.items(), key=lambda item: -item[1])
     )
     also_published = f", {row.also_published}" if row.also_published else ""
+    parameters = f"not counted: {row.lacks} is not installed" if row.lacks else f"{row.total_parameters:,}"
     return {
         "family": row.family,
         "vision encoder": row.vision_encoder,
@@ -44,7 +45,7 @@ def cells(row: ModelRow) -> dict[str, str]:
         "image token id": str(row.image_token_id),
         "shares prefix": "yes" if row.shares_prefix else "no",
         "template": row.template.replace("\n", "\\n"),
-        "parameters": f"{row.total_parameters:,}{also_published}",
+        "parameters": f"{parameters}{also_published}",
         "by part": by_part,
         "sizes from": row.origin,
     }

@@ -16,6 +16,7 @@ from midsight.checkpoints.native import from_pretrained, load_processor
 from midsight.checkpoints.open_folder import read_model_type
 from midsight.errors import MidsightError
 from midsight.families.catalogue import FAMILIES, PUBLISHED_TYPES, find_family
+from midsight.families.family import refuse_timm
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ def read_model(source: str | Path, *, revision: str | None = None) -> UnknownMod
             "model's processor_config.json."
         )
     config = from_pretrained(transformers.AutoConfig, folder, "config.json")
+    refuse_timm(config)
     return UnknownModel(str(source), folder, model_type, architecture, config, processor)
 
 

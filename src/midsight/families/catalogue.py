@@ -17,6 +17,7 @@ FAMILIES = {
     "LlavaForConditionalGeneration": "midsight.families.llava",
     "LlavaNextForConditionalGeneration": "midsight.families.llava_next",
     "LlavaOnevisionForConditionalGeneration": "midsight.families.llava_onevision",
+    "FastVlmForConditionalGeneration": "midsight.families.fast_vlm",
     "Gemma3ForConditionalGeneration": "midsight.families.gemma3",
     "Idefics3ForConditionalGeneration": "midsight.families.idefics3",
     "SmolVLMForConditionalGeneration": "midsight.families.smolvlm",

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any, Protocol
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from midsight.errors import MidsightError
 from midsight.families.inputs import (
     DecoderInputs,
     EncodedImage,
@@ -64,6 +66,14 @@ class MakeImageInputs(Protocol):
         """`processor` has `image_processor` and `tokenizer`, and is transformers' whole processor if the folder has
         one; `image` is RGB. Raises SampleError for an image that the model does not take.
         """
+        ...
+
+
+class ValidateConfig(Protocol):
+    """Says whether transformers' class may be made from a config, which may come from anywhere."""
+
+    def __call__(self, config: Any, /) -> None:
+        """`config` is transformers' config of the whole model. Raises MidsightError if the class must not be made."""
         ...
 
 
@@ -155,6 +165,13 @@ def vision_hidden_size(config: Any) -> int:
 
 def accept_processor(_processor: Any, _config: Any) -> None:
     """The default: accepts every processor."""
+
+
+def refuse_timm(config: Any) -> None:
+    """The default: refuses encoders of timm's, whose settings may name files and addresses of weights."""
+    encoder = str(getattr(getattr(config, "vision_config", None), "model_type", ""))
+    if encoder.startswith("timm"):
+        raise MidsightError(f"config.json has the encoder {encoder}, which midsight does not know; use another model.")
 
 
 def no_threshold(_config: Any) -> None:
@@ -283,6 +300,25 @@ class Family:
     """How the decoder takes a prompt."""
     stored: StoredTensors = field(default_factory=StoredTensors)
     """What checkpoints store."""
+    validate_config: ValidateConfig = refuse_timm
+    """Whether transformers' class may be made from a config."""
+    needs: Mapping[str, str] = field(default_factory=dict)
+    """Packages that transformers' class needs and that a plain installation lacks, each with midsight's extra."""
+
+
+def missing_package(family: Family) -> str:
+    """The first package that the family needs and that is not installed; empty if there is none."""
+    return next((package for package in family.needs if find_spec(package) is None), "")
+
+
+def require_packages(family: Family) -> None:
+    """Raises MidsightError if a package is missing that transformers' class needs."""
+    package = missing_package(family)
+    if package:
+        raise MidsightError(
+            f"{family.name} needs the package {package}, which is not installed; install it with "
+            f"`pip install 'midsight[{family.needs[package]}]'`."
+        )
 
 
 def image_maker(vision: Vision, images: int) -> MakeImageInputs:

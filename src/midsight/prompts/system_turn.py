@@ -103,9 +103,10 @@ def find_default_turn(processor: Any, declaration: FamilyPrompt, template: ChatT
         before, _, after = render(processor, declaration, template, MARK, before=[message]).partition(SYSTEM_MARK)
     except MidsightError:
         before, after = "", ""
-    user_head = before[start:].replace("system", "user")
-    known = default.startswith(before) and default.endswith(after) and len(default) >= len(before + after)
-    if known and user_head != before[start:] and user_head in after:
+    head = before[start:].rstrip()  # a template may have a line break only before the user's system text
+    user_head = head.replace("system", "user")
+    known = default[start:].startswith(head) and default.endswith(after) and len(default) - start >= len(head + after)
+    if known and user_head != head and user_head in after:
         stop = len(default) - len(after) + after.index(user_head)
         return SystemTurn(left_out=default[start:stop], start=start)
     raise MidsightError(

@@ -2,6 +2,7 @@
 
 from midsight.check.check import Check
 from midsight.check.family_checks import check_family
+from midsight.testing.fast_vlm import write_fast_vlm
 from midsight.testing.gemma3 import write_gemma3
 from midsight.testing.idefics3 import write_idefics3, write_smolvlm
 from midsight.testing.internvl import write_internvl
@@ -15,6 +16,7 @@ from midsight.testing.qwen2_5_vl import write_qwen2_5_vl, write_qwen2_vl, write_
 __all__ = [
     "Check",
     "check_family",
+    "write_fast_vlm",
     "write_gemma3",
     "write_idefics3",
     "write_internvl",

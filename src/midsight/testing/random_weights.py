@@ -25,6 +25,8 @@ NORM_SPREAD = 0.2
 BIAS_STD = 0.1
 GATES = (0.4, 1.2)
 """Range of a gate's absolute value before its tanh; its sign is random."""
+VARIANCES = (0.5, 1.5)
+"""Range of the variances that a batch norm has seen."""
 
 Gains = Sequence[tuple[str, float]]
 """Standard deviation of a weight times the square root of its fan-in, by the end of its name; 1 for other names."""
@@ -76,15 +78,21 @@ def draw_weights(
     generator: Generator,
     gains: Gains,
 ) -> dict[str, Tensor]:
-    """A random tensor for each one that a class stores, by sorted name; those in `rows` are drawn by draw_rows."""
+    """A random tensor for each one that a class stores, by sorted name; those in `rows` are drawn by draw_rows.
+
+    Counters, which are integers, are zero.
+    """
     with torch.device("meta"):
         state = model(config).state_dict()
-    return {
-        name: draw_rows(len(tensor), tensor.shape[1], rows[name], generator)
-        if name in rows
-        else draw(name, tuple(tensor.shape), generator, gains)
-        for name, tensor in sorted(state.items())
-    }
+
+    def draw_one(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        if not dtype.is_floating_point:
+            return torch.zeros(shape, dtype=dtype)
+        if name in rows:
+            return draw_rows(shape[0], shape[1], rows[name], generator)
+        return draw(name, shape, generator, gains)
+
+    return {name: draw_one(name, tuple(tensor.shape), tensor.dtype) for name, tensor in sorted(state.items())}
 
 
 def draw(name: str, shape: tuple[int, ...], generator: Generator, gains: Gains) -> Tensor:
@@ -94,6 +102,8 @@ def draw(name: str, shape: tuple[int, ...], generator: Generator, gains: Gains) 
     if parameter.endswith("gate") or parameter.startswith("gate_"):
         smallest, largest = GATES
         return noise.sign() * (smallest + (largest - smallest) * torch.rand(shape, generator=generator))
+    if parameter == "running_var":
+        return VARIANCES[0] + (VARIANCES[1] - VARIANCES[0]) * torch.rand(shape, generator=generator)
     if parameter == "weight" and len(shape) == 1:
         return 1 + NORM_SPREAD * noise
     if parameter == "bias":
@@ -114,8 +124,9 @@ def draw_rows(rows: int, width: int, scales: Mapping[int, float], generator: Gen
 
 
 def save_weights(weights: dict[str, Tensor], path: Path) -> None:
-    """Stores the tensors in bfloat16, as published."""
-    save_file({name: tensor.to(torch.bfloat16) for name, tensor in weights.items()}, path, metadata={"format": "pt"})
+    """Stores the tensors in bfloat16, as published, and counters as they are."""
+    stored = {name: one.to(torch.bfloat16) if one.is_floating_point() else one for name, one in weights.items()}
+    save_file(stored, path, metadata={"format": "pt"})
 
 
 def make_tokenizer(
