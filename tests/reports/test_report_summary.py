@@ -22,7 +22,8 @@ from midsight.reports.page.summary.choice import ReportOptions
 from midsight.reports.page.summary.collect import report_of
 from midsight.reports.page.summary.samples import MOST_SAMPLES, shown_rows
 from midsight.store.findings import PREDICTIONS, finding_folder, read_predictions
-from support.made_up import make_record, make_spec, write_run
+from midsight.store.spec import RiskSpec
+from support.made_up import QUERY_0, make_record, make_spec, write_run
 from support.planted import QUERY, write_planted
 from support.reported import write_reported
 
@@ -179,6 +180,19 @@ def test_a_table_of_risks_takes_the_findings_place(run, tmp_path):
         summary_of(run, risk=table)
 
 
+def test_a_risk_that_the_extraction_stored_is_shown_without_a_finding(tmp_path):
+    risks = RiskSpec(
+        probe="runs/a/probe", probe_sha256="a", column=QUERY_0, label="correct", of="false", abstain_above=None
+    )
+    spec = make_spec(risks=risks)
+    write_run(tmp_path, [make_record(row, spec, risk=row / 4) for row in range(3)], spec)
+    samples = summary_of(midsight.open_run(tmp_path)).samples
+    assert samples.risk == (0.0, 0.25, 0.5)
+    assert "label correct is false, stored before the answer, from the probe runs/a/probe" in samples.risk_source
+    assert "looks too good" in samples.risk_source
+
+
+@pytest.mark.slow
 def test_a_finding_of_another_run_or_of_an_earlier_midsight_gives_no_risk(tmp_path):
     run = write_reported(tmp_path)
     run.label("yes_no")
@@ -205,6 +219,7 @@ def test_a_run_of_hardly_any_samples_has_a_summary(tmp_path, rows, answers):
     assert (report.answers is None) == (report.samples.answer is None) == (not answers)
 
 
+@pytest.mark.slow
 def test_the_command_writes_page_and_json_and_replaces_only_its_own(run, tmp_path):
     page, summary = tmp_path / "deep" / "report.html", tmp_path / "report.json"
     call = ["report", str(run.path), "--out", str(page), "--json", str(summary)]

@@ -71,7 +71,7 @@ def _columns(report: Report, limit: int) -> Iterable[dict[str, Any]]:
     references = [REFERENCES.join(one) for one in samples.references]
     label = report.label.record.name if report.label else ""
     yield _text("id", "sample", samples.sample_id, limit)
-    yield _number("row", "row", samples.input_index)
+    yield _number("row", "row of the dataset", samples.input_index)
     yield _text("question", "question", samples.question, limit)
     if samples.answer is not None:
         yield _text("answer", "answer", samples.answer, limit)

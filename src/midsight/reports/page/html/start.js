@@ -63,7 +63,7 @@ function clearFilters() {
 }
 
 function start() {
-  const sorts = data.columns.filter((column) => column.key !== "image").map((column) => [column.key, column.key === "row" ? "order of the dataset" : column.name]);
+  const sorts = data.columns.filter((column) => column.key !== "image").map((column) => [column.key, column.name]);
   if (columns.has("label")) sorts.unshift(["errors", "confident errors first"]);
   filters.sort = sorts.find(([key]) => key === "errors" || key === "row")[0];
   fill(byId("sort"), sorts, filters.sort);

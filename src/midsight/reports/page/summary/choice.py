@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from midsight.errors import DamagedRunError, MidsightError, Option
 from midsight.probes.finding import Finding
-from midsight.reports.page.summary.risk import Risk, risk_of_finding, risk_of_table
+from midsight.reports.page.summary.risk import Risk, risk_of_finding, risk_of_run, risk_of_table
 from midsight.store.annotations import label_names, read_label, read_label_record
 from midsight.store.findings import finding_names, read_predictions, read_result
 from midsight.store.reader import Run
@@ -65,7 +65,8 @@ def choose(run: Run, options: ReportOptions) -> Choice:
     predictions = None if finding is None else read_predictions(run.path, finding.name)
     if options.risk is not None:
         return Choice(label, finding, predictions, risk_of_table(options.risk), ())
-    risk = None if finding is None else risk_of_finding(finding, predictions, run.spec.run_id)
+    predicted = None if finding is None else risk_of_finding(finding, predictions, run.spec.run_id)
+    risk = predicted or risk_of_run(run)
     notes = () if finding is None or risk is not None else (_no_risk(finding, predictions),)
     return Choice(label, finding, predictions, risk, notes)
 

@@ -1,4 +1,4 @@
-"""A risk for each sample: from a finding's predictions on samples that it did not learn from, or from a table."""
+"""A risk for each sample: what a finding predicted of samples it did not learn from, what is stored, or a table."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ from midsight.labels.outside import cell_text
 from midsight.probes.finding import Finding
 from midsight.samples.rows import quoted_names, shortened_json
 from midsight.samples.sources import open_table
+from midsight.store.reader import Run
 
 ID, RISK = "sample_id", "risk"
 """Columns of a table of risks, as `midsight score` writes it."""
+
+TOO_GOOD = "If that probe was trained on samples of this run, their risk looks too good."
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,21 @@ def risk_of_finding(finding: Finding, predictions: pa.Table | None, run_id: str)
     )
 
 
+def risk_of_run(run: Run) -> Risk | None:
+    """The risks that an extraction with a probe stored; None for other runs."""
+    spec = run.spec.risks
+    if spec is None:
+        return None
+    by_sample: dict[str, float] = {}
+    for batch in run.batches([ID, RISK]):
+        by_sample |= zip(batch[ID].to_pylist(), batch[RISK].to_pylist(), strict=True)
+    return Risk(
+        by_sample,
+        f"Risk is the probability that the label {spec.label} is {spec.of}, stored before the answer, from the probe "
+        f"{spec.probe or 'that was given in Python'}. {TOO_GOOD}",
+    )
+
+
 def risk_of_table(path: Path) -> Risk:
     """The risks in a table with the columns `sample_id` and `risk`; raises MidsightError if it holds none."""
     table = open_table(path)
@@ -61,9 +79,7 @@ def risk_of_table(path: Path) -> Risk:
             raise MidsightError(f"{where} cannot be read: {row.problem}")
         if row.cells.get(RISK) not in (None, ""):
             by_sample[cell_text(row.cells.get(ID))] = _probability(row.cells[RISK], where)
-    return Risk(
-        by_sample, f"Risk is from {path}. If its probe was trained on samples of this run, their risk looks too good."
-    )
+    return Risk(by_sample, f"Risk is from {path}. {TOO_GOOD}")
 
 
 def _probability(value: object, where: str) -> float:
