@@ -10,7 +10,6 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import torch
 from PIL import Image
 from torch import Tensor, nn
 
@@ -18,7 +17,7 @@ from midsight.errors import MidsightError, ModelFileError
 from midsight.families import llava
 from midsight.families.family import Family, Reference, Vision
 from midsight.families.inputs import ImageInputs
-from midsight.families.resizing import Pixels, with_own_resizing
+from midsight.families.resizing import Pixels
 from midsight.families.tiles import encode_tiles, split_by_image
 from midsight.prompts.declaration import FamilyPrompt
 
@@ -66,16 +65,7 @@ def crop_px(config: Any) -> int:
 
 def image_inputs(processor: Any, image: Image.Image, pixels: Pixels, config: Any) -> ImageInputs:
     """One square: the middle of the image."""
-    side = patches_per_side(config)
-    image_processor = with_own_resizing(processor.image_processor, pixels)
-    return ImageInputs(
-        pixel_values=image_processor(image, return_tensors="pt")["pixel_values"],
-        patch_mask=torch.ones((1, side, side), dtype=torch.bool),
-        original_size=image.size,
-        grid=(1, 1),
-        tokens=side * side,
-        attended=side * side,
-    )
+    return llava.square_inputs(processor, image, pixels, patches_per_side(config))
 
 
 def encode(model: nn.Module, images: Sequence[ImageInputs]) -> Iterator[Tensor]:

@@ -54,7 +54,11 @@ def patches_per_side(config: Any) -> int:
 
 def image_inputs(processor: Any, image: Image.Image, pixels: Pixels, config: Any) -> ImageInputs:
     """One square."""
-    side = patches_per_side(config)
+    return square_inputs(processor, image, pixels, patches_per_side(config))
+
+
+def square_inputs(processor: Any, image: Image.Image, pixels: Pixels, side: int) -> ImageInputs:
+    """One square of `side` x `side` patches, each of which becomes an image token."""
     image_processor = with_own_resizing(processor.image_processor, pixels)
     return ImageInputs(
         pixel_values=image_processor(image, return_tensors="pt")["pixel_values"],

@@ -12,14 +12,13 @@ from transformers import (
     LlavaProcessor,
 )
 
+from midsight.testing.llava_onevision import ENDOFTEXT, IM_END, IMAGE, qwen2_fields
 from midsight.testing.random_weights import make_tokenizer, write_checkpoint
 
-ENDOFTEXT, IM_END, IMAGE = 151643, 151645, 151646
 SPECIAL_TOKENS = {ENDOFTEXT: "<|endoftext|>", 151644: "<|im_start|>", IM_END: "<|im_end|>", IMAGE: "<image>"}
 """The published ids and tokens."""
 
 VOCABULARY_SIZE = 151647
-HIDDEN_SIZE = 32
 STAGES = (8, 8, 16, 32, 32)
 """Widths of the encoder's five stages, of one block each; timm's heads of attention are 32 wide."""
 SQUARE_PX, PATCH_PX = 256, 64
@@ -93,19 +92,7 @@ def make_config(layers: int) -> FastVlmConfig:
         dtype="bfloat16",
         image_token_index=IMAGE,
         image_seq_length=(SQUARE_PX // PATCH_PX) ** 2,
-        text_config={
-            "model_type": "qwen2",
-            "vocab_size": VOCABULARY_SIZE,
-            "hidden_size": HIDDEN_SIZE,
-            "intermediate_size": 2 * HIDDEN_SIZE,
-            "num_hidden_layers": layers,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 131072,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
-            "bos_token_id": ENDOFTEXT,
-            "eos_token_id": IM_END,
-        },
+        text_config=qwen2_fields(layers, VOCABULARY_SIZE, max_positions=131072),
         vision_config={
             "model_type": "timm_wrapper",
             "architecture": "fastvit_mci3",

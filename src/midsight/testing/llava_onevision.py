@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from transformers import (
     GenerationConfig,
@@ -115,19 +116,7 @@ def make_config(layers: int) -> LlavaOnevisionConfig:
         video_token_index=VIDEO,
         image_grid_pinpoints=grids(),
         vision_aspect_ratio="anyres_max_9",
-        text_config={
-            "model_type": "qwen2",
-            "vocab_size": VOCABULARY_SIZE,
-            "hidden_size": HIDDEN_SIZE,
-            "intermediate_size": 2 * HIDDEN_SIZE,
-            "num_hidden_layers": layers,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 32768,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
-            "bos_token_id": ENDOFTEXT,
-            "eos_token_id": IM_END,
-        },
+        text_config=qwen2_fields(layers, VOCABULARY_SIZE, max_positions=32768),
         vision_config={
             "model_type": "siglip_vision_model",
             "hidden_size": VISION_SIZE,
@@ -139,3 +128,20 @@ def make_config(layers: int) -> LlavaOnevisionConfig:
             "vision_use_head": False,
         },
     )
+
+
+def qwen2_fields(layers: int, vocabulary_size: int, *, max_positions: int) -> dict[str, Any]:
+    """The decoder's configuration with small widths and few layers."""
+    return {
+        "model_type": "qwen2",
+        "vocab_size": vocabulary_size,
+        "hidden_size": HIDDEN_SIZE,
+        "intermediate_size": 2 * HIDDEN_SIZE,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": max_positions,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
+        "bos_token_id": ENDOFTEXT,
+        "eos_token_id": IM_END,
+    }
