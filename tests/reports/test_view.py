@@ -22,6 +22,7 @@ from midsight.probes.write import write_study
 from midsight.reports.thumbnails import SIDE_PX, ImageOfRun, make_thumbnails
 from midsight.reports.view import ViewOptions, flat_names, usual_column, write_view
 from midsight.samples.tables import read_table
+from midsight.store.findings import read_predictions
 from support.made_up import make_dataset_spec, make_record, make_spec, write_run
 from support.pictures import encoded, picture
 from support.planted import QUERY, write_planted
@@ -48,6 +49,10 @@ def test_pyarrow_and_pandas_read_flat_scalars_with_a_map_and_labels(run, tmp_pat
     assert {"pc1", "pc2", "question", "answer", "label_correct", "first_token_max", "kind", "sample_id"} <= {*frame}
     assert {*frame["label_correct"].tolist()} == {"true", "false"}
     assert {*frame["reference_answers"].tolist()} == {"yes", "no"}
+    predicted = read_predictions(run.path, "correct")
+    assert predicted is not None
+    by_sample = dict(zip(predicted["sample_id"].to_pylist(), predicted["probe"].to_pylist(), strict=True))
+    assert [1 - by_sample[one] for one in frame["sample_id"]] == frame["risk"].tolist()
     points = frame[["pc1", "pc2"]].to_numpy()
     assert np.allclose(points.mean(axis=0), 0, atol=1e-4)
     assert points.std(axis=0)[0] >= points.std(axis=0)[1] > 0

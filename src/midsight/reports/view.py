@@ -13,6 +13,8 @@ import pyarrow.parquet as pq
 
 from midsight.errors import MidsightError, Option, counted
 from midsight.probes.pca import Plane, principal_plane
+from midsight.reports.page.summary.choice import ReportOptions, choose
+from midsight.reports.page.summary.risk import Risk
 from midsight.reports.thumbnails import ImageOfRun, Thumbnails, make_thumbnails
 from midsight.store.annotations import label_names, read_label
 from midsight.store.export_target import new_target
@@ -85,9 +87,11 @@ def write_view(run: Run, out: Path, options: ViewOptions, *, overwrite: bool) ->
         plane = principal_plane(lambda: (batch.vectors for batch in run.vector_batches(column)), column)
         rows = pa.concat_tables(_mapped_rows(run, column, plane, options.limit))
         pictures = _thumbnails(run, rows, options)
-        table = _flat(rows, _labels(run, rows), pictures)
+        risk = None if "risk" in rows.column_names else choose(run, ReportOptions()).risk
+        table = _flat(rows, _labels(run, rows), risk, pictures)
         pq.write_table(table, made, compression="zstd", write_page_checksum=True)
-    return View(len(rows), bool(pictures.webp), tuple(_notes(run, rows, column, plane, pictures, options)))
+    notes = [*_notes(run, rows, column, plane, pictures, options), *([(risk.source,)] if risk else [])]
+    return View(len(rows), bool(pictures.webp), tuple(notes))
 
 
 def usual_column(run: Run) -> str:
@@ -150,10 +154,12 @@ def _thumbnails(run: Run, rows: pa.Table, options: ViewOptions) -> Thumbnails:
     return make_thumbnails(run, wanted, options.images)
 
 
-def _flat(rows: pa.Table, labels: dict[str, list[str | None]], pictures: Thumbnails) -> pa.Table:
+def _flat(rows: pa.Table, labels: dict[str, list[str | None]], risk: Risk | None, pictures: Thumbnails) -> pa.Table:
     """The rows with flat names and scalars only; a picture is one struct of bytes."""
     columns: dict[str, Any] = {name: rows[name] for name in ("pc1", "pc2")}
     columns |= {name: pa.array(words, pa.string()) for name, words in labels.items()}
+    if risk is not None:
+        columns["risk"] = pa.array([risk.by_sample.get(one) for one in rows["sample_id"].to_pylist()], pa.float64())
     if "first_token_top_logprobs" in rows.column_names:
         likeliest = [row[0] if row else None for row in rows["first_token_top_logprobs"].to_pylist()]
         columns["first_token_max"] = pa.array(likeliest, pa.float32())
