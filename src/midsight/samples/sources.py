@@ -120,10 +120,11 @@ def _fixed_folder(pattern: Path) -> Path:
 
 def _with_left_out(table: Table, path: Path, found: Iterable[Path], read: Collection[Path]) -> Table:
     """The table with a note on the files that were found beside those that are read; images may belong to rows."""
-    others = (file for file in found if not file.name.startswith("."))
+    others = (
+        file for file in found if not file.name.lower().endswith(IMAGE_SUFFIXES) and not file.name.startswith(".")
+    )
     suffixes = (file.suffix.lower() for file in {*others} - {*read} if file.is_file())
-    left_out = (f"*{suffix}" if suffix else "without suffix" for suffix in suffixes if suffix not in IMAGE_SUFFIXES)
-    note = describe_left_out(path, Counter(left_out))
+    note = describe_left_out(path, Counter(f"*{suffix}" if suffix else "without suffix" for suffix in suffixes))
     return replace(table, notes=(*table.notes, note)) if note else table
 
 
