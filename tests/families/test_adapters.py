@@ -23,6 +23,7 @@ from support.folders import (
     write_native,
     write_published,
 )
+from support.molmo2_layout import publish_molmo2
 from support.parity import LIMIT, assert_parity, expect
 from support.pictures import CASES
 from support.reference import Reference, load_reference_model, relative_error
@@ -157,6 +158,15 @@ def test_the_published_format_takes_it_too(tmp_path, lora):
     assert max(relative_error(ours.vectors[name], vector) for name, vector in theirs.vectors.items()) <= LIMIT
     plain = midsight.load(published, device="cpu").extract(CASE.image, CASE.question, layers=[1], answers=False)
     assert relative_error(ours.query_token_representation[1], plain.query_token_representation[1]) > 0.01
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["molmo2"], indirect=True)
+@pytest.mark.parametrize("lora", ["merged", "unmerged"])
+def test_a_folder_that_stores_several_weights_as_one_tensor_takes_it_too(adapter, folder, tmp_path, lora):
+    out, expected = adapter
+    published = publish_molmo2(copy_folder(folder, tmp_path / "published"))
+    assert_parity(record_of(midsight.load(out, base=published, device="cpu", lora=lora)), expected)
 
 
 @pytest.mark.slow

@@ -24,7 +24,8 @@ from midsight.families.mllama import FAMILY
 from midsight.reports.summary import summarise
 from midsight.taps.tap import choose_layers
 from support.family_reference import WITHOUT_PHI, FamilyReference
-from support.folders import assert_sentence, copy_folder, edit_json, said_by
+from support.folders import assert_sentence, copy_folder, edit_json, replace_file, said_by
+from support.molmo2_layout import publish_molmo2
 from support.parity import LIMIT, assert_parity, expect, rgb
 from support.pictures import CASES, picture
 
@@ -70,6 +71,7 @@ def rename(folder, names):
                 break
         renamed[name] = tensor
     assert not names or not set(renamed) & set(tensors) - {"lm_head.weight"}
+    (folder / "model.safetensors").unlink()
     save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
 
 
@@ -86,7 +88,7 @@ def publish_settings(name, folder):
     if name == "gemma3":
         shorten_rotary_settings(folder / "config.json")
     if name.startswith(("llava", "fast_vlm", "gemma", "idefics", "smolvlm", "internvl")):
-        path.write_text(json.dumps(processor))
+        replace_file(path, json.dumps(processor).encode())
         template = folder / "chat_template.jinja"
         (folder / "chat_template.json").write_text(json.dumps({"chat_template": template.read_text()}))
         template.unlink()
@@ -101,7 +103,7 @@ def shorten_rotary_settings(path):
     rope = text.pop("rope_parameters")["full_attention"]
     text |= {"rope_scaling": {"rope_type": rope["rope_type"], "factor": rope["factor"]}}
     del text["layer_types"]
-    path.write_text(json.dumps(config))
+    replace_file(path, json.dumps(config).encode())
 
 
 def flatten_config(path):
@@ -112,15 +114,18 @@ def flatten_config(path):
     config |= {key: value for key, value in text.items() if key not in {"model_type", "layer_types", "dtype"}}
     config |= {"rope_theta": rope["rope_theta"]}
     config |= {"rope_scaling": {"type": "mrope", "mrope_section": rope["mrope_section"]}}
-    path.write_text(json.dumps(config))
+    replace_file(path, json.dumps(config).encode())
 
 
 @pytest.mark.parametrize("name", WITHOUT_PHI, indirect=True)
-def test_the_published_format_gives_the_same_numbers_and_parts(name, family, model, tmp_path):
-    folder = family.write(tmp_path / "published")
+def test_the_published_format_gives_the_same_numbers_and_parts(name, family, folder, model, tmp_path):
+    folder = copy_folder(folder, tmp_path / "published")
     native = read_facts(folder)
-    rename(folder, PUBLISHED_NAMES[name])
-    publish_settings(name, folder)
+    if name == "molmo2":
+        publish_molmo2(folder)
+    else:
+        rename(folder, PUBLISHED_NAMES[name])
+        publish_settings(name, folder)
     facts = read_facts(folder)
     assert facts.parameters == native.parameters
     assert set(facts.parameters) >= {"vision encoder", "decoder", "token embedding"}
@@ -180,9 +185,9 @@ def test_a_run_holds_its_columns_and_flags_the_constant_one(name, model, tmp_pat
 
 
 @pytest.mark.parametrize("name", ["smolvlm"], indirect=True)
-def test_without_the_package_of_its_processor(family, model, tmp_path, monkeypatch):
+def test_without_the_package_of_its_processor(folder, model, tmp_path, monkeypatch):
     """The image processor and the tokenizer's template are enough; a template of the processor alone is not."""
-    folder = family.write(tmp_path / "model")
+    folder = copy_folder(folder, tmp_path / "model")
     monkeypatch.setattr(processing_smolvlm, "num2words", None)
     records = [m.extract(CASES[3].image, "What is it?", max_new_tokens=3) for m in (midsight.load(folder), model)]
     assert largest_error(*records) == 0
@@ -267,12 +272,12 @@ def test_an_encoder_of_timms_in_another_family_is_refused(folder, tmp_path):
 def edit(path, **fields):
     content = json.loads(path.read_text())
     (content.get("image_processor") or content).update(fields)
-    path.write_text(json.dumps(content))
+    replace_file(path, json.dumps(content).encode())
 
 
 @pytest.mark.parametrize("name", WITHOUT_PHI, indirect=True)
-def test_a_processor_that_does_not_fit_the_encoder_is_refused(family, tmp_path):
-    folder = family.write(tmp_path / "model")
+def test_a_processor_that_does_not_fit_the_encoder_is_refused(family, folder, tmp_path):
+    folder = copy_folder(folder, tmp_path / "model")
     edit(folder / "processor_config.json", **family.misfit)
     said = said_by(midsight.load, folder, device="cpu")
     assert said is not None

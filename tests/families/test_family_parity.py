@@ -141,9 +141,11 @@ def test_several_images_in_one_prompt_beside_a_single_one(model, reference, expe
     assert_parity(records[2], expect(reference, images, "Which of the three is the largest?"))
 
 
-@pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.takes_system], indirect=True)
+@pytest.mark.parametrize(
+    "name", [name for name, family in FAMILIES.items() if not family.refuses_system], indirect=True
+)
 def test_several_images_after_a_system_turn(model, reference):
-    """Llama's template has no system turn with an image."""
+    """Some templates have no system turn with an image."""
     images = [CASES[0].image, CASES[3].image, CASES[1].image]
     expected = expect(reference, images, "Which differs?", system="You see three images.")
     request = replace(EVERYTHING, system="You see three images.")

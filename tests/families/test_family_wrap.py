@@ -1,5 +1,6 @@
 """Models that the user loaded: fine-tuned, with a LoRA of PEFT's, quantised; their weights count as they are."""
 
+import copy
 from typing import Any
 
 import peft
@@ -26,10 +27,22 @@ of_each_family = pytest.mark.parametrize("name", WITHOUT_PHI, indirect=True)
 """Phi-4 is wrapped in test_family_damage, its vision tower not yet fixed."""
 
 
-@pytest.fixture
-def own(family, folder):
-    """A reference of its own for each test, which may change its model."""
+@pytest.fixture(scope="module")
+def plain(family, folder):
     return FamilyReference(folder, family)
+
+
+@pytest.fixture(scope="module")
+def processor(folder):
+    return AutoProcessor.from_pretrained(folder)
+
+
+@pytest.fixture
+def own(plain):
+    """A reference with a model of its own for each test, which may change it."""
+    reference = copy.copy(plain)
+    reference.model = copy.deepcopy(plain.model)
+    return reference
 
 
 def assert_same_as_the_full_forward(hf_model, reference, processor):
@@ -55,7 +68,7 @@ def differs(record, other):
 
 
 @of_each_family
-def test_a_fine_tuned_model_in_a_class_of_ones_own(own, family, folder, model):
+def test_a_fine_tuned_model_in_a_class_of_ones_own(own, plain, processor, family, model):
     class Tuned(family.model):
         """As people name theirs."""
 
@@ -63,21 +76,19 @@ def test_a_fine_tuned_model_in_a_class_of_ones_own(own, family, folder, model):
     with torch.no_grad():
         weight = own.model.get_submodule(f"{family.decoder}.layers.1.mlp.down_proj").weight
         weight.copy_(weight.roll(1, dims=0))  # Gemma norms the output, so a larger one would change nothing
-    processor = AutoProcessor.from_pretrained(folder)
     assert_same_as_the_full_forward(own.model, own, processor)
     tuned = midsight.wrap(own.model, processor)
-    assert tuned.loaded.fingerprint != midsight.wrap(family.model.from_pretrained(folder), processor).loaded.fingerprint
+    assert tuned.loaded.fingerprint != midsight.wrap(plain.model, processor).loaded.fingerprint
     records = [m.extract(USED[0].image, "What?", layers=[3], answers=False) for m in (tuned, model)]
     assert differs(*records) > 0.01
 
 
 @from_peft
 @of_each_family
-def test_a_lora_in_a_peft_model_is_on(own, folder, model):
+def test_a_lora_in_a_peft_model_is_on(own, processor, model):
     lora = peft.LoraConfig(r=4, lora_alpha=8, target_modules=TARGETS, init_lora_weights=False)
     torch.manual_seed(0)
     tuned: Any = peft.get_peft_model(own.model, lora).eval()
-    processor = AutoProcessor.from_pretrained(folder)
     assert_same_as_the_full_forward(tuned, own, processor)  # the reference's model holds the same layers
     records = [
         m.extract(USED[0].image, "What?", layers=[3], answers=False) for m in (midsight.wrap(tuned, processor), model)
@@ -104,13 +115,12 @@ class Int8Linear(nn.Module):
 
 
 @of_each_family
-def test_a_quantised_model(own, family, folder, model):
+def test_a_quantised_model(own, processor, family, model):
     """Every linear layer of the decoder and the head."""
     for path, module in list(own.model.named_modules()):
         if isinstance(module, nn.Linear) and (path.startswith(family.decoder) or path == "lm_head"):
             own.model.set_submodule(path, Int8Linear(module))
     assert own.model.lm_head.weight.dtype == torch.int8
-    processor = AutoProcessor.from_pretrained(folder)
     assert_same_as_the_full_forward(own.model, own, processor)
     records = [
         m.extract(USED[0].image, "What?", layers=[3], answers=False)
@@ -122,14 +132,13 @@ def test_a_quantised_model(own, family, folder, model):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
 @pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen2_vl"], indirect=True)
-def test_a_model_quantised_by_bitsandbytes(own, family, folder, model):
+def test_a_model_quantised_by_bitsandbytes(own, processor, family, folder, model):
     """In 8 bits, if it is installed. On a CPU it takes 4 bits in wider layers only, and not the inputs of Llama's."""
     pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
     config = BitsAndBytesConfig(load_in_8bit=True)
     own.model = family.model.from_pretrained(
         folder, dtype=torch.float32, device_map={"": "cpu"}, quantization_config=config
     ).eval()
-    processor = AutoProcessor.from_pretrained(folder)
     assert_same_as_the_full_forward(own.model, own, processor)
     wrapped = midsight.wrap(own.model, processor)
     records = [m.extract(USED[0].image, "What?", layers=[3], answers=False) for m in (wrapped, model)]
@@ -138,20 +147,20 @@ def test_a_model_quantised_by_bitsandbytes(own, family, folder, model):
 
 @from_peft
 @of_each_family
-def test_trained_prompts_are_refused(own, folder):
+def test_trained_prompts_are_refused(own, processor):
     config = peft.PromptTuningConfig(
         task_type="CAUSAL_LM", num_virtual_tokens=4, num_layers=2, token_dim=32, num_attention_heads=2
     )
     tuned = peft.get_peft_model(own.model, config)
-    said = said_by(midsight.wrap, tuned, AutoProcessor.from_pretrained(folder))
+    said = said_by(midsight.wrap, tuned, processor)
     assert said is not None
     assert_sentence(said)
     assert "PROMPT_TUNING" in said
 
 
 @of_each_family
-def test_a_processor_of_another_kind_is_refused(own, folder):
-    said = said_by(midsight.wrap, own.model, AutoProcessor.from_pretrained(folder).tokenizer)
+def test_a_processor_of_another_kind_is_refused(plain, processor):
+    said = said_by(midsight.wrap, plain.model, processor.tokenizer)
     assert said is not None
     assert_sentence(said)
     assert "AutoProcessor" in said

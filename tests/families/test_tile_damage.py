@@ -15,7 +15,8 @@ from midsight.prompts.token_layout import TokenLayout
 from support.damages import DAMAGED_CASES, EVERYTHING, declaring, failing
 from support.parity import assert_parity, expect, extract_records, samples_of
 
-TILES = ["llava_next", "llava_onevision", "idefics3", "smolvlm", "internvl"]
+TILES = ["llava_next", "llava_onevision", "idefics3", "smolvlm", "internvl", "molmo2"]
+WHOLE_IMAGE_FIRST = ("llava_next", "llava_onevision", "molmo2")
 OTHER_PROMPT = "prompts whose token ids differ from the processor's own"
 
 
@@ -39,7 +40,7 @@ def is_off_by(reference):
 
 @pytest.mark.parametrize("name", TILES, indirect=True)
 class TestTiles:
-    """Every family has its order of tiles; the whole image is the first in LLaVA's, and the last in the others."""
+    """Every family has its order of tiles; the whole image is the first or the last."""
 
     def test_the_whole_image_at_the_other_end(self, is_off_by, model):
         original = model.loaded.family.vision.image_embeddings
@@ -51,7 +52,7 @@ class TestTiles:
         def without_the_whole(image):
             patches = useful(image).clone()
             if len(patches) > 1:
-                patches[0 if name.startswith("llava") else -1] = False
+                patches[0 if name in WHOLE_IMAGE_FIRST else -1] = False
             return patches
 
         assert "patches of filled crops that reach the decoder and are not in the mean" in failing(

@@ -25,6 +25,7 @@ from transformers import (
     LlavaNextForConditionalGeneration,
     LlavaOnevisionForConditionalGeneration,
     MllamaForConditionalGeneration,
+    Molmo2ForConditionalGeneration,
     Phi4MultimodalForCausalLM,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2VLForConditionalGeneration,
@@ -40,6 +41,7 @@ from midsight.testing.internvl import write_internvl
 from midsight.testing.llava import write_llava, write_llava_next
 from midsight.testing.llava_onevision import write_llava_onevision
 from midsight.testing.mllama import write_mllama
+from midsight.testing.molmo2 import write_molmo2
 from midsight.testing.phi4_multimodal import write_phi4_multimodal
 from midsight.testing.qwen2_5_vl import write_qwen2_5_vl, write_qwen2_vl, write_qwen3_vl
 from support.reference import Forward, Reference, mean_over_real_patches
@@ -69,6 +71,14 @@ def mean_over_squares_without_class_token(output: Any, _inputs: Any, _model: Any
 def mean_without_class_token(output: Any, _inputs: Any, _model: Any) -> torch.Tensor:
     """Every patch of the last layer but one, without CLS."""
     return output.hidden_states[-2][:, 1:].flatten(0, 1).double().mean(dim=0)
+
+
+def mean_over_pooled_patches(output: Any, inputs: Any, model: Any) -> torch.Tensor:
+    """The patches that are pooled for some token, in the feature layers side by side."""
+    layers = model.config.adapter_config.vision_feature_layer
+    features = torch.cat([output.hidden_states[layer + 1] for layer in layers], dim=-1).flatten(0, 1)
+    pooled = inputs["image_token_pooling"].unique()
+    return features[pooled[pooled >= 0].long()].double().mean(dim=0)
 
 
 def mean_over_packed_patches(output: Any, inputs: Any, model: Any) -> torch.Tensor:
@@ -120,10 +130,10 @@ class Family:
     pixels: str = "pixel_values"
     text_in_template: str = "part['text']"
     decoder: str = "model.language_model"
-    first_by: Literal["none", "template", "tokenizer"] = "none"
+    first_by: Literal["none", "template", "tokenizer", "processor"] = "none"
     """Who begins a prompt with the first token."""
-    takes_system: bool = True
-    """Whether the template takes a system turn with an image."""
+    refuses_system: str = ""
+    """What the template says about a system turn with an image; empty if it takes one."""
     own_system: bool = False
     """Whether the template adds a system turn of its own."""
     interleaves: bool = True
@@ -138,6 +148,8 @@ class Family:
     """Whether the processor cuts images into crops."""
     refuses_thin: str = ""
     """What is said about an image of 2 x 450 pixels; empty if it is taken."""
+    resizings: tuple[str, ...] = ("pil", "transformers")
+    """The ways to resize that the image processor has."""
     misfit: Mapping[str, Any] = field(default_factory=dict)
     """Settings of an image processor that does not fit the encoder."""
 
@@ -187,12 +199,13 @@ class FamilyReference:
         return model
 
     def prompt(self, n_images: int, question: str, system: str | None = None) -> str:
-        """The folder's own chat template."""
+        """What the folder's own chat template renders, and the first token if the processor puts it there."""
         content = [{"type": "image"}] * n_images + [{"type": "text", "text": question}]
         turns: list[Any] = [{"role": "user", "content": content}]
         if system is not None:
             turns.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
-        return self.processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        text = self.processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        return self.processor.tokenizer.bos_token + text if self.family.first_by == "processor" else text
 
     def inputs(
         self, images: list[Image.Image], question: str, *, pixels: str = "pil", system: str | None = None
@@ -287,7 +300,7 @@ FAMILIES = {
         stop_ids=(128001, 128008, 128009),
         reference=FamilyReference,
         first_by="template",
-        takes_system=False,
+        refuses_system="Prompting with images is incompatible with system",
         tokens_of_every_image=1,
         misfit={"max_image_tiles": 2},
     ),
@@ -364,6 +377,22 @@ FAMILIES = {
         stop_ids=(151645,),
         reference=FamilyReference,
         text_in_template="content['text']",
+        misfit={"size": {"height": 70, "width": 70}},
+    ),
+    "molmo2": Family(
+        write_molmo2,
+        Molmo2ForConditionalGeneration,
+        image_token_id=151938,
+        tower="model.vision_tower",
+        vision_mean=mean_over_pooled_patches,
+        stop_ids=(151645,),
+        reference=FamilyReference,
+        text_in_template="content['text']",
+        first_by="processor",
+        refuses_system="Conversation roles must alternate",
+        interleaves=False,
+        crops=False,
+        resizings=("transformers",),
         misfit={"size": {"height": 70, "width": 70}},
     ),
 }

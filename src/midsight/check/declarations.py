@@ -7,7 +7,7 @@ import torch
 from midsight.check.check import Check, count
 from midsight.check.subject import Subject
 from midsight.checkpoints.loading import LoadedModel
-from midsight.families.family import decoder_layers
+from midsight.families.family import apply_fixes, decoder_layers
 
 
 def check_declarations(subject: Subject) -> list[Check]:
@@ -23,7 +23,7 @@ def check_declarations(subject: Subject) -> list[Check]:
             "image token's id in config and tokenizer, difference",
             abs(declared - model.tokenizer.convert_tokens_to_ids(model.family.prompt.image_token)),
         ),
-        count("known bugs left to fix", len(model.family.stored.fixes(model.hf_model))),
+        count("known bugs left to fix", len(apply_fixes(model.hf_model, model.family))),
         count("stop ids that differ from those of the folder's generation config", stop_id_differences(model)),
         count("rotary frequencies that are not kept in float32", rounded_frequencies(model)),
     ]

@@ -17,6 +17,7 @@ from midsight.checkpoints.hub import how_to_download_again
 from midsight.checkpoints.loading import closest_to_float32, find_chat_template, load_processor
 from midsight.checkpoints.open_folder import open_checkpoint
 from midsight.checkpoints.quiet import quiet_transformers
+from midsight.families.family import Family
 from midsight.families.family_file import read_proved_file
 from midsight.memory import free_memory
 from midsight.prompts.chat_template import render
@@ -121,7 +122,7 @@ def read_facts(
         generation = read_generation(folder, processor.tokenizer, config)
         checkpoint.account()
     text = config.get_text_config()
-    prompt = render(processor, declared.prompt, template, EXAMPLE_QUESTION) if template else ""
+    rendered = render(processor, declared.prompt, template, EXAMPLE_QUESTION) if template else ""
     parameters = count_parameters(checkpoint)
     if found.adapter:
         parameters["adapter"] = sum(header.parameters for header in found.adapter.headers.values())
@@ -150,18 +151,24 @@ def read_facts(
         chat_template=template.source if template else "none",
         notes=(*checkpoint.notes, *generation.notes),
         prompt_notes=notes,
-        example_prompt=prompt,
-        example_token_ids=tokenise(processor.tokenizer, prompt),
+        example_prompt=complete(processor.tokenizer, declared, rendered),
+        example_token_ids=tokenise(processor.tokenizer, declared, rendered),
         memory_bytes={str(dtype).removeprefix("torch."): memory_in(dtype, checkpoint) for dtype in DTYPES},
         free_bytes=free_bytes(),
     )
 
 
-def tokenise(tokenizer: Any, prompt: str) -> tuple[int, ...]:
-    """The token ids of a prompt; an empty prompt has none."""
-    if not prompt:
+def complete(tokenizer: Any, family: Family, rendered: str) -> str:
+    """The prompt as the family's processor completes what was rendered; empty if nothing was."""
+    return family.prompt.complete_text(rendered, tokenizer) if rendered else ""
+
+
+def tokenise(tokenizer: Any, family: Family, rendered: str) -> tuple[int, ...]:
+    """The token ids of a rendered prompt; an empty prompt has none."""
+    if not rendered:
         return ()
-    return tuple(tokenizer(prompt, add_special_tokens=adds_special_tokens(tokenizer, prompt))["input_ids"])
+    special_tokens = adds_special_tokens(tokenizer, rendered)
+    return tuple(tokenizer(complete(tokenizer, family, rendered), add_special_tokens=special_tokens)["input_ids"])
 
 
 def memory_in(dtype: torch.dtype, checkpoint: Checkpoint) -> int:

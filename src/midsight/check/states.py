@@ -75,12 +75,17 @@ def check_before_image(subject: Subject) -> list[Check]:
 
     Prompts that start with different tokens are not compared.
     """
-    image_token_id = subject.model.tokenizer.convert_tokens_to_ids(subject.model.family.prompt.image_token)
-    one, other = (item.prompt.token_ids[: item.prompt.token_ids.index(image_token_id)] for item in subject.prepared[:2])
+    one, other = (tokens_before_image(item) for item in subject.prepared[:2])
     if one != other or not one:
         return []
     first, second = (forward.hidden_states[:, : len(one)].numpy() for forward in subject.forwards[:2])
     return [Check("states before the image, and with another image", relative_error(first, second), subject.limit)]
+
+
+def tokens_before_image(item: PreparedSample) -> tuple[int, ...]:
+    """Token ids of a prompt before its first image token, and before the first that image tokens read."""
+    starts = [item.prompt.layout.image[0].start, *([item.reads_ahead.start] if item.reads_ahead else [])]
+    return item.prompt.token_ids[: min(starts)]
 
 
 def check_batches(subject: Subject) -> list[Check]:
@@ -129,7 +134,7 @@ def check_continued(subject: Subject) -> list[Check]:
     taps = [tap for tap in subject.request.taps if tap.position == "query_token"]
     alone_errors, together_errors = [], []
     for record, item in zip(subject.alone, subject.prepared, strict=True):
-        cut = item.prompt.layout.vision_token + 1
+        cut = item.prefix_length
         rest = tuple(item.prompt.token_ids[cut:])
         # the longest of the three prompts below contains the question twice
         longest = cut + 2 * len(rest)

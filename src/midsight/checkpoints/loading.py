@@ -18,9 +18,10 @@ from midsight.checkpoints.hub import how_to_download_again
 from midsight.checkpoints.open_folder import open_checkpoint
 from midsight.checkpoints.quiet import quiet_transformers
 from midsight.errors import MidsightError, ModelFileError, Option, counted
-from midsight.families.family import Family
+from midsight.families.family import Family, apply_fixes
 from midsight.families.family_file import FamilyFile, read_proved_file
 from midsight.families.inputs import layer_types, sliding_window
+from midsight.families.rotary import rotary_limit
 from midsight.memory import free_memory
 from midsight.prompts.chat_template import ChatTemplate, describe_template, find_template
 
@@ -103,6 +104,13 @@ class LoadedModel:
     def max_prompt_tokens(self) -> int | None:
         """Longest prompt that the model takes, in tokens; None if its config sets none."""
         return getattr(self.config.get_text_config(), "max_position_embeddings", None)
+
+    @property
+    def rotary_limit(self) -> int | None:
+        """Longest prompt with its answer on which the rotary factors stay the same, in tokens; None if they always do,
+        or change as longrope's do.
+        """
+        return rotary_limit(self.config)
 
     @property
     def config(self) -> Any:
@@ -269,7 +277,7 @@ def add_weights(model: LoadedModel) -> LoadedModel:
         model,
         hf_model=hf_model,
         attention=hf_model.config._attn_implementation,
-        fixes=model.family.stored.fixes(hf_model),
+        fixes=apply_fixes(hf_model, model.family),
         notes=(*model.notes, *notes),
     )
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import transformers
+from torch import Tensor
 
 from midsight.checkpoints.bounds import validate_sizes
 from midsight.checkpoints.checkpoint import Checkpoint, LoadChoice, ProcessorParts
@@ -72,7 +73,12 @@ def open_native(folder: Path, adapter: PeftFolder | None = None, family_file: Fa
             loras = [fit_lora(one, hf_model, family) for one in adapters]
             with tensor_reader(headers) as read:
                 stored = stored_names(headers, family)
-                apply_loras(hf_model, loras, merged=choice.lora == "merged", read_base=lambda name: read(stored[name]))
+
+                def read_base(name: str) -> Tensor:
+                    # published folders may store several weights as one tensor, which transformers has cut at load
+                    return read(stored[name]) if name in stored else hf_model.get_parameter(name)
+
+                apply_loras(hf_model, loras, merged=choice.lora == "merged", read_base=read_base)
         return hf_model
 
     return Checkpoint(

@@ -12,7 +12,7 @@ from midsight.checkpoints.generation import as_ids, read_answer_settings, valida
 from midsight.checkpoints.loading import LoadedModel, find_chat_template, missing_lora_note
 from midsight.errors import MidsightError
 from midsight.families.catalogue import FAMILIES, find_family
-from midsight.families.family import Family
+from midsight.families.family import Family, apply_fixes
 from midsight.families.inputs import sliding_window
 from midsight.families.placement import device_of
 
@@ -65,7 +65,7 @@ def wrap_model(hf_model: Any, processor: Any) -> LoadedModel:
         answer_settings=settings,
         attention=config._attn_implementation,
         lora="as given",
-        fixes=family.stored.fixes(plain),
+        fixes=apply_fixes(plain, family),
         adapters=adapters,
         notes=(*describe_adapters(adapters, family), *answer_notes, *notes),
     )

@@ -6,10 +6,12 @@ Only the fields that decide shapes are here; every other field is the default of
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import transformers
+
+from midsight.checkpoints.checkpoint import ProcessorParts
 
 
 @dataclass(frozen=True)
@@ -26,12 +28,20 @@ class PublishedModel:
     """Arguments of the config class."""
     origin: str
     """Where the sizes are from, and what they were compared with."""
+    image_processor: str
+    """transformers' class of the image processor."""
+    image_settings: Mapping[str, Any] = field(default_factory=dict)
+    """Its published settings that decide the number of image tokens, where they are not the class's own."""
     also_published: str = ""
     """What the published files hold in addition to the model's parameters."""
 
     def config(self) -> Any:
         """Makes transformers' config of the model."""
         return getattr(transformers, self.config_class)(architectures=[self.architecture], **self.sizes)
+
+    def processor(self) -> ProcessorParts:
+        """Makes transformers' image processor of the model; it has no tokenizer."""
+        return ProcessorParts(None, getattr(transformers, self.image_processor)(**self.image_settings))
 
 
 REPEATED = "config.json as public code repeats it; not compared with the file"
@@ -52,6 +62,7 @@ SIGLIP = {
     "num_attention_heads": 16,
     "patch_size": 14,
 }
+CLIP_SQUARES = {"size": {"shortest_edge": 336}, "crop_size": {"height": 336, "width": 336}}
 QWEN_TEXT = {
     "vocab_size": 152064,
     "hidden_size": 3584,
@@ -85,6 +96,7 @@ PUBLISHED = (
             },
             "audio_config": {"bias_max_distance": 500},
         },
+        image_processor="Phi4MultimodalImageProcessor",
         origin="config.json and tensors at revision 93f923e, compared",
         also_published="and 830,472,192 in two LoRAs, for images and for speech",
     ),
@@ -116,6 +128,8 @@ PUBLISHED = (
                 "vision_output_dim": 7680,
             },
         },
+        image_processor="MllamaImageProcessor",
+        image_settings={"size": {"height": 560, "width": 560}, "max_image_tiles": 4},
         origin="config.json and the shapes of all tensors, compared",
     ),
     PublishedModel(
@@ -132,6 +146,8 @@ PUBLISHED = (
                 "out_hidden_size": 3584,
             },
         },
+        image_processor="Qwen2VLImageProcessor",
+        image_settings={"size": {"shortest_edge": 3136, "longest_edge": 12845056}},
         origin=REPEATED,
     ),
     PublishedModel(
@@ -142,6 +158,8 @@ PUBLISHED = (
             "text_config": QWEN_TEXT,
             "vision_config": {"depth": 32, "embed_dim": 1280, "hidden_size": 3584, "mlp_ratio": 4, "num_heads": 16},
         },
+        image_processor="Qwen2VLImageProcessor",
+        image_settings={"size": {"shortest_edge": 3136, "longest_edge": 12845056}},
         origin=REPEATED,
     ),
     PublishedModel(
@@ -158,6 +176,8 @@ PUBLISHED = (
             },
             "vision_config": {"out_hidden_size": 4096},
         },
+        image_processor="Qwen2VLImageProcessor",
+        image_settings={"patch_size": 16, "size": {"shortest_edge": 65536, "longest_edge": 16777216}},
         origin=REPEATED,
     ),
     PublishedModel(
@@ -168,6 +188,8 @@ PUBLISHED = (
             "text_config": {"model_type": "llama", "vocab_size": 32064},
             "vision_config": CLIP,
         },
+        image_processor="CLIPImageProcessor",
+        image_settings=CLIP_SQUARES,
         origin=REPEATED,
     ),
     PublishedModel(
@@ -184,6 +206,8 @@ PUBLISHED = (
             },
             "vision_config": CLIP,
         },
+        image_processor="LlavaNextImageProcessor",
+        image_settings=CLIP_SQUARES,
         origin=REPEATED,
     ),
     PublishedModel(
@@ -191,6 +215,7 @@ PUBLISHED = (
         architecture="LlavaOnevisionForConditionalGeneration",
         config_class="LlavaOnevisionConfig",
         sizes={"text_config": {**QWEN_TEXT, "model_type": "qwen2", "vocab_size": 152128}},
+        image_processor="LlavaOnevisionImageProcessor",
         origin=REPEATED,
     ),
     PublishedModel(
@@ -201,6 +226,8 @@ PUBLISHED = (
             "image_seq_length": 256,
             "text_config": {**QWEN_TEXT, "model_type": "qwen2", "vocab_size": 152128},
         },
+        image_processor="CLIPImageProcessor",
+        image_settings={"size": {"shortest_edge": 1024}, "crop_size": {"height": 1024, "width": 1024}},
         origin=REPEATED,
     ),
     PublishedModel(
@@ -221,6 +248,8 @@ PUBLISHED = (
                 "vision_use_head": False,
             },
         },
+        image_processor="Gemma3ImageProcessor",
+        image_settings={"size": {"height": 896, "width": 896}},
         origin=REPEATED,
     ),
     PublishedModel(
@@ -239,6 +268,7 @@ PUBLISHED = (
             },
             "vision_config": {**SIGLIP, "image_size": 364},
         },
+        image_processor="Idefics3ImageProcessor",
         origin=REPEATED,
     ),
     PublishedModel(
@@ -259,6 +289,8 @@ PUBLISHED = (
             },
             "vision_config": {**SIGLIP, "image_size": 384},
         },
+        image_processor="SmolVLMImageProcessor",
+        image_settings={"size": {"longest_edge": 1536}, "max_image_size": {"longest_edge": 384}},
         origin="configs of SmolVLM and of smaller SmolVLM2 as public code repeats them; not compared with its own file",
     ),
     PublishedModel(
@@ -278,7 +310,24 @@ PUBLISHED = (
             },
             "vision_config": {"attention_bias": True},
         },
+        image_processor="GotOcr2ImageProcessor",
+        image_settings={"size": {"height": 448, "width": 448}},
         origin=REPEATED,
+    ),
+    PublishedModel(
+        hub_id="allenai/Molmo2-4B",
+        architecture="Molmo2ForConditionalGeneration",
+        config_class="Molmo2Config",
+        sizes={
+            "text_config": {
+                "hidden_size": 2560,
+                "intermediate_size": 9728,
+                "rope_parameters": {"rope_type": "default", "rope_theta": 5000000.0},
+            },
+            "adapter_config": {"intermediate_size": 9728, "text_hidden_size": 2560},
+        },
+        image_processor="Molmo2ImageProcessor",
+        origin="config.json and number of parameters in a public copy of the folder, compared",
     ),
 )
 """The published models, one of each family."""

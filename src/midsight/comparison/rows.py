@@ -9,7 +9,7 @@ from pathlib import Path
 from midsight.checkpoints.checkpoint import left_out_parts
 from midsight.checkpoints.quiet import quiet_transformers
 from midsight.comparison.published import PUBLISHED
-from midsight.comparison.sizes import ConfigFacts, count_by_part, read_config
+from midsight.comparison.sizes import ConfigFacts, count_by_part, count_image_tokens, read_config
 from midsight.families.catalogue import find_family
 from midsight.families.family import missing_package
 from midsight.taps.tap import choose_layers
@@ -45,6 +45,8 @@ class ModelRow:
     """The token that stands for image content."""
     image_token_id: int
     """Its id."""
+    image_tokens: int | None
+    """Number of them that stand for an image of 640 x 480; None if the folder has no processor."""
     shares_prefix: bool
     """Whether questions on the same images share the states up to the last image token."""
     template: str
@@ -86,7 +88,11 @@ def describe_model(source: str) -> ModelRow:
     published = next((model for model in PUBLISHED if model.hub_id == source and not Path(source).is_dir()), None)
     if published is not None:
         family = find_family([published.architecture], source)
-        facts = ConfigFacts(family, published.config(), family.prompt.published or "")
+        config = published.config()
+        processor = published.processor()
+        family.vision.validate_processor(processor, config)
+        image_tokens = count_image_tokens(family, processor, config)
+        facts = ConfigFacts(family, config, family.prompt.published or "", image_tokens)
         return make_row(source, published.origin, facts, published.also_published)
     return make_row(source, "config.json", read_config(source), "")
 
@@ -109,6 +115,7 @@ def make_row(name: str, origin: str, facts: ConfigFacts, also_published: str) ->
         hidden_size=text.hidden_size,
         image_token=family.prompt.image_token,
         image_token_id=family.prompt.image_token_id(config),
+        image_tokens=facts.image_tokens,
         shares_prefix=family.decoder.shares_image_prefix,
         template=facts.prompt,
         parameters={} if lacks else count_by_part(family, config),

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import transformers
+from PIL import Image
 
 from midsight.checkpoints.checkpoint import part_of
 from midsight.checkpoints.hub import TEXTS, fetch, is_folder, is_hub_id, read_architectures
@@ -19,6 +20,9 @@ from midsight.errors import MidsightError, ModelFileError, first_line
 from midsight.families.catalogue import find_family
 from midsight.families.family import Family
 from midsight.prompts.chat_template import default_prompt, find_template
+
+TYPICAL_IMAGE = (640, 480)
+"""Width and height, in pixels, of the image whose tokens are counted."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,8 @@ class ConfigFacts:
     """transformers' config of the whole model."""
     prompt: str
     """Its prompt for one image and `{question}`: the published model's without tokenizer, empty without template."""
+    image_tokens: int | None
+    """Tokens that stand for an image of TYPICAL_IMAGE; None without a processor."""
 
 
 def read_config(source: str) -> ConfigFacts:
@@ -45,8 +51,7 @@ def read_config(source: str) -> ConfigFacts:
                 f"{source} has a config.json without the vision encoder's sizes; give a folder with its weights."
             )
         checkpoint = open_checkpoint(folder)
-        prompt = read_prompt(checkpoint.family, checkpoint.load_processor)
-        return ConfigFacts(checkpoint.family, checkpoint.config, prompt)
+        return facts_of(checkpoint.family, checkpoint.config, checkpoint.load_processor)
     family = find_family(read_architectures(folder), source)
     try:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
@@ -54,18 +59,30 @@ def read_config(source: str) -> ConfigFacts:
         path = folder / "config.json"
         raise ModelFileError(f"{path} is not a config of {family.name}: {first_line(error)}", path) from error
     family.validate_config(config)
-    return ConfigFacts(family, config, read_prompt(family, lambda: load_processor(folder)))
+    return facts_of(family, config, lambda: load_processor(folder))
 
 
-def read_prompt(family: Family, load: Callable[[], Any]) -> str:
-    """The prompt for one image and `{question}`; empty if the folder has no usable chat template.
-
-    A folder without a tokenizer can be compared too; then it is the published model's.
-    """
+def facts_of(family: Family, config: Any, load: Callable[[], Any]) -> ConfigFacts:
+    """The facts about a folder whose processor `load` makes; a folder without one can be compared too."""
     try:
         processor = load()
     except MidsightError:
-        return family.prompt.published or ""
+        return ConfigFacts(family, config, family.prompt.published or "", None)
+    try:
+        image_tokens = count_image_tokens(family, processor, config)
+    except Exception:  # settings that do not fit each other may raise anything; the sizes can be compared all the same
+        image_tokens = None
+    return ConfigFacts(family, config, read_prompt(family, processor), image_tokens)
+
+
+def count_image_tokens(family: Family, processor: Any, config: Any) -> int:
+    """Number of tokens that stand for an image of TYPICAL_IMAGE; raises whatever the processor raises."""
+    image = Image.new("RGB", TYPICAL_IMAGE)
+    return family.vision.image_inputs(processor, image, family.vision.default_pixels, config).tokens
+
+
+def read_prompt(family: Family, processor: Any) -> str:
+    """The prompt for one image and `{question}`; empty if the processor has no usable chat template."""
     template = find_template(processor, family.prompt)
     return default_prompt(processor, family.prompt, template) if template else ""
 

@@ -11,6 +11,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from midsight.comparison.rows import ModelRow
+from midsight.comparison.sizes import TYPICAL_IMAGE
 
 TWO_WIDTHS = (
     "{family}: {width} is the width of the vision encoder's features (vision_only_representation). "
@@ -23,6 +24,8 @@ MODEL_CHARACTERS = 28
 """Narrowest column, in characters, in which a model's cells can be read beside those of others."""
 NAME_CHARACTERS = 20
 """Characters that the column of names takes."""
+SIZE = " x ".join(map(str, TYPICAL_IMAGE))
+"""The image whose tokens are counted, in words."""
 
 
 def cells(row: ModelRow) -> dict[str, str]:
@@ -43,6 +46,7 @@ def cells(row: ModelRow) -> dict[str, str]:
         "hidden width": str(row.hidden_size),
         "image token": row.image_token,
         "image token id": str(row.image_token_id),
+        "image tokens": "unknown, without processor" if row.image_tokens is None else str(row.image_tokens),
         "shares prefix": "yes" if row.shares_prefix else "no",
         "template": row.template.replace("\n", "\\n"),
         "parameters": f"{parameters}{also_published}",
@@ -54,13 +58,17 @@ def cells(row: ModelRow) -> dict[str, str]:
 def render_overview(rows: Sequence[ModelRow]) -> RenderableType:
     """A line for each model, with what a choice between families depends on."""
     numbers = {"vision width": 6, "hidden width": 6, "layers": 6}
-    names = {"family": None, "vision encoder": None, **numbers, "image token": None, "shares prefix": 6}
+    names = {"family": None, "vision encoder": None, **numbers, "image tokens": 6, "shares prefix": 6}
     table = Table(*(Column(name, width=width, overflow="fold") for name, width in names.items()), show_lines=True)
     for row in rows:
         values = {**cells(row), "layers": str(row.layers)}
         table.add_row(*(Text(values[name], overflow="fold") for name in names))
     published = ", ".join(row.name for row in rows)
-    return Group(table, Text(f"The sizes are those of {published}. Name models, these or others, to see every column."))
+    return Group(
+        table,
+        Text(f"Image tokens are those of an image of {SIZE}. The sizes are those of {published}."),
+        Text("Name models, these or others, to see every column."),
+    )
 
 
 def billions(count: int) -> str:

@@ -42,14 +42,14 @@ def make_mask(model: LoadedModel, before: Tensor, new: Tensor, *, is_padded: boo
     return by_kind(model, everything, recent)
 
 
-def make_image_mask(model: LoadedModel, prompt_ids: Tensor, images: Tensor) -> Tensor | dict[str, Tensor]:
-    """The attention mask of whole prompts, one per row, in which an image's tokens read each other in both directions.
+def make_image_mask(model: LoadedModel, prompt_ids: Tensor, blocks: Tensor) -> Tensor | dict[str, Tensor]:
+    """The attention mask of whole prompts, one per row, in which the tokens of a block read each other.
 
-    `prompt_ids` and `images` are int64 [rows, tokens]; `images` counts the images of a row, and is -1 for other tokens.
-    A sliding window limits what is read backwards only.
+    `prompt_ids` and `blocks` are int64 [rows, tokens]; `blocks` is as the family's `blocks` numbers them. A sliding
+    window limits what is read backwards only.
     """
     past = readable(prompt_ids[:, :0], prompt_ids)
-    ahead = (images[:, None] == images[..., None]) & (images[:, None] >= 0)
+    ahead = (blocks[:, None] == blocks[..., None]) & (blocks[:, None] >= 0)
     everything = as_bias(past | ahead, model.dtype)
     window = model.sliding_window
     if window is None or prompt_ids.shape[1] <= window:

@@ -154,21 +154,14 @@ def prefill(
 
 def prompt_mask(model: LoadedModel, padded: PaddedRows) -> Tensor | dict[str, Tensor]:
     """The attention mask of whole prompts, one per row."""
-    if model.family.decoder.images_read_ahead:
-        return make_image_mask(model, padded.prompt_ids, image_numbers(padded))
+    declared = model.family.decoder
+    if declared.images_read_ahead:
+        blocks = declared.blocks(model.config, padded.token_ids, padded.layouts)
+        return make_image_mask(model, padded.prompt_ids, blocks)
     mask = padded.prompt_ids != PADDING
     if all(layout.prompt.start == 0 for layout in padded.layouts):  # causal attention never reads later padding
         mask = torch.ones_like(mask)
     return mask.long()
-
-
-def image_numbers(padded: PaddedRows) -> Tensor:
-    """Which run of image tokens of its row each token belongs to, -1 for other tokens: int64 [rows, tokens]."""
-    numbers = torch.full_like(padded.prompt_ids, -1)
-    for row, layout in zip(padded.rows, padded.layouts, strict=True):
-        for number, span in enumerate(layout.image):
-            numbers[row, span.start : span.stop] = number
-    return numbers
 
 
 def continue_prefill(model: LoadedModel, prefixes: Prefill, suffixes: PaddedRows, taps: Sequence[Tap]) -> Prefill:

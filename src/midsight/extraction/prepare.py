@@ -12,12 +12,13 @@ from rich.filesize import decimal
 from torch import Tensor
 
 from midsight.checkpoints.loading import LoadedModel
-from midsight.errors import SampleError, first_line, is_failure
+from midsight.errors import Option, SampleError, first_line, is_failure
 from midsight.extraction.request import ResolvedRequest
 from midsight.families.family import MakeImageInputs, image_maker
 from midsight.families.inputs import ImageInputs
 from midsight.prompts.image_places import UserTurn
 from midsight.prompts.prompt import PromptTokens, tokenise_prompt
+from midsight.prompts.token_layout import Span
 from midsight.samples.images import Note, decode_image, image_id, joint_image_id, say_nothing
 from midsight.samples.locations import EmbeddedImage, ImageUrl
 from midsight.samples.sample import Failure, ImageSource, Sample
@@ -50,15 +51,18 @@ class PreparedSample:
     """Without padding."""
     positions: Tensor
     """int64 [axes, tokens]: the decoder's position of each token."""
+    reads_ahead: Span | None = None
+    """From the first to the last token that reads others after it; None if every token reads backwards only."""
 
     @property
     def prefix_length(self) -> int:
-        """Tokens of the prompt up to its last image token, inclusive."""
-        return self.prompt.layout.vision_token + 1
+        """Tokens of the prompt up to its last image token, inclusive, and up to the last one that image tokens read."""
+        end = self.prompt.layout.vision_token + 1
+        return end if self.reads_ahead is None else max(end, self.reads_ahead.stop)
 
     @property
     def prefix_key(self) -> Hashable:
-        """Equal for prompts with the same prefix: the same tokens up to the last image token, and the same images.
+        """Equal for prompts with the same prefix: the same tokens up to its end, and the same images.
 
         Then the states of those tokens are the same, because they do not depend on the question.
         """
@@ -104,9 +108,19 @@ def prepare(
             reason = f"The sample could not be prepared: {type(error).__name__}: {first_line(error)}."
             return Failure(sample.sample_id, sample.input_index, reason)
         joint_id = joint_image_id([image.image_id for image in images])
-        return PreparedSample(sample, joint_id, inputs, prompt, positions)
+        return PreparedSample(sample, joint_id, inputs, prompt, positions, reads_ahead(model, prompt))
 
     return [prepare_sample(sample) for sample in samples]
+
+
+def reads_ahead(model: LoadedModel, prompt: PromptTokens) -> Span | None:
+    """From the first to the last token of a prompt that reads others after it; None if none does."""
+    decoder = model.family.decoder
+    if not decoder.images_read_ahead:
+        return None
+    blocks = decoder.blocks(model.config, torch.tensor([prompt.token_ids]), [prompt.layout])[0]
+    inside = (blocks >= 0).nonzero()[:, 0].tolist()
+    return Span(inside[0], inside[-1] + 1) if inside else None
 
 
 def note_of(source: ImageSource, sample_id: str, note: Note) -> Note:
@@ -153,7 +167,19 @@ def prepare_prompt(
         raise SampleError(
             f"The prompt has {len(prompt.token_ids):,} tokens, and the model takes {longest:,}; shorten the question."
         )
+    require_same_factors(len(prompt.token_ids), request.answer_tokens, model.rotary_limit)
     return prompt
+
+
+def require_same_factors(prompt_tokens: int, answer_tokens: int, limit: int | None) -> None:
+    """Raises SampleError if the answer may go on where other rotary factors than the prompt's would be due."""
+    if limit is not None and prompt_tokens + answer_tokens - 1 > limit:  # the last token is not fed to the decoder
+        raise SampleError(
+            f"The prompt has {prompt_tokens:,} tokens, and with an answer of {answer_tokens:,} it would pass the "
+            f"{limit:,} after which the model changes its rotary factors; give ",
+            Option("max_new_tokens", limit + 1 - prompt_tokens),
+            " or less, or shorten the question.",
+        )
 
 
 def pooled_pixels(images: Sequence[ImageInputs]) -> Tensor:

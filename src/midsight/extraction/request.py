@@ -20,6 +20,7 @@ from midsight.taps.tap import DEFAULT_POSITIONS, Tap, choose_layers, choose_posi
 if TYPE_CHECKING:
     from midsight.checkpoints.generation import AnswerSettings
     from midsight.checkpoints.loading import LoadedModel
+    from midsight.families.family import Family
 
 Vision = Literal["mean", "none"]
 """How the vision encoder's output is pooled; `none` leaves it out."""
@@ -170,7 +171,7 @@ def resolve(
 
     validate_request(request, model.n_layers)
     family = model.family
-    pixels = request.pixels or family.vision.default_pixels
+    pixels = choose_pixels(request.pixels, family)
     prompt = make_prompt_format(
         model.processor,
         family.prompt,
@@ -251,12 +252,26 @@ def validate_choice(option: str, value: Any, choices: Sequence[str]) -> None:
         raise MidsightError(Option(option), f" is {value!r}; give {' or '.join(choices)}.")
 
 
+def choose_pixels(pixels: Pixels | None, family: Family) -> Pixels:
+    """The resizing; raises MidsightError for one that the family's image processor does not have."""
+    if pixels is None:
+        return family.vision.default_pixels
+    if pixels not in family.vision.resizings:
+        raise MidsightError(
+            Option("pixels"),
+            f" is {pixels!r}, and {family.name}'s image processor has only {', '.join(family.vision.resizings)}; leave "
+            "it out.",
+        )
+    return pixels
+
+
 def pooled_pixels_width(model: LoadedModel) -> int:
     """Pixel columns of a crop; raises MidsightError for a family without crops."""
     crop_px = model.family.vision.crop_px
     if crop_px is None:
         raise MidsightError(
             Option("processor_pooled_pixels"),
-            f" averages the crops of an image, and {model.family.name} makes no crops; leave it out.",
+            f" averages the crops of an image, and {model.family.name}'s processor makes no crops, only patches; leave "
+            "it out.",
         )
     return crop_px(model.config)

@@ -40,7 +40,7 @@ def prefill_shared(
 
 
 def pad_prefixes(model: LoadedModel, items: Sequence[PreparedSample], side: PaddingSide) -> PaddedRows:
-    """The prefixes of prompts, up to the last image token, one row each."""
+    """The prefixes of prompts, one row each."""
     layouts = [replace(item.prompt.layout, prompt=Span(0, item.prefix_length), question=Span(0, 0)) for item in items]
     return pad_rows(
         [item.prompt.token_ids[: item.prefix_length] for item in items],
@@ -53,7 +53,7 @@ def pad_prefixes(model: LoadedModel, items: Sequence[PreparedSample], side: Padd
 
 
 def pad_suffixes(model: LoadedModel, items: Sequence[PreparedSample], rows: Sequence[int]) -> PaddedRows:
-    """The tokens after the last image token of each prompt, in the row of its prefix."""
+    """The tokens after each prompt's prefix, in its row."""
     suffixes = [item.prompt.token_ids[item.prefix_length :] for item in items]
     return pad_rows(
         suffixes,

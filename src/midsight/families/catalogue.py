@@ -22,6 +22,7 @@ FAMILIES = {
     "Idefics3ForConditionalGeneration": "midsight.families.idefics3",
     "SmolVLMForConditionalGeneration": "midsight.families.smolvlm",
     "InternVLForConditionalGeneration": "midsight.families.internvl",
+    "Molmo2ForConditionalGeneration": "midsight.families.molmo2",
 }
 """Architecture, as in config.json, to the module that holds its FAMILY."""
 

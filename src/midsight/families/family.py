@@ -19,10 +19,12 @@ from midsight.families.inputs import (
     DecoderInputs,
     EncodedImage,
     ImageInputs,
+    image_blocks,
     insert_image_embeddings,
     sequential_positions,
 )
 from midsight.families.resizing import Pixels
+from midsight.families.rotary import fix_rotary
 from midsight.prompts.declaration import FamilyPrompt
 from midsight.prompts.token_layout import TokenLayout
 
@@ -134,6 +136,17 @@ class MakeDecoderInputs(Protocol):
         ...
 
 
+class NumberBlocks(Protocol):
+    """Says which tokens of whole prompts read each other in both directions."""
+
+    def __call__(self, config: Any, token_ids: Tensor, layouts: Sequence[TokenLayout], /) -> Tensor:
+        """`token_ids` int64 [rows, tokens], `layouts` those of the padded rows.
+
+        Returns int64 [rows, tokens]: equal numbers for tokens of one row that read each other, -1 for all others.
+        """
+        ...
+
+
 class ApplyFixes(Protocol):
     """Corrects known bugs of a loaded model."""
 
@@ -230,10 +243,16 @@ class Vision:
     """Whether processor and encoder fit each other."""
     crop_px: ReadSize | None = None
     """Side of a square crop, in pixels; None if images are not cut into crops."""
-    default_pixels: Pixels = "pil"
-    """The resizing that the published model was trained with."""
+    resizings: tuple[Pixels, ...] = ("pil", "transformers")
+    """The ways to resize that transformers has for it; the first is the one that the published model was trained
+    with."""
     image_among_several: MakeImageInputs | None = None
     """Image to encoder inputs in a prompt with several images; None if that is the same."""
+
+    @property
+    def default_pixels(self) -> Pixels:
+        """The resizing that the published model was trained with."""
+        return self.resizings[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,6 +267,8 @@ class Decoder:
     """Whether states up to the last image token are the same for every question on the same images."""
     images_read_ahead: bool = False
     """Whether an image's tokens read each other in both directions, as in Gemma 3."""
+    blocks: NumberBlocks = image_blocks
+    """Which tokens they are, if so: by default the image tokens of each image."""
     longrope_threshold: ReadThreshold = no_threshold
     """Longest prompt, in tokens, that uses the short rotary factors; None without longrope."""
 
@@ -334,6 +355,14 @@ def decoder_layers(model: nn.Module, family: Family) -> Sequence[nn.Module]:
             f"{family.name} declares {family.modules.layers} as decoder layers, but it is a {type(layers)}."
         )
     return list(layers)
+
+
+def apply_fixes(model: nn.Module, family: Family) -> tuple[str, ...]:
+    """Corrects known bugs of a loaded model in place, those of its class and of its rotary embedding.
+
+    Returns one sentence for each correction, none the second time.
+    """
+    return (*family.stored.fixes(model), *fix_rotary(model))
 
 
 def encode_images(model: nn.Module, family: Family, images: Sequence[ImageInputs]) -> list[EncodedImage]:

@@ -39,6 +39,9 @@ class ImageInputs:
     text: str = ""
     """What the processor writes for it in the prompt, every image token spelled out; empty if that is the image token
     repeated."""
+    pooled: Tensor | None = None
+    """Integers [image tokens, patches]: the patches, counted over all crops, from which each of its tokens is pooled,
+    and -1 for none; None if the model knows them by itself."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,15 @@ def continue_positions(positions: Tensor, more: int) -> Tensor:
     """`positions`, continued for `more` tokens, int64 [axes, tokens + more]."""
     following = positions.max() + 1 + torch.arange(more)
     return torch.cat([positions, following.expand(len(positions), more)], dim=1)
+
+
+def image_blocks(_config: Any, token_ids: Tensor, layouts: Sequence[TokenLayout]) -> Tensor:
+    """Which run of image tokens of its row each token belongs to, -1 for other tokens: int64 [rows, tokens]."""
+    numbers = torch.full_like(token_ids, -1)
+    for row, layout in enumerate(layouts):
+        for number, span in enumerate(layout.image):
+            numbers[row, span.start : span.stop] = number
+    return numbers
 
 
 def insert_image_embeddings(

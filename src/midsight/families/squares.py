@@ -59,7 +59,7 @@ class Squares:
     class_tokens: int = 0
     """Positions before the patches that the projector does not get: 1 for CLS, or 0."""
     pixels: Pixels = "pil"
-    """The resizing of the published model."""
+    """The resizing of the published model; without `pil`, transformers has only its own."""
 
     def vision(self) -> Vision:
         """From an image to its embeddings."""
@@ -72,7 +72,7 @@ class Squares:
             useful_patches=self.useful_patches,
             image_embeddings=self.image_embeddings,
             crop_px=image_px,
-            default_pixels=self.pixels,
+            resizings=("pil", "transformers") if self.pixels == "pil" else ("transformers",),
         )
 
     def reference(self) -> Reference:

@@ -9,6 +9,7 @@ from midsight.testing.internvl import write_internvl
 from midsight.testing.llava import write_llava, write_llava_next
 from midsight.testing.llava_onevision import write_llava_onevision
 from midsight.testing.mllama import write_mllama
+from midsight.testing.molmo2 import write_molmo2
 from midsight.testing.phi4_multimodal import write_phi4_multimodal
 from midsight.testing.phi4mm import write_published_phi4mm
 from midsight.testing.qwen2_5_vl import write_qwen2_5_vl, write_qwen2_vl, write_qwen3_vl
@@ -24,6 +25,7 @@ __all__ = [
     "write_llava_next",
     "write_llava_onevision",
     "write_mllama",
+    "write_molmo2",
     "write_phi4_multimodal",
     "write_published_phi4mm",
     "write_qwen2_5_vl",
