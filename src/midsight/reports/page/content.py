@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from midsight.labels.share import Share
-from midsight.probes.finding import Finding, Pair
+from midsight.probes.finding import CurvePoint, Finding, Pair
 from midsight.store.annotations import LabelRecord
 from midsight.version import __version__
 
@@ -122,16 +122,6 @@ class CalibrationPoint:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnsweredPoint:
-    """The surest samples alone."""
-
-    answered: float
-    """Share of samples that are answered."""
-    accuracy: float
-    """Share of true labels among them."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Curves:
     """Calibration and abstention of one score; samples were not in training with their own group."""
 
@@ -139,7 +129,7 @@ class Curves:
     """`probe` or `confidence`."""
     calibration: tuple[CalibrationPoint, ...]
     """Bins with equally many samples, by rising probability."""
-    answered: tuple[AnsweredPoint, ...]
+    answered: tuple[CurvePoint, ...]
     """By share answered, surest first."""
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
+from midsight.probes.finding import CurvePoint
 from midsight.probes.metrics import BINS
 from midsight.probes.scored import surest_first
-from midsight.reports.page.content import AnsweredPoint, CalibrationPoint, Curves
+from midsight.reports.page.content import CalibrationPoint, Curves
 
 SCORES = ("probe", "confidence")
 """Columns of predictions that hold probabilities."""
@@ -32,6 +33,6 @@ def _curves(name: str, y: np.ndarray, probability: np.ndarray) -> Curves:
             for one in bins
         ),
         answered=tuple(
-            AnsweredPoint(answered=share, accuracy=accuracy) for share, accuracy in surest_first(y, probability)
+            CurvePoint(answered=share, accuracy=accuracy) for share, accuracy in surest_first(y, probability)
         ),
     )
