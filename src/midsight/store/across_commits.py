@@ -11,6 +11,7 @@ from midsight.errors import counted
 from midsight.store.commits import Commit, CommitKey, list_commits, lost_records, part_path, record_path
 from midsight.store.examine import KEYS, Tally, within
 from midsight.store.files import shard_name
+from midsight.store.numbers import numbers_of
 from midsight.store.parts import damaged_part
 
 
@@ -50,7 +51,7 @@ def find_repeats(path: Path, tally: Tally, key: str, what: str) -> None:
     commits = [number for number, rows in enumerate(tally.rows) for _ in rows.column(key).chunks]
     chunks = [chunk for rows in tally.rows for chunk in rows.column(key).chunks]
     counts = pa.chunked_array(chunks, KEYS.field(key).type).value_counts()
-    often = counts.field("counts").to_numpy() > 1
+    often = numbers_of(counts.field("counts")) > 1
     if not often.any():
         return
     repeated = {*counts.field("values").filter(pa.array(often)).to_pylist()}

@@ -18,6 +18,7 @@ import pyarrow as pa
 from midsight.errors import MidsightError, Option
 from midsight.store.csv_export import write_csv
 from midsight.store.export_target import new_target
+from midsight.store.numbers import numbers_of
 from midsight.store.optional import import_optional
 from midsight.store.reader import Run
 from midsight.store.rows import Rows, places_of
@@ -172,7 +173,7 @@ def escaped_name(column: str) -> str:
 
 def chosen_rows(run: Run, samples: Collection[str] | None) -> Rows:
     """The rows of `samples`, or all, in dataset order; raises MidsightError for an id that the run does not have."""
-    indices = [batch.column("input_index").to_numpy() for batch in run.batches(["input_index"])]
+    indices = [numbers_of(batch.column("input_index")) for batch in run.batches(["input_index"])]
     input_index = np.concatenate([np.empty(0, np.int64), *indices])
     ids = (batch.column("sample_id").to_pylist() for batch in run.batches(["sample_id"]))
     stored = np.arange(len(run)) if samples is None else places_of(run.path, ids, samples)

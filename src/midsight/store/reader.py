@@ -14,6 +14,7 @@ import pyarrow as pa
 from midsight.errors import DamagedRunError, MidsightError, Option, RunError, counted
 from midsight.samples.sample import Failure
 from midsight.store.commits import Commit, CommitKey, part_path, read_commits, record_path
+from midsight.store.numbers import numbers_of
 from midsight.store.optional import import_optional
 from midsight.store.parts import read_part
 from midsight.store.rows import Rows, Samples, places_of, require_distinct_rows, samples_array
@@ -348,7 +349,7 @@ class Run:
     @cached_property
     def _input_index(self) -> np.ndarray:
         """The row in the dataset of every stored row, int64 [n]."""
-        indices = [batch.column("input_index").to_numpy() for batch in self.batches(["input_index"])]
+        indices = [numbers_of(batch.column("input_index")) for batch in self.batches(["input_index"])]
         return np.concatenate([np.empty(0, np.int64), *indices])
 
     def _rows(self, samples: Samples | None) -> Rows:

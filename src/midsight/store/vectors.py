@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from midsight.errors import MidsightError, Option
+from midsight.store.numbers import numbers_of
 from midsight.store.spec import RunSpec
 from midsight.taps.shown import layers_held, list_layers
 from midsight.taps.tap import POSITIONS, Position, Tap
@@ -30,16 +31,14 @@ class VectorBatch(NamedTuple):
 def vectors_of(batch: pa.Table, column: str) -> np.ndarray:
     """One vector column of `batch` as it is stored, float32 or float16 [rows, width]."""
     width = batch.schema.field(column).type.list_size
-    return np.concatenate(
-        [chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, width) for chunk in batch.column(column).chunks]
-    )
+    return np.concatenate([numbers_of(chunk.flatten()).reshape(-1, width) for chunk in batch.column(column).chunks])
 
 
 def vector_batch(batch: pa.Table, column: str) -> VectorBatch:
     """The rows of `batch`, which has `sample_id`, `input_index` and the vector column."""
     return VectorBatch(
         batch.column("sample_id").to_pylist(),
-        batch.column("input_index").to_numpy(),
+        numbers_of(batch.column("input_index")),
         vectors_of(batch, column).astype(np.float32, copy=False),
     )
 
