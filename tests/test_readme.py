@@ -3,6 +3,7 @@
 import contextlib
 import io
 import re
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,13 @@ def test_the_dataset_example_runs(first_example, tmp_path, monkeypatch):
     assert variables["X"].shape == (rows, 64)
     assert np.isfinite(variables["X"]).all()
     assert variables["table"].num_rows == rows > 6
+
+
+def test_the_torch_for_a_cpu_is_one_that_midsight_takes():
+    (command,) = re.findall(r'pip install ("torch<.+?) --index-url', README)
+    dependencies = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]["dependencies"]
+    bounds = dict(re.findall(r"'(torch|torchvision)>=[\d.]+,<([\d.]+)'", repr(dependencies)))
+    assert command == " ".join(f'"{name}<{bound}"' for name, bound in bounds.items())
 
 
 def test_every_linked_page_exists():

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from faults.experiment import Experiment, Outcome
 from midsight import __version__
+from midsight.errors import counted
 
 PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
 BEGIN, END = "<!-- written by make faults -->", "<!-- end of what make faults wrote -->"
@@ -35,10 +36,11 @@ class ReadRow:
 
 def render(group: str, results: Sequence[tuple[Experiment, Outcome]], seed: int, minutes: float) -> str:
     """The section of a group: its heading, a line about the command and the machine, and the table."""
+    took = counted(max(1, round(minutes)), "minute")
     lines = [
         f"### {group}",
         "",
-        f'`make faults SEED={seed} ONLY="{group}"` on {datetime.now(UTC):%Y-%m-%d}, in {minutes:.0f} minutes, with '
+        f'`make faults SEED={seed} ONLY="{group}"` on {datetime.now(UTC):%Y-%m-%d}, in {took}, with '
         f"midsight {__version__}, Python {platform.python_version()}, {platform.system()} on {platform.machine()} with "
         f"{os.cpu_count()} cores.",
         "",

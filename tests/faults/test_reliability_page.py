@@ -33,6 +33,7 @@ def test_a_failure_is_counted_and_described(tmp_path, monkeypatch):
     page.write_page("Group", page.render("Group", [(one, outcome)], 0, 1.0), ["Group"])
     assert page.read_page() == [page.ReadRow("a name", 3, 2, outcome.note)]
     text = page.PAGE.read_text()
+    assert ", in 1 minute, with midsight" in text
     assert (text.startswith("before\n"), text.endswith("\nafter\n"), "former" in text) == (True, True, False)
 
 
