@@ -7,10 +7,10 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from midsight.extraction import meter
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Usage:
     """What a process has taken since a moment."""
 
     imported_bytes: int
-    """Peak memory at that moment: PyTorch, transformers and other imports."""
+    """Peak memory at that moment: imports, and with a model PyTorch and transformers among them."""
     peak_bytes: int
     """Peak memory at the end, imports included."""
     cpu_s: float
@@ -37,8 +37,9 @@ class Meter:
     def __init__(self) -> None:
         self._imported = self._highest = peak_bytes()
         self._cpu_s = time.process_time()
-        self._reset = meter.start_peak
-        meter.start_peak = self._start_peak
+        if meter := sys.modules.get("midsight.extraction.meter"):  # without it, no model is called
+            self._reset = meter.start_peak
+            meter.__dict__["start_peak"] = self._start_peak
 
     def read(self) -> Usage:
         """What was taken until now."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
 from pathlib import Path
 
 import transformers
@@ -12,13 +12,12 @@ from midsight.checkpoints.checkpoint import Checkpoint
 from midsight.checkpoints.headers import read_json
 from midsight.checkpoints.native import open_native
 from midsight.checkpoints.peft_folder import PeftFolder
-from midsight.checkpoints.phi4mm.folder import open_published
 from midsight.errors import MidsightError, ModelFileError, Option, quoted
 from midsight.families.catalogue import KNOWN
 from midsight.families.family_file import FamilyFile
 
-PUBLISHED_FORMATS: dict[str, Callable[[Path, PeftFolder | None], Checkpoint]] = {"phi4mm": open_published}
-"""From a `model_type` that transformers does not load to the function that opens such a folder."""
+PUBLISHED_FORMATS = {"phi4mm": "midsight.checkpoints.phi4mm.folder"}
+"""From a `model_type` that transformers does not load to the module that opens such a folder, imported when needed."""
 
 
 def open_checkpoint(
@@ -35,7 +34,7 @@ def open_checkpoint(
                 Option("family", str(family_file.path)),
                 f" is for transformers' formats, and {folder} has model_type {model_type!r}; leave it out.",
             )
-        return PUBLISHED_FORMATS[model_type](folder, adapter)
+        return importlib.import_module(PUBLISHED_FORMATS[model_type]).open_published(folder, adapter)
     if model_type not in transformers.CONFIG_MAPPING:
         raise MidsightError(
             f"{folder} has model_type {quoted(repr(model_type))}, which transformers {transformers.__version__} does "
