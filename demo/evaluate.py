@@ -45,7 +45,8 @@ from sight import read_pictures
 from stage import BATCH, THREADS, WORK, Effort
 from torch import Tensor
 
-from midsight.checkpoints.loading import Lora, load_model
+from midsight.checkpoints.load_options import Lora
+from midsight.checkpoints.loading import load_model
 from midsight.demo.scenes import Question
 from midsight.demo.score import Share
 from midsight.demo.seeing import HIDDEN_SIZE, PACKED, write_seeing_model

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from faults.command import FORKING, extract_arguments
-from faults.made_up_model import Behaviour, made_up_model, replace_forward_pass, write_dataset
+from faults.made_up_model import Behaviour, load_made_up_models, replace_forward_pass, write_dataset
 from midsight.store import open_run
 from support.made_up import make_record, write_run
 
@@ -16,7 +16,6 @@ SAMPLES = 20
 def run_with(arguments, streams):
     """Runs the command in this process, with files or None (closed) in the place of its standard streams."""
     from midsight import cli
-    from midsight.checkpoints import loading
 
     for number, stream in streams.items():
         if stream is None:
@@ -28,7 +27,7 @@ def run_with(arguments, streams):
         else:
             os.dup2(os.open(stream, os.O_WRONLY | os.O_CREAT), number)
     replace_forward_pass(Behaviour())
-    loading.open_model = loading.load_model = lambda *_, **__: made_up_model().loaded
+    load_made_up_models()
     sys.argv = ["midsight", *map(str, arguments)]
     cli.main()
 

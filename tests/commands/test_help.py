@@ -11,9 +11,12 @@ from typer.core import TyperGroup
 from typer.testing import CliRunner
 
 from midsight import cli
+from midsight.checkpoints.adapter import find_fingerprint
 from midsight.commands.outcome import stopped
-from support.folders import needs_facts, write_published_size
-from support.made_up import make_record, write_run
+from midsight.extraction.same_run import describe_dataset
+from midsight.samples.tables import read_table
+from support.folders import edit_json, needs_facts, write_published_size
+from support.made_up import make_model_spec, make_record, make_request, make_spec, write_run
 
 GROUP = typer.main.get_command(cli.app)
 assert isinstance(GROUP, TyperGroup)
@@ -54,6 +57,10 @@ print("MODULES", *sys.modules)
     return set(done.stdout.rpartition("MODULES")[2].split()), done.stderr
 
 
+LATE = {"torch", "transformers", "tokenizers", "torchvision", "peft", "sklearn", "pandas", "datasets"}
+"""Packages that take long to import; scipy too, but a report needs it."""
+
+
 def test_commands_that_need_no_model_import_no_torch(tmp_path):
     run = str(tmp_path)
     calls = (
@@ -63,7 +70,7 @@ def test_commands_that_need_no_model_import_no_torch(tmp_path):
         ["report", run, "--out", str(tmp_path / "a.html")],
     )  # fmt: skip
     modules, said = imported_by(*calls)
-    assert modules & {"torch", "transformers", "torchvision", "peft", "sklearn", "pandas", "datasets"} == set()
+    assert modules & LATE == set()
     assert said.splitlines()[0] == "Error: nope.jsonl does not exist; give a table file."
     assert len(said.splitlines()) == len(calls)
 
@@ -74,9 +81,15 @@ def test_mistakes_on_the_folder_of_11_gb_are_found_without_torch(tmp_path):
     """So they take a second or two: importing torch and making the tokenizer would take ten."""
     write_run(tmp_path / "run", [make_record(0)])
     data, left_out = tmp_path / "data.csv", "leave it out: midsight places it"
+    use = "use the old value or another --out."
     data.write_text("image,question\na.png,What?\n")
-    call = ["extract", str(data), "--model", str(write_published_size(tmp_path / "model"))]
+    folder, other = write_published_size(tmp_path / "model"), write_published_size(tmp_path / "other")
+    edit_json(other / "config.json", lambda config: config.update(torch_dtype="float32"))
+    own = write_finished_run(tmp_path / "own", data, folder)
+    call = ["extract", str(data), "--model", str(folder)]
     new = [*call, "--device", "cpu", "--out", str(tmp_path / "new")]
+    old = f"{own} was started with"
+    shown = [f"--model {one} (SHA-256 {str(find_fingerprint(one))[:16]})" for one in (folder, other)]
     mistakes = {
         ("--layers", "32"): "--layers contains 32, and the model has the layers 0 to 31; give one of them.",
         ("--positions", "all"): "--positions contains 'all'; choose from vision_token, query_token, image_mean.",
@@ -89,10 +102,48 @@ def test_mistakes_on_the_folder_of_11_gb_are_found_without_torch(tmp_path):
         "0,8,16,24,31; use the old value or another --out.",
         ("--question-column", "q"): f"{data} has no column 'q'; it has 'image', 'question': choose one "
         "with --question-column.",
+        ("--dtype", "int8"): "--dtype int8 is unknown; give auto, float32, bfloat16 or float16.",
+        ("--device", "quantum"): "--device quantum is unknown; give auto, cpu, mps, cuda or cuda:N.",
+        ("--lora", "maybe"): "--lora maybe is unknown; give auto or merged or unmerged or off.",
+        ("--device-map", "gpu"): "--device-map is 'gpu'; give auto, or in Python a mapping from numbers of layers to "
+        "devices or disk.",
+        ("--pixels", "cv2"): "--pixels is 'cv2'; give pil or transformers.",
+        ("--model", "nope"): "nope is neither a folder nor a hub id like owner/name; give one of them.",
+        ("--dtype", "float16", "--out", own): f"{old} --dtype float32, and this call has --dtype float16; {use}",
+        ("--lora", "off", "--out", own): f"{old} --lora merged, and this call has --lora off; {use}",
+        ("--pixels", "transformers", "--out", own): f"{old} --pixels pil, and this call has --pixels transformers; "
+        f"{use}",
+        ("--model", str(other), "--out", own): f"{old} {shown[0]}, and this call has {shown[1]}; use the old one or "
+        "another --out.",
     }  # fmt: skip
-    modules, said = imported_by(*([*new, *mistake] for mistake in mistakes))
-    assert said.splitlines() == [f"Error: {sentence}" for sentence in mistakes.values()]
-    assert modules & {"torch", "transformers", "tokenizers", "torchvision", "pandas", "datasets"} == set()
+    modules, said = imported_by(*([*new, *mistake] for mistake in mistakes), [*new, "--out", own])
+    *errors, finished = said.splitlines()
+    assert errors == [f"Error: {sentence}" for sentence in mistakes.values()]
+    assert finished == "1 sample on 1 image, 1 done before, nothing to do."
+    assert modules & {*LATE, "scipy"} == set()
+
+
+def write_finished_run(path, data, model):
+    """A run in the folder `path` with one row, as one call on a table and a published model would have left it."""
+    table = read_table(data)
+    spec = make_spec(
+        request=make_request(layers=(0, 8, 16, 24, 31), positions=("vision_token", "query_token"), residual=False),
+        model=make_model_spec(
+            name=str(model), fingerprint=find_fingerprint(model), layers=32, family_file=None, family_sha256=None
+        ),
+        dataset=describe_dataset(table),
+        extras={},
+    )
+    write_run(path, [make_record(0, spec, sample_id=table.samples[0].sample_id, extras={})], spec)
+    return str(path)
+
+
+def test_show_reads_a_run_without_pandas(tmp_path):
+    write_run(tmp_path / "run", [make_record(0), make_record(1)])
+    run = str(tmp_path / "run")
+    modules, said = imported_by(["show", run])
+    assert said == ""
+    assert modules & {*LATE, "scipy"} == set()
 
 
 def test_help_and_version_import_neither_numpy_nor_pyarrow():

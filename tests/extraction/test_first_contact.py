@@ -11,10 +11,12 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import midsight
+from midsight.checkpoints.adapter import find_fingerprint
 from midsight.cli import app
 from midsight.extraction import display
 from midsight.extraction.todo import Progress
 from midsight.samples import missing
+from support.folders import copy_folder, edit_json
 from support.pictures import encoded, picture
 
 CALL = {"layers": [0], "max_new_tokens": 1}
@@ -220,6 +222,11 @@ def test_another_spec_than_the_runs_is_found_before_the_weights_are_loaded(check
         (["--no-answers"], "with --answers, and this call has --no-answers"),
         (["--prompt", "{question} Why?"], "with --prompt '{question}', and this call has --prompt '{question} Why?'"),
         (["--question-column", "id"], "with --question-column question, and this call has --question-column id"),
+        (["--dtype", "bfloat16"], "with --dtype float32, and this call has --dtype bfloat16"),
+        (["--device", "cuda:1"], "with --device cpu, and this call has --device cuda"),
+        (["--lora", "off"], "with --lora merged, and this call has --lora off"),
+        (["--pixels", "transformers"], "with --pixels pil, and this call has --pixels transformers"),
+        (["--prompt-template", "raw"], "and this call has --prompt-template raw (SHA-256 none)"),
     ],
 )
 def test_another_spec_than_the_runs_is_found_before_the_model_is_opened(one_row, checkpoint, monkeypatch, more, said):
@@ -228,6 +235,55 @@ def test_another_spec_than_the_runs_is_found_before_the_model_is_opened(one_row,
     refused = command(data, checkpoint, run, *more)
     assert refused.exit_code == 2, refused.output
     assert said in refused.output
+
+
+def test_another_model_than_the_runs_is_named_before_it_is_opened(one_row, checkpoint, tmp_path, monkeypatch):
+    data, run = one_row
+    other = copy_folder(checkpoint, tmp_path / "other")
+    edit_json(other / "config.json", lambda config: config.update(note="fine-tuned"))
+    monkeypatch.setattr("midsight.checkpoints.loading.open_model", None)
+    refused = command(data, other, run)
+    assert refused.exit_code == 2, refused.output
+    assert f"was started with --model {checkpoint} (SHA-256 " in refused.output
+    assert f"and this call has --model {other} (SHA-256 " in refused.output
+
+
+def test_a_model_that_is_nowhere_is_named_before_anything_is_imported_for_it(one_row, tmp_path, monkeypatch):
+    data, _ = one_row
+    monkeypatch.setattr("midsight.checkpoints.loading.open_model", None)
+    refused = command(data, tmp_path / "nope", tmp_path / "run")
+    assert refused.exit_code == 2, refused.output
+    assert f"{tmp_path / 'nope'} is neither a folder nor a hub id like owner/name; give one of them." in refused.output
+
+
+def test_the_fingerprint_before_a_model_is_opened_is_the_one_after(checkpoint, model):
+    assert find_fingerprint(checkpoint) == model.loaded.fingerprint
+
+
+@pytest.mark.parametrize("extract", ["in the shell", "in Python"])
+def test_a_finished_run_is_opened_without_its_model(one_row, checkpoint, monkeypatch, capsys, extract):
+    data, run = one_row
+    monkeypatch.setattr("midsight.checkpoints.loading.open_model", None)
+    monkeypatch.setattr("midsight.extraction.run.open_model", None)
+    if extract == "in the shell":
+        assert command(data, checkpoint, run).output.splitlines() == [
+            "1 sample on 1 image, 1 done before, nothing to do.",
+            f"{run}: 1 sample stored, 0 failed.",
+        ]
+    else:
+        assert len(midsight.extract(data, model=checkpoint, out=run, **CALL)) == 1
+        assert capsys.readouterr().err.splitlines()[0] == "1 sample on 1 image, 1 done before, nothing to do."
+
+
+@pytest.mark.parametrize("more", [["--retry-failed"], ["--limit", "1"]])
+def test_a_run_that_has_work_left_is_not_finished(checkpoint, tmp_path, monkeypatch, more):
+    write_images(tmp_path, ["0.png"])
+    data = write_data(tmp_path, ["0.png", "1.png"])
+    assert command(data, checkpoint, tmp_path / "run").exit_code == 1
+    opened = []
+    monkeypatch.setattr("midsight.checkpoints.loading.open_model", lambda *_, **__: opened.append(1))
+    command(data, checkpoint, tmp_path / "run", *more)
+    assert bool(opened) == (more == ["--retry-failed"])
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 import midsight
-from midsight.families.catalogue import FAMILIES
+from midsight.families.catalogue import FAMILIES, find_family
+from midsight.families.lora_folders import LORA_FOLDERS
 from midsight.testing import check_family, write_llava
 from support.parity import samples_of
 from support.pictures import CASES
@@ -52,6 +53,12 @@ def test_the_page_shows_the_line_of_the_catalogue():
 def test_the_declaration_is_short():
     (declaration,) = re.findall(r"^FAMILY = Family\(.*?^\)", FILE, re.DOTALL | re.MULTILINE)
     assert len(declaration.splitlines()) <= 25
+
+
+@pytest.mark.slow
+def test_the_loras_for_images_are_in_the_folders_that_are_known_without_a_familys_module():
+    declared = {name: find_family([name], "").stored.lora_folder for name in FAMILIES}
+    assert {name: folder for name, folder in declared.items() if folder} == LORA_FOLDERS
 
 
 def test_without_its_line_in_the_catalogue_it_is_refused(tmp_path, monkeypatch):

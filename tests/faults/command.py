@@ -84,10 +84,9 @@ def run_here(
 ) -> None:
     """Runs the command in this process, which ends with the command's exit code."""
     # Imported here, because the parent process does not need them.
-    from faults.made_up_model import Behaviour, made_up_model, replace_forward_pass
+    from faults.made_up_model import Behaviour, load_made_up_models, replace_forward_pass
     from faults.usage import Meter
     from midsight import cli
-    from midsight.checkpoints import loading
 
     sink = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
@@ -95,7 +94,7 @@ def run_here(
     faulthandler.dump_traceback_later(TIMEOUT_S, file=sink)
     if made_up:
         replace_forward_pass(behaviour or Behaviour())
-        loading.open_model = loading.load_model = lambda *_, **__: made_up_model().loaded
+        load_made_up_models()
     if fault is not None:
         inject(fault)
     sys.argv = ["midsight", *arguments]

@@ -14,7 +14,8 @@ from midsight.checkpoints.checkpoint import Checkpoint, count_parameters, left_o
 from midsight.checkpoints.fingerprint import fingerprint
 from midsight.checkpoints.generation import read_generation
 from midsight.checkpoints.hub import how_to_download_again
-from midsight.checkpoints.loading import closest_to_float32, find_chat_template, load_processor
+from midsight.checkpoints.load_options import closest_to_float32
+from midsight.checkpoints.loading import find_chat_template, load_processor
 from midsight.checkpoints.open_folder import open_checkpoint
 from midsight.checkpoints.quiet import quiet_transformers
 from midsight.families.family import Family

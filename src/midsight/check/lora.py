@@ -22,7 +22,7 @@ from midsight.checkpoints.headers import read_json
 from midsight.checkpoints.loading import LoadedModel
 from midsight.checkpoints.lora import loras_off
 from midsight.checkpoints.native import stored_names
-from midsight.checkpoints.peft_folder import native_name
+from midsight.checkpoints.peft_fit import native_name
 from midsight.extraction.extract_call import extract_samples
 from midsight.extraction.request import ResolvedRequest
 from midsight.families.family import Family

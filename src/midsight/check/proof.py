@@ -17,8 +17,8 @@ from midsight.check.family_checks import SECTIONS, run_section, run_sections
 from midsight.check.lora import check_factors, compare_lora, extract_each
 from midsight.check.subject import Subject, make_subject
 from midsight.checkpoints.adapter import FoundModel, find_model
-from midsight.checkpoints.device_map import DeviceMap
-from midsight.checkpoints.loading import LoadedModel, Lora
+from midsight.checkpoints.load_options import DeviceMap, Lora
+from midsight.checkpoints.loading import LoadedModel
 from midsight.extraction.model import load
 from midsight.extraction.request import Request, resolve
 from midsight.prompts.image_places import images_first

@@ -5,20 +5,25 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from midsight.checkpoints.fingerprint import fingerprint
-from midsight.checkpoints.headers import Headers
+from midsight.checkpoints.headers import Headers, read_header, read_headers
 from midsight.checkpoints.hub import (
+    LORA_FILES,
     ModelFolder,
     find_model_folder,
     how_to_download_again,
     is_adapter,
     is_folder,
     is_hub_id,
+    lora_folder,
 )
 from midsight.checkpoints.peft_folder import CONFIG, PeftFolder, read_peft_folder
 from midsight.errors import MidsightError, Option
-from midsight.families.family_file import FamilyFile
+
+if TYPE_CHECKING:
+    from midsight.families.family_file import FamilyFile
 
 
 @dataclass(frozen=True)
@@ -108,6 +113,34 @@ def find_model(
             " a whole model.",
         )
     return FoundModel(folder, name, adapter, found.revision)
+
+
+def find_fingerprint(
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    base: str | Path | None = None,
+    base_revision: str | None = None,
+) -> str | None:
+    """The fingerprint that the model has when it is opened, from its files alone: torch is not imported.
+
+    None if the files are not whole, which is said when the model is opened. Raises MidsightError if there is no model.
+    """
+    found = find_model(source, revision=revision, base=base, base_revision=base_revision)
+    folder = found.folder.path
+    try:
+        headers = {**read_headers(folder), **read_image_lora(folder)}
+    except MidsightError:
+        return None
+    origin = found.origin(headers)
+    return origin.fingerprint if origin else fingerprint(folder, headers)
+
+
+def read_image_lora(folder: Path) -> Headers:
+    """Headers of the LoRA for images in the folder that the family names; empty without one. Raises MidsightError."""
+    name = lora_folder(folder)
+    path = folder / (name or "") / LORA_FILES[1]
+    return read_header(path) if name and path.is_file() else {}
 
 
 def named_base(adapter: PeftFolder, source: str) -> tuple[str, str | None]:

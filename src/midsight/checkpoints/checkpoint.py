@@ -11,11 +11,9 @@ from typing import Any, Literal
 import torch
 
 from midsight.checkpoints.headers import Headers
+from midsight.checkpoints.load_options import LoraMode
 from midsight.checkpoints.peft_folder import PeftFolder
 from midsight.families.family import Family
-
-LoraMode = Literal["merged", "unmerged", "off"]
-"""How a LoRA beside the weights is applied: added to them, computed beside them, or left out."""
 
 CheckpointFormat = Literal["transformers", "published phi4mm", "in memory"]
 """How a folder stores its model: in transformers' format or in the published one; or a model without a folder."""

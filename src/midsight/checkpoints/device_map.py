@@ -14,34 +14,20 @@ import warnings
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
+from midsight.checkpoints.load_options import DeviceMap
 from midsight.errors import MidsightError, Option, first_line
 from midsight.families.family import Family, decoder_layers
 from midsight.memory import free_memory
-
-DeviceMap = Literal["auto"] | Mapping[int, str]
-"""Where decoder layers are: `auto`, or the device of some layers by their number; the others are on the main device."""
 
 SPARE_MEMORY = 0.8
 """Largest share of a device's free memory that weights may take."""
 DISK = "disk"
 """A place for weights that are read from a temporary file each time they are used."""
-
-
-def validate_device_map(device_map: Any) -> None:
-    """Raises MidsightError for a map that is not one."""
-    is_map = isinstance(device_map, Mapping) and all(
-        type(layer) is int and layer >= 0 and isinstance(place, str) for layer, place in device_map.items()
-    )
-    if device_map != "auto" and not is_map:
-        raise MidsightError(
-            Option("device_map"),
-            f" is {device_map!r}; give auto, or in Python a mapping from numbers of layers to devices or disk.",
-        )
 
 
 def free_by_device(main: torch.device) -> dict[str, int]:

@@ -9,7 +9,6 @@ from typing import Any
 from midsight.checkpoints.headers import Headers
 from midsight.checkpoints.hub import TEXTS, VOCABULARY
 from midsight.errors import MidsightError
-from midsight.families.placement import stored_tensor
 
 SAMPLED_BYTES = 64 * 1024
 """Size of each of the three windows that are read from a file's data."""
@@ -65,6 +64,8 @@ def weights_fingerprint(hf_model: Any) -> str:
 
 def _sampled(hf_model: Any, name: str) -> bytes:
     """Shape and up to 64 values of a parameter."""
+    from midsight.families.placement import stored_tensor  # imports torch
+
     owner, _, attribute = name.rpartition(".")
     tensor = stored_tensor(hf_model.get_submodule(owner), attribute)
     if tensor is None:

@@ -9,15 +9,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL_CLASSES
-from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as IMAGE_TEXT_CLASSES
+from typing import TYPE_CHECKING
 
 from midsight.checkpoints.headers import INDEX, ONLY_WEIGHTS, read_index, read_json
 from midsight.errors import MidsightError, ModelFileError, Option, first_line
-from midsight.families.catalogue import FAMILIES, PUBLISHED_TYPES, find_family
-from midsight.families.family import require_packages
-from midsight.families.family_file import FamilyFile, require_architecture
+from midsight.families.catalogue import FAMILIES, PUBLISHED_TYPES, find_family, find_known
+from midsight.families.lora_folders import LORA_FOLDERS
+
+if TYPE_CHECKING:
+    from midsight.families.family_file import FamilyFile
 
 SNAPSHOT = re.compile(r"[0-9a-f]{40}")
 """Name of a snapshot folder in the hub's cache: a commit."""
@@ -82,6 +82,12 @@ def find_model_folder(
         raise MidsightError(f"{source} is neither a folder nor a hub id like owner/name; give one of them.")
     path = download(str(source), revision, family_file)
     return ModelFolder(path, path.name)
+
+
+def require_source(source: str | Path, *, revision: str | None = None) -> None:
+    """Raises MidsightError if this is neither a folder nor a hub id, or has no `revision`; downloads nothing."""
+    if is_folder(source) or not is_hub_id(str(source)):
+        find_model_folder(source, revision=revision)
 
 
 def is_folder(source: str | Path) -> bool:
@@ -188,8 +194,13 @@ def refuse_unknown_family(folder: Path, hub_id: str, family_file: FamilyFile | N
     except MidsightError:
         return
     if named and family_file is not None:
+        from midsight.families.family_file import require_architecture  # imports torch
+
         require_architecture(family_file, named, hub_id)
     elif named and not is_published:
+        from midsight.families.family import require_packages  # imports torch
+
+        find_known(named, hub_id)
         require_packages(find_family(named, hub_id))
 
 
@@ -202,7 +213,7 @@ def lora_folder(folder: Path) -> str | None:
         known = [name for name in read_architectures(folder) if name in FAMILIES]
     except MidsightError:
         return None
-    return find_family(known, str(folder)).stored.lora_folder if known else None
+    return LORA_FOLDERS.get(known[0]) if known else None
 
 
 def read_architectures(folder: Path) -> list[str]:
@@ -213,6 +224,12 @@ def read_architectures(folder: Path) -> list[str]:
     config = read_json(folder / "config.json")
     architectures = config.get("architectures")
     if architectures in (None, []):
+        # takes seconds to import, and most folders name their class
+        from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL_CLASSES
+        from transformers.models.auto.modeling_auto import (
+            MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as IMAGE_TEXT_CLASSES,
+        )
+
         named = (names.get(str(config.get("model_type"))) for names in (IMAGE_TEXT_CLASSES, CAUSAL_CLASSES))
         return [name for name in named if isinstance(name, str)]
     return [name for name in architectures if isinstance(name, str)] if isinstance(architectures, list) else []

@@ -5,16 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 
 from midsight.checkpoints.adapter import AdapterOrigin, find_model
-from midsight.checkpoints.checkpoint import Checkpoint, CheckpointFormat, LoadChoice, LoraMode, loaded_parameters
-from midsight.checkpoints.device_map import SPARE_MEMORY, DeviceMap, dispatch, free_by_device, validate_device_map
+from midsight.checkpoints.checkpoint import Checkpoint, CheckpointFormat, LoadChoice, loaded_parameters
+from midsight.checkpoints.device_map import SPARE_MEMORY, dispatch, free_by_device
 from midsight.checkpoints.fingerprint import fingerprint
 from midsight.checkpoints.generation import AnswerSettings, read_generation
 from midsight.checkpoints.hub import how_to_download_again
+from midsight.checkpoints.load_options import (
+    DeviceMap,
+    Lora,
+    LoraMode,
+    closest_to_float32,
+    validate_loading,
+)
 from midsight.checkpoints.open_folder import open_checkpoint
 from midsight.checkpoints.quiet import quiet_transformers
 from midsight.errors import MidsightError, ModelFileError, Option, counted
@@ -24,11 +31,6 @@ from midsight.families.inputs import layer_types, sliding_window
 from midsight.families.rotary import rotary_limit
 from midsight.memory import free_memory
 from midsight.prompts.chat_template import ChatTemplate, describe_template, find_template
-
-Lora = Literal["auto", "merged", "unmerged", "off"]
-"""How the LoRA that image input needs is applied: added to the weights, computed beside them, or left out, which
-gives another model's numbers. `auto` merges in float32. In 16 bits it keeps the LoRA beside the weights, as the
-published code does, because merged weights are rounded once more (docs/checkpoints.md)."""
 
 
 @dataclass(frozen=True)
@@ -215,11 +217,8 @@ def open_model(
     audio: bool = False,
 ) -> LoadedModel:
     """A model as `load_model` makes it, from its small files and tensor headers; `add_weights` loads the rest."""
-    if lora not in get_args(Lora):
-        raise MidsightError(Option("lora", lora), f" is unknown; give {' or '.join(get_args(Lora))}.")
+    validate_loading({"dtype": dtype, "device": device, "lora": lora, "device_map": device_map})
     target = choose_device(device)
-    if device_map is not None:
-        validate_device_map(device_map)
     family_file = read_proved_file(family) if isinstance(family, str | Path) else family
     found = find_model(source, revision=revision, base=base, base_revision=base_revision, family_file=family_file)
     folder = found.folder.path
@@ -313,12 +312,7 @@ def choose_device(device: str) -> torch.device:
     """The device that `device` names; `auto` is the first CUDA device, or the CPU if there is none."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-        if chosen.type not in ("cpu", "mps", "cuda") or (chosen.index is not None and chosen.type != "cuda"):
-            raise RuntimeError(device)
-    except RuntimeError:
-        raise MidsightError(Option("device", device), " is unknown; give auto, cpu, mps, cuda or cuda:N.") from None
+    chosen = torch.device(device)
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise MidsightError(
             Option("device", device),
@@ -333,8 +327,6 @@ def choose_device(device: str) -> torch.device:
 def choose_dtype(dtype: str, device: torch.device, checkpoint: Checkpoint) -> tuple[torch.dtype, tuple[str, ...]]:
     """The dtype of the weights in memory, and notes about it."""
     if dtype != "auto":
-        if dtype not in {"float32", "bfloat16", "float16"}:
-            raise MidsightError(Option("dtype", dtype), " is unknown; give auto, float32, bfloat16 or float16.")
         return getattr(torch, dtype), ()
     stored = checkpoint.config.dtype or checkpoint.config.get_text_config().dtype
     if stored not in (torch.bfloat16, torch.float16):
@@ -350,11 +342,6 @@ def choose_dtype(dtype: str, device: torch.device, checkpoint: Checkpoint) -> tu
         f"so they are loaded in {str(stored).removeprefix('torch.')}."
     )
     return stored, (note,)
-
-
-def closest_to_float32(dtype: torch.dtype) -> LoraMode:
-    """How `lora="auto"` applies a LoRA beside the weights."""
-    return "merged" if dtype == torch.float32 else "unmerged"
 
 
 def choose_lora(

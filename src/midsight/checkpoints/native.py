@@ -17,7 +17,8 @@ from midsight.checkpoints.class_parts import without_modules
 from midsight.checkpoints.headers import how_to_wrap, read_headers, read_json
 from midsight.checkpoints.hub import read_architectures
 from midsight.checkpoints.lora import apply_loras
-from midsight.checkpoints.peft_folder import PeftFolder, find_lora, fit_lora, read_peft_folder
+from midsight.checkpoints.peft_fit import fit_lora
+from midsight.checkpoints.peft_folder import PeftFolder, find_lora, read_peft_folder
 from midsight.checkpoints.processor_files import processor_file, processor_folder, tokenizer_file
 from midsight.checkpoints.reading import tensor_reader
 from midsight.checkpoints.tokenizer_rules import validate_rules

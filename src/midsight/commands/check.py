@@ -14,8 +14,7 @@ from midsight.commands.outcome import SOME_FAILED, Debug, reported_errors
 from midsight.errors import MidsightError, Option
 
 if TYPE_CHECKING:
-    from midsight.checkpoints.device_map import DeviceMap
-    from midsight.checkpoints.loading import Lora
+    from midsight.checkpoints.load_options import DeviceMap, Lora
 
 
 def check(

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 from rich.console import Console
@@ -55,6 +54,7 @@ from midsight.extraction.stopping import EndNow, handling_signals
 from midsight.flags import as_flag
 
 if TYPE_CHECKING:
+    from midsight.checkpoints.load_options import DeviceMap, LoadKeywords, Lora
     from midsight.extraction.request import Vision
     from midsight.extraction.task import BatchSize, Task
     from midsight.families.resizing import Pixels
@@ -192,17 +192,30 @@ def extract(
     """Extract a dataset into a run folder; the same command resumes it."""
     with reported_errors(debug=debug, run=out):
         # what can be judged without the model is, before torch is imported
+        from midsight.checkpoints.load_options import validate_loading
         from midsight.extraction.task import make_task, parse_batch_size
         from midsight.store.files import parse_shard
 
         most = parse_batch_size(batch_size)
         own = parse_shard(shard)
+        loading: LoadKeywords = {
+            "revision": revision,
+            "dtype": dtype,
+            "device": device,
+            "lora": cast("Lora", lora),
+            "base": base,
+            "base_revision": base_revision,
+            "device_map": cast("DeviceMap | None", device_map),
+            "family": family,
+        }
+        validate_loading(loading)
         if needs_supervisor(device) and not dry_run:
             become_worker(out, own)
         task = make_task(
             data,
             model=model,
             out=out,
+            loading=loading,
             images=images,
             image_column=one_or_several(image_column),
             question_column=question_column,
@@ -235,16 +248,6 @@ def extract(
             shard=own,
             retry_failed=retry_failed,
         )
-        loading = {
-            "revision": revision,
-            "dtype": dtype,
-            "device": device,
-            "lora": lora,
-            "base": base,
-            "base_revision": base_revision,
-            "device_map": device_map,
-            "family": family,
-        }
         if dry_run:
             say_start(task, model, loading)
             return
@@ -268,7 +271,7 @@ def with_line_breaks(text: str) -> str:
     return re.sub(r"\\(\\n|n)", lambda found: "\n" if found[1] == "n" else found[1], text)
 
 
-def say_start(task: Task, model: str, loading: Mapping[str, Any]) -> None:
+def say_start(task: Task, model: str, loading: LoadKeywords) -> None:
     """Says what there is to do; reads the model's headers, and writes nothing."""
     from midsight.checkpoints.loading import load_model
     from midsight.extraction.display import describe_start
@@ -279,12 +282,12 @@ def say_start(task: Task, model: str, loading: Mapping[str, Any]) -> None:
 
     job = make_job(task, load_model(model, weights=False, **loading))
     start = look_ahead(job)
-    for parts in start.notes:
+    for parts in start.work.notes:
         typer.echo(spell_parts(parts, as_flag))
     prompts = try_prompts(job.task.data, job.model, job.request)
     if prompts.first is not None:
         typer.echo(f"The first prompt: {in_one_line(prompts.first[:LONGEST_PROMPT])}")
-    if failures := (*start.todo.unusable, *prompts.failures):
+    if failures := (*start.work.todo.unusable, *prompts.failures):
         typer.echo(f"{counted(len(failures), 'row')} cannot be extracted: {in_one_line(describe_reasons(failures))}.")
     typer.echo(f"{describe_start(start.progress)} Nothing was written.")
 
@@ -292,24 +295,32 @@ def say_start(task: Task, model: str, loading: Mapping[str, Any]) -> None:
 def extract_shown(
     task: Task,
     model: str,
-    loading: Mapping[str, Any],
+    loading: LoadKeywords,
     *,
     batch_size: BatchSize,
     keep_going: bool,
     commit_seconds: float,
     scores: bool = False,
 ) -> Run:
-    """The main job with a live display; `scores` stores risks alone."""
-    from midsight.checkpoints.loading import open_model
+    """The main job with a live display; a finished run needs no model. `scores` stores risks alone."""
     from midsight.extraction.display import terminal_display
+    from midsight.extraction.finished import open_finished, work_of_own_run
+
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    work = work_of_own_run(task)
+    if work is not None and work.todo.is_empty:
+        with terminal_display(console, as_flag) as shown:
+            return open_finished(task, work, shown)
+    from midsight.checkpoints.loading import open_model
     from midsight.extraction.job import make_job
     from midsight.extraction.run_job import run_job
     from midsight.extraction.score import make_score_job
 
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
     job = (make_score_job if scores else make_job)(task, open_model(model, **loading))
     with handling_signals(EndNow(STOPPED, lambda: stopped(task.out))), terminal_display(console, as_flag) as shown:
-        return run_job(job, batch_size=batch_size, keep_going=keep_going, commit_seconds=commit_seconds, shown=shown)
+        return run_job(
+            job, work, batch_size=batch_size, keep_going=keep_going, commit_seconds=commit_seconds, shown=shown
+        )
 
 
 def report_end(run: Run, shard: Shard) -> None:

@@ -48,6 +48,7 @@ from midsight.commands.supervisor import become_worker, needs_supervisor
 from midsight.errors import counted
 
 if TYPE_CHECKING:
+    from midsight.checkpoints.load_options import DeviceMap, LoadKeywords, Lora
     from midsight.store.probe import RiskOf
     from midsight.store.reader import Run
 
@@ -102,20 +103,22 @@ def score(
     with reported_errors(debug=debug, run=unfinished_run(out)):
         # what can be judged without the model is, before torch is imported
         from midsight.checkpoints.headers import count_layers
+        from midsight.checkpoints.load_options import validate_loading
         from midsight.extraction.task import parse_batch_size
         from midsight.store.probe import Probe
 
         most = parse_batch_size(batch_size)
-        loading = {
+        loading: LoadKeywords = {
             "revision": revision,
             "dtype": dtype,
             "device": device,
-            "lora": lora,
+            "lora": cast("Lora", lora),
             "base": base,
             "base_revision": base_revision,
-            "device_map": device_map,
+            "device_map": cast("DeviceMap | None", device_map),
             "family": family,
         }
+        validate_loading(loading)
         validate_table(out, overwrite=overwrite)
         own = Probe.load(probe, probe_column)
         if needs_supervisor(device):
@@ -131,6 +134,7 @@ def score(
             share=share,
             limit=limit,
             retry_failed=retry_failed,
+            loading=loading,
             images=images,
             image_column=one_or_several(image_column),
             question_column=question_column,

@@ -9,18 +9,20 @@ from contextlib import contextmanager
 from datetime import timedelta
 from importlib import import_module
 from threading import Lock
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from midsight.checkpoints.loading import LoadedModel
 from midsight.errors import Option, counted, spell_parts
-from midsight.extraction.job import Job
 from midsight.extraction.todo import Progress
 from midsight.samples.images import MOST_NOTES
+
+if TYPE_CHECKING:
+    from midsight.checkpoints.loading import LoadedModel
+    from midsight.extraction.job import Job
 
 LOG_SECONDS = 30.0
 """Time between two lines of progress in a log."""

@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 from rich.filesize import decimal
 
 from midsight.checkpoints.loading import LoadedModel, add_weights
 from midsight.errors import AllFailedError, MidsightError, Option
 from midsight.extraction.describe import describe_model, describe_run
+from midsight.extraction.disk_size import estimate_bytes
 from midsight.extraction.request import ResolvedRequest, resolve
 from midsight.extraction.task import Task
-from midsight.extraction.todo import Progress, Todo, choose, estimate_bytes
-from midsight.prompts.user_text import describe_unused_columns
+from midsight.extraction.todo import Progress, Todo
+from midsight.extraction.work import Work, find_work, images_of, progress_before
 from midsight.reports.reasons import describe_reasons
-from midsight.reports.terminal import describe_renamed
 from midsight.samples.columns import prompt_columns
-from midsight.samples.missing import MissingImages, does_not_exist, find_missing
-from midsight.samples.packed import images_at
-from midsight.samples.sample import Failure, ImageSource
-from midsight.samples.tables import Dataset
-from midsight.store.files import free_bytes
-from midsight.store.schema import extra_columns, renamed_columns
-from midsight.store.spec import RunSpec
-from midsight.store.writer import samples_done
+from midsight.samples.missing import does_not_exist
+from midsight.samples.sample import Failure
+from midsight.store.same_spec import require_same_run
+from midsight.store.spec import RunSpec, is_run, read_spec
 
 FIRST_SAMPLES = 100
 """If this many samples fail at the start and none is extracted, the run stops."""
@@ -46,10 +40,6 @@ class Job:
     spec: RunSpec
     """What run.json holds."""
 
-    def todo(self, done: Collection[str], failed: Collection[str]) -> Todo:
-        """The work that is left after the samples with the ids `done`, of which those in `failed` have failed."""
-        return choose(self.task.data, done, failed, shard=self.task.shard, limit=self.task.limit)
-
     def before(self, todo: Todo) -> Progress:
         """The progress of the run before `todo`; raises MidsightError if `todo` does not fit on its disk."""
         size = None
@@ -57,16 +47,7 @@ class Job:
             size = estimate_bytes(
                 self.model, self.request, self.task.store_dtype, samples=todo.remaining, images=todo.remaining_images
             )
-        progress = Progress(
-            samples=todo.samples,
-            images=todo.images,
-            already=todo.already,
-            already_failed=todo.already_failed,
-            done=0,
-            failed=0,
-            estimated_bytes=size,
-            free_bytes=free_bytes(self.task.out),
-        )
+        progress = progress_before(todo, self.task.out, size)
         if size is not None and size > progress.free_bytes:
             raise MidsightError(
                 f"{self.task.out} will take about {decimal(size)} more and its disk has "
@@ -80,11 +61,6 @@ class Job:
             )
         return progress
 
-    def images(self, order: np.ndarray) -> Iterator[tuple[ImageSource, ...]]:
-        """The images of each of the samples with these indices."""
-        samples = self.task.data.samples if isinstance(self.task.data, Dataset) else ()
-        return (images_at(samples, index) for index in order.tolist())
-
     def with_weights(self) -> Job:
         """The same job with its model in memory; raises MidsightError."""
         model = add_weights(self.model)
@@ -95,26 +71,10 @@ class Job:
 class Start:
     """What is known before a job starts."""
 
-    done: tuple[int, int]
-    """The fingerprint of the ids of the samples that need no more work."""
-    todo: Todo
-    """The work that is left."""
+    work: Work
+    """What is left to do."""
     progress: Progress
     """The progress of the run."""
-    extras: Collection[str]
-    """The extra input columns."""
-    about_data: Sequence[str]
-    """How the data were read, one sentence each."""
-    missing: MissingImages | None
-    """The image files that do not exist; None if all do."""
-
-    @property
-    def notes(self) -> tuple[Sequence[str | Option], ...]:
-        """What a user should know about the data, as the parts of sentences."""
-        renamed = renamed_columns(extra_columns(self.extras))
-        sentences = [*self.about_data, *([f"{describe_renamed(renamed)}."] if renamed else [])]
-        notes = [(f"Note: {sentence}",) for sentence in sentences]
-        return (*notes, *([self.missing.describe()] if self.missing else []))
 
 
 def make_job(task: Task, model: LoadedModel) -> Job:
@@ -124,35 +84,16 @@ def make_job(task: Task, model: LoadedModel) -> Job:
     return Job(task, model, resolved, spec)
 
 
-def look_ahead(job: Job) -> Start:
-    """What the job will do; writes nothing.
+def look_ahead(job: Job, work: Work | None = None) -> Start:
+    """What the job will do; writes nothing. `work` is what is left of its task, if that is known.
 
     Raises MidsightError if the run was started with other options, or if the rest of it does not fit on its disk.
     """
-    task = job.task
-    done, failed = samples_done(task.out, job.spec, shard=task.shard, retry_failed=task.retry_failed)
-    todo = job.todo(done, failed)
-    progress = job.before(todo)
-    images = itertools.chain.from_iterable(job.images(todo.first_of_image))
-    missing = find_missing(images, folder_of_images(task.data))
-    about_data = (*task.data.notes, *describe_unused_columns(task.request.prompt, task.data.extras))
-    return Start(fingerprint(done), todo, progress, task.data.extras, about_data, missing)
-
-
-def fingerprint(ids: Collection[str]) -> tuple[int, int]:
-    """Equal for equal sets of ids, in this process; a set of ten million ids would take a gigabyte until it is used."""
-    return len(ids), sum(map(hash, ids))
-
-
-def folder_of_images(data: object) -> Path:
-    """The folder that image paths start from."""
-    if not isinstance(data, Dataset):
-        return Path()
-    if isinstance(images := data.options["images"], str):
-        return Path(images)
-    if data.path is None:
-        return Path()
-    return data.path if data.path.is_dir() else data.path.parent
+    out = job.task.out
+    if is_run(out):
+        require_same_run(out, read_spec(out), job.spec)
+    work = work or find_work(job.task)
+    return Start(work, job.before(work.todo))
 
 
 def require_a_chance(job: Job, start: Start) -> None:
@@ -160,14 +101,15 @@ def require_a_chance(job: Job, start: Start) -> None:
     stored = start.progress.already - start.progress.already_failed
     if stored:
         return
-    if start.todo.remaining == 0 and len(start.todo.unusable) >= FIRST_SAMPLES:
-        raise all_failed(start.todo.unusable, recorded=False)
-    if start.missing is None or len(start.todo.order) < FIRST_SAMPLES:
+    todo, missing = start.work.todo, start.work.missing
+    if todo.remaining == 0 and len(todo.unusable) >= FIRST_SAMPLES:
+        raise all_failed(todo.unusable, recorded=False)
+    if missing is None or len(todo.order) < FIRST_SAMPLES:
         return
-    first = job.images(start.todo.order[:FIRST_SAMPLES])
+    first = images_of(job.task, todo.order[:FIRST_SAMPLES])
     if all(any(isinstance(image, Path) and does_not_exist(image) for image in images) for images in first):
         raise AllFailedError(
-            *start.missing.describe(),
+            *missing.describe(),
             f" None of the first {FIRST_SAMPLES} samples has its image, so nothing was started; correct ",
             Option("images"),
             ", or go on with ",

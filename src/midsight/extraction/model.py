@@ -10,8 +10,8 @@ from typing import Any, Literal, Unpack
 
 import pyarrow as pa
 
-from midsight.checkpoints.device_map import DeviceMap
-from midsight.checkpoints.loading import LoadedModel, Lora, load_model
+from midsight.checkpoints.load_options import DeviceMap, Lora
+from midsight.checkpoints.loading import LoadedModel, load_model
 from midsight.checkpoints.wrapping import wrap_model
 from midsight.errors import MidsightError, SampleError, counted
 from midsight.extraction.budget import make_budget

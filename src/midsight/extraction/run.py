@@ -11,12 +11,13 @@ from midsight.analysis import Run
 from midsight.checkpoints.loading import open_model
 from midsight.errors import MidsightError, counted
 from midsight.extraction.display import display
+from midsight.extraction.finished import open_finished, work_of_own_run
 from midsight.extraction.job import make_job
 from midsight.extraction.model import Model
 from midsight.extraction.option_help import explains_options
 from midsight.extraction.request import Request
 from midsight.extraction.run_job import run_job
-from midsight.extraction.task import BatchSize, ExtractKeywords, make_task
+from midsight.extraction.task import BatchSize, ExtractKeywords, make_task, validate_batch_size
 from midsight.extraction.todo import Progress
 from midsight.reports.reasons import describe_reasons
 from midsight.samples.open import Data
@@ -71,6 +72,7 @@ def extract(
         MidsightError: A call that cannot be carried out, or no sample could be extracted; the sentence names the
             argument and a remedy.
     """
+    validate_batch_size(batch_size)
     source = None if isinstance(model, Model) else model
     task = make_task(
         data,
@@ -82,9 +84,21 @@ def extract(
         retry_failed=retry_failed,
         **options,
     )
-    job = make_job(task, model.loaded if isinstance(model, Model) else open_model(model))
-    with display(progress) as shown:
-        run = run_job(job, batch_size=batch_size, keep_going=keep_going, commit_seconds=commit_seconds, shown=shown)
+    work = work_of_own_run(task)
+    if work is not None and work.todo.is_empty:
+        with display(progress) as shown:
+            run = open_finished(task, work, shown)
+    else:
+        job = make_job(task, model.loaded if isinstance(model, Model) else open_model(model))
+        with display(progress) as shown:
+            run = run_job(
+                job,
+                work,
+                batch_size=batch_size,
+                keep_going=keep_going,
+                commit_seconds=commit_seconds,
+                shown=shown,
+            )
     tell_failures(run)
     return run
 

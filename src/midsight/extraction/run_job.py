@@ -8,28 +8,39 @@ from midsight.analysis import Run, open_run
 from midsight.extraction.budget import make_budget
 from midsight.extraction.display import Display
 from midsight.extraction.fill import fill
-from midsight.extraction.job import Job, fingerprint, look_ahead, require_a_chance
+from midsight.extraction.job import Job, look_ahead, require_a_chance
 from midsight.extraction.needs import estimate_needs
 from midsight.extraction.task import BatchSize, validate_batch_size
+from midsight.extraction.work import Work, fingerprint, notes_of, todo_of
 from midsight.reports.abstention import describe_abstention
 from midsight.samples.streams import SampleStream
 from midsight.store.writer import RunWriter
 
 
-def run_job(job: Job, *, batch_size: BatchSize, keep_going: bool, commit_seconds: float, shown: Display) -> Run:
-    """Does a job, and returns its run; a finished run is opened at once, without weights. Raises MidsightError."""
+def run_job(
+    job: Job,
+    work: Work | None = None,
+    *,
+    batch_size: BatchSize,
+    keep_going: bool,
+    commit_seconds: float,
+    shown: Display,
+) -> Run:
+    """Does a job, and returns its run; a finished run is opened at once, without weights. Raises MidsightError.
+
+    `work` is what is left of it, if that is known.
+    """
     validate_batch_size(batch_size)
     task = job.task
-    start = look_ahead(job)
-    risk = task.request.risk
-    about_risk = [(f"Note: {sentence}",) for sentence in (risk.notes(task.data.sha256) if risk else ())]
-    shown.start(start.progress, (*start.notes, *about_risk))
-    if start.todo.is_empty:
+    start = look_ahead(job, work)
+    todo = start.work.todo
+    shown.start(start.progress, notes_of(task, start.work))
+    if todo.is_empty:
         shown.progress(start.progress)
         return open_run(task.out)
     if not keep_going:
         require_a_chance(job, start)
-    if start.todo.remaining != 0 and not job.model.has_weights:
+    if todo.remaining != 0 and not job.model.has_weights:
         job = shown.loading(job.model, job.with_weights)
     needs = estimate_needs(job.model.config, job.model.dtype, logits=job.request.reads_first_token)
     budget = make_budget(batch_size, job.model.device, needs)
@@ -37,7 +48,8 @@ def run_job(job: Job, *, batch_size: BatchSize, keep_going: bool, commit_seconds
         task.out, job.spec, shard=task.shard, retry_failed=task.retry_failed, commit_seconds=commit_seconds
     ) as writer:
         # another process may have done this shard in the meantime
-        todo = start.todo if fingerprint(writer.done) == start.done else job.todo(writer.done, writer.failed)
+        if fingerprint(writer.done) != start.work.done:
+            todo = todo_of(task, writer.done, writer.failed)
         try:
             fill(writer, job, todo, budget=budget, keep_going=keep_going, on_progress=shown.progress, note=shown.note)
         finally:

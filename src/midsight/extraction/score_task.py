@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Unpack
 
+from midsight.checkpoints.load_options import LoadKeywords
 from midsight.errors import MidsightError, Option
 from midsight.extraction.risk import choose_risk
 from midsight.extraction.task import Task, make_task
@@ -43,12 +44,13 @@ def make_score_task(
     share: bool = True,
     limit: int | None = None,
     retry_failed: bool = False,
+    loading: LoadKeywords | None = None,
     **options: Unpack[DatasetKeywords],
 ) -> Task:
     """A call of score with its options judged; prompt, pixels and vectors are those of the probe. Raises MidsightError.
 
     `model` is the folder or hub id, None for a model in memory; `layers` is its number of decoder layers if that is
-    known, and `folder` the run folder.
+    known, `loading` how it is loaded, and `folder` the run folder.
     """
     choice = choose_risk(probe, risk_of, None, answers=False)
     if choice is None:
@@ -66,6 +68,7 @@ def make_score_task(
         out=folder,
         limit=limit,
         retry_failed=retry_failed,
+        loading=loading,
         layers=[tap.layer if tap else 0],
         positions=[tap.position if tap else "query_token"],
         residual=tap is not None and tap.stage == "residual",

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, Literal, Unpack, get_args
 
 from midsight.checkpoints.headers import count_layers
+from midsight.checkpoints.hub import require_source
+from midsight.checkpoints.load_options import LoadKeywords, validate_loading
 from midsight.checkpoints.tokenizer_files import declared_control_tokens
 from midsight.errors import MidsightError, Option, unknown_option
 from midsight.extraction.request import (
@@ -69,6 +71,8 @@ class Task:
     """Which shard of the data this call does."""
     retry_failed: bool
     """Whether samples that failed before are tried again."""
+    continues: bool
+    """Whether the run folder is known to hold a run of this very call, before the model is open."""
 
 
 def make_task(
@@ -80,16 +84,19 @@ def make_task(
     limit: int | None = None,
     shard: Shard = (0, 1),
     retry_failed: bool = False,
+    loading: LoadKeywords | None = None,
     **options: Unpack[ExtractKeywords],
 ) -> Task:
     """A call of extract with its options judged; raises MidsightError.
 
-    `model` is the folder or hub id, None for a model in memory.
+    `model` is the folder or hub id, None for a model in memory; `loading` says how it is loaded.
     """
     validate_choice("store_dtype", store_dtype, get_args(StoreDtype))
     if limit is not None and limit < 1:
         raise MidsightError(Option("limit"), f" is {limit}; give 1 or more.")
     validate_shard(shard)
+    loading = loading or {}
+    validate_loading(loading)
     dataset_options, request = split_options(options)
     if risk := request.risk:
         request = replace(request, probe=risk.probe)  # it is read once
@@ -100,8 +107,12 @@ def make_task(
     validate_place(Path(out))
     opened = open_data(data, dataset_options, lambda columns: parse_user_text(request.prompt, columns))
     parse_user_text(request.prompt, prompt_columns(opened.extras, opened.options))
-    require_same_call(Path(out), opened, request, store_dtype, n_layers)
-    return Task(opened, request, Path(out), store_dtype, limit, shard, retry_failed)
+    if model is not None:
+        require_source(model, revision=loading.get("revision"))
+    continues = require_same_call(
+        Path(out), opened, request, store_dtype, model=model, loading=loading, n_layers=n_layers
+    )
+    return Task(opened, request, Path(out), store_dtype, limit, shard, retry_failed, continues)
 
 
 def find_control_token(text: str, model: str | Path | None) -> str | None:

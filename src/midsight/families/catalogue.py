@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from midsight.errors import MidsightError, quoted
-from midsight.families.family import Family
+
+if TYPE_CHECKING:
+    from midsight.families.family import Family
 
 FAMILIES = {
     "Phi4MultimodalForCausalLM": "midsight.families.phi4_multimodal",
@@ -44,8 +47,13 @@ KNOWN = (
 
 def find_family(architectures: Sequence[str], source: str) -> Family:
     """The family of the first architecture that midsight knows; `source` names the model in the error."""
+    return importlib.import_module(FAMILIES[find_known(architectures, source)]).FAMILY
+
+
+def find_known(architectures: Sequence[str], source: str) -> str:
+    """The first architecture that midsight knows; imports no family. Raises MidsightError if it knows none."""
     for architecture in architectures:
         if architecture in FAMILIES:
-            return importlib.import_module(FAMILIES[architecture]).FAMILY
+            return architecture
     found = quoted(", ".join(map(str, architectures))) or "none"
     raise MidsightError(f"{source} has the architecture {found}, which is not known; {KNOWN}.")

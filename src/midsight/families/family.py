@@ -23,7 +23,7 @@ from midsight.families.inputs import (
     insert_image_embeddings,
     sequential_positions,
 )
-from midsight.families.resizing import Pixels
+from midsight.families.resizing import USUAL_PIXELS, Pixels
 from midsight.families.rotary import fix_rotary
 from midsight.prompts.declaration import FamilyPrompt
 from midsight.prompts.token_layout import TokenLayout
@@ -243,7 +243,7 @@ class Vision:
     """Whether processor and encoder fit each other."""
     crop_px: ReadSize | None = None
     """Side of a square crop, in pixels; None if images are not cut into crops."""
-    resizings: tuple[Pixels, ...] = ("pil", "transformers")
+    resizings: tuple[Pixels, ...] = (USUAL_PIXELS, "transformers")
     """The ways to resize that transformers has for it; the first is the one that the published model was trained
     with."""
     image_among_several: MakeImageInputs | None = None

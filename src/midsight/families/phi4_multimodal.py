@@ -18,6 +18,7 @@ from transformers.masking_utils import create_bidirectional_mask
 from midsight.errors import ModelFileError, SampleError, counted
 from midsight.families.family import Decoder, Family, Modules, Reference, StoredTensors, Vision
 from midsight.families.inputs import ImageInputs
+from midsight.families.lora_folders import LORA_FOLDERS
 from midsight.families.placement import device_of
 from midsight.families.resizing import Pixels
 from midsight.prompts.declaration import FamilyPrompt
@@ -306,7 +307,7 @@ FAMILY = Family(
     decoder=Decoder(longrope_threshold=longrope_threshold),
     stored=StoredTensors(
         unused_modules={"audio": AUDIO_EMBED},
-        lora_folder="vision-lora",
+        lora_folder=LORA_FOLDERS["Phi4MultimodalForCausalLM"],
         lora_parts={"vision LoRA": r"\.lora_[AB]\.(vision\.)?weight$", "speech LoRA": r"\.lora_[AB]\.speech\.weight$"},
         fixes=make_tower_bidirectional,
     ),

@@ -8,6 +8,8 @@ from midsight.errors import MidsightError
 
 Pixels = Literal["pil", "transformers"]
 """Which resizing makes the model's pixels: PIL's on 8-bit images, or transformers' own on tensors."""
+USUAL_PIXELS: Pixels = "pil"
+"""The resizing that most published models were trained with."""
 
 
 def with_resizing(image_processor: Any, pixels: Pixels, *, pil: type, tensors: type) -> Any:

@@ -11,7 +11,6 @@ from typing import Any, Literal, Self
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
-from scipy.special import expit
 
 from midsight.errors import DamagedRunError, MidsightError, Option
 from midsight.store.files import open_seal, read_json, sealed_json
@@ -113,6 +112,8 @@ class Probe:
             rows = np.ascontiguousarray(vectors[start : start + ROWS], np.float64)
             with np.errstate(invalid="ignore"):  # vectors that are not finite have no score
                 logits[start : start + ROWS] = ((rows - self.shift) * self.weight).sum(axis=1)
+        from scipy.special import expit  # slow to import, and needed only where a probe is
+
         return expit(self.slope * logits + self.intercept)
 
     def risk(self, vectors: np.ndarray, of: RiskOf = "false") -> np.ndarray:

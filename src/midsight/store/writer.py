@@ -39,6 +39,7 @@ from midsight.store.files import (
     write_atomically,
 )
 from midsight.store.lock import START_WAIT_S, take_lock, was_replaced
+from midsight.store.numbers import numbers_of
 from midsight.store.parts import digest_part, encode_part
 from midsight.store.place import validate_no_lost_run
 from midsight.store.reader import Run, read_commit_records
@@ -276,14 +277,10 @@ class RunWriter:
             )
 
 
-def samples_done(path: Path, spec: RunSpec, *, shard: Shard, retry_failed: bool) -> tuple[set[str], set[str]]:
-    """What RunWriter's `done` and `failed` will hold, without writing anything.
-
-    Raises RunError if `spec` is not the run's.
-    """
+def samples_done(path: Path, *, shard: Shard, retry_failed: bool) -> tuple[set[str], set[str]]:
+    """What RunWriter's `done` and `failed` will hold for the run folder `path`, without writing anything."""
     if not is_run(path):
         return set(), set()
-    require_same_run(path, read_spec(path), spec)
     done, failed = stored_and_failed(read_commit_records(path))
     done |= failed - (failed if retry_failed else read_suspicions(path, shard).once_more())
     return done, failed
@@ -299,6 +296,6 @@ def stored_and_failed(run: Run) -> tuple[set[str], set[str]]:
     indices = [np.empty(0, np.int64)]
     for batch in run.batches(["sample_id", "input_index"]):
         stored.update(batch.column("sample_id").to_pylist())
-        indices.append(batch.column("input_index").to_numpy())
+        indices.append(numbers_of(batch.column("input_index")))
     require_distinct_rows(run.path, run.commits, np.concatenate(indices))
     return stored, {failure.sample_id for commit in run.commits for failure in commit.failures} - stored

@@ -15,7 +15,8 @@ from midsight.checkpoints.checkpoint import LoadChoice
 from midsight.checkpoints.class_parts import without_modules
 from midsight.checkpoints.headers import Headers, read_headers, read_json
 from midsight.checkpoints.lora import Lora, apply_loras
-from midsight.checkpoints.peft_folder import PeftFolder, fit_lora
+from midsight.checkpoints.peft_fit import fit_lora
+from midsight.checkpoints.peft_folder import PeftFolder
 from midsight.checkpoints.phi4mm.config import LoraScale, Shapes, lora_scale, native_config, normalise
 from midsight.checkpoints.phi4mm.tensors import Accounts, account_for
 from midsight.checkpoints.reading import tensor_reader
