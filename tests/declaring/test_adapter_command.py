@@ -299,7 +299,8 @@ def test_a_family_that_was_not_known_would_be_declared_as_ours_is(monkeypatch, t
     assert outcome.open == ()
     model = load(folder, device="cpu", family=tmp_path / "own.py")
     filled, ours = model.loaded.family, llava.FAMILY
-    assert (filled.modules, filled.prompt.image_token) == (ours.modules, ours.prompt.image_token)
+    assert (filled.modules, filled.stored) == (ours.modules, ours.stored)
+    assert filled.prompt.image_token == ours.prompt.image_token
     assert filled.vision.feature_source == ours.vision.feature_source.replace("vision", "model.vision", 1)
     record = model.extract(CASES[4].image, CASES[4].question, layers="all", max_new_tokens=4)
     assert record.vectors.keys() == by_hand.vectors.keys()

@@ -14,6 +14,7 @@ from midsight.checkpoints.headers import read_json
 from midsight.checkpoints.hub import find_small_files, is_adapter, read_architectures
 from midsight.checkpoints.native import from_pretrained, load_processor
 from midsight.checkpoints.open_folder import read_model_type
+from midsight.checkpoints.quiet import quiet_transformers
 from midsight.errors import MidsightError
 from midsight.families.catalogue import FAMILIES, PUBLISHED_TYPES, find_family
 from midsight.families.family import refuse_timm
@@ -37,6 +38,7 @@ class UnknownModel:
     """transformers' whole processor."""
 
 
+@quiet_transformers()
 def read_model(source: str | Path, *, revision: str | None = None) -> UnknownModel:
     """Reads a model's small files; raises MidsightError for one that transformers has no image-text class for."""
     folder = find_small_files(source, revision=revision).path

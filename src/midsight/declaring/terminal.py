@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
@@ -31,7 +32,8 @@ def lines_of(outcome: Outcome) -> Iterator[str]:
     yield "Not shown by a proof on a small copy:"
     yield from (f"  - {sentence}" for sentence in outcome.not_measured)
     yield f"Wrote {' and '.join(map(str, files_of(outcome)))}."
-    yield f"Use it with: midsight extract DATA --model {outcome.model} --family {outcome.file} --out RUN"
+    model, family = (shlex.quote(str(one)) for one in (outcome.model, outcome.file))
+    yield f"Use it with: midsight extract DATA --model {model} --family {family} --out RUN"
 
 
 def outcome_as_json(outcome: Outcome) -> dict[str, Any]:

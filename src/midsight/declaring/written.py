@@ -16,7 +16,8 @@ Filled by midsight {version} from config and modules of {source}; a proof of thi
 """
 
 '''
-SQUARES = """from midsight.families.family import Family{modules_import}
+SQUARES = """from midsight.families.family import Family{modules_import}, StoredTensors
+from midsight.families.llava import OLDER_NAMES
 from midsight.families.squares import Squares
 from midsight.prompts.declaration import FamilyPrompt
 
@@ -31,6 +32,7 @@ FAMILY = Family(
         {prompt},
     ),
     vision=SQUARES.vision(),
+    stored=StoredTensors(older_names=OLDER_NAMES),
     reference=SQUARES.reference(),
 )
 """
