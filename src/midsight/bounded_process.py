@@ -19,7 +19,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import IO, Any, cast
 
-import psutil
+from midsight.memory import memory_of
 
 PROGRAM = Path(__file__).with_name("bounded_program.py")
 MOST_MEMORY = 1024**3
@@ -111,7 +111,7 @@ class BoundedProcess:
         given.flush()
         latest = time.monotonic() + LONGEST_WAIT_S
         while not wait([answered.fileno()], LOOK_EVERY_S):
-            if time.monotonic() > latest or _memory_of(process.pid) > MOST_MEMORY:
+            if time.monotonic() > latest or memory_of(process.pid) > MOST_MEMORY:
                 return b""
         return answered.readline()
 
@@ -132,9 +132,3 @@ class BoundedProcess:
 def _process_of(_pid: int) -> BoundedProcess:
     """The bounded process of this one; a fork gets another, because answers belong to who asked."""
     return BoundedProcess()
-
-
-def _memory_of(pid: int) -> int:
-    with suppress(psutil.Error):
-        return psutil.Process(pid).memory_info().rss
-    return 0

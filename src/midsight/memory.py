@@ -1,4 +1,4 @@
-"""Free memory of this machine, as far as this process may use it."""
+"""Free memory of this machine, as far as this process may use it, and what a process takes."""
 
 from __future__ import annotations
 
@@ -23,6 +23,13 @@ LIMITS = (
 def free_memory() -> int:
     """Free bytes of this machine, or less if a container or a job of a scheduler limits this process."""
     return max(0, min((psutil.virtual_memory().available, *_free_in_groups())))
+
+
+def memory_of(process: int) -> int:
+    """Bytes of main memory that a process takes, by its number; 0 if it has ended."""
+    with suppress(psutil.Error):
+        return psutil.Process(process).memory_info().rss
+    return 0
 
 
 def _free_in_groups() -> Iterator[int]:

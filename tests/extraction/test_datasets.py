@@ -108,10 +108,9 @@ def test_a_run_goes_on_only_with_web_addresses_as_they_were(tables, checkpoint, 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["hf://owner/name", "--question", "?"], "leave --question out"),
         (["hf://name"], "write hf://owner/name[/config][@revision]"),
         (["FOLDER"], "for a folder of images give --question"),
-        (["FOLDER", "--question", "?", "--split", "x"], "leave --question out"),
+        (["FOLDER", "--question", "?", "--split", "x"], "has no split 'x'; choose one of 'a' with --split"),
         (["FOLDER/a.parquet", "--split", "x"], "has no splits; leave --split x out"),
     ],
 )
