@@ -256,7 +256,7 @@ def test_memory_does_not_grow_with_the_run(tmp_path):
         import sys
         from midsight.halp.export import export_halp
         from midsight.store import open_run
-        import h5py, pyarrow.parquet
+        import h5py, pandas, pyarrow.parquet  # pyarrow imports pandas when it converts
         peak = lambda: int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
         run, before = open_run(sys.argv[1]), peak()
         export_halp(run, sys.argv[2])

@@ -20,15 +20,17 @@ from midsight.errors import MidsightError
 from midsight.samples import json_rows, json_shape, text_files, webdataset
 from midsight.samples.images import decode_image
 from midsight.samples.options import DatasetOptions
-from midsight.samples.rows import read_lines
+from midsight.samples.rows import WRITTEN_NULLS, read_lines
 from midsight.samples.tables import make_samples, read_table
 from support.forms import ROWS, WRITERS, add_member, content, lines, write
 from support.made_tables import ENCODED, PICTURES, text
 from support.prompting import read_good
 
 TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=12).map(str.strip).filter(bool)
+QUESTION = TEXT.filter(lambda text: text not in WRITTEN_NULLS)
+"""Those texts are missing questions in every form."""
 TABLES = st.lists(
-    st.fixed_dictionaries({"id": TEXT, "image": st.just("a.png"), "question": TEXT, "answer": TEXT, "n": TEXT}),
+    st.fixed_dictionaries({"id": TEXT, "image": st.just("a.png"), "question": QUESTION, "answer": TEXT, "n": TEXT}),
     min_size=1, max_size=5, unique_by=lambda row: row["id"],
 )  # fmt: skip
 
