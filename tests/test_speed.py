@@ -56,6 +56,7 @@ def test_the_originals_states_are_those_of_one_full_forward(rows, checkpoint):
         np.testing.assert_allclose(one.pooled_pixels, pixels, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("procedure", ["original", "batches"])
 def test_every_procedure_gives_answers_of_the_planned_lengths(procedure, rows):
     measured = measure(Task(procedure, "demo", "cpu", rows, 4))  # raises if a length differs

@@ -183,6 +183,7 @@ def test_a_model_over_main_memory_and_disk(small, two_small_images, monkeypatch)
     assert len(loaded) == 2
 
 
+@pytest.mark.slow
 def test_the_command_takes_a_device_map(small, two_small_images):
     done = check_run(small, "--device-map", "auto")
     assert done.exit_code == 0

@@ -36,6 +36,7 @@ def with_template(plain, tmp_path, edit):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "head", [LOOP, "{{ 10 ** (10 ** 9) }}", "{% if messages | length == 1 %}" + LOOP + "{% endif %}"]
 )

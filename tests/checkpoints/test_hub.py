@@ -168,6 +168,7 @@ def test_an_adapter_brings_its_base_model(hub, folders):
     assert relative_error(twice["query.1"], once["query.1"]) > 0.01
 
 
+@pytest.mark.slow
 def test_the_base_models_revision(hub, folders):
     """The user's, else the one that the adapter names, else the main branch."""
     files = read_files(folders["native"])

@@ -47,6 +47,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_rules_that_take_too_much(kind, monkeypatch):
     monkeypatch.setattr(tokenizer_rules, "MOST_SECONDS", 1.0)

@@ -85,6 +85,7 @@ def test_any_dataset_in_any_batches_equals_the_full_forwards(
             assert max(errors.values()) <= LIMIT, errors
 
 
+@pytest.mark.slow
 def test_questions_on_one_image_fall_on_both_sides_of_the_threshold(alone):
     lengths = {question: alone((0,), question).prompt_tokens for question in range(len(QUESTIONS))}
     assert min(lengths.values()) + NEW_TOKENS > THRESHOLD - 10

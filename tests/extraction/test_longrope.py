@@ -67,6 +67,7 @@ def test_answers_cross_the_threshold_in_a_batch_with_others_that_do_not(model, c
     assert any(after <= THRESHOLD for _, after in lengths)
 
 
+@pytest.mark.slow
 def test_logprobs_after_the_crossing_are_those_of_a_forward_with_long_factors(model, reference, crossing):
     sample = crossing[0][1]
     record = extract_records(model, resolve(REQUEST, model.loaded), [sample])[0]

@@ -78,6 +78,7 @@ def test_layer_off_by_one(compare, model, monkeypatch, shift):
         compare(model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("position", ["vision_token", "query_token"])
 @pytest.mark.parametrize("shift", [-1, 1])
 def test_position_off_by_one(compare, expected, model, monkeypatch, position, shift):

@@ -117,6 +117,7 @@ def flatten_config(path):
     replace_file(path, json.dumps(config).encode())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WITHOUT_PHI, indirect=True)
 def test_the_published_format_gives_the_same_numbers_and_parts(name, family, folder, model, tmp_path):
     folder = copy_folder(folder, tmp_path / "published")

@@ -141,6 +141,7 @@ def test_several_images_in_one_prompt_beside_a_single_one(model, reference, expe
     assert_parity(records[2], expect(reference, images, "Which of the three is the largest?"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [name for name, family in FAMILIES.items() if not family.refuses_system], indirect=True
 )

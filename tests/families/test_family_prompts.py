@@ -149,6 +149,7 @@ class TestFoldersTemplate:
         _, ids, _ = self.ids(folder)
         assert ids == own_ids(folder, self.IMAGES, "What differs?")
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", WITHOUT_PHI, indirect=True)
     def test_without_one_a_template_has_to_be_named(self, folder, tmp_path):
         folder = copy_folder(folder, tmp_path / "model")

@@ -67,6 +67,7 @@ def differs(record, other):
     return relative_error(record.query_token_representation[3], other.query_token_representation[3])
 
 
+@pytest.mark.slow
 @of_each_family
 def test_a_fine_tuned_model_in_a_class_of_ones_own(own, plain, processor, family, model):
     class Tuned(family.model):
@@ -83,6 +84,7 @@ def test_a_fine_tuned_model_in_a_class_of_ones_own(own, plain, processor, family
     assert differs(*records) > 0.01
 
 
+@pytest.mark.slow
 @from_peft
 @of_each_family
 def test_a_lora_in_a_peft_model_is_on(own, processor, model):
@@ -114,6 +116,7 @@ class Int8Linear(nn.Module):
         return nn.functional.linear(x, self.weight.to(x.dtype) * self.scale, self.bias)
 
 
+@pytest.mark.slow
 @of_each_family
 def test_a_quantised_model(own, processor, family, model):
     """Every linear layer of the decoder and the head."""

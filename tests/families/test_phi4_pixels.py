@@ -80,6 +80,7 @@ def test_pil_resizes_only_where_it_is_asked_to(monkeypatch):
     assert calls[1:] == [((448, 298), Image.Resampling.BILINEAR)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(300, 333), (3000, 2900)])
 def test_the_two_resizings_differ_by_one_level_of_8_bits_at_most(size):
     """Figures in docs/numbers.md: equal where the image grows, one level in 0.2 % of pixels where it shrinks."""

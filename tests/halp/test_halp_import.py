@@ -225,6 +225,7 @@ def many(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_commands_work_on_an_imported_run(many):
     def call(*words):
         ended = CliRunner().invoke(app, [str(word) for word in words], env={"COLUMNS": "110"})
