@@ -11,19 +11,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null || echo $(BIN)/uv)
 READY := $(VENV)/.ready
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
+# The tests start Python dozens of times, so its bytecode is kept even where the environment says not to.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-quick test-versions faults bench gpu lint lock chromium clean
 
 demo: $(READY)
 	$(BIN)/midsight demo
 
-# Three processes, because tests that start, stop and kill processes wait for them.
 test: lint chromium
-	$(PYTEST) --numprocesses 3
+	$(PYTEST)
 
 test-quick: $(READY)
-	$(PYTEST) --numprocesses 2 -m "not slow"
+	$(PYTEST) -m "not slow"
 
 # The parity suite with the oldest and the newest libraries that pyproject.toml permits, each in an environment of its
 # own (about 6 GB each, and 10 minutes on two cores); writes docs/versions.md.
