@@ -129,8 +129,9 @@ def first_line(error: BaseException) -> str:
 
 def quoted(text: str) -> str:
     """A text of unknown origin for a sentence: control characters as escapes, and cut where it is long."""
-    cut = text[:LONGEST_QUOTE].rstrip() + " …" if len(text) > LONGEST_QUOTE else text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in cut)
+    begin = text[: LONGEST_QUOTE + 1]
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in begin)
+    return line if len(line) <= LONGEST_QUOTE else f"{line[:LONGEST_QUOTE].rstrip()} …"
 
 
 def is_failure(error: BaseException) -> bool:

@@ -122,8 +122,10 @@ def read_facts(
         template, notes = find_chat_template(processor, declared, str(source))
         generation = read_generation(folder, processor.tokenizer, config)
         checkpoint.account()
+        rendered = render(processor, declared.prompt, template, EXAMPLE_QUESTION) if template else ""
+        prompt = complete(processor.tokenizer, declared, rendered)
+        token_ids = tokenise(processor.tokenizer, declared, rendered)
     text = config.get_text_config()
-    rendered = render(processor, declared.prompt, template, EXAMPLE_QUESTION) if template else ""
     parameters = count_parameters(checkpoint)
     if found.adapter:
         parameters["adapter"] = sum(header.parameters for header in found.adapter.headers.values())
@@ -152,8 +154,8 @@ def read_facts(
         chat_template=template.source if template else "none",
         notes=(*checkpoint.notes, *generation.notes),
         prompt_notes=notes,
-        example_prompt=complete(processor.tokenizer, declared, rendered),
-        example_token_ids=tokenise(processor.tokenizer, declared, rendered),
+        example_prompt=prompt,
+        example_token_ids=token_ids,
         memory_bytes={str(dtype).removeprefix("torch."): memory_in(dtype, checkpoint) for dtype in DTYPES},
         free_bytes=free_bytes(),
     )

@@ -14,6 +14,10 @@ LARGEST_NUMBER = 2**31
 """Largest integer in config.json."""
 LAYER_COUNT = re.compile(r"(^|_)(depth|layers|blocks)$")
 """How fields are named that say how often a layer is repeated."""
+WIDTH = re.compile(r"(^|_)(dim|size|width|labels)$")
+"""How fields are named that say how large a tensor or an image is, or how long a list."""
+LARGEST_WIDTH = 2**16
+"""Largest width without a tensor of that size; transformers makes lists of such lengths before it loads weights."""
 TEXTS = (".json", ".jinja", ".txt", ".model", ".tiktoken")
 """Endings of the files that midsight or transformers read as a whole."""
 LARGEST_SETTINGS = 4 * 1024**2
@@ -54,9 +58,15 @@ def validate_sizes(config: Mapping[str, Any], headers: Headers, path: Path) -> N
 
     A module is made for each layer, so a wrong number of layers would take hours and all memory.
     """
+    largest = max((size for header in headers.values() for size in header.shape), default=0)
     for name, value in _integers(config):
         if abs(value) > LARGEST_NUMBER:
             raise MidsightError(f"{path} says {str(value)[:20]} for {quoted(name)}, which is too large; correct it.")
+        if WIDTH.search(name.rpartition(".")[2]) and value > max(LARGEST_WIDTH, largest):
+            raise MidsightError(
+                f"{path} says {value} for {quoted(name)}, but the largest dimension of a tensor is {largest}; use "
+                "config.json and weights of the same model."
+            )
         if LAYER_COUNT.search(name.rpartition(".")[2]) and value > len(headers):
             raise MidsightError(
                 f"{path} says {value} for {quoted(name)}, but the folder has only {counted(len(headers), 'tensor')}; "

@@ -182,6 +182,6 @@ def validate_stop_ids(ids: tuple[int, ...], tokenizer: Any, vocab_size: int, sou
     for token_id in ids:
         if token_id not in tokens or token_id >= vocab_size:
             raise MidsightError(
-                f"{source} says {token_id} for eos_token_id, which is not a token of this tokenizer and model; "
-                "give the ids of the tokens that end an answer."
+                f"{source} says {quoted(str(token_id))} for eos_token_id, which is not a token of this tokenizer and "
+                "model; give the ids of the tokens that end an answer."
             )

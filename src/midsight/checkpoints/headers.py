@@ -98,8 +98,11 @@ def read_headers(folder: Path) -> dict[str, TensorHeader]:
         )
     headers: dict[str, TensorHeader] = {}
     for name in names:
-        if Path(name).name != name or not (folder / name).is_file():
-            raise ModelFileError(f"{folder} lacks the file {quoted(name)} that its index names", folder / name)
+        is_name = Path(name).name == name and len(name.encode(errors="replace")) <= LONGEST_NAME
+        if not is_name or not (folder / name).is_file():
+            raise ModelFileError(
+                f"{folder} lacks the file {quoted(name)} that its index names", folder / (name if is_name else INDEX)
+            )
         for tensor, header in read_header(folder / name).items():
             if tensor in headers:
                 raise ModelFileError(f"The tensor {tensor} is in {headers[tensor].file.name} and in {name}")

@@ -24,7 +24,7 @@ from midsight.checkpoints.load_options import (
 )
 from midsight.checkpoints.open_folder import open_checkpoint
 from midsight.checkpoints.quiet import quiet_transformers
-from midsight.errors import MidsightError, ModelFileError, Option, counted
+from midsight.errors import MidsightError, ModelFileError, Option, counted, first_line, quoted
 from midsight.families.family import Family, apply_fixes
 from midsight.families.family_file import FamilyFile, read_proved_file
 from midsight.families.inputs import layer_types, sliding_window
@@ -295,7 +295,15 @@ def load_processor(checkpoint: Checkpoint, folder: Path) -> Any:
     """The folder's processor; raises MidsightError if it cannot make the family's prompts and images."""
     processor = checkpoint.load_processor()
     family, tokenizer = checkpoint.family, processor.tokenizer
-    family.vision.validate_processor(processor, checkpoint.config)
+    try:
+        family.vision.validate_processor(processor, checkpoint.config)
+    except MidsightError:
+        raise
+    except Exception as error:  # a value of the wrong type, which it compares
+        raise ModelFileError(f"{folder} has settings of images that are not usable ({first_line(error)})") from error
+    if not isinstance(tokenizer.model_max_length, int | float):
+        path = folder / "tokenizer_config.json"
+        raise ModelFileError(f"{path} says {quoted(repr(tokenizer.model_max_length))} for model_max_length", path)
     if tokenizer.pad_token_id is None:
         raise MidsightError(
             f"{folder / 'tokenizer_config.json'} does not name a pad_token that the tokenizer has; add it."

@@ -55,5 +55,5 @@ def find_known(architectures: Sequence[str], source: str) -> str:
     for architecture in architectures:
         if architecture in FAMILIES:
             return architecture
-    found = quoted(", ".join(map(str, architectures))) or "none"
+    found = quoted(", ".join(map(str, architectures)))[:80] or "none"
     raise MidsightError(f"{source} has the architecture {found}, which is not known; {KNOWN}.")
