@@ -131,8 +131,6 @@ def make_spec(*, answers: bool = True, store_dtype: StoreDtype = "float32", **ch
 
 def make_record(index: int, spec: RunSpec | None = None, **changes: Any) -> Record:
     """The record of row `index`, always the same; three questions share an image."""
-    random = np.random.default_rng(index)
-    widths = (spec or make_spec()).vectors
     given: dict[str, Any] = {
         "sample_id": f"s{index}",
         "input_index": index,
@@ -152,8 +150,11 @@ def make_record(index: int, spec: RunSpec | None = None, **changes: Any) -> Reco
         "image_tokens": 30,
         "vision_token_index": 31,
         "query_token_index": 39 + index,
-        "vectors": {name: random.standard_normal(width).astype(np.float32) for name, width in widths.items()},
     }
+    if "vectors" not in changes:
+        widths = (spec or make_spec()).vectors
+        random = np.random.default_rng(index)
+        given["vectors"] = {name: random.standard_normal(width).astype(np.float32) for name, width in widths.items()}
     return Record(**{**given, **changes})
 
 

@@ -1,12 +1,15 @@
 """Runs with vectors that no model made, in which it is known what can be found."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from midsight.probes.crossval import Design, cross_validation
 from midsight.probes.folds import deal_folds, permuted_labels
-from midsight.store import open_run
+from midsight.records import Record
+from midsight.store import RunSpec, open_run
+from midsight.store.schema import StoreDtype
 from support.made_up import make_model_spec, make_record, make_request, make_spec, write_run
 
 QUERY = "query_token_representation.layer_{}"
@@ -61,13 +64,25 @@ def planted(
 
 def write_planted(path: Path, *, answers: bool = True, run_id: str = "0123456789abcdef" * 2, **options):
     """A run of `planted` samples: yes/no questions whose answers are right or wrong as planted."""
-    made = planted(**options)
-    columns = {name: values.shape[1] for name, values in made.items() if "." in name}
-    layers = options.get("layers", LAYERS)
-    spec = make_spec(
+    spec = planted_spec(answers=answers, run_id=run_id, **options)
+    write_run(path, planted_records(spec, **options), spec)
+    return open_run(path)
+
+
+def planted_spec(
+    *,
+    answers: bool = True,
+    run_id: str = "0123456789abcdef" * 2,
+    layers: int = LAYERS,
+    width: int = WIDTH,
+    store_dtype: StoreDtype = "float32",
+    **_,
+) -> RunSpec:
+    """The definition of a run of `planted` samples."""
+    return make_spec(
         answers=answers,
         run_id=run_id,
-        vectors=columns,
+        vectors=dict.fromkeys([*(QUERY.format(layer) for layer in range(layers)), IMAGE], width),
         extras={"kind": "string"},
         model=make_model_spec(layers=layers),
         request=make_request(
@@ -77,11 +92,16 @@ def write_planted(path: Path, *, answers: bool = True, run_id: str = "0123456789
             vision="none",
             answers=answers,
             max_new_tokens=200 if answers else None,
+            store_dtype=store_dtype,
         ),
     )
+
+
+def planted_records(spec: RunSpec, first: int = 0, **options) -> Iterator[Record]:
+    """`planted` samples as records of a run; `first` is the place of the first of them in the dataset."""
+    made = planted(**options)
     rng = np.random.default_rng(1)
     wanted = rng.random(len(made["right"])) < 0.5
-    records = []
     for index, (right, yes) in enumerate(zip(made["right"], wanted, strict=True)):
         said = yes == right
         logprob = float(made["logprob"][index])
@@ -94,21 +114,17 @@ def write_planted(path: Path, *, answers: bool = True, run_id: str = "0123456789
             "first_token_top_ids": (1, 2) if said else (2, 1),
             "first_token_top_logprobs": (logprob, rest),
         }
-        records.append(
-            make_record(
-                index,
-                spec,
-                image_id=f"image-{seed_of(options)}-{made['image'][index]}",
-                question=f"is there a {'dog' if index % 3 else 'cat'}?",
-                reference_answers=("yes" if yes else "no",),
-                extras={"kind": "dog" if index % 3 else "cat"},
-                vectors={name: made[name][index] for name in columns},
-                prompt_tokens=40 + index % 7,
-                **(heard if answers else dict.fromkeys((*heard, "finish_reason"))),
-            )
+        yield make_record(
+            first + index,
+            spec,
+            image_id=f"image-{options.get('seed', 0)}-{made['image'][index]}",
+            question=f"is there a {'dog' if index % 3 else 'cat'}?",
+            reference_answers=("yes" if yes else "no",),
+            extras={"kind": "dog" if index % 3 else "cat"},
+            vectors={name: made[name][index] for name in spec.vectors},
+            prompt_tokens=40 + index % 7,
+            **(heard if spec.request.answers else dict.fromkeys((*heard, "finish_reason"))),
         )
-    write_run(path, records, spec)
-    return open_run(path)
 
 
 def design_of(made, *, folds=5, permutations=0, seed=0, by_image=True) -> Design:
@@ -125,8 +141,3 @@ def design_of(made, *, folds=5, permutations=0, seed=0, by_image=True) -> Design
 def columns_of(made, design) -> dict[str, np.ndarray]:
     """Copies of the vectors in the design's order, by column."""
     return {name: values[design.rows].copy() for name, values in made.items() if "." in name}
-
-
-def seed_of(options) -> int:
-    """The seed among a call's options."""
-    return options.get("seed", 0)
