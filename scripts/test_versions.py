@@ -43,7 +43,7 @@ TEST_TOOLS = (
     "fastparquet>=2026.9",
 )
 """With lower bounds of their own, so that installing them changes no other version."""
-EXTRAS = "datasets,hdf5,pandas,polars,smolvlm"
+EXTRAS = "datasets,fastvlm,hdf5,pandas,polars,smolvlm"
 START, END = "<!-- written by make test-versions -->", "<!-- end -->"
 
 
