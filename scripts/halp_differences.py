@@ -5,11 +5,12 @@ used. Both sides see the same image, question and transformers model, so that on
 Run from the repository root: OMP_NUM_THREADS=1 .venv/bin/python scripts/halp_differences.py
 """
 
+import json
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from midsight.extraction.request import Request, resolve
 from midsight.records import PROCESSOR_POOLED_PIXELS, VISION_ONLY
 from midsight.samples.sample import Sample
 from midsight.taps.tap import choose_layers
+from midsight.testing.llava import TILE_PX
 from support.family_reference import FAMILIES, Family
 from support.parity import extract_records, rgb
 from support.pictures import encoded, picture
@@ -35,7 +37,6 @@ IMAGES = ((640, 480), (300, 900))
 Figure = tuple[str, float]
 """What was compared, and the relative error."""
 AS_PIXELS = "vision-only, as processor_pooled_pixels"
-BEHIND = "not measured: the index is behind the end of the small checkpoint's prompts"
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,8 @@ class Rule:
     """Why its vision-only vector is compared with nothing; empty if it is compared."""
     two_begins: bool = False
     """Whether the template's first token is added once more."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Of the image processor: tiles enough for prompts that are longer than the smallest index it guesses."""
 
 
 def last_image_token(prompt: Prompt) -> int:
@@ -97,12 +100,14 @@ RULES = {
         "early",
         lambda prompt: min(max(200, prompt.length // 4), 800),
         vision_only_name="vision-only, where it is after the encoder's last norm",
+        settings={"size": {"longest_edge": 8 * TILE_PX}},
     ),
     "llava_next": Rule(
         "LLaVA-NeXT",
         "early",
         lambda prompt: min(max(400, prompt.length // 3), 1500),
         no_counterpart="not compared: one number per image token",
+        settings={"image_grid_pinpoints": [[rows * TILE_PX, 36 // rows * TILE_PX] for rows in (4, 6, 9)]},
     ),
     "fast_vlm": Rule(
         "FastVLM",
@@ -149,7 +154,7 @@ def compare(rule: Rule, forward: Forward, prompt: Prompt, ours: Mapping[str, np.
         yield rule.vision_only_name, relative_error(forward.vision_mean, ours[VISION_ONLY])
     n = len(forward.hidden_states) - 1
     for position, index in (("vision", rule.vision_index(prompt)), ("query", rule.query_index(prompt))):
-        for layer in choose_layers("default", n) if index < prompt.length else ():
+        for layer in choose_layers("default", n):
             vector, column = state(forward, rule, layer, index), f"{position}_token_representation.layer_"
             place = "last layer" if layer == n - 1 else "layer 0" if layer == 0 else "other layers"
             yield f"{position} token, {place}", relative_error(vector, ours[f"{column}{layer}"])
@@ -184,8 +189,6 @@ def rows_of(rule: Rule, family: Family, folder: Path) -> list[str]:
     found = {name: shown(errors) for name, errors in errors_of(rule, family, folder).items()}
     if rule.no_counterpart:
         found = {rule.vision_only_name: rule.no_counterpart, **found}
-    if not any(name.startswith("vision token") for name in found):
-        found["vision token"] = BEHIND
     return [f"| {rule.script} | {name} | {what} |" for name, what in found.items()]
 
 
@@ -198,6 +201,17 @@ def shown(errors: list[float]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
+def write_model(rule: Rule, family: Family, folder: Path) -> None:
+    """The family's small checkpoint, with the rule's settings in every file that has them."""
+    family.write(folder)
+    for path in (folder / "config.json", folder / "processor_config.json"):
+        content = json.loads(path.read_text(encoding="utf-8")) if rule.settings else {}
+        for values in (content, content.get("image_processor", {})):
+            values.update({name: value for name, value in rule.settings.items() if name in values})
+        if content:
+            path.write_text(json.dumps(content), encoding="utf-8")
+
+
 def measure() -> list[str]:
     """The lines between the marks."""
     lines = ["| script for | column | relative error |", "| --- | --- | --- |"]
@@ -207,7 +221,7 @@ def measure() -> list[str]:
             absent.append(rule.script)
             continue
         with tempfile.TemporaryDirectory() as folder:
-            FAMILIES[key].write(Path(folder) / "model")
+            write_model(rule, FAMILIES[key], Path(folder) / "model")
             lines += rows_of(rule, FAMILIES[key], Path(folder) / "model")
     if absent:
         lines += ["", f"Not measured, because midsight does not have the family: {', '.join(absent)}."]

@@ -116,5 +116,6 @@ def test_the_page_has_figures_of_the_families_that_are_here():
     assert absent == ["Molmo"]
     assert f"does not have the family: {', '.join(absent)}." in figures
     for rule in rules.values():
-        measured = re.search(rf"\| {re.escape(rule.script)} \| query token, layer 0 \| [0-9]", figures)
-        assert (measured is None) == (rule.script in absent)
+        for position in ("vision", "query"):
+            measured = re.search(rf"\| {re.escape(rule.script)} \| {position} token, layer 0 \| [0-9]", figures)
+            assert (measured is None) == (rule.script in absent)
