@@ -27,7 +27,7 @@ QWEN2_5, QWEN2 = "Qwen/Qwen2.5-VL-7B-Instruct", "Qwen/Qwen2-VL-7B-Instruct"
 LLAVA, LLAVA_NEXT = "llava-hf/llava-1.5-7b-hf", "llava-hf/llava-v1.6-mistral-7b-hf"
 ONEVISION, FASTVLM = "llava-hf/llava-onevision-qwen2-7b-ov-hf", "KamilaMila/FastVLM-7B"
 GEMMA, INTERNVL = "google/gemma-3-4b-it", "OpenGVLab/InternVL3-1B-hf"
-QWEN3 = "Qwen/Qwen3-VL-8B-Instruct"
+QWEN3, GLM = "Qwen/Qwen3-VL-8B-Instruct", "zai-org/GLM-4.1V-9B-Thinking"
 IDEFICS3, SMOLVLM2 = "HuggingFaceM4/Idefics3-8B-Llama3", "HuggingFaceTB/SmolVLM2-2.2B-Instruct"
 MOLMO2 = "allenai/Molmo2-4B"
 
@@ -37,6 +37,7 @@ PUBLISHED = {
     QWEN2_5: ("Qwen2.5-VL", 1280, None, 28, (0, 7, 14, 21, 27), 3584, "<|image_pad|>", 151655),
     QWEN2: ("Qwen2-VL", 1280, None, 28, (0, 7, 14, 21, 27), 3584, "<|image_pad|>", 151655),
     QWEN3: ("Qwen3-VL", 1152, None, 36, (0, 9, 18, 27, 35), 4096, "<|image_pad|>", 151655),
+    GLM: ("GLM-4.1V", 1536, None, 40, (0, 10, 20, 30, 39), 4096, "<|image|>", 151343),
     LLAVA: ("LLaVA 1.5", 1024, 336, 32, (0, 8, 16, 24, 31), 4096, "<image>", 32000),
     LLAVA_NEXT: ("LLaVA-NeXT", 1024, 336, 32, (0, 8, 16, 24, 31), 4096, "<image>", 32000),
     ONEVISION: ("LLaVA-OneVision", 1152, 384, 28, (0, 7, 14, 21, 27), 3584, "<image>", 151646),
@@ -100,6 +101,7 @@ def test_parameters_are_those_of_the_published_models(rows):
         IDEFICS3: 8.46,
         SMOLVLM2: 2.25,
         QWEN3: 8.77,
+        GLM: 10.29,
         INTERNVL: 0.94,
         MOLMO2: 4.85,
     }
@@ -116,6 +118,7 @@ def test_image_tokens_are_those_of_an_image_of_640_x_480(rows):
         QWEN2_5: 23 * 17,
         QWEN2: 23 * 17,
         QWEN3: 20 * 15,
+        GLM: 23 * 17,
         LLAVA: 24 * 24,
         LLAVA_NEXT: 2340,
         ONEVISION: 27 * 27 + 40 * (54 + 1),

@@ -14,7 +14,7 @@ from midsight.check.full_forward import largest_error
 from midsight.errors import MidsightError, SampleError
 from midsight.extraction import attention, extract_call, prefill
 from midsight.extraction.request import resolve
-from midsight.families import fast_vlm, inputs, llava, llava_onevision
+from midsight.families import fast_vlm, glm4v, inputs, llava, llava_onevision
 from midsight.families.family import joined_pixel_values
 from midsight.prompts import prompt
 from midsight.samples.sample import Sample
@@ -472,7 +472,7 @@ class TestLlama:
         }
 
 
-@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen2_vl", "qwen3_vl"], indirect=True)
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen2_vl", "qwen3_vl", "glm4v"], indirect=True)
 class TestQwen:
     """What positions with three axes need."""
 
@@ -507,6 +507,25 @@ class TestQwen:
     def test_what_an_earlier_call_left_on_the_model_changes_nothing(self, compare, model):
         model.loaded.hf_model.model.rope_deltas = torch.tensor([[-77]])
         compare(model)
+
+
+@pytest.mark.parametrize("name", ["glm4v"], indirect=True)
+class TestGlm:
+    """Its features are those after the encoder's last norm, joined two by two by a convolution."""
+
+    def test_features_before_the_norm(self, compare, model, monkeypatch):
+        monkeypatch.setattr(glm4v, "LAST_NORM", f"{glm4v.VISION_TOWER}.blocks.2")
+        with pytest.raises(AssertionError, match="is off by"):
+            compare(model)
+
+    def test_rows_and_columns_of_a_square_exchanged(self, compare, declaring, model):
+        original = model.loaded.family.vision.image_embeddings
+
+        def turned(hf_model, features, image):
+            return original(hf_model, features.view(-1, 2, 2, features.shape[-1]).transpose(1, 2), image)
+
+        with pytest.raises(AssertionError, match="is off by"):
+            compare(declaring(image_embeddings=turned))
 
 
 @pytest.mark.parametrize("name", ["qwen3_vl"], indirect=True)

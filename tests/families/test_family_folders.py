@@ -54,6 +54,7 @@ PUBLISHED_NAMES = {
     "gemma3": LLAVA_NAMES,
     "internvl": INTERNVL_NAMES,
     "qwen3_vl": {},
+    "glm4v": {},
     "idefics3": {},
     "smolvlm": {},
     "fast_vlm": {},

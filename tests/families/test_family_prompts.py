@@ -93,6 +93,8 @@ def own_ids(folder, images, question, **options):
         for role, text in (("system", options.get("system")), ("user", question))
         if text is not None
     ]
+    if options.get("text_system"):
+        turns[0]["content"] = options["system"]
     turns[-1]["content"] = [*({"type": "image", "image": image} for image in shown), *turns[-1]["content"]]
     if type(processor).__name__.startswith("Phi4"):  # its template takes one text
         call |= {"chat_template": processor.tokenizer.chat_template, "processor_kwargs": {"images": shown}}
@@ -189,7 +191,7 @@ class TestFoldersTemplate:
         if family.refuses_system:
             return
         _, ids, _ = self.ids(folder, system="Be brief.")
-        assert ids == own_ids(folder, self.IMAGES, "What differs?", system="Be brief.")
+        assert ids == own_ids(folder, self.IMAGES, "What differs?", system="Be brief.", text_system=family.text_system)
         if family.own_system:
             _, _, item = self.ids(folder, system="")
             markup = midsight.load(folder, device="cpu", weights=False).loaded.family.prompt.image_markup

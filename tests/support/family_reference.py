@@ -19,6 +19,7 @@ from transformers import (
     AutoProcessor,
     FastVlmForConditionalGeneration,
     Gemma3ForConditionalGeneration,
+    Glm4vForConditionalGeneration,
     Idefics3ForConditionalGeneration,
     InternVLForConditionalGeneration,
     LlavaForConditionalGeneration,
@@ -36,6 +37,7 @@ from transformers.models.llava_next.modeling_llava_next import image_size_to_num
 
 from midsight.testing.fast_vlm import write_fast_vlm
 from midsight.testing.gemma3 import write_gemma3
+from midsight.testing.glm4v import write_glm4v
 from midsight.testing.idefics3 import write_idefics3, write_smolvlm
 from midsight.testing.internvl import write_internvl
 from midsight.testing.llava import write_llava, write_llava_next
@@ -124,6 +126,7 @@ class Family:
     model: Any
     image_token_id: int
     tower: str
+    """The module whose output has the encoder's features."""
     vision_mean: Callable[[Any, Any, Any], Any]
     stop_ids: tuple[int, ...]
     reference: Callable[..., Any]
@@ -134,6 +137,8 @@ class Family:
     """Who begins a prompt with the first token."""
     refuses_system: str = ""
     """What the template says about a system turn with an image; empty if it takes one."""
+    text_system: bool = False
+    """Whether the template takes a system turn as one text only."""
     own_system: bool = False
     """Whether the template adds a system turn of its own."""
     interleaves: bool = True
@@ -203,7 +208,8 @@ class FamilyReference:
         content = [{"type": "image"}] * n_images + [{"type": "text", "text": question}]
         turns: list[Any] = [{"role": "user", "content": content}]
         if system is not None:
-            turns.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
+            parts = [{"type": "text", "text": system}]
+            turns.insert(0, {"role": "system", "content": system if self.family.text_system else parts})
         text = self.processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
         return self.processor.tokenizer.bos_token + text if self.family.first_by == "processor" else text
 
@@ -307,6 +313,19 @@ FAMILIES = {
     "qwen2_5_vl": Family(write_qwen2_5_vl, Qwen2_5_VLForConditionalGeneration, own_system=True, **QWEN),
     "qwen2_vl": Family(write_qwen2_vl, Qwen2VLForConditionalGeneration, own_system=True, **QWEN),
     "qwen3_vl": Family(write_qwen3_vl, Qwen3VLForConditionalGeneration, **QWEN),
+    "glm4v": Family(
+        write_glm4v,
+        Glm4vForConditionalGeneration,
+        **QWEN
+        | {
+            "image_token_id": 151343,
+            "tower": "model.visual.post_layernorm",
+            "vision_mean": lambda output, _inputs, _model: output.double().mean(dim=0),
+            "stop_ids": (151329, 151336, 151338, 151348),
+        },
+        text_in_template="part.text",
+        text_system=True,
+    ),
     "llava": Family(
         write_llava,
         LlavaForConditionalGeneration,

@@ -33,13 +33,14 @@ def full_forward(model: LoadedModel, item: PreparedSample) -> FullForward:
     seen: dict[str, Tensor] = {}
     features: list[Tensor] = []
     final_norm = model.hf_model.get_submodule(model.family.modules.final_norm)
-    tower = model.hf_model.get_submodule(model.family.modules.vision_tower)
+    reference = model.family.reference
+    tower = model.hf_model.get_submodule(reference.module or model.family.modules.vision_tower)
 
     def keep_residual(_module: object, args: tuple[Tensor, ...]) -> None:
         seen["residual"] = args[0][0].float().cpu()
 
     def keep_feature(_module: object, _args: object, output: Any) -> None:
-        features.extend(one.float().cpu() for one in model.family.reference.tower_feature(output, item.images))
+        features.extend(one.float().cpu() for one in reference.tower_feature(output, item.images))
 
     hooks = [final_norm.register_forward_pre_hook(keep_residual), tower.register_forward_hook(keep_feature)]
     try:

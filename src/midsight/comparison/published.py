@@ -181,6 +181,14 @@ PUBLISHED = (
         origin=REPEATED,
     ),
     PublishedModel(
+        hub_id="zai-org/GLM-4.1V-9B-Thinking",
+        architecture="Glm4vForConditionalGeneration",
+        config_class="Glm4vConfig",
+        sizes={"text_config": {}, "vision_config": {}},
+        image_processor="Glm4vImageProcessor",
+        origin=REPEATED,
+    ),
+    PublishedModel(
         hub_id="llava-hf/llava-1.5-7b-hf",
         architecture="LlavaForConditionalGeneration",
         config_class="LlavaConfig",

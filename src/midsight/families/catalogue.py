@@ -17,6 +17,7 @@ FAMILIES = {
     "Qwen2_5_VLForConditionalGeneration": "midsight.families.qwen2_5_vl",
     "Qwen2VLForConditionalGeneration": "midsight.families.qwen2_vl",
     "Qwen3VLForConditionalGeneration": "midsight.families.qwen3_vl",
+    "Glm4vForConditionalGeneration": "midsight.families.glm4v",
     "LlavaForConditionalGeneration": "midsight.families.llava",
     "LlavaNextForConditionalGeneration": "midsight.families.llava_next",
     "LlavaOnevisionForConditionalGeneration": "midsight.families.llava_onevision",

@@ -167,7 +167,9 @@ class ReadTowerFeature(Protocol):
     """Finds the feature layer in what the vision tower's own forward returns, for proofs."""
 
     def __call__(self, output: Any, images: Sequence[ImageInputs], /) -> list[Tensor]:
-        """`output` is what the tower returns in the full forward; returns the feature layer of each image."""
+        """`output` is what the tower, or `Reference.module`, returns in the full forward; returns the feature layer of
+        each image.
+        """
         ...
 
 
@@ -299,6 +301,8 @@ class Reference:
     """The feature layer in the tower's own output."""
     forward_inputs: MakeForwardInputs = joined_pixel_values
     """The image inputs of the full forward."""
+    module: str = ""
+    """Path of the module whose output holds the feature layer; empty if it is the vision encoder."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,14 +47,19 @@ def image_inputs(processor: Any, image: Image.Image, pixels: Pixels, _config: An
 
     Raises SampleError for an image more than 200 times as long as it is wide.
     """
-    if max(image.size) > MAX_ASPECT_RATIO * min(image.size):
-        raise SampleError(
-            f"The image of {image.size[0]} x {image.size[1]} pixels is more than {MAX_ASPECT_RATIO} times as long as "
-            "it is wide, which Qwen's image processor does not take; crop or pad it."
-        )
     image_processor = with_resizing(
         processor.image_processor, pixels, pil=Qwen2VLImageProcessorPil, tensors=Qwen2VLImageProcessor
     )
+    return packed_inputs(image_processor, image)
+
+
+def packed_inputs(image_processor: Any, image: Image.Image) -> ImageInputs:
+    """The same with this image processor."""
+    if max(image.size) > MAX_ASPECT_RATIO * min(image.size):
+        raise SampleError(
+            f"The image of {image.size[0]} x {image.size[1]} pixels is more than {MAX_ASPECT_RATIO} times as long as "
+            "it is wide, which the model's image processor does not take; crop or pad it."
+        )
     processed = image_processor(image, return_tensors="pt")
     _, rows, columns = processed["image_grid_thw"][0].tolist()
     grid = (rows // image_processor.merge_size, columns // image_processor.merge_size)

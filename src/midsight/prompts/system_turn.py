@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,11 +103,17 @@ def find_default_turn(processor: Any, declaration: FamilyPrompt, template: ChatT
         before, _, after = render(processor, declaration, template, MARK, before=[message]).partition(SYSTEM_MARK)
     except MidsightError:
         before, after = "", ""
+    begins = after_special_tokens(processor.tokenizer, default, before, start)
+    if any(begins_with_user(processor, declaration, template, default[begin:]) for begin in begins):
+        return NO_SYSTEM_TURN
     head = before[start:].rstrip()  # a template may have a line break only before the user's system text
     user_head = head.replace("system", "user")
     known = default[start:].startswith(head) and default.endswith(after) and len(default) - start >= len(head + after)
     if known and user_head != head and user_head in after:
         stop = len(default) - len(after) + after.index(user_head)
+        return SystemTurn(left_out=default[start:stop], start=start)
+    stop = end_of_fixed_turn(default, start, before, after)
+    if stop > start:
         return SystemTurn(left_out=default[start:stop], start=start)
     raise MidsightError(
         Option("system"),
@@ -115,6 +121,20 @@ def find_default_turn(processor: Any, declaration: FamilyPrompt, template: ChatT
         Option("prompt_template"),
         " a file without one.",
     )
+
+
+def end_of_fixed_turn(default: str, start: int, before: str, after: str) -> int:
+    """Where the system turn ends that a template writes before every conversation; `start` if it writes none.
+
+    `before` and `after` stand around the user's system text in a prompt that has both turns.
+    """
+    for stop in range(start + 1, len(default)):
+        own, opening, rest = default[start:stop], before[stop:], default[stop:]
+        if before.startswith(default[:stop]) and after.endswith(rest) and opening.strip():
+            closing = after.removesuffix(rest)
+            if own.startswith(opening.rstrip()) and own.endswith(closing):
+                return stop
+    return start
 
 
 def begins_with_user(processor: Any, declaration: FamilyPrompt, template: ChatTemplate, prompt: str) -> bool:
@@ -134,6 +154,14 @@ def begins_with_user(processor: Any, declaration: FamilyPrompt, template: ChatTe
         if later.count(MARK) == 1 and not any(printed in later for printed in PRINTED_LIST):
             return before_content(declaration, later).endswith(head)
     return False
+
+
+def after_special_tokens(tokenizer: Any, prompt: str, other: str, start: int) -> Iterator[int]:
+    """Where two prompts go on after the special tokens, from `start`, that both begin with: one, two and more."""
+    special = {str(token) for token in getattr(tokenizer, "added_tokens_decoder", {}).values() if token.special}
+    while found := [token for token in special if prompt.startswith(token, start) and other.startswith(token, start)]:
+        start += len(max(found, key=len))
+        yield start
 
 
 def before_content(declaration: FamilyPrompt, prompt: str) -> str:

@@ -4,6 +4,7 @@ from midsight.check.check import Check
 from midsight.check.family_checks import check_family
 from midsight.testing.fast_vlm import write_fast_vlm
 from midsight.testing.gemma3 import write_gemma3
+from midsight.testing.glm4v import write_glm4v
 from midsight.testing.idefics3 import write_idefics3, write_smolvlm
 from midsight.testing.internvl import write_internvl
 from midsight.testing.llava import write_llava, write_llava_next
@@ -19,6 +20,7 @@ __all__ = [
     "check_family",
     "write_fast_vlm",
     "write_gemma3",
+    "write_glm4v",
     "write_idefics3",
     "write_internvl",
     "write_llava",
