@@ -589,6 +589,28 @@ def test_a_model_of_pickles_is_refused_before_they_are_fetched(hub, folders):
 
 
 @pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--layers", "0,2"], "--layers contains 2, and the model has the layers 0 to 1; give one of them."),
+        (["--prompt", "<|user|>{question}"], "--prompt contains the control token '<|user|>'; leave it out: midsight"),
+        (["--layers", "0"], "maker/model has the architecture VipLlavaForConditionalGeneration, which is not known;"),
+    ],
+)
+def test_options_are_judged_by_small_files_before_the_weights_are_fetched(hub, folders, tmp_path, more, said):
+    files = read_files(folders["native"])
+    if "not known" in said:
+        files["config.json"] = b'{"architectures": ["VipLlavaForConditionalGeneration"]}'
+    hub.add("maker/model", files, "main")
+    data = tmp_path / "data.csv"
+    data.write_text("image,question\na.png,What?\n")
+    call = ["extract", str(data), "--model", "maker/model", "--device", "cpu", "--out", str(tmp_path / "run")]
+    done = CliRunner().invoke(app, [*call, *more], env={"COLUMNS": "300"})
+    assert done.exit_code == 2
+    assert said in done.output
+    assert [name for name in hub.files("GET") if name.endswith(".safetensors")] == []
+
+
+@pytest.mark.parametrize(
     "config",
     [
         {"architectures": ["PaliGemmaForConditionalGeneration"], "model_type": "paligemma"},

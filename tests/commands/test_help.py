@@ -14,6 +14,7 @@ from midsight import cli
 from midsight.checkpoints.adapter import find_fingerprint
 from midsight.commands.outcome import stopped
 from midsight.extraction.same_run import describe_dataset
+from midsight.families.catalogue import KNOWN
 from midsight.samples.tables import read_table
 from support.folders import edit_json, needs_facts, write_published_size
 from support.made_up import make_model_spec, make_record, make_request, make_spec, write_run
@@ -86,6 +87,9 @@ def test_mistakes_on_the_folder_of_11_gb_are_found_without_torch(tmp_path):
     folder, other = write_published_size(tmp_path / "model"), write_published_size(tmp_path / "other")
     edit_json(other / "config.json", lambda config: config.update(torch_dtype="float32"))
     own = write_finished_run(tmp_path / "own", data, folder)
+    (tmp_path / "unknown").mkdir()
+    (tmp_path / "unknown" / "config.json").write_text('{"architectures": ["VipLlavaForConditionalGeneration"]}')
+    (tmp_path / "own.py").write_text("FAMILY = None")
     call = ["extract", str(data), "--model", str(folder)]
     new = [*call, "--device", "cpu", "--out", str(tmp_path / "new")]
     old = f"{own} was started with"
@@ -109,6 +113,11 @@ def test_mistakes_on_the_folder_of_11_gb_are_found_without_torch(tmp_path):
         "devices or disk.",
         ("--pixels", "cv2"): "--pixels is 'cv2'; give pil or transformers.",
         ("--model", "nope"): "nope is neither a folder nor a hub id like owner/name; give one of them.",
+        ("--model", str(tmp_path / "unknown")): f"{tmp_path}/unknown has the architecture "
+        f"VipLlavaForConditionalGeneration, which is not known; {KNOWN}.",
+        ("--family", "nope.py"): "--family nope.py cannot be read (No such file or directory); give a family file.",
+        ("--family", f"{tmp_path}/own.py"): f"--family {tmp_path}/own.py has no proof beside it (own.proof.json); "
+        f"prove it with `midsight adapter MODEL --prove {tmp_path}/own.py`.",
         ("--dtype", "float16", "--out", own): f"{old} --dtype float32, and this call has --dtype float16; {use}",
         ("--lora", "off", "--out", own): f"{old} --lora merged, and this call has --lora off; {use}",
         ("--pixels", "transformers", "--out", own): f"{old} --pixels pil, and this call has --pixels transformers; "

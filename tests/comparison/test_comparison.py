@@ -14,12 +14,14 @@ from typer.testing import CliRunner
 import midsight
 from midsight.check.facts import read_facts
 from midsight.cli import app
-from midsight.comparison import sizes
-from midsight.comparison.rows import compare, describe_model
+from midsight.comparison import bounded_row, sizes
+from midsight.comparison.bounded_row import describe_bounded
+from midsight.comparison.compare import compare
+from midsight.comparison.rows import describe_model
 from midsight.comparison.table import cells, models_as_json, models_as_markdown, render_models, render_overview
 from midsight.families.catalogue import FAMILIES, without_task
 from midsight.testing import write_mllama, write_published_phi4mm, write_qwen2_5_vl
-from support.folders import assert_sentence, said_by
+from support.folders import assert_sentence, edit_json, said_by
 
 FACTS = Path(os.environ.get("MIDSIGHT_FACTS", Path(__file__).parents[3] / "shared" / "facts"))
 PHI, LLAMA = "microsoft/Phi-4-multimodal-instruct", "meta-llama/Llama-3.2-11B-Vision-Instruct"
@@ -187,6 +189,49 @@ def test_a_config_alone_is_enough(tmp_path):
             path.unlink()
     assert whole.image_tokens
     assert describe_model(str(folder)) == replace(whole, image_tokens=None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("file", "hostile"),
+    [
+        ("config.json", {"vision_config": {"depth": 10**8}}),
+        ("processor_config.json", {"image_processor": {"size": {"shortest_edge": 10**9, "longest_edge": 2 * 10**9}}}),
+    ],
+)
+def test_a_folder_that_asks_for_too_much_is_refused(tmp_path, monkeypatch, file, hostile):
+    monkeypatch.setattr(bounded_row, "MOST_SECONDS", 3)
+    monkeypatch.setattr(bounded_row, "MOST_MEMORY", 2**28)
+    folder = write_qwen2_5_vl(tmp_path / "model")
+    assert describe_bounded(str(folder)) == describe_model(str(folder))
+    edit_json(folder / file, lambda content: merge(content, hostile))
+    said = said_by(describe_bounded, str(folder))
+    assert said is not None
+    assert_sentence(said)
+    assert said.startswith(f"{folder} cannot be described, because its config or image processor asks for too much")
+
+
+def merge(content, changes):
+    for name, value in changes.items():
+        if isinstance(value, dict) and isinstance(content.get(name), dict):
+            merge(content[name], value)
+        else:
+            content[name] = value
+
+
+def test_what_is_wrong_with_a_folder_is_said_from_the_fork(tmp_path):
+    said = said_by(describe_bounded, str(tmp_path))
+    assert said is not None
+    assert said == said_by(describe_model, str(tmp_path))
+
+
+def test_python_of_a_folder_is_not_run_whatever_is_answered(tmp_path, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda _: "y")
+    (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'mark')!r}, 'w').close()\n")
+    config = {"model_type": "own", "architectures": ["LlavaForConditionalGeneration"]}
+    (tmp_path / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoConfig": "own.Config"}}))
+    assert "config.json is not usable" in str(said_by(describe_model, str(tmp_path)))
+    assert not (tmp_path / "mark").exists()
 
 
 def test_phi4_is_given_both_numbers_and_why():

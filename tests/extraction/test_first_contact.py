@@ -57,7 +57,7 @@ def test_missing_images_are_counted_before_the_start_and_their_folder_is_suggest
     planned = command(data, checkpoint, tmp_path / "run", "--dry-run")
     folder = tmp_path / "data"
     assert planned.output.splitlines()[0] == (
-        f"2 of 3 image files do not exist, the first is {folder / '0.png'}; a file of this name is below "
+        f"2 of 3 image files are missing, the first is {folder / '0.png'}; a file of this name is below "
         f"{folder / 'pictures'}, so try --images {folder / 'pictures'}."
     )
     assert planned.exit_code == 0
@@ -69,7 +69,7 @@ def test_only_some_of_very_many_images_are_looked_for(tmp_path, monkeypatch):
     assert found is not None
     assert (found.files, found.checked, found.missing, found.likely) == (35, 9, 9, None)
     assert "".join(map(str, found.describe())) == (
-        f"9 of 9 image files that were looked for, of 35, do not exist, the first is {tmp_path / '0'}."
+        f"9 of 9 image files that were looked for, of 35, are missing, the first is {tmp_path / '0'}."
     )
 
 

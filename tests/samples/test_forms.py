@@ -344,6 +344,30 @@ def test_files_that_a_folder_or_a_pattern_leaves_out_are_said(tmp_path):
     assert read_good(tmp_path / "e*").notes == (f"{tmp_path / 'e*'} leaves out 1 of its files: 1 *.txt.",)
 
 
+def test_a_split_that_is_nowhere_in_a_large_file_is_refused_by_its_beginning(tmp_path, monkeypatch):
+    monkeypatch.setattr(json_shape, "BYTES_LOOKED_AT", 1000)
+    path, read = tmp_path / "a.json", []
+    path.write_text(json.dumps({"train": [{"image": "a.png", "question": "What?"}] * 100, "val": ROWS}))
+    monkeypatch.setattr(json_shape, "_CHUNK_BYTES", 1000)
+    tokens = json_shape._tokens
+
+    def watched(*given):
+        for token in tokens(*given):
+            read.append(token[1])
+            yield token
+
+    monkeypatch.setattr(json_shape, "_tokens", watched)
+    with pytest.raises(MidsightError, match="has no split 'test'; choose one of 'train' with split"):
+        read_table(path, DatasetOptions(split="test"))
+    assert max(read) < path.stat().st_size / 2
+    for split in ("val", "train"):  # names may lie across two chunks
+        for size in range(20, 60):
+            monkeypatch.setattr(json_shape, "_CHUNK_BYTES", size)
+            assert json_shape._is_named(path, split)
+            assert not json_shape._is_named(path, f"{split}s")
+    assert read_good(path, split="val").rows == len(ROWS)
+
+
 def test_a_split_that_is_not_there_is_refused_whatever_the_lists_are_called(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps({"data": ROWS[:1], "train": ROWS[1:]}))
     assert read_good(tmp_path / "a.json").rows == read_good(tmp_path / "a.json", split="data").rows == 1

@@ -110,12 +110,31 @@ def test_another_run_is_not_written_over(hub, run, tmp_path):
     assert on_the_hub(hub) == before
 
 
+def test_labels_that_the_run_has_no_longer_are_removed_and_the_card_counts_what_is_there(hub, run):
+    run.label(judge="contains")
+    push(run.path, TO)
+    there = dict(on_the_hub(hub))
+    labels = [name for name in there if name.startswith("annotations/")]
+    assert labels != []
+    assert "24 samples of" in there["README.md"].decode()
+    for name in labels:
+        (run.path / name).unlink()
+    write_run(run.path, [make_record(24, run.spec)], run.spec)
+    hub.add("me/first", {**there, "run.json": there["run.json"] + b" "}, "main")
+    assert push(run.path, TO).removed == len(labels)
+    there = on_the_hub(hub)
+    assert [name for name in there if name.startswith("annotations/")] == []
+    assert "25 samples of" in there["README.md"].decode()
+    assert there["run.json"] == (run.path / "run.json").read_bytes()
+
+
 def test_a_card_that_somebody_edited_stays(hub, run):
     push(run.path, TO)
-    files = {**on_the_hub(hub), "README.md": b"---\nlicense: mit\n---\nOurs.\n"}
-    hub.add("me/first", files, "main")
-    push(run.path, TO)
-    assert on_the_hub(hub)["README.md"] == files["README.md"]
+    written = on_the_hub(hub)["README.md"]
+    for edited in (b"---\nlicense: mit\n---\nOurs.\n", written.replace(b"---\n", b"---\nlicense: mit\n", 1)):
+        hub.add("me/first", {**on_the_hub(hub), "README.md": edited}, "main")
+        push(run.path, TO)
+        assert on_the_hub(hub)["README.md"] == edited
 
 
 def test_what_the_hub_then_has_is_compared(hub, run):

@@ -9,15 +9,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from midsight.checkpoints.headers import INDEX, ONLY_WEIGHTS, read_index, read_json
 from midsight.errors import MidsightError, ModelFileError, Option, first_line
 from midsight.families.catalogue import FAMILIES, PUBLISHED_TYPES, find_family, find_known
+from midsight.families.family_file import FamilyFile, require_architecture
 from midsight.families.lora_folders import LORA_FOLDERS
-
-if TYPE_CHECKING:
-    from midsight.families.family_file import FamilyFile
 
 SNAPSHOT = re.compile(r"[0-9a-f]{40}")
 """Name of a snapshot folder in the hub's cache: a commit."""
@@ -82,12 +80,6 @@ def find_model_folder(
         raise MidsightError(f"{source} is neither a folder nor a hub id like owner/name; give one of them.")
     path = download(str(source), revision, family_file)
     return ModelFolder(path, path.name)
-
-
-def require_source(source: str | Path, *, revision: str | None = None) -> None:
-    """Raises MidsightError if this is neither a folder nor a hub id, or has no `revision`; downloads nothing."""
-    if is_folder(source) or not is_hub_id(str(source)):
-        find_model_folder(source, revision=revision)
 
 
 def is_folder(source: str | Path) -> bool:
@@ -194,14 +186,31 @@ def refuse_unknown_family(folder: Path, hub_id: str, family_file: FamilyFile | N
     except MidsightError:
         return
     if named and family_file is not None:
-        from midsight.families.family_file import require_architecture  # imports torch
-
         require_architecture(family_file, named, hub_id)
     elif named and not is_published:
         from midsight.families.family import require_packages  # imports torch
 
         find_known(named, hub_id)
         require_packages(find_family(named, hub_id))
+
+
+def require_known_family(folder: Path, source: str) -> None:
+    """Raises MidsightError if config.json names classes of transformers, and none that midsight knows.
+
+    Imports no torch. What else may be wrong with a config.json is said when the folder is opened.
+    """
+    try:
+        config = read_json(folder / "config.json")
+    except MidsightError:
+        return
+    named = config.get("architectures")
+    if isinstance(named, list) and named and config.get("model_type") not in PUBLISHED_TYPES and not has_code(config):
+        find_known([*map(str, named)], source)
+
+
+def has_code(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json names Python code of the folder's own, which midsight never runs."""
+    return bool(config.get("auto_map"))
 
 
 def lora_folder(folder: Path) -> str | None:

@@ -25,7 +25,7 @@ def models(
     Without names it prints a short table of the published models, one of each family.
     """
     with reported_errors(debug=debug):
-        from midsight.comparison.rows import compare
+        from midsight.comparison.compare import compare
         from midsight.comparison.table import models_as_json, models_as_markdown, render_models, render_overview
 
         if markdown and as_json:

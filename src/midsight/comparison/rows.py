@@ -8,7 +8,7 @@ from pathlib import Path
 
 from midsight.checkpoints.checkpoint import left_out_parts
 from midsight.checkpoints.quiet import quiet_transformers
-from midsight.comparison.published import PUBLISHED
+from midsight.comparison.published import PUBLISHED, PublishedModel
 from midsight.comparison.sizes import ConfigFacts, count_by_part, count_image_tokens, read_config
 from midsight.families.catalogue import find_family
 from midsight.families.family import missing_package
@@ -66,27 +66,15 @@ class ModelRow:
         return sum(self.parameters.values())
 
 
-def compare(sources: list[str]) -> list[ModelRow]:
-    """Compares models by their configs.
-
-    Args:
-        sources: Folders or hub ids; if empty, the published model of every family. These need no download; of other
-            models on the hub, only config and tokenizer files are downloaded.
-
-    Returns:
-        A row for each model.
-
-    Raises:
-        MidsightError: A config is missing or damaged, or its family is unknown.
-    """
-    return [describe_model(source) for source in sources or [model.hub_id for model in PUBLISHED]]
+def find_published(source: str) -> PublishedModel | None:
+    """The published model with this hub id, None for any other; a folder of that name is another."""
+    return next((model for model in PUBLISHED if model.hub_id == source and not Path(source).is_dir()), None)
 
 
 @quiet_transformers()
 def describe_model(source: str) -> ModelRow:
     """The row of one model; raises MidsightError if its config cannot be read."""
-    published = next((model for model in PUBLISHED if model.hub_id == source and not Path(source).is_dir()), None)
-    if published is not None:
+    if published := find_published(source):
         family = find_family([published.architecture], source)
         config = published.config()
         processor = published.processor()

@@ -14,7 +14,7 @@ from PIL import Image
 
 from midsight.checkpoints.checkpoint import part_of
 from midsight.checkpoints.hub import TEXTS, fetch, is_folder, is_hub_id, read_architectures
-from midsight.checkpoints.native import load_processor
+from midsight.checkpoints.native import from_pretrained, load_processor
 from midsight.checkpoints.open_folder import PUBLISHED_FORMATS, open_checkpoint, read_model_type
 from midsight.errors import MidsightError, ModelFileError, first_line
 from midsight.families.catalogue import find_family
@@ -53,11 +53,7 @@ def read_config(source: str) -> ConfigFacts:
         checkpoint = open_checkpoint(folder)
         return facts_of(checkpoint.family, checkpoint.config, checkpoint.load_processor)
     family = find_family(read_architectures(folder), source)
-    try:
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # transformers raises many types for a wrong value
-        path = folder / "config.json"
-        raise ModelFileError(f"{path} is not a config of {family.name}: {first_line(error)}", path) from error
+    config = from_pretrained(transformers.AutoConfig, folder, "config.json")
     family.validate_config(config)
     return facts_of(family, config, lambda: load_processor(folder))
 

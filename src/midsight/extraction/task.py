@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, Unpack, get_args
 
 from midsight.checkpoints.headers import count_layers
-from midsight.checkpoints.hub import require_source
+from midsight.checkpoints.hub import find_small_files, require_known_family
 from midsight.checkpoints.load_options import LoadKeywords, validate_loading
 from midsight.checkpoints.tokenizer_files import declared_control_tokens
 from midsight.errors import MidsightError, Option, unknown_option
@@ -22,6 +22,7 @@ from midsight.extraction.request import (
     validate_request,
 )
 from midsight.extraction.same_run import require_same_call
+from midsight.families.family_file import read_proof
 from midsight.prompts.chat_template import validate_template_choice
 from midsight.prompts.declaration import QUESTION
 from midsight.prompts.prompt import validate_texts
@@ -97,27 +98,42 @@ def make_task(
     validate_shard(shard)
     loading = loading or {}
     validate_loading(loading)
+    family = loading.get("family")
+    if family is not None:
+        read_proof(Path(family))
     dataset_options, request = split_options(options)
     if risk := request.risk:
         request = replace(request, probe=risk.probe)  # it is read once
-    n_layers = None if model is None else count_layers(Path(model))
-    validate_request(request, n_layers)
-    validate_texts(request.prompt, request.system, lambda text: find_control_token(text, model))
+    n_layers = validate_by_files(request, None if model is None else Path(model))
     validate_template_choice(request.prompt_template)
     validate_place(Path(out))
     opened = open_data(data, dataset_options, lambda columns: parse_user_text(request.prompt, columns))
     parse_user_text(request.prompt, prompt_columns(opened.extras, opened.options))
-    if model is not None:
-        require_source(model, revision=loading.get("revision"))
+    if model is not None:  # after the data, because a hub id's small files are downloaded
+        files = find_small_files(model, revision=loading.get("revision")).path
+        if family is None:
+            require_known_family(files, str(model))
+        n_layers = validate_by_files(request, files)
     continues = require_same_call(
         Path(out), opened, request, store_dtype, model=model, loading=loading, n_layers=n_layers
     )
     return Task(opened, request, Path(out), store_dtype, limit, shard, retry_failed, continues)
 
 
-def find_control_token(text: str, model: str | Path | None) -> str | None:
+def validate_by_files(request: Request, folder: Path | None) -> int | None:
+    """Raises MidsightError for options that the small files of a model refuse, which need not be in `folder`.
+
+    Returns the number of decoder layers that they say; None if they do not.
+    """
+    n_layers = None if folder is None else count_layers(folder)
+    validate_request(request, n_layers)
+    validate_texts(request.prompt, request.system, lambda text: find_control_token(text, folder))
+    return n_layers
+
+
+def find_control_token(text: str, folder: Path | None) -> str | None:
     """The first control token that `text` spells out, as far as the files of a model folder tell."""
-    tokens = () if model is None or text in ("", QUESTION) else declared_control_tokens(Path(model))
+    tokens = () if folder is None or text in ("", QUESTION) else declared_control_tokens(folder)
     return next((token for token in sorted(tokens) if token in text), None)
 
 

@@ -15,11 +15,13 @@ from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from midsight.errors import MidsightError, Option, first_line
-from midsight.families.family import Family
 from midsight.version import __version__
+
+if TYPE_CHECKING:
+    from midsight.families.family import Family
 
 NO_SETTINGS = frozenset(
     (
@@ -70,13 +72,22 @@ def proof_path(path: Path) -> Path:
     return path.with_name(f"{path.stem}.proof.json")
 
 
+def read_content(path: Path, option: str = "family") -> bytes:
+    """The bytes of a family file; raises MidsightError, which names the argument `option`."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise MidsightError(
+            Option(option, str(path)), f" cannot be read ({error.strerror or error}); give a family file."
+        ) from error
+
+
 def read_family_file(path: str | Path, option: str = "family") -> FamilyFile:
     """Runs a file and takes its FAMILY, proved or not; raises MidsightError, which names the argument `option`."""
+    from midsight.families.family import Family  # imports torch
+
     path, named = Path(path), Option(option, str(path))
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise MidsightError(named, f" cannot be read ({error.strerror or error}); give a family file.") from error
+    content = read_content(path, option)
     sha256 = hashlib.sha256(content).hexdigest()
     module = ModuleType(f"midsight_family_{sha256}")
     module.__file__ = str(path)
@@ -99,20 +110,30 @@ def read_family_file(path: str | Path, option: str = "family") -> FamilyFile:
 
 def read_proved_file(path: str | Path) -> FamilyFile:
     """A family file whose proof lies beside it and is of its content and of these versions; raises MidsightError."""
-    file = read_family_file(path)
-    record = read_record(file)
+    file, record = read_family_file(path), read_proof(Path(path))
     if record.sha256 != file.sha256 or record.architecture != file.family.architecture:
-        raise not_proved(file, "was changed after its proof")
-    for package, now in installed_versions().items():
-        if record.versions.get(package) != now:
-            before = record.versions.get(package, "an unknown version")
-            raise not_proved(file, f"was proved with {package} {before}, and this is {package} {now}")
+        raise not_proved(file.path, "was changed after its proof")
     return replace(file, proof=record)
 
 
-def read_record(file: FamilyFile) -> ProofRecord:
-    """The proof beside a family file; raises MidsightError if there is none."""
-    path = proof_path(file.path)
+def read_proof(path: Path) -> ProofRecord:
+    """The proof beside a family file, which is of its content and of these versions: the file is not run.
+
+    Raises MidsightError if there is no such proof.
+    """
+    sha256, record = hashlib.sha256(read_content(path)).hexdigest(), read_record(path)
+    if record.sha256 != sha256:
+        raise not_proved(path, "was changed after its proof")
+    for package, now in installed_versions().items():
+        if record.versions.get(package) != now:
+            before = record.versions.get(package, "an unknown version")
+            raise not_proved(path, f"was proved with {package} {before}, and this is {package} {now}")
+    return record
+
+
+def read_record(file: Path) -> ProofRecord:
+    """What the proof beside a family file holds; raises MidsightError if there is none."""
+    path = proof_path(file)
     try:
         record = ProofRecord(**json.loads(path.read_text(encoding="utf-8")))
         if not isinstance(record.settings, dict) or not isinstance(record.versions, dict):
@@ -132,11 +153,9 @@ def write_record(file: FamilyFile, config: Any, checks: Sequence[Mapping[str, An
     return path
 
 
-def not_proved(file: FamilyFile, why: str) -> MidsightError:
+def not_proved(file: Path, why: str) -> MidsightError:
     """The error for a family file from which nothing is extracted."""
-    return MidsightError(
-        Option("family", str(file.path)), f" {why}; prove it with `midsight adapter MODEL --prove {file.path}`."
-    )
+    return MidsightError(Option("family", str(file)), f" {why}; prove it with `midsight adapter MODEL --prove {file}`.")
 
 
 def require_proved_for(file: FamilyFile, config: Any, source: str) -> None:
@@ -147,7 +166,7 @@ def require_proved_for(file: FamilyFile, config: Any, source: str) -> None:
     for name in sorted({*before, *now}):
         if before.get(name) != now.get(name):
             raise not_proved(
-                file,
+                file.path,
                 f"was proved for a model whose config has {name} {before.get(name)!r}, and {source} has "
                 f"{now.get(name)!r}",
             )

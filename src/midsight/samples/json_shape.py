@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NoReturn
 
 from midsight.errors import MidsightError, Option
 from midsight.samples import rows as limits
@@ -153,7 +153,10 @@ def json_shape(path: Path, split: str | None = None, *, beginning: bool = False)
     are_rows = [not read_cells(line)[1] for line in lines]
     if len(lines) > 1 and any(are_rows[: 1 if is_json else None]):
         return LINES
-    members = _read_members(path, offset, split, beginning=beginning)
+    if split is not None and not _is_named(path, split):
+        _refuse_split(path, _read_members(path, offset, frozenset(), is_bounded=True), split)
+    ends = NAMES_OF_ROWS if split is None else frozenset((split,))
+    members = _read_members(path, offset, ends, is_bounded=beginning and split is None)
     shape = LINES if members.followed else _shape_of_object(path, offset, members, split)
     is_alone = members.is_row and not members.followed and len(lines) > 1 and not any(are_rows)
     return JsonShape("object", offset) if shape is LINES and is_alone else shape
@@ -236,13 +239,38 @@ def choose_split(path: Path | str, splits: Sequence[str], split: str | None) -> 
     return split
 
 
-def _read_members(path: Path, offset: int, split: str | None, *, beginning: bool) -> _Members:
+def _refuse_split(path: Path, members: _Members, split: str) -> NoReturn:
+    """Raises MidsightError for a list that an object does not have; `members` are those at its beginning."""
+    if lists := members.lists or _inner_lists(members):
+        choose_split(path, list(lists), split)
+    raise MidsightError(f"{path} has no splits; leave ", Option("split", split), " out.")
+
+
+def _is_named(path: Path, split: str) -> bool:
+    """Whether a file may have a list named `split`, or `OUTER.INNER`: whether such a name is anywhere in it.
+
+    Looking for a name is much faster than reading what a whole file holds.
+    """
+    parts = split.split(".")
+    names = [f'"{".".join(parts[start:])}"'.encode() for start in range(len(parts))]
+    overlap = max(map(len, names)) - 1
+    with open_bytes(path) as file:
+        end = b""
+        while more := file.read(_CHUNK_BYTES):
+            text = end + more
+            if any(name in text for name in names):
+                return True
+            end = text[-overlap:]
+    return False
+
+
+def _read_members(path: Path, offset: int, ends: frozenset[str], *, is_bounded: bool) -> _Members:
     """The members of the object at the offset and of objects in it, as far as they decide its shape.
 
-    The list that is the table ends the search: the one named `split`, else one whose name is in NAMES_OF_ROWS.
+    A list whose name is in `ends` is the table, and ends the search. If the search `is_bounded`, the beginning of the
+    object has to decide.
     """
-    search = _Search(offset, NAMES_OF_ROWS if split is None else frozenset((split,)))
-    is_bounded = beginning and split is None
+    search = _Search(offset, ends)
     most = BYTES_WITHOUT_ROWS if is_bounded else limits.MAX_ROW_BYTES
     with open_bytes(path) as file:
         for token, at in _tokens(file, offset, most, search.passes_over):

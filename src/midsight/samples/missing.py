@@ -39,9 +39,10 @@ class MissingImages:
         looked = f"{self.missing:,} of {counted(self.checked, 'image file')}"
         if self.checked < self.files:
             looked += f" that were looked for, of {self.files:,},"
-        looked += " does" if self.missing == 1 else " do"
+        looked += " is missing" if self.missing == 1 else " are missing"
         found = (f"; a file of this name is below {self.likely}, so try ", Option("images", str(self.likely)))
-        return (f"{looked} not exist, the first is {self.first}", *(found if self.likely else ()), ".")
+        first = "it is" if self.missing == 1 else "the first is"
+        return (f"{looked}, {first} {self.first}", *(found if self.likely else ()), ".")
 
 
 def find_missing(images: Iterable[ImageSource], root: Path) -> MissingImages | None:

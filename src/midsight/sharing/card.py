@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 from midsight.analysis import Run
@@ -17,6 +18,8 @@ DEFINITIONS = {
     "image_mean_representation": "mean of the hidden states at the image's tokens",
 }
 """Vector columns by what comes before their layer."""
+MARK = "\n<!-- As midsight push wrote it; SHA-256 of the text above: "
+"""Begins the last line of a card, by which the next upload knows whether somebody has edited it."""
 
 
 def write_card(run: Run, address: HubAddress) -> str:
@@ -36,7 +39,19 @@ def write_card(run: Run, address: HubAddress) -> str:
     }
     # JSON is YAML; one line for each field
     yaml = [f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in head.items()]
-    return "\n".join(["---", *yaml, "---", *_about(run), *_columns(run), *_findings(run), *_how_to_open(address), ""])
+    lines = ["---", *yaml, "---", *_about(run), *_columns(run), *_findings(run), *_how_to_open(address), ""]
+    text = "\n".join(lines)
+    return f"{text}{MARK}{_sha256(text)} -->\n"
+
+
+def is_unchanged(card: str) -> bool:
+    """Whether a card is as `write_card` made one, so that nobody has edited it."""
+    text, mark, end = card.rpartition(MARK)
+    return mark != "" and end.strip() == f"{_sha256(text)} -->"
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _about(run: Run) -> list[str]:

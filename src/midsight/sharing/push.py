@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from midsight.analysis import Run, open_run
 from midsight.errors import MidsightError
-from midsight.sharing.card import write_card
+from midsight.sharing.card import is_unchanged, write_card
 from midsight.store.commits import part_path, record_path
 from midsight.store.files import RUN_JSON
 from midsight.store.hub import HubAddress, parse_address, reporting_hub_errors
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 CARD = "README.md"
+OF_RUN = ("parts/", "annotations/", "findings/")
+"""Folders whose files on the hub are the run's, so that those which it has no longer are removed."""
 FILES_IN_COMMIT = 100
 """Files of one commit on the hub, about; what a commit has is not uploaded again."""
 
@@ -46,7 +48,7 @@ def push(path: str | Path, to: str, *, private: bool = False, on_files: OnFiles 
     """Uploads a run, or what is new in it, with a dataset card.
 
     The repository is made if it does not exist. `run.json` comes last, so what broke off is no run yet; the same call
-    goes on. A README.md that somebody edited stays.
+    goes on. The card is written anew unless somebody has edited it.
 
     Args:
         path: The run folder.
@@ -70,13 +72,13 @@ def push(path: str | Path, to: str, *, private: bool = False, on_files: OnFiles 
         _require_same_run(api, run, address, before)
         local = run_files(run)
         missing = [name for name, file in local.items() if not is_equal(file, before.get(name))]
-        gone = [name for name in before if name.startswith("parts/") and name not in local]
-        card = _card(run, address, before)
+        gone = [name for name in before if name.startswith(OF_RUN) and name not in local]
+        card = _card(api, run, address, before)
         steps: list[list[CommitOperationAdd | CommitOperationDelete]] = [
             [CommitOperationAdd(name, str(local[name])) for name in names] for names in chunks(missing, FILES_IN_COMMIT)
         ]
         last = [] if card is None else [CommitOperationAdd(CARD, card)]
-        last += [] if RUN_JSON in before else [CommitOperationAdd(RUN_JSON, str(local[RUN_JSON]))]
+        last += [] if RUN_JSON not in missing else [CommitOperationAdd(RUN_JSON, str(local[RUN_JSON]))]
         steps.append([*(CommitOperationDelete(name) for name in gone), *last])
         done = len(local) - len(missing)
         for operations in steps:
@@ -125,7 +127,7 @@ def run_files(run: Run) -> dict[str, Path]:
     for commit in run.commits:
         files.append(record_path(run.path, *commit.key))
         files += [part_path(run.path, *commit.key)] if commit.part else []
-    for folder in ("annotations", "findings"):
+    for folder in OF_RUN[1:]:
         files += [file for file in sorted((run.path / folder).rglob("*")) if file.is_file() and not file.is_symlink()]
     return {file.relative_to(run.path).as_posix(): file for file in files}
 
@@ -148,16 +150,25 @@ def chunks(names: Sequence[str], size: int) -> Iterator[Sequence[str]]:
     return (rest[start : start + size] for start in range(0, len(rest), size))
 
 
-def _card(run: Run, address: HubAddress, before: Mapping[str, RemoteFile]) -> bytes | None:
-    """The dataset card; None if one is there already."""
-    return None if CARD in before and RUN_JSON in before else write_card(run, address).encode()
+def _card(api: HfApi, run: Run, address: HubAddress, before: Mapping[str, RemoteFile]) -> bytes | None:
+    """The dataset card; None if it is there already, or one that somebody has edited."""
+    card = write_card(run, address)
+    if CARD in before and RUN_JSON in before:
+        there = _download(api, address, CARD).read_text(encoding="utf-8", errors="replace")
+        if there == card or not is_unchanged(there):
+            return None
+    return card.encode()
+
+
+def _download(api: HfApi, address: HubAddress, name: str) -> Path:
+    """A file of the repository, in the hub's cache."""
+    return Path(api.hf_hub_download(address.repository, name, repo_type="dataset", revision=address.revision))
 
 
 def _require_same_run(api: HfApi, run: Run, address: HubAddress, before: Mapping[str, RemoteFile]) -> None:
     if RUN_JSON not in before:
         return
-    there = Path(api.hf_hub_download(address.repository, RUN_JSON, repo_type="dataset", revision=address.revision))
-    run_id = json.loads(there.read_bytes()).get("run_id")
+    run_id = json.loads(_download(api, address, RUN_JSON).read_bytes()).get("run_id")
     if run_id != run.spec.run_id:
         raise MidsightError(f"{address} holds another run ({run_id}), and this one is {run.spec.run_id}; choose "
                             "another repository, or another branch with @BRANCH.")  # fmt: skip
