@@ -193,7 +193,7 @@ class FamilyReference:
         self.processor: Any = AutoProcessor.from_pretrained(folder)
         self.image_processors = {
             "pil": AutoImageProcessor.from_pretrained(folder, backend="pil"),
-            "transformers": AutoImageProcessor.from_pretrained(folder, backend="torchvision"),
+            "transformers": self.processor.image_processor,
         }
 
     @cached_property

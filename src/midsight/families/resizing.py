@@ -21,9 +21,13 @@ def with_resizing(image_processor: Any, pixels: Pixels, *, pil: type, tensors: t
 def with_own_resizing(image_processor: Any, pixels: Pixels) -> Any:
     """The same for a family whose folders name different image processors: transformers calls a pair Name and NamePil.
 
+    torchvision before 0.27 has no Lanczos filter for tensors. With it, transformers itself resizes by PIL where a
+    processor asks for that filter, and so do both ways here.
+
     Raises MidsightError if there is no such pair.
     """
     import transformers  # a request names `Pixels`, and is judged before anything heavy is imported
+    from transformers.models.auto.image_processing_auto import DEFAULT_TO_PIL_BACKEND_IMAGE_PROCESSORS
 
     name = type(image_processor).__name__.removesuffix("Pil")
     pil, tensors = getattr(transformers, f"{name}Pil", None), getattr(transformers, name, None)
@@ -31,4 +35,5 @@ def with_own_resizing(image_processor: Any, pixels: Pixels) -> Any:
         raise MidsightError(
             f"transformers has no {name} that resizes with PIL and with tensors; use another processor."
         )
-    return with_resizing(image_processor, pixels, pil=pil, tensors=tensors)
+    by_pil = pixels == "pil" or name in DEFAULT_TO_PIL_BACKEND_IMAGE_PROCESSORS
+    return with_resizing(image_processor, "pil" if by_pil else pixels, pil=pil, tensors=tensors)
