@@ -33,6 +33,7 @@ def test_the_public_names_are_exactly_these():
         "Request",
         "DatasetOptions",
         "Progress",
+        "Ray",
         "Sample",
         "Failure",
         "Record",

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from midsight.analysis import Run, open_run
     from midsight.errors import DamagedRunError, MidsightError, RunError, SampleError
     from midsight.extraction.model import Model, load, wrap
+    from midsight.extraction.ray_cluster import Ray
     from midsight.extraction.request import Request
     from midsight.extraction.run import extract
     from midsight.extraction.todo import Progress
@@ -31,6 +32,7 @@ _HOME = {
     "Model": "midsight.extraction.model",
     "Probe": "midsight.store.probe",
     "Progress": "midsight.extraction.todo",
+    "Ray": "midsight.extraction.ray_cluster",
     "Record": "midsight.records",
     "Request": "midsight.extraction.request",
     "Run": "midsight.analysis",
@@ -53,6 +55,7 @@ __all__ = [  # noqa: RUF022  (the order of the documentation)
     "Request",
     "DatasetOptions",
     "Progress",
+    "Ray",
     "Sample",
     "Failure",
     "Record",

@@ -28,6 +28,7 @@ from midsight.commands.slurm import TwoCalls, slurm
 from midsight.commands.streams import forgive_streams, problem_of
 from midsight.commands.verify import verify
 from midsight.commands.view import view
+from midsight.commands.workers import RayMayHaveAnAddress
 from midsight.version import __version__
 
 app = typer.Typer(
@@ -61,9 +62,10 @@ EXAMPLES = {
 }
 """The commands, each with an example for its help."""
 SETTINGS: dict[Callable[..., None], dict[str, Any]] = {
+    extract: {"cls": RayMayHaveAnAddress},
     slurm: {"cls": TwoCalls, "context_settings": {"allow_extra_args": True, "ignore_unknown_options": True}},
 }
-"""What the parser has to know of commands that take another command's arguments."""
+"""What the parser has to know of commands whose arguments are not all their own, or not all complete."""
 for command, example in EXAMPLES.items():
     app.command(epilog=f"Example: {example}", **SETTINGS.get(command, {}))(command)
 

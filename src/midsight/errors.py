@@ -73,6 +73,10 @@ class RunError(MidsightError):
     """A run folder that cannot be read or written."""
 
 
+class LockedError(RunError):
+    """A shard, or the start of a writer, that another process holds at this moment."""
+
+
 class DamagedRunError(RunError):
     """Stored data that differs from what was written; the message names the part."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -49,6 +50,7 @@ from midsight.commands.options import (
 )
 from midsight.commands.outcome import SOME_FAILED, STOPPED, Debug, reported_errors, stopped
 from midsight.commands.supervisor import become_worker, needs_supervisor
+from midsight.commands.workers import GpusPerWorker, RayAddress, Workers, extract_by_workers, find_cluster
 from midsight.errors import MidsightError, Option, counted, spell_parts
 from midsight.extraction.stopping import EndNow, handling_signals
 from midsight.flags import as_flag
@@ -175,6 +177,9 @@ def extract(
     ] = "0/1",
     retry_failed: RetryFailed = False,
     keep_going: KeepGoing = False,
+    ray: RayAddress = None,
+    workers: Workers = None,
+    gpus_per_worker: GpusPerWorker = None,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -193,11 +198,13 @@ def extract(
     with reported_errors(debug=debug, run=out):
         # what can be judged without the model is, before torch is imported
         from midsight.checkpoints.load_options import validate_loading
+        from midsight.extraction.orders import Call
         from midsight.extraction.task import make_task, parse_batch_size
         from midsight.store.files import parse_shard
 
         most = parse_batch_size(batch_size)
         own = parse_shard(shard)
+        cluster = find_cluster(ray, workers, gpus_per_worker)
         loading: LoadKeywords = {
             "revision": revision,
             "dtype": dtype,
@@ -209,9 +216,10 @@ def extract(
             "family": family,
         }
         validate_loading(loading)
-        if needs_supervisor(device) and not dry_run:
+        if needs_supervisor(device) and not dry_run and cluster is None:
             become_worker(out, own)
-        task = make_task(
+        ask = partial(
+            make_task,
             data,
             model=model,
             out=out,
@@ -248,10 +256,17 @@ def extract(
             shard=own,
             retry_failed=retry_failed,
         )
+        task = ask()
         if dry_run:
             say_start(task, model, loading)
             return
-        run = extract_shown(task, model, loading, batch_size=most, keep_going=keep_going, commit_seconds=commit_seconds)
+        if cluster is None:
+            run = extract_shown(
+                task, model, loading, batch_size=most, keep_going=keep_going, commit_seconds=commit_seconds
+            )
+        else:
+            call = Call(data, ask.keywords, loading, most, commit_seconds, task.data.sha256)
+            run = extract_by_workers(task, call, cluster, keep_going=keep_going)
         report_end(run, task.shard)
 
 

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Literal, Unpack
 
 from midsight.analysis import Run
 from midsight.checkpoints.loading import open_model
-from midsight.errors import MidsightError, counted
+from midsight.errors import MidsightError, Option, counted
 from midsight.extraction.display import display
 from midsight.extraction.finished import open_finished, work_of_own_run
 from midsight.extraction.job import make_job
 from midsight.extraction.model import Model
+from midsight.extraction.on_ray import extract_on_ray
 from midsight.extraction.option_help import explains_options
+from midsight.extraction.orders import Call, require_whole
+from midsight.extraction.ray_cluster import Ray
 from midsight.extraction.request import Request
 from midsight.extraction.run_job import run_job
 from midsight.extraction.task import BatchSize, ExtractKeywords, make_task, validate_batch_size
@@ -40,6 +44,7 @@ def extract(
     keep_going: bool = False,
     commit_seconds: float = 60.0,
     progress: Callable[[Progress], None] | Literal["bar"] | None = "bar",
+    ray: Ray | None = None,
     **options: Unpack[ExtractKeywords],
 ) -> Run:
     """Extracts a whole dataset into the run folder `out` and opens it.
@@ -63,6 +68,8 @@ def extract(
         commit_seconds: Maximum time between two commits, in seconds.
         progress: `bar` shows the progress, in a terminal, a notebook or as lines of a log; None shows nothing. A
             function is called with the progress, at the start and after every call of the model.
+        ray: The Ray cluster whose workers extract, a midsight.Ray; None to extract in this process. Data and model are
+            then files or names that every node can read.
         **options: Which data are used, as in midsight.DatasetOptions, and what is extracted, as in midsight.Request:
 
     Returns:
@@ -73,10 +80,12 @@ def extract(
             argument and a remedy.
     """
     validate_batch_size(batch_size)
-    source = None if isinstance(model, Model) else model
-    task = make_task(
+    if ray is not None:
+        require_names(data, model)
+    ask = partial(
+        make_task,
         data,
-        model=source,
+        model=None if isinstance(model, Model) else model,
         out=out,
         store_dtype=store_dtype,
         limit=limit,
@@ -84,13 +93,18 @@ def extract(
         retry_failed=retry_failed,
         **options,
     )
+    task = ask()
+    if ray is not None:
+        require_whole(task)
     work = work_of_own_run(task)
-    if work is not None and work.todo.is_empty:
-        with display(progress) as shown:
+    with display(progress) as shown:
+        if work is not None and work.todo.is_empty:
             run = open_finished(task, work, shown)
-    else:
-        job = make_job(task, model.loaded if isinstance(model, Model) else open_model(model))
-        with display(progress) as shown:
+        elif ray is not None:
+            call = Call(str(data), ask.keywords, {}, batch_size, commit_seconds, task.data.sha256)
+            run = extract_on_ray(task, call, ray, work, keep_going=keep_going, shown=shown)
+        else:
+            job = make_job(task, model.loaded if isinstance(model, Model) else open_model(model))
             run = run_job(
                 job,
                 work,
@@ -101,6 +115,18 @@ def extract(
             )
     tell_failures(run)
     return run
+
+
+def require_names(data: Data, model: Model | str | Path) -> None:
+    """Raises MidsightError if the arguments of a call on a cluster are not what its nodes can read."""
+    if not isinstance(data, str | Path):
+        raise MidsightError(
+            Option("ray"), " needs data that every node can read; give ", Option("data"), " as a file or a folder."
+        )
+    if isinstance(model, Model):
+        raise MidsightError(
+            Option("ray"), " loads the model in every worker; give ", Option("model"), " as a folder or hub id."
+        )
 
 
 def tell_failures(run: Run) -> None:

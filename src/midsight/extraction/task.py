@@ -44,7 +44,7 @@ DATASET_OPTIONS = frozenset(DatasetKeywords.__annotations__)
 OWN_OPTIONS = frozenset(
     (
         "model", "out", "batch_size", "store_dtype", "limit", "shard", "retry_failed", "keep_going", "commit_seconds",
-        "progress",
+        "progress", "ray",
     )
 )  # fmt: skip
 """The arguments of `extract` itself."""

@@ -142,11 +142,16 @@ def is_in_shard(row: SampleOrFailure | SampleKey, shard: Shard) -> bool:
     The assignment depends on the row alone, and all questions on an image are in one shard.
     """
     number, count = shard
+    return number_of_shard(row, count) == number
+
+
+def number_of_shard(row: SampleOrFailure | SampleKey, count: int) -> int:
+    """Which of `count` shards a row belongs to."""
     value = row.input_index
     if not isinstance(row, Failure) and count > 1:
         digest = hashlib.sha256(row.image_key.encode("utf-8", "surrogatepass")).digest()
         value = int.from_bytes(digest[:8], "big")
-    return value % count == number
+    return value % count
 
 
 def group_by_image(samples: Sequence[Sample]) -> list[Sample]:

@@ -112,17 +112,17 @@ def write_commit(path: Path, commit: Commit, run_id: str) -> None:
     write_sealed_json(record_path(path, *commit.key), to_json(stored))
 
 
-def read_commits(path: Path, run_id: str) -> tuple[Commit, ...]:
-    """Every commit of the run folder `path`, oldest first, without those that a later one replaces.
+def read_commits(path: Path, run_id: str, shard: Shard | None = None) -> tuple[Commit, ...]:
+    """Every commit of the run folder `path`, or of one shard, oldest first, without those that a later one replaces.
 
     Raises DamagedRunError for a record that cannot be read or does not belong to the run `run_id`. It is also
     raised for a part that is missing or has another size than its record says, and for a part before the last
     one that has lost its record.
     """
     while True:
-        listed = list_commits(path, ".json")
+        listed = [key for key in list_commits(path, ".json") if shard in (None, key[0])]
         try:
-            return _read_listed(path, listed, run_id)
+            return _read_listed(path, listed, run_id, shard)
         except DamagedRunError:
             # Compaction removes a record before its part. If no record is gone, this is damage.
             if set(listed) <= set(list_commits(path, ".json")):
@@ -228,7 +228,7 @@ def in_order(commits: Iterable[Commit]) -> list[Commit]:
     return sorted(commits, key=lambda commit: (commit.created, commit.shard, commit.counter))
 
 
-def _read_listed(path: Path, listed: list[CommitKey], run_id: str) -> tuple[Commit, ...]:
+def _read_listed(path: Path, listed: list[CommitKey], run_id: str, shard: Shard | None) -> tuple[Commit, ...]:
     commits: list[Commit] = []
     replaced: set[CommitKey] = set()
     for key in reversed(listed):  # a commit is replaced by one with a higher counter
@@ -239,5 +239,6 @@ def _read_listed(path: Path, listed: list[CommitKey], run_id: str) -> tuple[Comm
             replaced |= {(commit.shard, counter) for counter in commit.replaces}
             commits.append(commit)
     for key, why in lost_records(path, replaced).items():
-        raise damaged_part(part_path(path, *key), why)
+        if shard in (None, key[0]):
+            raise damaged_part(part_path(path, *key), why)
     return tuple(in_order(commits))

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-from midsight.errors import RunError
+from midsight.errors import LockedError, RunError
 from midsight.store.files import LOCKS, START_LOCK, Shard, shard_name
 
 try:
@@ -36,7 +36,7 @@ LONGEST_COMMAND = 200
 def take_lock(path: Path, *, wait_s: float | None = None) -> FileIO:
     """The open file at `path`, locked until it is closed or this process ends; it says who holds it.
 
-    Raises RunError that names the holder if another process still has it locked after `wait_s` seconds
+    Raises LockedError that names the holder if another process still has it locked after `wait_s` seconds
     (SHARD_WAIT_S by default). Raises RunError on a platform without flock.
     """
     if fcntl is None:
@@ -55,7 +55,7 @@ def take_lock(path: Path, *, wait_s: float | None = None) -> FileIO:
                 time.sleep(0.02)
                 continue
             file.close()
-            raise RunError(_held(path)) from None
+            raise LockedError(_held(path)) from None
         except OSError as error:
             file.close()
             raise RunError(

@@ -10,7 +10,7 @@ from midsight.errors import MidsightError
 
 def import_optional(package: str) -> Any:
     """The module `package`, which one of midsight's extras installs; raises MidsightError if it is missing."""
-    extra = {"h5py": "hdf5", "submitit": "slurm"}.get(package, package)
+    extra = {"h5py": "hdf5", "ray.data": "ray", "submitit": "slurm"}.get(package, package)
     try:
         return importlib.import_module(package)
     except ImportError as error:

@@ -14,6 +14,7 @@ import pyarrow as pa
 from midsight.errors import DamagedRunError, MidsightError, Option, RunError, counted
 from midsight.samples.sample import Failure
 from midsight.store.commits import Commit, CommitKey, part_path, read_commits, record_path
+from midsight.store.files import Shard
 from midsight.store.numbers import numbers_of
 from midsight.store.optional import import_optional
 from midsight.store.parts import read_part
@@ -386,11 +387,11 @@ def open_run(path: str | Path) -> Run:
         return run
 
 
-def read_commit_records(path: str | Path) -> Run:
-    """The run in the folder `path`, whose rows nobody has read: the same one may be in two commits."""
+def read_commit_records(path: str | Path, shard: Shard | None = None) -> Run:
+    """The run in the folder `path`, or one shard of it, whose rows nobody has read: one may be in two commits."""
     path = Path(path).absolute()
     spec = read_spec(path)
-    return Run(path, spec, read_commits(path, spec.run_id))
+    return Run(path, spec, read_commits(path, spec.run_id, shard))
 
 
 def _opened_before(path: Path, run_id: str, keys: tuple[CommitKey, ...]) -> Run:
