@@ -31,7 +31,8 @@ ONEVISION, FASTVLM = "llava-hf/llava-onevision-qwen2-7b-ov-hf", "KamilaMila/Fast
 GEMMA, INTERNVL = "google/gemma-3-4b-it", "OpenGVLab/InternVL3-1B-hf"
 QWEN3, GLM = "Qwen/Qwen3-VL-8B-Instruct", "zai-org/GLM-4.1V-9B-Thinking"
 IDEFICS3, SMOLVLM2 = "HuggingFaceM4/Idefics3-8B-Llama3", "HuggingFaceTB/SmolVLM2-2.2B-Instruct"
-MOLMO2 = "allenai/Molmo2-4B"
+MOLMO2, OVIS2 = "allenai/Molmo2-4B", "thisisiron/Ovis2-1B-hf"
+DEEPSEEK = "deepseek-community/deepseek-vl-1.3b-chat"
 
 PUBLISHED = {
     PHI: ("Phi-4-multimodal", 1152, 448, 32, (0, 8, 16, 24, 31), 3072, "<|endoftext10|>", 200010),
@@ -48,6 +49,8 @@ PUBLISHED = {
     IDEFICS3: ("Idefics3", 1152, 364, 32, (0, 8, 16, 24, 31), 4096, "<image>", 128257),
     SMOLVLM2: ("SmolVLM2", 1152, 384, 24, (0, 6, 12, 18, 23), 2048, "<image>", 49190),
     INTERNVL: ("InternVL 3", 1024, 448, 24, (0, 6, 12, 18, 23), 896, "<IMG_CONTEXT>", 151667),
+    OVIS2: ("Ovis2", 1024, 448, 24, (0, 6, 12, 18, 23), 896, "<IMG_ATOM>", 151665),
+    DEEPSEEK: ("DeepSeek-VL", 1024, 384, 24, (0, 6, 12, 18, 23), 2048, "<image_placeholder>", 100015),
     MOLMO2: ("Molmo 2", 2304, None, 36, (0, 9, 18, 27, 35), 2560, "<im_patch>", 151938),
 }
 """Family, vision width, processor columns, layers, default layers, hidden width, image token and id."""
@@ -105,6 +108,8 @@ def test_parameters_are_those_of_the_published_models(rows):
         QWEN3: 8.77,
         GLM: 10.29,
         INTERNVL: 0.94,
+        OVIS2: 1.13,
+        DEEPSEEK: 1.96,
         MOLMO2: 4.85,
     }
     assert {row.name: row for row in rows}[MOLMO2].total_parameters == 4_850_869_200, "as the index of Molmo2-4B says"
@@ -129,6 +134,8 @@ def test_image_tokens_are_those_of_an_image_of_640_x_480(rows):
         IDEFICS3: 13 * 169,
         SMOLVLM2: 13 * 81,
         INTERNVL: 13 * 256,
+        OVIS2: 5 * 256,
+        DEEPSEEK: 24 * 24,
         MOLMO2: 14 * 14 + 23 * 23,
     }
 

@@ -14,7 +14,7 @@ from midsight.check.full_forward import largest_error
 from midsight.errors import MidsightError, SampleError
 from midsight.extraction import attention, extract_call, prefill
 from midsight.extraction.request import resolve
-from midsight.families import fast_vlm, glm4v, inputs, llava, llava_onevision
+from midsight.families import deepseek_vl, fast_vlm, glm4v, inputs, llava, llava_onevision, ovis2
 from midsight.families.family import joined_pixel_values
 from midsight.prompts import prompt
 from midsight.samples.sample import Sample
@@ -526,6 +526,41 @@ class TestGlm:
 
         with pytest.raises(AssertionError, match="is off by"):
             compare(declaring(image_embeddings=turned))
+
+
+@pytest.mark.parametrize("name", ["deepseek_vl"], indirect=True)
+def test_features_before_the_encoders_last_norm(compare, declaring):
+    with pytest.raises(AssertionError, match="is off by"):
+        compare(declaring(encode=dataclasses.replace(deepseek_vl.SQUARES, feature=-1).encode))
+
+
+@pytest.mark.parametrize("name", ["ovis2"], indirect=True)
+class TestOvis2:
+    """The tokens that stand between tiles and around an image have embeddings of its visual vocabulary."""
+
+    def test_indicators_with_the_embeddings_of_text(self, compare, declaring):
+        with pytest.raises(AssertionError, match="is off by"):
+            compare(declaring(inputs=inputs.insert_image_embeddings))
+
+    def test_the_end_of_an_image_left_to_the_question(self, declaring):
+        assert failing(declaring(image_marks=lambda _: ()), "continued prefix") >= {
+            "a question on the image's prefix and the whole prompt at once",
+            "several questions on one prefix and the whole prompt at once",
+        }
+
+    def test_patches_joined_in_another_order(self, compare, monkeypatch, model):
+        monkeypatch.setattr(ovis2, "joined", lambda features, side: features.reshape(len(features), 4, -1))
+        with pytest.raises(AssertionError, match="is off by"):
+            compare(model)
+
+    def test_an_end_that_is_not_written(self, declaring, model):
+        original = model.loaded.family.vision.image_inputs
+
+        def unended(*args):
+            image = original(*args)
+            return dataclasses.replace(image, text=image.text.removesuffix("<IMG_END>"))
+
+        assert TestPrompts.CAUGHT in failing(declaring(image_inputs=unended), "prompts")
 
 
 @pytest.mark.parametrize("name", ["qwen3_vl"], indirect=True)

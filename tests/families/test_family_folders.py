@@ -55,6 +55,8 @@ PUBLISHED_NAMES = {
     "internvl": INTERNVL_NAMES,
     "qwen3_vl": {},
     "glm4v": {},
+    "deepseek_vl": {},
+    "ovis2": {},
     "idefics3": {},
     "smolvlm": {},
     "fast_vlm": {},
@@ -88,7 +90,7 @@ def publish_settings(name, folder):
     (folder / "preprocessor_config.json").write_text(json.dumps(settings))
     if name == "gemma3":
         shorten_rotary_settings(folder / "config.json")
-    if name.startswith(("llava", "fast_vlm", "gemma", "idefics", "smolvlm", "internvl")):
+    if name.startswith(("llava", "fast_vlm", "gemma", "idefics", "smolvlm", "internvl", "ovis2", "deepseek")):
         replace_file(path, json.dumps(processor).encode())
         template = folder / "chat_template.jinja"
         (folder / "chat_template.json").write_text(json.dumps({"chat_template": template.read_text()}))

@@ -69,7 +69,7 @@ def test_images_between_texts_equal_the_full_forward(family, model, reference, m
     assert list(item.prompt.token_ids) == theirs["input_ids"][0].tolist()
     before, between_them, after = item.prompt.text.split(model.loaded.family.prompt.image_in_template)
     if family.interleaves:
-        texts = [text.strip() if family.trims else text for text in ("Is ", " like ", "? Say why.")]
+        texts = [family.trim(text) for text in ("Is ", " like ", "? Say why.")]
         assert [text in place for text, place in zip(texts, (before, between_them, after), strict=True)] == [True] * 3
     else:
         assert "Are they alike? Say why." in after

@@ -40,7 +40,7 @@ def test_a_prompt_is_what_template_and_processor_make(family, model, reference, 
     is_image = inputs["input_ids"][0] == reference.image_token_id
     assert layout.image_indices().tolist() == is_image.nonzero()[:, 0].tolist()
     asked = model.loaded.tokenizer.decode(item.prompt.token_ids[layout.question.start : layout.question.stop])
-    assert asked == (question.strip() if family.trims else question)
+    assert asked == family.trim(question)
 
 
 def write_bos_rule(folder):
@@ -88,6 +88,7 @@ def own_ids(folder, images, question, **options):
     processor: Any = AutoProcessor.from_pretrained(folder)
     shown: list[Any] = [rgb(image) for image in images]
     call: dict[str, Any] = {"tokenize": True, "add_generation_prompt": True, "return_dict": True}
+    call["return_tensors"] = "pt"  # without it, Ovis2's processor raises
     turns: list[Any] = [
         {"role": role, "content": [{"type": "text", "text": text}]}
         for role, text in (("system", options.get("system")), ("user", question))
@@ -102,7 +103,7 @@ def own_ids(folder, images, question, **options):
         turns = [{**turn, "content": text} for turn, text in zip(turns, texts, strict=True)]
         turns[-1]["content"] = processor.image_token * len(shown) + turns[-1]["content"]
     encoded = processor.apply_chat_template(turns, **call)
-    return list(encoded["input_ids"][0])
+    return encoded["input_ids"][0].tolist()
 
 
 class TestFoldersTemplate:
@@ -183,7 +184,8 @@ class TestFoldersTemplate:
         text = model.loaded.family.prompt.image_markup * 2 + "What differs?"
         assert item.prompt.text.replace("<|begin_of_text|>", "").removeprefix("<|im_end|>") == text
         processor: Any = AutoProcessor.from_pretrained(folder)
-        assert ids == list(processor(text=text, images=[[rgb(image) for image in self.IMAGES]])["input_ids"][0])
+        images = [[rgb(image) for image in self.IMAGES]]
+        assert ids == processor(text=text, images=images, return_tensors="pt")["input_ids"][0].tolist()
 
     def test_the_templates_own_system_turn_is_replaced_or_left_out(self, family, folder):
         if not family.own_system:
@@ -195,7 +197,7 @@ class TestFoldersTemplate:
         if family.own_system:
             _, _, item = self.ids(folder, system="")
             markup = midsight.load(folder, device="cpu", weights=False).loaded.family.prompt.image_markup
-            assert item.prompt.text.startswith(f"<|im_start|>user\n{markup}")
+            assert item.prompt.text.startswith((f"<|im_start|>user\n{markup}", f"User: {markup}"))
 
     def test_a_template_with_the_image_token_alone_has_a_system_turn_too(self, folder, tmp_path):
         folder = copy_folder(folder, tmp_path / "model")

@@ -15,8 +15,8 @@ from midsight.prompts.token_layout import TokenLayout
 from support.damages import DAMAGED_CASES, EVERYTHING, declaring, failing
 from support.parity import assert_parity, expect, extract_records, samples_of
 
-TILES = ["llava_next", "llava_onevision", "idefics3", "smolvlm", "internvl", "molmo2"]
-WHOLE_IMAGE_FIRST = ("llava_next", "llava_onevision", "molmo2")
+TILES = ["llava_next", "llava_onevision", "idefics3", "smolvlm", "internvl", "ovis2", "molmo2"]
+WHOLE_IMAGE_FIRST = ("llava_next", "llava_onevision", "ovis2", "molmo2")
 OTHER_PROMPT = "prompts whose token ids differ from the processor's own"
 
 

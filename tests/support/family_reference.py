@@ -17,6 +17,7 @@ from PIL import Image
 from transformers import (
     AutoImageProcessor,
     AutoProcessor,
+    DeepseekVLForConditionalGeneration,
     FastVlmForConditionalGeneration,
     Gemma3ForConditionalGeneration,
     Glm4vForConditionalGeneration,
@@ -27,6 +28,7 @@ from transformers import (
     LlavaOnevisionForConditionalGeneration,
     MllamaForConditionalGeneration,
     Molmo2ForConditionalGeneration,
+    Ovis2ForConditionalGeneration,
     Phi4MultimodalForCausalLM,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2VLForConditionalGeneration,
@@ -35,6 +37,7 @@ from transformers import (
 )
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
+from midsight.testing.deepseek_vl import write_deepseek_vl
 from midsight.testing.fast_vlm import write_fast_vlm
 from midsight.testing.gemma3 import write_gemma3
 from midsight.testing.glm4v import write_glm4v
@@ -44,6 +47,7 @@ from midsight.testing.llava import write_llava, write_llava_next
 from midsight.testing.llava_onevision import write_llava_onevision
 from midsight.testing.mllama import write_mllama
 from midsight.testing.molmo2 import write_molmo2
+from midsight.testing.ovis2 import write_ovis2
 from midsight.testing.phi4_multimodal import write_phi4_multimodal
 from midsight.testing.qwen2_5_vl import write_qwen2_5_vl, write_qwen2_vl, write_qwen3_vl
 from support.reference import Forward, Reference, mean_over_real_patches
@@ -143,8 +147,8 @@ class Family:
     """Whether the template adds a system turn of its own."""
     interleaves: bool = True
     """Whether the template keeps the places of images between texts."""
-    trims: bool = False
-    """Whether the template trims the user's text."""
+    trim: Callable[[str], str] = str
+    """What the template makes of the user's text after an image."""
     tied: bool = False
     """Whether the head is the token embedding, which is not stored twice."""
     tokens_of_every_image: int | None = None
@@ -348,6 +352,21 @@ FAMILIES = {
         interleaves=False,
         misfit={"size": {"height": 70, "width": 70}},
     ),
+    "deepseek_vl": Family(
+        write_deepseek_vl,
+        DeepseekVLForConditionalGeneration,
+        image_token_id=100015,
+        tower="model.vision_model",
+        vision_mean=mean_over_squares,
+        stop_ids=(100001,),
+        reference=FamilyReference,
+        text_in_template="content['text']",
+        first_by="tokenizer",
+        own_system=True,
+        trim=str.rstrip,
+        tokens_of_every_image=16,
+        misfit={"size": {"height": 70, "width": 70}},
+    ),
     "fast_vlm": Family(
         write_fast_vlm,
         FastVlmForConditionalGeneration,
@@ -372,7 +391,7 @@ FAMILIES = {
         reference=FamilyReference,
         text_in_template="item['text']",
         first_by="template",
-        trims=True,
+        trim=str.strip,
         tied=True,
         tokens_of_every_image=16,
         misfit={"size": {"height": 70, "width": 70}},
@@ -396,6 +415,18 @@ FAMILIES = {
         stop_ids=(151645,),
         reference=FamilyReference,
         text_in_template="content['text']",
+        misfit={"size": {"height": 70, "width": 70}},
+    ),
+    "ovis2": Family(
+        write_ovis2,
+        Ovis2ForConditionalGeneration,
+        image_token_id=151665,
+        tower="model.vision_tower.transformer",
+        vision_mean=mean_over_squares,
+        stop_ids=(151645,),
+        reference=FamilyReference,
+        text_in_template="content['text']",
+        own_system=True,
         misfit={"size": {"height": 70, "width": 70}},
     ),
     "molmo2": Family(

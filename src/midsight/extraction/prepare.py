@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 import torch
@@ -53,11 +54,16 @@ class PreparedSample:
     """int64 [axes, tokens]: the decoder's position of each token."""
     reads_ahead: Span | None = None
     """From the first to the last token that reads others after it; None if every token reads backwards only."""
+    marks_after_image: int = 0
+    """How many tokens right after the last image token have embeddings of their own."""
 
     @property
     def prefix_length(self) -> int:
-        """Tokens of the prompt up to its last image token, inclusive, and up to the last one that image tokens read."""
-        end = self.prompt.layout.vision_token + 1
+        """Tokens of the prompt up to its last image token, inclusive, and up to the last one that image tokens read.
+
+        With those after it that have embeddings of their own.
+        """
+        end = self.prompt.layout.vision_token + 1 + self.marks_after_image
         return end if self.reads_ahead is None else max(end, self.reads_ahead.stop)
 
     @property
@@ -108,7 +114,8 @@ def prepare(
             reason = f"The sample could not be prepared: {type(error).__name__}: {first_line(error)}."
             return Failure(sample.sample_id, sample.input_index, reason)
         joint_id = joint_image_id([image.image_id for image in images])
-        return PreparedSample(sample, joint_id, inputs, prompt, positions, reads_ahead(model, prompt))
+        ahead, marks = reads_ahead(model, prompt), marks_after_image(model, prompt)
+        return PreparedSample(sample, joint_id, inputs, prompt, positions, ahead, marks)
 
     return [prepare_sample(sample) for sample in samples]
 
@@ -121,6 +128,13 @@ def reads_ahead(model: LoadedModel, prompt: PromptTokens) -> Span | None:
     blocks = decoder.blocks(model.config, torch.tensor([prompt.token_ids]), [prompt.layout])[0]
     inside = (blocks >= 0).nonzero()[:, 0].tolist()
     return Span(inside[0], inside[-1] + 1) if inside else None
+
+
+def marks_after_image(model: LoadedModel, prompt: PromptTokens) -> int:
+    """How many tokens right after the last image token have embeddings of their own."""
+    marks = model.family.decoder.image_marks(model.config)
+    after = prompt.token_ids[prompt.layout.vision_token + 1 :] if marks and prompt.layout.image else ()
+    return sum(1 for _ in takewhile(lambda token_id: token_id in marks, after))
 
 
 def note_of(source: ImageSource, sample_id: str, note: Note) -> Note:

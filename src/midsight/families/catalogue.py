@@ -21,11 +21,13 @@ FAMILIES = {
     "LlavaForConditionalGeneration": "midsight.families.llava",
     "LlavaNextForConditionalGeneration": "midsight.families.llava_next",
     "LlavaOnevisionForConditionalGeneration": "midsight.families.llava_onevision",
+    "DeepseekVLForConditionalGeneration": "midsight.families.deepseek_vl",
     "FastVlmForConditionalGeneration": "midsight.families.fast_vlm",
     "Gemma3ForConditionalGeneration": "midsight.families.gemma3",
     "Idefics3ForConditionalGeneration": "midsight.families.idefics3",
     "SmolVLMForConditionalGeneration": "midsight.families.smolvlm",
     "InternVLForConditionalGeneration": "midsight.families.internvl",
+    "Ovis2ForConditionalGeneration": "midsight.families.ovis2",
     "Molmo2ForConditionalGeneration": "midsight.families.molmo2",
 }
 """Architecture, as in config.json, to the module that holds its FAMILY."""

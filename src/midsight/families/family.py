@@ -45,6 +45,14 @@ class ReadThreshold(Protocol):
         ...
 
 
+class ReadTokenIds(Protocol):
+    """Reads token ids from a config."""
+
+    def __call__(self, config: Any, /) -> Sequence[int]:
+        """`config` is transformers' config of the whole model."""
+        ...
+
+
 class DescribeEncoder(Protocol):
     """Says in words what the vision encoder is."""
 
@@ -193,6 +201,11 @@ def no_threshold(_config: Any) -> None:
     """For decoders whose rotary factors do not change with the length."""
 
 
+def no_marks(_config: Any) -> Sequence[int]:
+    """For decoders that take the embeddings of all other tokens from their own table."""
+    return ()
+
+
 def no_fixes(_model: nn.Module) -> tuple[str, ...]:
     """For families without a known bug."""
     return ()
@@ -271,6 +284,9 @@ class Decoder:
     """Whether an image's tokens read each other in both directions, as in Gemma 3."""
     blocks: NumberBlocks = image_blocks
     """Which tokens they are, if so: by default the image tokens of each image."""
+    image_marks: ReadTokenIds = no_marks
+    """Ids of tokens around an image that have embeddings of their own, as Ovis2's end of an image. Those right after an
+    image belong to what questions on the same images share."""
     longrope_threshold: ReadThreshold = no_threshold
     """Longest prompt, in tokens, that uses the short rotary factors; None without longrope."""
 

@@ -112,9 +112,12 @@ def find_default_turn(processor: Any, declaration: FamilyPrompt, template: ChatT
     if known and user_head != head and user_head in after:
         stop = len(default) - len(after) + after.index(user_head)
         return SystemTurn(left_out=default[start:stop], start=start)
-    stop = end_of_fixed_turn(default, start, before, after)
-    if stop > start:
-        return SystemTurn(left_out=default[start:stop], start=start)
+    stops = [*ends_of_fixed_text(default, start, before, after)]
+    for stop in stops:
+        if is_system_turn(default[start:stop], before[stop:], after.removesuffix(default[stop:])) or (
+            len(stops) == 1 and begins_with_user(processor, declaration, template, default[stop:])
+        ):
+            return SystemTurn(left_out=default[start:stop], start=start)
     raise MidsightError(
         Option("system"),
         " is '', and it cannot be told whether the chat template adds a system turn on its own; leave it out, or give ",
@@ -123,18 +126,19 @@ def find_default_turn(processor: Any, declaration: FamilyPrompt, template: ChatT
     )
 
 
-def end_of_fixed_turn(default: str, start: int, before: str, after: str) -> int:
-    """Where the system turn ends that a template writes before every conversation; `start` if it writes none.
+def ends_of_fixed_text(default: str, start: int, before: str, after: str) -> Iterator[int]:
+    """Where the text may end that a template writes before every conversation, and before a system turn too.
 
-    `before` and `after` stand around the user's system text in a prompt that has both turns.
+    `before` and `after` stand around the user's system text in a prompt that has such a turn.
     """
     for stop in range(start + 1, len(default)):
-        own, opening, rest = default[start:stop], before[stop:], default[stop:]
-        if before.startswith(default[:stop]) and after.endswith(rest) and opening.strip():
-            closing = after.removesuffix(rest)
-            if own.startswith(opening.rstrip()) and own.endswith(closing):
-                return stop
-    return start
+        if before.startswith(default[:stop]) and after.endswith(default[stop:]) and before[stop:].strip():
+            yield stop
+
+
+def is_system_turn(own: str, opening: str, closing: str) -> bool:
+    """Whether a text begins and ends like a system turn, which has these around its own text."""
+    return own.startswith(opening.rstrip()) and own.endswith(closing)
 
 
 def begins_with_user(processor: Any, declaration: FamilyPrompt, template: ChatTemplate, prompt: str) -> bool:

@@ -2,6 +2,7 @@
 
 from midsight.check.check import Check
 from midsight.check.family_checks import check_family
+from midsight.testing.deepseek_vl import write_deepseek_vl
 from midsight.testing.fast_vlm import write_fast_vlm
 from midsight.testing.gemma3 import write_gemma3
 from midsight.testing.glm4v import write_glm4v
@@ -11,6 +12,7 @@ from midsight.testing.llava import write_llava, write_llava_next
 from midsight.testing.llava_onevision import write_llava_onevision
 from midsight.testing.mllama import write_mllama
 from midsight.testing.molmo2 import write_molmo2
+from midsight.testing.ovis2 import write_ovis2
 from midsight.testing.phi4_multimodal import write_phi4_multimodal
 from midsight.testing.phi4mm import write_published_phi4mm
 from midsight.testing.qwen2_5_vl import write_qwen2_5_vl, write_qwen2_vl, write_qwen3_vl
@@ -18,6 +20,7 @@ from midsight.testing.qwen2_5_vl import write_qwen2_5_vl, write_qwen2_vl, write_
 __all__ = [
     "Check",
     "check_family",
+    "write_deepseek_vl",
     "write_fast_vlm",
     "write_gemma3",
     "write_glm4v",
@@ -28,6 +31,7 @@ __all__ = [
     "write_llava_onevision",
     "write_mllama",
     "write_molmo2",
+    "write_ovis2",
     "write_phi4_multimodal",
     "write_published_phi4mm",
     "write_qwen2_5_vl",
