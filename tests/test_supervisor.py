@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -42,7 +43,7 @@ def test_the_command_on_a_gpu_has_one():
 @pytest.mark.slow
 @pytest.mark.parametrize(("end", "exit_code"), [("crash", 3), ("0", 0), ("2", 2)])
 def test_a_worker_is_not_blamed_for_the_samples_of_an_earlier_process(tmp_path, end, exit_code):
-    working = working_path(tmp_path, (0, 1))
+    working = Path(str(working_path(tmp_path, (0, 1))))
     working.parent.mkdir()
     working.write_text('{"samples": ["q1"], "alone": true}')
     done = subprocess.run([sys.executable, "-c", WORKER, tmp_path, end], capture_output=True, text=True, timeout=60)

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import numpy as np
 import pyarrow as pa
 
+from midsight.buckets.path import Place
 from midsight.errors import MidsightError
 from midsight.labels.judge import JudgeOptions, Undecided
 from midsight.labels.label import label_from_file, label_run
 from midsight.store import reader
 from midsight.store.annotations import LabelRecord, label_names, read_label
-from midsight.store.hub import download_run, is_hub_address, parse_address
 from midsight.taps.shown import no_such_column
 
 if TYPE_CHECKING:
@@ -291,12 +291,13 @@ def _unpickled(opened: Callable[..., reader.Run], arguments: tuple[Any, ...]) ->
     return Run.of(opened(*arguments))
 
 
-def open_run(path: str | Path) -> Run:
+def open_run(path: str | Place) -> Run:
     """Opens a run; it may still be written to.
 
     Args:
-        path: The run folder, or the address of a run on the hub: `hf://datasets/OWNER/NAME`, with `@REVISION` for
-            another one than the main branch. Its files are downloaded into the hub's cache.
+        path: The run folder, its address in a bucket (`s3://`, `gs://` or `az://`, by the user's own credentials), or
+            that of a run on the hub: `hf://datasets/OWNER/NAME`, with `@REVISION` for another one than the main branch.
+            Files from the hub are downloaded into its cache.
 
     Returns:
         What is committed by now.
@@ -306,6 +307,4 @@ def open_run(path: str | Path) -> Run:
         RunError: The run's format is newer than this midsight.
         DamagedRunError: run.json, a commit record or a part's size is not what was written, or a row is there twice.
     """
-    if is_hub_address(path):
-        path = download_run(parse_address(str(path)))
     return Run.of(reader.open_run(path))

@@ -126,6 +126,10 @@ class CommitError(RunError):
     resumable = True
 
 
+class UnreachableError(CommitError):
+    """An object store that cannot be reached, or refuses; everything committed is intact."""
+
+
 def first_line(error: BaseException) -> str:
     """The first line of what a library's error says, cut where it is long; the error's type if it says nothing."""
     return quoted(str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__)

@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -44,7 +43,7 @@ from midsight.samples.images import decode_image, image_id
 from midsight.samples.sample import Failure, Sample
 from midsight.store import writer
 from midsight.store.files import START_LOCK, write_atomically
-from midsight.store.lock import START_WAIT_S, take_lock
+from midsight.store.lock import START_WAIT_S, Lock, take_lock
 
 QUESTIONS_OF_AN_IMAGE = 5
 MISSING_IMAGE = 7
@@ -134,7 +133,7 @@ def replace_forward_pass(behaviour: Behaviour) -> None:
         writer.take_lock = _take_lock_and_stop
 
 
-def _take_lock_and_stop(path: Path, *, wait_s: float | None = None) -> FileIO:
+def _take_lock_and_stop(path: Path, *, wait_s: float | None = None) -> Lock:
     taken = take_lock(path, wait_s=wait_s)
     if path.name == START_LOCK:
         os.kill(os.getpid(), signal.SIGSTOP)

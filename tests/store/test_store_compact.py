@@ -162,8 +162,8 @@ def test_a_merged_part_that_reads_back_differently_is_not_committed(run_folder, 
     def write_badly(path, data):
         write(path, bytes(data[:-1]) + b"!" if path.suffix == ".parquet" else data)
 
-    write = compact.write_atomically
-    monkeypatch.setattr(compact, "write_atomically", write_badly)
+    write = compact.write_new
+    monkeypatch.setattr(compact, "write_new", write_badly)
     with pytest.raises(RunError, match=r"2-0000\d\d\.parquet"):
         compact.compact(run_folder)
     assert content_of(run_folder) == before

@@ -391,7 +391,7 @@ def test_a_failing_disk_leaves_the_old_export(one_run, tmp_path, monkeypatch, fo
 
 def test_damage_stops_an_export(tmp_path):
     run = write_mixed(tmp_path / "run")
-    part = files_of(run.path, ".parquet")[1]
+    part = files_of(tmp_path / "run", ".parquet")[1]
     data = bytearray(part.read_bytes())
     data[len(data) // 2] ^= 1
     part.write_bytes(data)

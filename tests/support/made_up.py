@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from midsight.buckets.path import Place
 from midsight.records import Record
 from midsight.samples.sample import Failure
 from midsight.store import RunSpec, RunWriter, open_run
@@ -163,7 +164,7 @@ def make_failure(index: int, reason: str = "The image is not an image.") -> Fail
     return Failure(f"s{index}", index, reason)
 
 
-def write_run(path: Path, records: Iterable[Record], spec: RunSpec | None = None, **options: Any) -> None:
+def write_run(path: str | Place, records: Iterable[Record], spec: RunSpec | None = None, **options: Any) -> None:
     """Write `records` into the run folder `path`."""
     with RunWriter(path, spec or make_spec(), **options) as writer:
         for record in records:
@@ -175,7 +176,7 @@ def files_of(path: Path, suffix: str) -> list[Path]:
     return sorted((path / "parts").glob(f"*{suffix}"))
 
 
-def content_of(path: Path) -> tuple[list[dict[str, Any]], list[Failure]]:
+def content_of(path: str | Place) -> tuple[list[dict[str, Any]], list[Failure]]:
     """All that a run reads as: its rows in dataset order, every column of them, and its failures."""
     run = open_run(path)
     rows = [row for batch in run.batches(run.columns) for row in batch.to_pylist()]

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from midsight.commands.options import RunArgument
 from midsight.commands.outcome import Debug, reported_errors
 from midsight.errors import counted
 
 
 def compact(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    run: RunArgument,
     target_mb: Annotated[int, typer.Option(min=1, help="How large parts may become, in MB.")] = 256,
     debug: Debug = False,
 ) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from midsight.commands.options import RunArgument
 from midsight.commands.outcome import Debug, reported_errors
 from midsight.errors import MidsightError, Option, counted
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    run: RunArgument,
     format: Annotated[str, typer.Option("--format", help="hdf5, safetensors, npz, npy, csv or halp.")],
     out: Annotated[Path, typer.Option("--out", help="File to write; for npy and halp a folder.")],
     columns: Annotated[

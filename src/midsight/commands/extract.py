@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 from rich.console import Console
 
+from midsight.buckets.path import is_bucket_address
 from midsight.commands.options import (
     MODEL,
     RUNNING,
@@ -73,8 +74,12 @@ def extract(
     data: DataArgument,
     model: ModelSource,
     out: Annotated[
-        Path,
-        typer.Option("--out", help="The run folder; an unfinished run is resumed.", rich_help_panel=STORING),
+        str,
+        typer.Option(
+            "--out",
+            help="The run folder, or an address like s3://bucket/run; an unfinished run is resumed.",
+            rich_help_panel=STORING,
+        ),
     ],
     images: Images = None,
     image_column: ImageColumn = None,
@@ -216,8 +221,9 @@ def extract(
             "family": family,
         }
         validate_loading(loading)
-        if needs_supervisor(device) and not dry_run and cluster is None:
-            become_worker(out, own)
+        # the client of a bucket survives no fork
+        if needs_supervisor(device) and not dry_run and cluster is None and not is_bucket_address(out):
+            become_worker(Path(out), own)
         ask = partial(
             make_task,
             data,

@@ -11,12 +11,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from midsight.commands.options import RunArgument
 from midsight.commands.outcome import Debug, reported_errors
 from midsight.errors import MidsightError, Option
 
 
 def label(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    run: RunArgument,
     judge: Annotated[
         str | None, typer.Option(help="yes_no, exact, contains, f1, vqa, numeric, choice, or a variant: yes_no:pope.")
     ] = None,
@@ -43,6 +44,7 @@ def label(
         from midsight.labels.judge import JudgeOptions
         from midsight.labels.label import label_from_file, label_run, parse_undecided
         from midsight.labels.terminal import render_label
+        from midsight.store.hub import require_writable
         from midsight.store.reader import open_run
 
         _require_heeded(
@@ -50,6 +52,7 @@ def label(
             {"id": id_column != "sample_id", "column": column is not None, "null_words": bool(null_words)},
             {"tolerance": tolerance != 0, "lenient": lenient, "undecided": undecided is not None},
         )
+        require_writable(run)
         opened = open_run(run)
         note = ""
         if from_file is not None:

@@ -10,6 +10,9 @@ import typer
 DATA, WHAT, MODEL, RUNNING, STORING = "Data", "What to extract", "Model", "Running", "Storing"
 """Groups of the options in the help."""
 
+RunArgument = Annotated[
+    str, typer.Argument(metavar="PATH", help="A run folder, or its address in a bucket: s3://, gs:// or az://.")
+]
 DataArgument = Annotated[
     str,
     typer.Argument(

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from midsight.buckets.path import Place, to_place
 from midsight.errors import MidsightError
 from midsight.extraction.stopping import handling_signals
 from midsight.flags import as_flag
@@ -21,17 +22,19 @@ DONE, SOME_FAILED, WRONG_CALL, STOPPED = 0, 1, 2, 3
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
 
-def stopped(run: Path | None) -> str:
+def stopped(run: str | Place | None) -> str:
     """What a user should know after a signal, if the command writes a run."""
     if run is None:
         return "Stopped."
-    if any((run / "parts").glob("*.json")):
+    if not isinstance(place := to_place(run), Path):  # a signal's handler does not wait for a network
+        return "Stopped. What was committed is stored; the same command resumes from there."
+    if any((place / "parts").glob("*.json")):
         return "Stopped. What was finished is stored; the same command resumes from there."
     return "Stopped before anything was stored; the same command starts again."
 
 
 @contextmanager
-def reported_errors(*, debug: bool, run: Path | None = None) -> Iterator[None]:
+def reported_errors(*, debug: bool, run: str | Place | None = None) -> Iterator[None]:
     """Turns errors into one sentence and an exit code; `debug` adds the traceback, `run` is the run that is written."""
     errors = Console(stderr=True, soft_wrap=True, highlight=False)
     try:

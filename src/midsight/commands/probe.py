@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from midsight.commands.options import RunArgument
 from midsight.commands.outcome import Debug, reported_errors
 
 
@@ -19,7 +19,7 @@ def names(text: str | None) -> tuple[str, ...]:
 
 
 def probe(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    run: RunArgument,
     label: Annotated[str, typer.Option(help="The label to predict, as `midsight label` made it.")] = "correct",
     name: Annotated[str | None, typer.Option(help="Name of the finding; by default the label's.")] = None,
     columns: Annotated[
@@ -30,7 +30,7 @@ def probe(
     folds: Annotated[int, typer.Option(help="Number of folds.")] = 5,
     holdout: Annotated[float | None, typer.Option(help="Test on this share of the groups, not by folds.")] = None,
     evaluate_on: Annotated[
-        Path | None, typer.Option(metavar="RUN2", help="Test on another run that has the same label.")
+        str | None, typer.Option(metavar="RUN2", help="Test on another run that has the same label.")
     ] = None,
     methods: Annotated[str, typer.Option(help="ridge; also logistic and mlp, for --columns.")] = "ridge",
     halp: Annotated[bool, typer.Option("--halp", help="Also the paper's own recipe, for --columns.")] = False,
@@ -44,6 +44,7 @@ def probe(
         from midsight.probes.study import StudyOptions, study
         from midsight.probes.tables import render_finding
         from midsight.probes.write import write_study
+        from midsight.store.hub import require_writable
         from midsight.store.reader import open_run
         from midsight.store.typed_json import to_json
 
@@ -60,6 +61,7 @@ def probe(
             methods=names(methods),
             halp=halp,
         )
+        require_writable(run)
         opened = open_run(run)
         errors = Console(stderr=True)
         bar = [TextColumn("columns"), MofNCompleteColumn(), TimeElapsedColumn()]

@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
+from midsight.commands.options import RunArgument
 from midsight.commands.outcome import Debug, reported_errors
 
 
 def report(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    run: RunArgument,
     out: Annotated[Path, typer.Option(help="The HTML file to write; an earlier report is replaced.")],
     json: Annotated[Path | None, typer.Option(help="Also write what the page is made of to this JSON file.")] = None,
     column: Annotated[

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from midsight.commands.options import RunArgument
 from midsight.commands.outcome import Debug, reported_errors
 
 
 def show(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    run: RunArgument,
     failures: Annotated[bool, typer.Option("--failures", help="List every failed sample.")] = False,
     debug: Debug = False,
 ) -> None:

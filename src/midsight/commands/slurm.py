@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 import typer
 from typer.core import TyperCommand
 
+from midsight.buckets.path import Place, to_place
 from midsight.commands.extract import extract
 from midsight.commands.outcome import Debug, reported_errors
 from midsight.errors import MidsightError, Option, counted
@@ -52,8 +53,8 @@ def slurm(
 
         out = out_of(context.args)
         options = parse_sbatch(context.obj)
-        folder = logs or out.with_name(f"{out.name}-slurm")
-        if folder.absolute().is_relative_to(out.absolute()):
+        folder = logs or (out.with_name(f"{out.name}-slurm") if isinstance(out, Path) else Path(f"{out.name}-slurm"))
+        if isinstance(out, Path) and folder.absolute().is_relative_to(out.absolute()):
             raise MidsightError(Option("logs", str(folder)), f" lies in the run folder {out}, which holds nothing but "
                                 "the run; give another folder.")  # fmt: skip
         say_what_there_is_to_do(context.args, shards)
@@ -63,14 +64,14 @@ def slurm(
             wait_for(submitted)
 
 
-def out_of(arguments: Sequence[str]) -> Path:
+def out_of(arguments: Sequence[str]) -> Place:
     """The run folder of a call of extract; raises click's error if extract would refuse the call."""
     given = extract_command().make_context("midsight slurm extract", [*arguments])
     for name in OWN_OPTIONS:
         source = given.get_parameter_source(name)
         if source is not None and source.name != "DEFAULT":
             raise MidsightError(Option(name), " cannot be given here, because midsight slurm gives it to each task.")
-    return given.params["out"]
+    return to_place(given.params["out"])
 
 
 def say_what_there_is_to_do(arguments: Sequence[str], shards: int) -> None:
@@ -91,7 +92,7 @@ def extract_command() -> TyperCommand:
     return cast("TyperCommand", typer.main.get_command(app))
 
 
-def say_where_to_look(submitted: Submitted, out: Path, *, local: bool) -> None:
+def say_where_to_look(submitted: Submitted, out: Place, *, local: bool) -> None:
     """The ids of the tasks, and the commands that show what they do."""
     ids = [job.job_id for job in submitted.jobs]
     typer.echo(f"Submitted {counted(len(ids), 'task')}: {', '.join(ids)}.")

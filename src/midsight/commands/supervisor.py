@@ -46,7 +46,7 @@ def become_worker(run: Path, shard: Shard) -> None:
     """
     from midsight.store.attempts import note_seen_death, working_path
 
-    working, parts = working_path(run, shard), run / "parts"
+    working, parts = Path(str(working_path(run, shard))), run / "parts"
     deaths, committed = 0, _count(parts)
     while True:
         alive, held = os.pipe()

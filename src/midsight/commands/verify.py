@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from midsight.commands.options import RunArgument
 from midsight.commands.outcome import SOME_FAILED, Debug, reported_errors
 from midsight.errors import counted
 
 
 def verify(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    run: RunArgument,
     drop_bad: Annotated[
         bool, typer.Option("--drop-bad", help="Delete bad parts; the next start does their samples again.")
     ] = False,

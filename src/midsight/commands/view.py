@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from midsight.commands.options import RunArgument
 from midsight.commands.outcome import Debug, reported_errors
 from midsight.errors import MidsightError, counted, spell_parts
 from midsight.flags import as_flag
@@ -20,7 +21,7 @@ BY_HAND = ("uvx", f"{PROGRAM}==0.26.0")
 
 
 def view(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    run: RunArgument,
     column: Annotated[
         str | None,
         typer.Option(help="Vector column of the map; by default that of a probe, or the last of the query token."),
@@ -41,7 +42,8 @@ def view(
         from midsight.store.reader import open_run
 
         opened = open_run(run)
-        file = out or opened.path.with_name(f"{opened.path.name}.view.parquet")
+        beside = opened.path.parent if isinstance(opened.path, Path) else Path()
+        file = out or beside / f"{opened.path.name}.view.parquet"
         options = ViewOptions(column=column, images=images, limit=limit, thumbnails=thumbnails)
         done = write_view(opened, file, options, overwrite=overwrite or out is None)
         for parts in done.notes:

@@ -33,7 +33,7 @@ def show_findings(run: Run, console: Console) -> None:
         console.print(f"{few} too few for probes; {FEWEST_SCENES} or more give intervals of use.")
         return
     label_run(run, "exact", name=CORRECT)
-    verdicts = write_verdicts(run, run.path.parent / "verdicts.csv")
+    verdicts = write_verdicts(run, Path(str(run.path)).parent / "verdicts.csv")
     for name in (THERE, SAYS_YES):
         label_from_file(run, verdicts, id_column="sample_id", column=name, name=name)
     there, says, correct = (_probe(run, name) for name in (THERE, SAYS_YES, CORRECT))

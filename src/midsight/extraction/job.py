@@ -48,7 +48,7 @@ class Job:
                 self.model, self.request, self.task.store_dtype, samples=todo.remaining, images=todo.remaining_images
             )
         progress = progress_before(todo, self.task.out, size)
-        if size is not None and size > progress.free_bytes:
+        if size is not None and progress.free_bytes is not None and size > progress.free_bytes:
             raise MidsightError(
                 f"{self.task.out} will take about {decimal(size)} more and its disk has "
                 f"{decimal(progress.free_bytes)} free; free some, choose another ",

@@ -57,7 +57,7 @@ def extract(
         data: A table file, Parquet shards, a saved Hugging Face dataset, an `hf://` name, a folder of images; a
             pandas or polars DataFrame, a `datasets.Dataset`, a list of dicts; or (image, question) pairs or Samples.
         model: A loaded model, or its folder or hub id.
-        out: The run folder; it is made if it does not exist.
+        out: The run folder, or an address like `s3://bucket/run`; it is made if it does not exist.
         batch_size: Maximum number of samples in one call of the model; `auto` finds the
             fastest that memory holds.
         store_dtype: `float32` or `float16`, for the stored vectors.

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
+from midsight.buckets.path import Place
 from midsight.checkpoints.adapter import find_fingerprint
 from midsight.checkpoints.load_options import LoadKeywords, Lora, LoraMode, closest_to_float32
 from midsight.extraction.request import Request
@@ -20,7 +21,7 @@ from midsight.taps.tap import choose_layers, choose_positions
 
 
 def require_same_call(
-    out: Path,
+    out: Place,
     data: Dataset | SampleStream,
     request: Request,
     store_dtype: StoreDtype,

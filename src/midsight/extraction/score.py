@@ -99,5 +99,5 @@ def finish(run: Run, out: Path, *, overwrite: bool) -> pa.Table:
     """Writes the table of a finished run, removes the run, and returns the table; raises MidsightError."""
     table = risk_table(run)
     write_table(run, table, out, overwrite=overwrite)
-    shutil.rmtree(run.path, ignore_errors=True)
+    shutil.rmtree(str(run.path), ignore_errors=True)
     return table

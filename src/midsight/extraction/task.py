@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Unpack, get_args
 
+from midsight.buckets.path import Place, to_place
 from midsight.checkpoints.headers import count_layers
 from midsight.checkpoints.hub import find_small_files, require_known_family
 from midsight.checkpoints.load_options import LoadKeywords, validate_loading
@@ -62,7 +63,7 @@ class Task:
     """The samples."""
     request: Request
     """What is extracted from every sample."""
-    out: Path
+    out: Place
     """The run folder."""
     store_dtype: StoreDtype
     """Type of the stored vectors' elements."""
@@ -80,7 +81,7 @@ def make_task(
     data: Data,
     *,
     model: str | Path | None,
-    out: str | Path,
+    out: str | Place,
     store_dtype: StoreDtype = "float32",
     limit: int | None = None,
     shard: Shard = (0, 1),
@@ -106,7 +107,8 @@ def make_task(
         request = replace(request, probe=risk.probe)  # it is read once
     n_layers = validate_by_files(request, None if model is None else Path(model))
     validate_template_choice(request.prompt_template)
-    validate_place(Path(out))
+    place = to_place(out)
+    validate_place(place)
     opened = open_data(data, dataset_options, lambda columns: parse_user_text(request.prompt, columns))
     parse_user_text(request.prompt, prompt_columns(opened.extras, opened.options))
     if model is not None:  # after the data, because a hub id's small files are downloaded
@@ -114,10 +116,8 @@ def make_task(
         if family is None:
             require_known_family(files, str(model))
         n_layers = validate_by_files(request, files)
-    continues = require_same_call(
-        Path(out), opened, request, store_dtype, model=model, loading=loading, n_layers=n_layers
-    )
-    return Task(opened, request, Path(out), store_dtype, limit, shard, retry_failed, continues)
+    continues = require_same_call(place, opened, request, store_dtype, model=model, loading=loading, n_layers=n_layers)
+    return Task(opened, request, place, store_dtype, limit, shard, retry_failed, continues)
 
 
 def validate_by_files(request: Request, folder: Path | None) -> int | None:

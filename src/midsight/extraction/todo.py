@@ -36,8 +36,8 @@ class Progress:
     """Samples that failed in this call."""
     estimated_bytes: int | None
     """Approximate size on disk of the samples still to do."""
-    free_bytes: int
-    """Free space on the run's disk, before this call."""
+    free_bytes: int | None
+    """Free space on the run's disk, before this call; None in a bucket."""
 
     @property
     def remaining(self) -> int | None:

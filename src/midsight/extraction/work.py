@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from midsight.buckets.path import Place
 from midsight.errors import Option
 from midsight.extraction.task import Task
 from midsight.extraction.todo import Progress, Todo, choose
@@ -68,7 +69,7 @@ def todo_of(task: Task, done: Collection[str], failed: Collection[str]) -> Todo:
     return choose(task.data, done, failed, shard=task.shard, limit=task.limit)
 
 
-def progress_before(todo: Todo, out: Path, estimated_bytes: int | None) -> Progress:
+def progress_before(todo: Todo, out: Place, estimated_bytes: int | None) -> Progress:
     """The progress of the run in the folder `out` before `todo`, which will take so many bytes."""
     return Progress(
         samples=todo.samples,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from midsight.buckets.path import Place
 from midsight.probes.crossval import Design
 from midsight.probes.figure import auroc_by_layer
 from midsight.probes.finding import Finding
@@ -22,7 +22,7 @@ from midsight.store.reader import Run
 from midsight.store.typed_json import to_json
 
 
-def write_study(run: Run, study: Study) -> Path:
+def write_study(run: Run, study: Study) -> Place:
     """Writes a study into the run folder, in place of a finding of the same name, and returns its folder."""
     finding, drawing = study.finding, auroc_by_layer(study.finding)
     files = {

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from midsight.analysis import Run, open_run
+from midsight.buckets.path import Place
 from midsight.errors import MidsightError
 from midsight.sharing.card import is_unchanged, write_card
-from midsight.store.commits import part_path, record_path
-from midsight.store.files import RUN_JSON
+from midsight.store.files import PARTS, RUN_JSON
 from midsight.store.hub import HubAddress, parse_address, reporting_hub_errors
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ OnFiles = Callable[[int, int], None]
 """Called with the number of files that are on the hub, and of all."""
 
 
-def push(path: str | Path, to: str, *, private: bool = False, on_files: OnFiles = lambda *_: None) -> Pushed:
+def push(path: str | Place, to: str, *, private: bool = False, on_files: OnFiles = lambda *_: None) -> Pushed:
     """Uploads a run, or what is new in it, with a dataset card.
 
     The repository is made if it does not exist. `run.json` comes last, so what broke off is no run yet; the same call
@@ -123,10 +123,12 @@ def remote_files(api: HfApi, address: HubAddress) -> dict[str, RemoteFile]:
 
 def run_files(run: Run) -> dict[str, Path]:
     """The files of a run by their names in the repository: run.json, commits, labels and findings, but no locks."""
+    if not isinstance(run.path, Path):
+        raise MidsightError(f"{run.path} is in a bucket; copy it to a folder, and push that.")
     files = [run.path / RUN_JSON]
     for commit in run.commits:
-        files.append(record_path(run.path, *commit.key))
-        files += [part_path(run.path, *commit.key)] if commit.part else []
+        suffixes = (".json", ".parquet") if commit.part else (".json",)
+        files += [run.path / PARTS / f"{commit.name}{suffix}" for suffix in suffixes]
     for folder in OF_RUN[1:]:
         files += [file for file in sorted((run.path / folder).rglob("*")) if file.is_file() and not file.is_symlink()]
     return {file.relative_to(run.path).as_posix(): file for file in files}

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from pathlib import Path
 
 import pyarrow as pa
 
+from midsight.buckets.path import Place
 from midsight.errors import counted
 from midsight.store.commits import Commit, CommitKey, list_commits, lost_records, part_path, record_path
 from midsight.store.examine import KEYS, Tally, within
@@ -16,7 +16,7 @@ from midsight.store.parts import damaged_part
 
 
 def find_strays(
-    path: Path, listed: list[CommitKey], replaced: set[CommitKey]
+    path: Place, listed: list[CommitKey], replaced: set[CommitKey]
 ) -> tuple[dict[CommitKey, str], list[str]]:
     """Parts that lost their record, each with the evidence, and notes on other leftovers and gaps."""
     newest = dict(listed)
@@ -43,7 +43,7 @@ def find_strays(
     return lost, notes
 
 
-def find_repeats(path: Path, tally: Tally, key: str, what: str) -> None:
+def find_repeats(path: Place, tally: Tally, key: str, what: str) -> None:
     """Add a finding for every part with a value of the column `key` that this part or an earlier one holds already.
 
     `what` names the value in the finding, with `{}` or `{!r}` in its place.

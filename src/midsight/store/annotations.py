@@ -7,12 +7,12 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from midsight.buckets.path import Place
 from midsight.errors import DamagedRunError, MidsightError, Option
 from midsight.store.files import open_seal, read_json, reporting_disk_errors, write_atomically, write_sealed_json
 from midsight.store.typed_json import MAY_BE_MISSING, WrongJsonError, from_json, to_json
@@ -94,7 +94,7 @@ def validate_name(name: str) -> None:
         )
 
 
-def write_label(run: Path, values: pa.Table, **facts: Any) -> LabelRecord:
+def write_label(run: Place, values: pa.Table, **facts: Any) -> LabelRecord:
     """Stores a label in the run folder `run`, in place of one of the same name.
 
     `values` are as in LABEL_SCHEMA, `facts` are fields of LabelRecord.
@@ -120,12 +120,12 @@ def write_label(run: Path, values: pa.Table, **facts: Any) -> LabelRecord:
     return record
 
 
-def label_names(run: Path) -> list[str]:
+def label_names(run: Place) -> list[str]:
     """The names of the labels in the run folder `run`, sorted."""
     return sorted(path.stem for path in (run / ANNOTATIONS).glob("*.json") if NAME.fullmatch(path.stem))
 
 
-def read_label_record(run: Path, run_id: str, name: str) -> LabelRecord:
+def read_label_record(run: Place, run_id: str, name: str) -> LabelRecord:
     """The record of the label `name`; raises MidsightError if there is none, DamagedRunError if it is damaged."""
     path = run / ANNOTATIONS / f"{name}.json"
     if not NAME.fullmatch(name) or not path.is_file():
@@ -143,7 +143,7 @@ def read_label_record(run: Path, run_id: str, name: str) -> LabelRecord:
     return record
 
 
-def read_label(run: Path, run_id: str, name: str) -> pa.Table:
+def read_label(run: Place, run_id: str, name: str) -> pa.Table:
     """The values of the label `name`, as in LABEL_SCHEMA; raises MidsightError, or DamagedRunError."""
     record = read_label_record(run, run_id, name)
     path = run / ANNOTATIONS / record.data
@@ -156,7 +156,7 @@ def read_label(run: Path, run_id: str, name: str) -> pa.Table:
     return pq.read_table(pa.BufferReader(data))
 
 
-def damaged_labels(run: Path, run_id: str) -> Iterator[tuple[str, str]]:
+def damaged_labels(run: Place, run_id: str) -> Iterator[tuple[str, str]]:
     """File within the run folder, and the problem, of each label that is damaged or of another run."""
     for name in label_names(run):
         try:
@@ -165,5 +165,5 @@ def damaged_labels(run: Path, run_id: str) -> Iterator[tuple[str, str]]:
             yield f"{ANNOTATIONS}/{name}.json", str(error)
 
 
-def _damaged(path: Path, name: str) -> DamagedRunError:
+def _damaged(path: Place, name: str) -> DamagedRunError:
     return DamagedRunError(f"{path} is damaged or missing; make the label {name} again.")

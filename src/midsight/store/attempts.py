@@ -10,12 +10,20 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from threading import Lock
 from typing import Any, TypeVar
 
+from midsight.buckets.path import Place
 from midsight.errors import BrokenOffError
-from midsight.store.files import LOCKS, Shard, parse_shard_name, reporting_disk_errors, shard_name, write_atomically
+from midsight.store.files import (
+    LOCKS,
+    Shard,
+    parse_shard_name,
+    rename,
+    reporting_disk_errors,
+    shard_name,
+    write_atomically,
+)
 from midsight.store.typed_json import from_json, to_json
 
 T = TypeVar("T")
@@ -49,17 +57,17 @@ class Suspicions:
         return aside - {*self.tried_again}
 
 
-def working_path(path: Path, shard: Shard) -> Path:
+def working_path(path: Place, shard: Shard) -> Place:
     """The file of the run folder `path` that exists while a process has samples of `shard` in work."""
     return path / LOCKS / f"{shard_name(shard)}.working"
 
 
-def note_seen_death(working: Path) -> None:
+def note_seen_death(working: Place) -> None:
     """Note that a surviving process saw how the owner of the file `working` ended by its own fault. Raises OSError."""
-    working.replace(working.with_suffix(".seen"))
+    rename(working, working.with_suffix(".seen").name)
 
 
-def read_suspicions(path: Path, shard: Shard) -> Suspicions:
+def read_suspicions(path: Place, shard: Shard) -> Suspicions:
     """What the dead processes of the run folder `path` left, as far as it concerns `shard`; changes nothing."""
     deaths: dict[str, int] = {}
     tried_again: set[str] = set()
@@ -88,7 +96,7 @@ class Attempts:
     Threads may call it. Raises CommitError if the disk refuses, and before each change what `require_lock` raises.
     """
 
-    def __init__(self, path: Path, shard: Shard, require_lock: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, path: Place, shard: Shard, require_lock: Callable[[], None] = lambda: None) -> None:
         self._require_lock = require_lock
         self._working = working_path(path, shard)
         self._file = self._working.with_suffix(".attempts")
@@ -183,24 +191,24 @@ class Attempts:
     def _save(self) -> None:
         self._write(self._file, self._suspicions())
 
-    def _write(self, file: Path, content: Suspicions | _Working) -> None:
+    def _write(self, file: Place, content: Suspicions | _Working) -> None:
         # A file survives the death of the process that wrote it, even if it is not flushed to the disk.
         with reporting_disk_errors(file, "written"):
             self._require_lock()
             write_atomically(file, json.dumps(to_json(content)).encode(), flush=False)
 
-    def _remove(self, file: Path) -> None:
+    def _remove(self, file: Place) -> None:
         with reporting_disk_errors(file, "removed"):
             self._require_lock()
             file.unlink(missing_ok=True)
 
 
-def _alone(file: Path) -> frozenset[str]:
+def _alone(file: Place) -> frozenset[str]:
     working = _read(_Working, file)
     return frozenset(working.samples) if working.alone else frozenset()
 
 
-def _read(kind: type[T], file: Path) -> T:
+def _read(kind: type[T], file: Place) -> T:
     """The content of `file`; that of an empty one if it cannot be read."""
     with suppress(OSError, ValueError, RecursionError):
         content: Any = json.loads(file.read_bytes())

@@ -6,8 +6,8 @@ from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 
+from midsight.buckets.path import BucketPath, Place
 from midsight.errors import DamagedRunError, OtherRunError, RenamedError, counted
 from midsight.samples.sample import Failure
 from midsight.store.files import (
@@ -21,10 +21,12 @@ from midsight.store.files import (
     read_json,
     remedy,
     reporting_unreadable,
+    sealed_json,
     shard_name,
     temporary_name,
-    write_sealed_json,
+    write_new,
 )
+from midsight.store.index import Snapshot, take_snapshot
 from midsight.store.parts import PartDigest, damaged_part
 from midsight.store.typed_json import WrongJsonError, from_json, to_json
 
@@ -89,17 +91,17 @@ class _StoredCommit:
     """As in Commit."""
 
 
-def part_path(path: Path, shard: Shard, counter: int) -> Path:
+def part_path(path: Place, shard: Shard, counter: int) -> Place:
     """Where the run folder `path` keeps the part of one commit."""
     return path / PARTS / f"{commit_stem(shard, counter)}.parquet"
 
 
-def record_path(path: Path, shard: Shard, counter: int) -> Path:
+def record_path(path: Place, shard: Shard, counter: int) -> Place:
     """Where the run folder `path` keeps the record of one commit."""
     return path / PARTS / f"{commit_stem(shard, counter)}.json"
 
 
-def write_commit(path: Path, commit: Commit, run_id: str) -> None:
+def write_commit(path: Place, commit: Commit, run_id: str) -> None:
     """Write the record of `commit` into the run folder `path`; its part must be there. Raises OSError."""
     stored = _StoredCommit(
         run_id=run_id,
@@ -109,10 +111,10 @@ def write_commit(path: Path, commit: Commit, run_id: str) -> None:
         created=commit.created,
         replaces=commit.replaces,
     )
-    write_sealed_json(record_path(path, *commit.key), to_json(stored))
+    write_new(record_path(path, *commit.key), sealed_json(to_json(stored)))
 
 
-def read_commits(path: Path, run_id: str, shard: Shard | None = None) -> tuple[Commit, ...]:
+def read_commits(path: Place, run_id: str, shard: Shard | None = None) -> tuple[Commit, ...]:
     """Every commit of the run folder `path`, or of one shard, oldest first, without those that a later one replaces.
 
     Raises DamagedRunError for a record that cannot be read or does not belong to the run `run_id`. It is also
@@ -120,23 +122,28 @@ def read_commits(path: Path, run_id: str, shard: Shard | None = None) -> tuple[C
     one that has lost its record.
     """
     while True:
-        listed = [key for key in list_commits(path, ".json") if shard in (None, key[0])]
+        snapshot = take_snapshot(path, shard=shard)
+        listed = [key for key in list_commits(path, ".json", snapshot) if shard in (None, key[0])]
         try:
-            return _read_listed(path, listed, run_id, shard)
+            return _read_listed(path, listed, run_id, shard, snapshot)
         except DamagedRunError:
             # Compaction removes a record before its part. If no record is gone, this is damage.
             if set(listed) <= set(list_commits(path, ".json")):
                 raise
 
 
-def read_record(path: Path, shard: Shard, counter: int, run_id: str | None) -> Commit:
+def read_record(
+    path: Place, shard: Shard, counter: int, run_id: str | None, snapshot: Snapshot | None = None
+) -> Commit:
     """The commit that one record describes, without looking at its part.
+
+    `snapshot` may have the record's content already.
 
     Raises DamagedRunError if the record is not what was written, RenamedError if it was renamed, OtherRunError if it
     is of another run than `run_id`; with None it may be of any run.
     """
     file = record_path(path, shard, counter)
-    content = open_seal(file, read_json(file))
+    content = open_seal(file, read_json(file, snapshot.records.get(file.name) if snapshot else None))
     try:
         stored = from_json(_StoredCommit, content)
     except WrongJsonError as error:
@@ -159,26 +166,40 @@ def read_record(path: Path, shard: Shard, counter: int, run_id: str | None) -> C
     return Commit(shard, counter, stored.part, stored.failures, stored.created, stored.replaces)
 
 
-def require_size(file: Path, part: PartDigest) -> None:
-    """Raise DamagedRunError unless the part at `file` is there and has the size that its record says."""
+def require_size(file: Place, part: PartDigest, snapshot: Snapshot | None = None) -> None:
+    """Raise DamagedRunError unless the part at `file` is there and has the size that its record says.
+
+    `snapshot` may have its size already.
+    """
+    listed = snapshot.objects.get(file.name) if snapshot else None
     try:
-        size = file.stat().st_size
+        size = listed.size if listed else file.stat().st_size
     except OSError as error:
         raise damaged_part(file, f"it cannot be found ({error.strerror})") from error
     if size != part.bytes:
         raise damaged_part(file, f"it has {counted(size, 'byte')} instead of {part.bytes:,}")
 
 
-def remove_leftovers(path: Path, shard: Shard, next_counter: int) -> None:
-    """Delete what a dead process of `shard` left uncommitted. The shard's lock must be held. Raises OSError."""
-    for file in (path / PARTS).glob(temporary_name(f"{shard_name(shard)}-*")):
-        file.unlink()
-    for key in list_commits(path, ".parquet"):
-        if key[0] == shard and key[1] >= next_counter:
-            part_path(path, *key).unlink()
+def remove_leftovers(path: Place, shard: Shard, next_counter: int, run_id: str) -> int:
+    """Delete what a dead process of `shard` left uncommitted. The shard's lock must be held. Raises OSError.
+
+    Returns the counter of the next commit. In a bucket, the process may not be dead and may still write the record of
+    its part. So an empty commit takes that record's place first: one of the two writes is refused.
+    """
+    left = [key for key in list_commits(path, ".parquet") if key[0] == shard and key[1] >= next_counter]
+    if isinstance(path, BucketPath):
+        for key in left:
+            write_commit(path, Commit(*key, None, ()), run_id)
+            next_counter = max(next_counter, key[1] + 1)
+    else:
+        for file in (path / PARTS).glob(temporary_name(f"{shard_name(shard)}-*")):
+            file.unlink()
+    for key in left:
+        part_path(path, *key).unlink()
+    return next_counter
 
 
-def remove_replaced(path: Path, shard: Shard, commits: Iterable[Commit]) -> None:
+def remove_replaced(path: Place, shard: Shard, commits: Iterable[Commit]) -> None:
     """Delete what is left of the commits that `commits` replace in `shard`. Its lock must be held. Raises OSError."""
     replaced = {(shard, counter) for commit in commits if commit.shard == shard for counter in commit.replaces}
     if left := replaced & {*list_commits(path, ".json"), *list_commits(path, ".parquet")}:
@@ -187,32 +208,36 @@ def remove_replaced(path: Path, shard: Shard, commits: Iterable[Commit]) -> None
         flush_folder(path / PARTS)
 
 
-def remove_commit(path: Path, shard: Shard, counter: int) -> None:
+def remove_commit(path: Place, shard: Shard, counter: int) -> None:
     """Delete a record, then its part, if they are there. The shard's lock must be held. Raises OSError."""
     record_path(path, shard, counter).unlink(missing_ok=True)
     part_path(path, shard, counter).unlink(missing_ok=True)
 
 
-def list_commits(path: Path, suffix: str) -> list[CommitKey]:
+def list_commits(path: Place, suffix: str, snapshot: Snapshot | None = None) -> list[CommitKey]:
     """Shard and counter of every record (`.json`) or part (`.parquet`) in the run folder `path`, sorted.
 
-    Raises RunError for a folder that cannot be listed, which is not an empty one.
+    `snapshot` may have the names already. Raises RunError for a folder that cannot be listed, which is not an empty
+    one.
     """
     with reporting_unreadable(path / PARTS), suppress(FileNotFoundError):
-        keys = (parse_stem(file.stem) for file in (path / PARTS).iterdir() if file.suffix == suffix)
+        names = snapshot.objects if snapshot else (file.name for file in (path / PARTS).iterdir())
+        keys = (parse_stem(name.removesuffix(suffix)) for name in names if name.endswith(suffix))
         return sorted(key for key in keys if key is not None)
     return []
 
 
-def lost_records(path: Path, replaced: Collection[CommitKey]) -> dict[CommitKey, str]:
+def lost_records(
+    path: Place, replaced: Collection[CommitKey], snapshot: Snapshot | None = None
+) -> dict[CommitKey, str]:
     """The parts that have lost their record, each with the evidence; `replaced` commits do not count.
 
     A process that died between part and record also leaves a part without a record. The counter of
     that part is the next after the newest record's.
     """
-    parts = [key for key in list_commits(path, ".parquet") if key not in replaced]
+    parts = [key for key in list_commits(path, ".parquet", snapshot) if key not in replaced]
     # Listed after the parts, so that commits made in between have their records in this list.
-    records = {*list_commits(path, ".json")}
+    records = {*list_commits(path, ".json", snapshot)}
     newest = dict(sorted(records))
     lost: dict[CommitKey, str] = {}
     for shard, counter in parts:
@@ -228,17 +253,19 @@ def in_order(commits: Iterable[Commit]) -> list[Commit]:
     return sorted(commits, key=lambda commit: (commit.created, commit.shard, commit.counter))
 
 
-def _read_listed(path: Path, listed: list[CommitKey], run_id: str, shard: Shard | None) -> tuple[Commit, ...]:
+def _read_listed(
+    path: Place, listed: list[CommitKey], run_id: str, shard: Shard | None, snapshot: Snapshot | None
+) -> tuple[Commit, ...]:
     commits: list[Commit] = []
     replaced: set[CommitKey] = set()
     for key in reversed(listed):  # a commit is replaced by one with a higher counter
         if key not in replaced:
-            commit = read_record(path, *key, run_id)
+            commit = read_record(path, *key, run_id, snapshot)
             if commit.part:
-                require_size(part_path(path, *key), commit.part)
+                require_size(part_path(path, *key), commit.part, snapshot)
             replaced |= {(commit.shard, counter) for counter in commit.replaces}
             commits.append(commit)
-    for key, why in lost_records(path, replaced).items():
+    for key, why in lost_records(path, replaced, snapshot).items():
         if shard in (None, key[0]):
             raise damaged_part(part_path(path, *key), why)
     return tuple(in_order(commits))

@@ -6,10 +6,10 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pyarrow as pa
 
+from midsight.buckets.path import Place, fetched, to_place
 from midsight.errors import CommitError, RunError
 from midsight.store.commits import (
     Commit,
@@ -22,7 +22,8 @@ from midsight.store.commits import (
     remove_replaced,
     write_commit,
 )
-from midsight.store.files import PARTS, Shard, flush_folder, write_atomically
+from midsight.store.files import PARTS, Shard, flush_folder, write_new
+from midsight.store.index import extend_index
 from midsight.store.lock import hold_shards
 from midsight.store.parts import PartDigest, digest_part, encode_part, read_part
 from midsight.store.schema import VECTOR_TYPES, run_schema
@@ -55,14 +56,14 @@ class _Group:
     failed: set[str] = field(default_factory=set)
 
 
-def compact(path: str | Path, *, target_bytes: int = TARGET_BYTES) -> Compaction:
+def compact(path: str | Place, *, target_bytes: int = TARGET_BYTES) -> Compaction:
     """Merge the commits of each shard of the run folder `path` up to `target_bytes`; no row and no failure changes.
 
     Takes about three times `target_bytes` of memory. Raises RunError if a shard is being written,
     DamagedRunError if a commit to merge is not what was written, CommitError if the disk refuses.
     What is merged by then stays merged, and the run reads as before.
     """
-    path = Path(path)
+    path = to_place(path)
     spec = read_spec(path)
     shards = {shard for shard, _ in list_commits(path, ".json")}
     try:
@@ -72,12 +73,14 @@ def compact(path: str | Path, *, target_bytes: int = TARGET_BYTES) -> Compaction
                 shard: 1 + max(commit.counter for commit in before if commit.shard == shard) for shard in shards
             }
             for shard, counter in counters.items():
-                remove_leftovers(path, shard, counter)
+                counters[shard] = remove_leftovers(path, shard, counter, spec.run_id)
                 remove_replaced(path, shard, before)
             for group in _groups(path, before, spec, target_bytes):
                 shard = group[0].shard
                 _merge(path, spec, group, counters[shard])
                 counters[shard] += 1
+            for shard in shards:
+                extend_index(path, shard)
             after = read_commits(path, spec.run_id)
     except OSError as error:
         raise CommitError(
@@ -87,7 +90,7 @@ def compact(path: str | Path, *, target_bytes: int = TARGET_BYTES) -> Compaction
     return Compaction(len(before), len(after), _part_bytes(before), _part_bytes(after))
 
 
-def _groups(path: Path, commits: Sequence[Commit], spec: RunSpec, target_bytes: int) -> Iterator[list[Commit]]:
+def _groups(path: Place, commits: Sequence[Commit], spec: RunSpec, target_bytes: int) -> Iterator[list[Commit]]:
     growing: dict[Shard, _Group] = {}
     for commit in commits:
         failed = {failure.sample_id for failure in commit.failures}
@@ -108,7 +111,7 @@ def _groups(path: Path, commits: Sequence[Commit], spec: RunSpec, target_bytes: 
     yield from (group.commits for group in growing.values() if len(group.commits) > 1)
 
 
-def _bytes_in_memory(path: Path, commit: Commit, spec: RunSpec) -> int:
+def _bytes_in_memory(path: Place, commit: Commit, spec: RunSpec) -> int:
     """Size of the rows of `commit`; texts are read, because a text that repeats is stored only once."""
     if not commit.part:
         return 0
@@ -118,7 +121,7 @@ def _bytes_in_memory(path: Path, commit: Commit, spec: RunSpec) -> int:
     return commit.rows * vector_bytes + sum(batch.nbytes for batch in batches)
 
 
-def _merge(path: Path, spec: RunSpec, group: Sequence[Commit], counter: int) -> None:
+def _merge(path: Place, spec: RunSpec, group: Sequence[Commit], counter: int) -> None:
     shard = group[0].shard
     schema = run_schema(spec.columns)
     rows = [
@@ -144,7 +147,7 @@ def _merge(path: Path, spec: RunSpec, group: Sequence[Commit], counter: int) -> 
 
 
 @contextmanager
-def _removed_unless_committed(path: Path, shard: Shard, counter: int) -> Iterator[Path]:
+def _removed_unless_committed(path: Place, shard: Shard, counter: int) -> Iterator[Place]:
     """The part of a new commit, which is deleted if an error comes before its record is there."""
     file = part_path(path, shard, counter)
     try:
@@ -156,19 +159,20 @@ def _removed_unless_committed(path: Path, shard: Shard, counter: int) -> Iterato
         raise
 
 
-def _write_part(file: Path, table: pa.Table) -> PartDigest:
+def _write_part(file: Place, table: pa.Table) -> PartDigest:
     data = encode_part(table)
     digest = digest_part(data)
-    write_atomically(file, data)
+    write_new(file, data)
     del data
-    with file.open("rb") as stored:
+    written = fetched(file)
+    with written.open("rb") as stored:
         whole = hashlib.file_digest(stored, "sha256").hexdigest() == digest.sha256
-    if not whole or not _holds(file, digest, table):
+    if not whole or not _holds(written, digest, table):
         raise RunError(f"The merged part {file} does not read back as it was written; check the disk and its memory.")
     return digest
 
 
-def _holds(file: Path, digest: PartDigest, table: pa.Table) -> bool:
+def _holds(file: Place, digest: PartDigest, table: pa.Table) -> bool:
     """Whether the part holds the rows of `table`, bit for bit; they are compared a row group at a time."""
     start = 0
     for batch in read_part(file, digest, table.schema.names):

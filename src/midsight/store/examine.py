@@ -6,11 +6,13 @@ import hashlib
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from midsight.buckets.path import Place, fetched
 from midsight.errors import DamagedRunError
 from midsight.store.commits import Commit, list_commits, part_path, require_size
 from midsight.store.files import RUN_JSON
@@ -62,18 +64,20 @@ class _WholeAndWrongError(Exception):
     """A part that is as its record says, and holds what midsight never writes."""
 
 
-def examine(path: Path, spec: RunSpec | None, commit: Commit, tally: Tally) -> None:
+def examine(path: Place, spec: RunSpec | None, commit: Commit, tally: Tally) -> None:
     """Read the part of a commit, and add what is wrong with it, or its rows, to the tally."""
     rows = KEYS.empty_table()
     file = part_path(path, *commit.key)
-    if not commit.part and file.exists():
+    # a commit without failures too only takes the place of one that a process in a bucket did not finish
+    if not commit.part and commit.failures and file.exists():
         problem = f"The part {file} is there, and its record says that there is none; restore the record from a copy."
         tally.add(within(path, file), problem, droppable=False)
     if commit.part:
         try:
             require_size(file, commit.part)
-            rows = _examine_part(file, commit.part, imported=spec is not None and spec.imported is not None)
-            if spec is not None and not (wanted := run_schema(spec.columns)).equals(stored := pq.read_schema(file)):
+            held = fetched(file)
+            rows = _examine_part(held, commit.part, imported=spec is not None and spec.imported is not None)
+            if spec is not None and not (wanted := run_schema(spec.columns)).equals(stored := _read_schema(held)):
                 tally.strangers[within(path, file)] = str(other_columns(file, wanted, stored))
         except DamagedRunError as error:
             tally.add(within(path, file), str(error))
@@ -103,7 +107,7 @@ def blame_strangers(tally: Tally) -> None:
         tally.add(file, problem, droppable=False)
 
 
-def spare_whole_parts(path: Path, commits: list[Commit], tally: Tally) -> None:
+def spare_whole_parts(path: Place, commits: list[Commit], tally: Tally) -> None:
     """Bad parts whose bytes are those of a record are not dropped: they were renamed, or only their record is wrong."""
     written = {commit.part.sha256: commit for commit in commits if commit.part}
     named = {part_path(path, *key) for key in list_commits(path, ".parquet")}
@@ -121,7 +125,7 @@ def spare_whole_parts(path: Path, commits: list[Commit], tally: Tally) -> None:
         tally.findings[name] = Finding(name, problem, droppable=False)
 
 
-def _examine_part(file: Path, digest: PartDigest, *, imported: bool) -> pa.Table:
+def _examine_part(file: Place, digest: PartDigest, *, imported: bool) -> pa.Table:
     """The KEYS of the part at `file`. Raises DamagedRunError unless all of it is sound, OSError.
 
     Of an imported run, a vector that is missing is all NaN.
@@ -131,7 +135,7 @@ def _examine_part(file: Path, digest: PartDigest, *, imported: bool) -> pa.Table
     if not whole:
         _blame_a_column(file, digest)
         raise damaged_part(file, "it does not match its SHA-256")
-    schema = pq.read_schema(file)
+    schema = _read_schema(file)
     groups: list[pa.Table] = []
     for batch in read_part(file, digest, schema.names):
         for field_ in schema:
@@ -142,26 +146,31 @@ def _examine_part(file: Path, digest: PartDigest, *, imported: bool) -> pa.Table
     return pa.concat_tables([KEYS.empty_table(), *groups])
 
 
+def _read_schema(file: Place) -> pa.Schema:
+    with file.open("rb") as stored:
+        return pq.read_schema(stored)
+
+
 def _all_finite(vectors: np.ndarray, *, or_missing: bool) -> bool:
     finite = np.isfinite(vectors)
     return bool((finite.all(axis=1) | (or_missing & np.isnan(vectors).all(axis=1))).all())
 
 
-def _blame_a_column(file: Path, digest: PartDigest) -> None:
+def _blame_a_column(file: Place, digest: PartDigest) -> None:
     """Raise the DamagedRunError that says where the part at `file` is damaged, if that can be found out."""
     for _ in read_part(file, digest, ()):
         break  # the footer is sound, so it can be used to list the columns
-    for _ in read_part(file, digest, pq.read_schema(file).names):
+    for _ in read_part(file, digest, _read_schema(file).names):
         pass
 
 
-def _sha256(file: Path) -> str:
+def _sha256(file: Place) -> str:
     """The SHA-256 of a file, empty if it cannot be read."""
     with suppress(OSError), file.open("rb") as stored:
         return hashlib.file_digest(stored, "sha256").hexdigest()
     return ""
 
 
-def within(path: Path, file: Path) -> str:
+def within(path: Place, file: Place) -> str:
     """The file's path within the run folder `path`, as findings name it."""
-    return file.relative_to(path).as_posix()
+    return cast("Path", file).relative_to(cast("Path", path)).as_posix()  # both are on a disk, or in one bucket

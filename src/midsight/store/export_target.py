@@ -51,7 +51,7 @@ def require_new(out: Path, *, overwrite: bool) -> bool:
 
 
 def _check_target(run: Run, out: Path, format: str, *, folder_of: str | None, overwrite: bool) -> None:
-    if out.resolve().is_relative_to(run.path.resolve()):
+    if isinstance(run.path, Path) and out.resolve().is_relative_to(run.path.resolve()):
         raise MidsightError(f"{out} is in the run folder {run.path}; choose an ", Option("out"), " outside of it.")
     if require_new(out, overwrite=overwrite):
         return

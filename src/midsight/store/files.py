@@ -10,9 +10,9 @@ import shutil
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
+from midsight.buckets.path import BucketPath, Place
 from midsight.errors import CommitError, DamagedRunError, MidsightError, Option, RunError
 
 Shard = tuple[int, int]
@@ -58,8 +58,10 @@ def parse_shard(text: str) -> Shard:
     return shard
 
 
-def free_bytes(path: Path) -> int:
-    """Free space on the disk where `path` is, or will be; raises RunError if it cannot be read."""
+def free_bytes(path: Place) -> int | None:
+    """Free space on the disk where `path` is, or will be; None in a bucket. Raises RunError if it cannot be read."""
+    if isinstance(path, BucketPath):
+        return None
     with reporting_unreadable(path):
         return shutil.disk_usage(next(place for place in (path, *path.absolute().parents) if place.exists())).free
 
@@ -83,12 +85,26 @@ def temporary_name(name: str) -> str:
     return f".{name}.tmp"
 
 
-def write_atomically(path: Path, data: Any, *, flush: bool = True) -> None:
+def write_new(path: Place, data: Any) -> None:
+    """Write `data` to `path`, where no file is, so that a crash leaves none or the whole one.
+
+    In a bucket the store itself refuses a second one. Raises OSError, FileExistsError among them.
+    """
+    if isinstance(path, BucketPath):
+        path.create(data)
+    else:
+        write_atomically(path, data)
+
+
+def write_atomically(path: Place, data: Any, *, flush: bool = True) -> None:
     """Write `data` (bytes or a buffer) to `path` so that a crash leaves either the old file or the whole new one.
 
     Without `flush` this covers a crash of this process, not of the machine. Raises OSError and then leaves `path` as
     it was.
     """
+    if isinstance(path, BucketPath):
+        path.write_bytes(data)
+        return
     aside = path.with_name(temporary_name(path.name))
     try:
         with aside.open("wb") as file:
@@ -105,8 +121,18 @@ def write_atomically(path: Path, data: Any, *, flush: bool = True) -> None:
         flush_folder(path.parent)
 
 
-def flush_folder(path: Path) -> None:
+def rename(path: Place, name: str) -> None:
+    """Give a file another name in its folder, in place of one that has it. Raises OSError."""
+    if isinstance(path, BucketPath):
+        path.rename(name)
+    else:
+        path.replace(path.with_name(name))
+
+
+def flush_folder(path: Place) -> None:
     """Make added and removed names in the folder `path` survive a power cut. Raises OSError."""
+    if isinstance(path, BucketPath):
+        return
     folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -115,7 +141,7 @@ def flush_folder(path: Path) -> None:
 
 
 @contextmanager
-def reporting_disk_errors(path: Path, what: str, kind: type[RunError] = CommitError) -> Iterator[None]:
+def reporting_disk_errors(path: Place, what: str, kind: type[RunError] = CommitError) -> Iterator[None]:
     """Turn an OSError into an error that says: `path` could not be `what`, and the run can resume."""
     try:
         yield
@@ -127,7 +153,7 @@ def reporting_disk_errors(path: Path, what: str, kind: type[RunError] = CommitEr
 
 
 @contextmanager
-def reporting_unreadable(path: Path) -> Iterator[None]:
+def reporting_unreadable(path: Place) -> Iterator[None]:
     """Turn an OSError into a RunError that says: `path` cannot be read."""
     try:
         yield
@@ -137,7 +163,7 @@ def reporting_unreadable(path: Path) -> Iterator[None]:
         ) from error
 
 
-def write_sealed_json(path: Path, body: Mapping[str, Any], *, indent: int | None = None) -> None:
+def write_sealed_json(path: Place, body: Mapping[str, Any], *, indent: int | None = None) -> None:
     """Write `body` as a JSON object with one more key, `seal`: its own SHA-256. Raises OSError."""
     write_atomically(path, sealed_json(body, indent=indent))
 
@@ -147,12 +173,15 @@ def sealed_json(body: Mapping[str, Any], *, indent: int | None = None) -> bytes:
     return (json.dumps({**body, "seal": _seal(body)}, indent=indent, allow_nan=False) + "\n").encode("ascii")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`, its seal not yet compared; raises DamagedRunError if it holds none."""
+def read_json(path: Place, data: bytes | None = None) -> dict[str, Any]:
+    """The JSON object in `path`, its seal not yet compared; raises DamagedRunError if it holds none.
+
+    `data` is the file's content, if it was read already.
+    """
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
+        if data is None and not isinstance(path, BucketPath) and not stat.S_ISREG(path.stat().st_mode):
             raise DamagedRunError(f"{path} is damaged: it is not a file; {remedy(path)}.")
-        body = json.loads(path.read_bytes())
+        body = json.loads(path.read_bytes() if data is None else data)
     except (ValueError, RecursionError) as error:
         raise DamagedRunError(f"{path} is damaged: it is not JSON ({error}); {remedy(path)}.") from error
     except OSError as error:
@@ -164,7 +193,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return body
 
 
-def open_seal(path: Path, body: Mapping[str, Any]) -> dict[str, Any]:
+def open_seal(path: Place, body: Mapping[str, Any]) -> dict[str, Any]:
     """`body`, as read from `path`, without its seal; raises DamagedRunError if the seal is not its SHA-256."""
     content = {key: value for key, value in body.items() if key != "seal"}
     try:
@@ -176,7 +205,7 @@ def open_seal(path: Path, body: Mapping[str, Any]) -> dict[str, Any]:
     return content
 
 
-def remedy(path: Path) -> str:
+def remedy(path: Place) -> str:
     """What to do about the damaged JSON file `path` of a run folder."""
     if path.name == RUN_JSON:
         return "restore it from a copy, or extract into another folder"

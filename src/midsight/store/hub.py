@@ -41,6 +41,14 @@ def parse_address(text: str) -> HubAddress:
     return HubAddress(match[1], match[2])
 
 
+def require_writable(text: str) -> None:
+    """Raises MidsightError for the address of a run on the hub, which is only read."""
+    if is_hub_address(text):
+        raise MidsightError(
+            f"{text} is on the hub, where a run is only read; download it, change the copy, and `midsight push` that."
+        )
+
+
 def download_run(address: HubAddress) -> Path:
     """The folder in the hub's cache with the files of a run, all of one commit.
 

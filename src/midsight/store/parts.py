@@ -6,14 +6,15 @@ import hashlib
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from io import BufferedReader
-from pathlib import Path
+from io import IOBase
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from midsight.buckets.path import ObjectFile, Place
+from midsight.buckets.reading import read_spans
 from midsight.errors import DamagedRunError, counted
 from midsight.store.files import RUN_JSON
 from midsight.store.schema import is_vector
@@ -88,7 +89,7 @@ def digest_part(data: pa.Buffer) -> PartDigest:
 
 
 def read_part(
-    path: Path, digest: PartDigest, columns: Sequence[str], schema: pa.Schema | None = None
+    path: Place, digest: PartDigest, columns: Sequence[str], schema: pa.Schema | None = None
 ) -> Iterator[pa.Table]:
     """The `columns` of the part at `path`, in that order, one table per row group.
 
@@ -104,7 +105,7 @@ def read_part(
         with path.open("rb") as file:
             if not 8 < digest.footer_bytes <= digest.bytes:
                 raise damaged_part(path, f"its record says that its footer has {counted(digest.footer_bytes, 'byte')}")
-            _read_into(view, footer, file)
+            _read_into(view, [footer], file)
             if hashlib.sha256(view[footer]).hexdigest() != digest.footer_sha256:
                 raise damaged_part(path, "its footer does not match its SHA-256")
             # On this thread only: if an Arrow thread frees our buffer while Python exits, the process aborts.
@@ -115,9 +116,9 @@ def read_part(
             # Every column of a run has one leaf, so its index in the schema is also its chunk's index.
             leaves = {name: i for i, name in enumerate(part.schema_arrow.names)}
             for group, crcs in enumerate(digest.chunk_crc32):
-                for name in columns:
-                    chunk = _chunk(part.metadata, group, leaves[name])
-                    _read_into(view, chunk, file)
+                chunks = {name: _chunk(part.metadata, group, leaves[name]) for name in columns}
+                _read_into(view, [*chunks.values()], file)
+                for name, chunk in chunks.items():
                     if zlib.crc32(view[chunk]) != crcs[leaves[name]]:
                         raise damaged_part(path, f"its column {name} does not match its checksum in row group {group}")
                 yield part.read_row_group(group, columns=list(columns), use_threads=False).select(list(columns))
@@ -129,7 +130,7 @@ def read_part(
         ) from error
 
 
-def _require_shape(path: Path, metadata: pq.FileMetaData, digest: PartDigest) -> None:
+def _require_shape(path: Place, metadata: pq.FileMetaData, digest: PartDigest) -> None:
     """Raise DamagedRunError unless the part at `path` has the rows and columns that `digest` speaks of."""
     if metadata.num_rows != digest.rows:
         raise damaged_part(path, f"it has {counted(metadata.num_rows, 'row')} instead of {digest.rows:,}")
@@ -137,7 +138,7 @@ def _require_shape(path: Path, metadata: pq.FileMetaData, digest: PartDigest) ->
         raise damaged_part(path, "it has other row groups and columns than its record")
 
 
-def other_columns(path: Path, wanted: pa.Schema, stored: pa.Schema) -> DamagedRunError:
+def other_columns(path: Place, wanted: pa.Schema, stored: pa.Schema) -> DamagedRunError:
     """The error for a whole part at `path` whose columns are not the `wanted` ones of run.json."""
     pairs = ((wanted, stored), (stored, wanted))
     differing = dict.fromkeys(field.name for one, other in pairs for field in one if field not in list(other))
@@ -148,7 +149,7 @@ def other_columns(path: Path, wanted: pa.Schema, stored: pa.Schema) -> DamagedRu
     )
 
 
-def damaged_part(path: Path, why: str) -> DamagedRunError:
+def damaged_part(path: Place, why: str) -> DamagedRunError:
     """The error for the part at `path`, with the remedy."""
     return DamagedRunError(
         f"The part {path} is damaged: {why}; delete it and {path.stem}.json, and run the same extract command again."
@@ -183,7 +184,12 @@ def _chunk(metadata: pq.FileMetaData, group: int, column: int) -> slice:
     return slice(start, start + chunk.total_compressed_size)
 
 
-def _read_into(view: memoryview, span: slice, file: BufferedReader) -> None:
-    file.seek(span.start)
-    if file.readinto(view[span]) != span.stop - span.start:
-        raise EOFError("it ends early")
+def _read_into(view: memoryview, spans: Sequence[slice], file: IOBase) -> None:
+    """Read these spans of the file into the same places of `view`."""
+    if isinstance(file, ObjectFile):
+        read_spans(file.path, view, spans)
+        return
+    for span in spans:
+        file.seek(span.start)
+        if file.readinto(view[span]) != span.stop - span.start:  # pyright: ignore[reportAttributeAccessIssue]
+            raise EOFError("it ends early")

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import re
 import tempfile
-from pathlib import Path
 
+from midsight.buckets.path import BucketPath, Place
+from midsight.buckets.trial import require_conditional_writes
 from midsight.errors import Option, RunError
 from midsight.store.files import LOCKS, PARTS, RUN_JSON, reporting_unreadable, temporary_name
+from midsight.store.index import INDEX
 from midsight.store.spec import is_run
 
-OF_A_RUN = frozenset((PARTS, LOCKS, temporary_name(RUN_JSON)))
+OF_A_RUN = frozenset((PARTS, LOCKS, INDEX, temporary_name(RUN_JSON)))
 """What a process leaves that dies before it has written run.json."""
 OF_THE_SYSTEM = re.compile(r"\.DS_Store|\._.*|\.nfs[0-9a-f]+|lost\+found|Thumbs\.db|desktop\.ini", re.DOTALL)
 """What macOS, Windows and file systems put into folders without being asked."""
 
 
-def validate_place(path: Path) -> None:
+def validate_place(path: Place) -> None:
     """Raises RunError unless a run can be written to the folder `path`, which need not exist; changes nothing."""
     try:
         str(path).encode()
@@ -40,7 +42,7 @@ def validate_place(path: Path) -> None:
     _validate_writable(path)
 
 
-def validate_no_lost_run(path: Path) -> None:
+def validate_no_lost_run(path: Place) -> None:
     """Raises RunError if the folder `path` has lost its run.json."""
     if any((path / PARTS).glob("*.json")):
         raise RunError(
@@ -48,8 +50,11 @@ def validate_no_lost_run(path: Path) -> None:
         )
 
 
-def _validate_writable(path: Path) -> None:
-    """Raises RunError if files cannot be made in the nearest folder that exists."""
+def _validate_writable(path: Place) -> None:
+    """Raises RunError if files cannot be made in the nearest folder that exists, or in the bucket as a run needs."""
+    if isinstance(path, BucketPath):
+        require_conditional_writes(path / LOCKS)
+        return
     inside = (path / PARTS, path, *path.absolute().parents)
     nearest = next(folder for folder in inside if folder.exists())
     try:

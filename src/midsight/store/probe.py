@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from midsight.buckets.path import Place, to_place
 from midsight.errors import DamagedRunError, MidsightError, Option
 from midsight.store.files import open_seal, read_json, sealed_json
 from midsight.store.spec import RunSpec
@@ -139,7 +139,7 @@ class Probe:
         return hashlib.sha256(names + numbers.tobytes() + self.shift.tobytes() + self.weight.tobytes()).hexdigest()
 
     @classmethod
-    def load(cls, path: str | Path, column: str | None = None) -> Probe:
+    def load(cls, path: str | Place, column: str | None = None) -> Probe:
         """Reads a probe.
 
         Args:
@@ -152,7 +152,7 @@ class Probe:
         Raises:
             MidsightError: There is no such probe, or a file is damaged.
         """
-        folder = Path(path)
+        folder = to_place(path)
         folder = folder / "probe" if (folder / "probe").is_dir() else folder
         try:
             described = _read_description(folder)
@@ -186,7 +186,7 @@ class Probe:
             ) from error
 
 
-def _read_description(folder: Path) -> dict[str, Any]:
+def _read_description(folder: Place) -> dict[str, Any]:
     """What probe.json says; raises ValueError if it is damaged, OSError if there is none."""
     path = folder / DESCRIPTION
     if not path.is_file():

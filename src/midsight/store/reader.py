@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
+from midsight.buckets.path import BucketPath, Place, to_place
+from midsight.buckets.reading import ahead
 from midsight.errors import DamagedRunError, MidsightError, Option, RunError, counted
 from midsight.samples.sample import Failure
 from midsight.store.commits import Commit, CommitKey, part_path, read_commits, record_path
 from midsight.store.files import Shard
+from midsight.store.hub import download_run, is_hub_address, parse_address
 from midsight.store.numbers import numbers_of
 from midsight.store.optional import import_optional
 from midsight.store.parts import read_part
@@ -39,7 +42,7 @@ class Run:
     that were written.
     """
 
-    path: Path
+    path: Place
     """The run folder, absolute."""
     spec: RunSpec
     """What the run is."""
@@ -265,7 +268,7 @@ class Run:
             RunError: The run was compacted, moved or deleted after it was opened.
         """
         columns = self._known(columns)
-        return (batch for commit in self.commits for batch in self._part(commit, columns))
+        return (batch for batches in self._parts(self.commits, columns) for batch in batches)
 
     def placed_batches(self, columns: Sequence[str], rows: Rows) -> Iterator[tuple[pa.Table, np.ndarray]]:
         """Columns of some rows a piece at a time; parts without any of the rows are not read.
@@ -277,14 +280,21 @@ class Run:
         Returns:
             Tables of at most 64 MB in stored order, each with the places of its rows in the order of `rows`.
         """
-        start = 0
-        for commit in self.commits:
-            place = start
-            if rows.wants(start, commit.rows):
-                for batch in self._part(commit, columns):
-                    yield rows.place(batch, place)
-                    place += batch.num_rows
-            start += commit.rows
+        counts = [commit.rows for commit in self.commits]
+        starts = [*accumulate(counts, initial=0)][:-1]
+        wanted = [index for index, start in enumerate(starts) if rows.wants(start, counts[index])]
+        parts = self._parts([self.commits[index] for index in wanted], columns)
+        for index, batches in zip(wanted, parts, strict=True):
+            place = starts[index]
+            for batch in batches:
+                yield rows.place(batch, place)
+                place += batch.num_rows
+
+    def _parts(self, commits: Sequence[Commit], columns: Sequence[str]) -> Iterator[Iterable[pa.Table]]:
+        """The columns of each part, one after the other; in a bucket the next ones are on their way already."""
+        if not isinstance(self.path, BucketPath):
+            return (self._part(commit, columns) for commit in commits)
+        return ahead(commits, lambda commit: [*self._part(commit, columns)], size=_size_of_part)
 
     def _part(self, commit: Commit, columns: Sequence[str]) -> Iterator[pa.Table]:
         if not commit.part:
@@ -349,9 +359,11 @@ class Run:
 
     @cached_property
     def _input_index(self) -> np.ndarray:
-        """The row in the dataset of every stored row, int64 [n]."""
+        """The row in the dataset of every stored row, int64 [n]; raises DamagedRunError if one is there twice."""
         indices = [numbers_of(batch.column("input_index")) for batch in self.batches(["input_index"])]
-        return np.concatenate([np.empty(0, np.int64), *indices])
+        joined = np.concatenate([np.empty(0, np.int64), *indices])
+        require_distinct_rows(self.path, self.commits, joined)
+        return joined
 
     def _rows(self, samples: Samples | None) -> Rows:
         if samples is None:
@@ -372,12 +384,16 @@ class Run:
                 out[places, index] = vectors_of(batch, column)
 
 
-def open_run(path: str | Path) -> Run:
+def open_run(path: str | Place) -> Run:
     """The run in the folder `path`, without labels; raises as `midsight.open_run` does."""
+    if is_hub_address(path):
+        path = download_run(parse_address(str(path)))
     while True:
         run = read_commit_records(path)
+        if isinstance(run.path, BucketPath):
+            return run  # its rows are compared when they are first put in order, not by a request for every part
         try:
-            require_distinct_rows(run.path, run.commits, run._input_index)
+            run._input_index  # noqa: B018  (it compares the rows)
         except DamagedRunError:
             raise
         except RunError:
@@ -387,14 +403,18 @@ def open_run(path: str | Path) -> Run:
         return run
 
 
-def read_commit_records(path: str | Path, shard: Shard | None = None) -> Run:
+def read_commit_records(path: str | Place, shard: Shard | None = None) -> Run:
     """The run in the folder `path`, or one shard of it, whose rows nobody has read: one may be in two commits."""
-    path = Path(path).absolute()
+    path = to_place(path).absolute()
     spec = read_spec(path)
     return Run(path, spec, read_commits(path, spec.run_id, shard))
 
 
-def _opened_before(path: Path, run_id: str, keys: tuple[CommitKey, ...]) -> Run:
+def _size_of_part(commit: Commit) -> int:
+    return commit.part.bytes if commit.part else 0
+
+
+def _opened_before(path: Place, run_id: str, keys: tuple[CommitKey, ...]) -> Run:
     """The run as it was when it was pickled: with the commits `keys`, in that order."""
     run = open_run(path)
     commits = {commit.key: commit for commit in run.commits}

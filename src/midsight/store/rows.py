@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from midsight.buckets.path import Place
 from midsight.errors import DamagedRunError, MidsightError, Option, counted
 from midsight.store.commits import Commit
 
@@ -72,7 +72,7 @@ def samples_array(samples: Any, rows: int) -> np.ndarray:
     return array
 
 
-def places_of(path: Path, stored: Iterable[list[str]], wanted: Iterable[str]) -> np.ndarray:
+def places_of(path: Place, stored: Iterable[list[str]], wanted: Iterable[str]) -> np.ndarray:
     """Index among the `stored` ids of each of the `wanted` ones, int64 [wanted].
 
     Raises MidsightError, naming the run folder `path`, if one is not stored.
@@ -94,7 +94,7 @@ def places_of(path: Path, stored: Iterable[list[str]], wanted: Iterable[str]) ->
     return np.fromiter(found.values(), np.int64, len(found))
 
 
-def require_distinct_rows(path: Path, commits: Sequence[Commit], input_index: np.ndarray) -> None:
+def require_distinct_rows(path: Place, commits: Sequence[Commit], input_index: np.ndarray) -> None:
     """Raises DamagedRunError, naming two of the `commits`, if they hold the same row of the dataset.
 
     `input_index` has the row in the dataset of every stored row of the run folder `path`, int64 [stored rows].

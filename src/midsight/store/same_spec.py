@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
-from pathlib import Path
 from typing import Any
 
+from midsight.buckets.path import Place
 from midsight.errors import Option, RunError, counted
 from midsight.store.spec import RiskSpec, RunSpec
 from midsight.store.typed_json import to_json
 
 
-def require_same_run(path: Path, stored: RunSpec, asked: RunSpec) -> None:
+def require_same_run(path: Place, stored: RunSpec, asked: RunSpec) -> None:
     """Raise RunError that names the first thing by which `asked` would make other rows than `stored` did."""
     require_same_origin(path, stored, imported=asked.imported is not None)
     before, now = _decisive_values(stored), _decisive_values(asked)
@@ -29,7 +29,7 @@ def require_same_run(path: Path, stored: RunSpec, asked: RunSpec) -> None:
             _require_equal(path, old.get(name), new.get(name), partial(_spell_column, f"{noun} {name}", detail))
 
 
-def require_same_origin(path: Path, stored: RunSpec, *, imported: bool) -> None:
+def require_same_origin(path: Place, stored: RunSpec, *, imported: bool) -> None:
     """Raise RunError if rows are to be imported into an extracted run, or the other way round."""
     if (stored.imported is not None) != imported:
         raise RunError(
@@ -67,7 +67,7 @@ COMPARED_BY_DIGEST: Mapping[str, Callable[[RunSpec], _Content]] = {
 """Options whose content is compared, as a digest."""
 
 
-def _other_content(path: Path, option: str, before: _Content, now: _Content) -> RunError:
+def _other_content(path: Place, option: str, before: _Content, now: _Content) -> RunError:
     """The error for an option whose content is not the run's."""
     started = (f"{path} was started ", *_named(option, before, "with ", "without "))
     if before.name == now.name:
@@ -109,7 +109,7 @@ def _spell_column(name: str, detail: str, value: Any) -> str:
     return name if value is None else f"{name} {detail} {value}"
 
 
-def _require_equal(path: Path, before: Any, now: Any, spell: Callable[[Any], str | Option]) -> None:
+def _require_equal(path: Place, before: Any, now: Any, spell: Callable[[Any], str | Option]) -> None:
     """Raise RunError unless both are equal; `spell` names the thing with its value, None if it is absent."""
     if before != now:
         raise RunError(

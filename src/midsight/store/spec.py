@@ -6,12 +6,12 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
+from midsight.buckets.path import Place
 from midsight.errors import DamagedRunError, MidsightError, RunError
 from midsight.records import PROCESSOR_POOLED_PIXELS, VISION_ONLY
-from midsight.store.files import RUN_JSON, open_seal, read_json, remedy, reporting_unreadable, write_sealed_json
+from midsight.store.files import RUN_JSON, open_seal, read_json, remedy, reporting_unreadable, sealed_json, write_new
 from midsight.store.schema import EXTRA_TYPES, RunColumns, StoreDtype, extra_columns, run_schema
 from midsight.store.typed_json import MAY_BE_MISSING, WrongJsonError, field_types, from_json, to_json
 from midsight.taps.tap import Tap
@@ -287,7 +287,7 @@ class RunSpec:
         )
 
 
-def write_spec(path: Path, spec: RunSpec) -> None:
+def write_spec(path: Place, spec: RunSpec) -> None:
     """Write the run.json of the run folder `path`. Raises OSError."""
     inputs = {column: name for name, column in spec.stored_as.items()}
     columns = [
@@ -297,16 +297,16 @@ def write_spec(path: Path, spec: RunSpec) -> None:
     ]
     content = to_json(spec)
     del content["stored_as"]  # `columns` says it
-    write_sealed_json(path / RUN_JSON, {**content, "columns": columns}, indent=2)
+    write_new(path / RUN_JSON, sealed_json({**content, "columns": columns}, indent=2))
 
 
-def is_run(path: Path) -> bool:
+def is_run(path: Place) -> bool:
     """Whether a run was started in the folder `path`; raises RunError if the folder cannot be read."""
     with reporting_unreadable(path):
         return (path / RUN_JSON).is_file()
 
 
-def read_spec(path: Path) -> RunSpec:
+def read_spec(path: Place) -> RunSpec:
     """The spec of the run folder `path`.
 
     Raises MidsightError if `path` is not a run folder, RunError if it was written in a newer format,
@@ -339,7 +339,7 @@ def _stored_as(extras: Any, columns: Any) -> dict[str, str]:
         raise WrongJsonError("columns is not a list of the run's columns") from None
 
 
-def _refuse_newer_format(path: Path, content: Mapping[str, Any]) -> None:
+def _refuse_newer_format(path: Place, content: Mapping[str, Any]) -> None:
     version = content.get("format_version")
     if not isinstance(version, int) or version <= FORMAT_VERSION:
         return

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
+from midsight.buckets.path import Place
 from midsight.errors import MidsightError, Option
 from midsight.store.numbers import numbers_of
 from midsight.store.spec import RunSpec
@@ -61,7 +61,7 @@ def array_for(shape: tuple[int, ...], stored: np.dtype, out: np.ndarray | None) 
     return out
 
 
-def vector_column(path: Path, spec: RunSpec, name: str, layer: Any, residual: bool) -> str:
+def vector_column(path: Place, spec: RunSpec, name: str, layer: Any, residual: bool) -> str:
     """The vector column that the arguments of a reader of the run folder `path` mean; raises MidsightError."""
     column = "" if residual else name
     if layer is not None:
@@ -82,7 +82,7 @@ def vector_column(path: Path, spec: RunSpec, name: str, layer: Any, residual: bo
     return column
 
 
-def layer_columns(path: Path, taps: Iterable[Tap], position: Position) -> list[str]:
+def layer_columns(path: Place, taps: Iterable[Tap], position: Position) -> list[str]:
     """The columns of one position of the run folder `path`, by layer, without the residual; raises MidsightError."""
     taps = [tap for tap in taps if tap.stage == "layer"]
     found = sorted((tap.layer, str(tap)) for tap in taps if tap.position == position)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import PurePosixPath
 
+from midsight.buckets.path import Place, to_place
 from midsight.errors import CommitError, DamagedRunError, OtherRunError, RenamedError, RunError, counted
 from midsight.store.across_commits import count_failures, find_repeats, find_strays
 from midsight.store.annotations import damaged_labels
@@ -24,6 +25,8 @@ from midsight.store.commits import (
 from midsight.store.examine import Finding, Tally, blame_strangers, examine, spare_whole_parts, within
 from midsight.store.files import PARTS, RUN_JSON, commit_stem, flush_folder, remedy
 from midsight.store.findings import damaged_findings
+from midsight.store.hub import download_run, is_hub_address, parse_address
+from midsight.store.index import Snapshot, extend_index, take_snapshot
 from midsight.store.lock import hold_shards
 from midsight.store.parts import damaged_part
 from midsight.store.spec import RunSpec, read_spec
@@ -58,13 +61,13 @@ class VerifyReport:
         return all(finding.dropped for finding in self.findings)
 
 
-def verify_run(path: str | Path) -> VerifyReport:
+def verify_run(path: str | Place) -> VerifyReport:
     """Read everything in the run folder `path` and compare it with what was written; changes nothing.
 
     Raises MidsightError if `path` is not a run folder, RunError if its format is newer than this
     midsight or it is compacted at the same time.
     """
-    path = Path(path)
+    path = download_run(parse_address(str(path))) if is_hub_address(path) else to_place(path)
     listed = list_commits(path, ".json")
     report, _ = _verify(path, listed)
     if report.findings and not set(listed) <= set(list_commits(path, ".json")):
@@ -72,19 +75,19 @@ def verify_run(path: str | Path) -> VerifyReport:
     return report
 
 
-def drop_bad(path: str | Path) -> VerifyReport:
+def drop_bad(path: str | Place) -> VerifyReport:
     """Verify as `verify_run` does and delete bad commits, so that the next start extracts their samples again.
 
     Holds the locks of all shards. Raises RunError if one of them is being written, CommitError if the
     disk refuses.
     """
-    path = Path(path)
+    path = to_place(path)
     read_spec_or_none(path)
     shards = {shard for suffix in (".json", ".parquet") for shard, _ in list_commits(path, suffix)}
     try:
         with hold_shards(path, shards) if shards else nullcontext():
             report, commits = _verify(path, list_commits(path, ".json"))
-            bad = {Path(finding.file).stem for finding in report.findings if finding.droppable}
+            bad = {PurePosixPath(finding.file).stem for finding in report.findings if finding.droppable}
             if bad:
                 for shard in shards:
                     # First, or deleting a merged commit would bring back files of the commits in it.
@@ -93,11 +96,13 @@ def drop_bad(path: str | Path) -> VerifyReport:
                     if commit_stem(*key) in bad:
                         remove_commit(path, *key)
                 # The part that a dead writer left may no longer be the next after the newest record.
-                kept = {Path(finding.file).stem for finding in report.findings if not finding.droppable}
+                kept = {PurePosixPath(finding.file).stem for finding in report.findings if not finding.droppable}
                 for key in {*list_commits(path, ".parquet")} - {*list_commits(path, ".json")}:
                     if commit_stem(*key) not in kept:
                         remove_commit(path, *key)
                 flush_folder(path / PARTS)
+                for shard in shards:
+                    extend_index(path, shard)
     except OSError as error:
         raise CommitError(
             f"{path} could not be repaired: {error.strerror or error}; fix that and run the same command again."
@@ -105,7 +110,7 @@ def drop_bad(path: str | Path) -> VerifyReport:
     return replace(report, findings=tuple(replace(finding, dropped=finding.droppable) for finding in report.findings))
 
 
-def read_spec_or_none(path: Path) -> RunSpec | None:
+def read_spec_or_none(path: Place) -> RunSpec | None:
     """The spec of the run folder `path`, None if its run.json is damaged. Otherwise raises as `read_spec` does."""
     try:
         return read_spec(path)
@@ -113,19 +118,20 @@ def read_spec_or_none(path: Path) -> RunSpec | None:
         return None
 
 
-def _verify(path: Path, listed: list[CommitKey]) -> tuple[VerifyReport, list[Commit]]:
+def _verify(path: Place, listed: list[CommitKey]) -> tuple[VerifyReport, list[Commit]]:
     tally = Tally()
+    snapshot = take_snapshot(path, indexed=False)
     spec = read_spec_or_none(path)
     if spec is None:
         tally.add(RUN_JSON, _problem_of_spec(path), droppable=False)
-    elif other := _run_of_most_commits(path, listed, spec.run_id):
+    elif other := _run_of_most_commits(path, listed, spec.run_id, snapshot):
         problem = f"is of run {spec.run_id}, and the commits here are of run {other}; {remedy(path / RUN_JSON)}"
         tally.add(RUN_JSON, f"{path / RUN_JSON} {problem}.", droppable=False)
         spec = None
     if spec is not None:
         for file, problem in (*damaged_labels(path, spec.run_id), *damaged_findings(path, spec.run_id)):
             tally.add(file, problem, droppable=False)
-    commits, replaced = _records(path, listed, spec, tally)
+    commits, replaced = _records(path, listed, spec, tally, snapshot)
     for commit in commits:
         examine(path, spec, commit, tally)
     blame_strangers(tally)
@@ -162,12 +168,12 @@ def _verify(path: Path, listed: list[CommitKey]) -> tuple[VerifyReport, list[Com
     return report, commits
 
 
-def _run_of_most_commits(path: Path, listed: list[CommitKey], run_id: str) -> str | None:
+def _run_of_most_commits(path: Place, listed: list[CommitKey], run_id: str, snapshot: Snapshot | None) -> str | None:
     """The run of most readable records, if fewer are of `run_id`; otherwise None."""
     found: Counter[str] = Counter()
     for key in listed:
         try:
-            read_record(path, *key, run_id)
+            read_record(path, *key, run_id, snapshot)
             found[run_id] += 1
         except OtherRunError as error:
             found[error.run_id] += 1
@@ -177,7 +183,7 @@ def _run_of_most_commits(path: Path, listed: list[CommitKey], run_id: str) -> st
     return None if found[run_id] == most else found.most_common(1)[0][0]
 
 
-def _problem_of_spec(path: Path) -> str:
+def _problem_of_spec(path: Place) -> str:
     try:
         read_spec(path)
     except DamagedRunError as error:
@@ -186,7 +192,7 @@ def _problem_of_spec(path: Path) -> str:
 
 
 def _records(
-    path: Path, listed: list[CommitKey], spec: RunSpec | None, tally: Tally
+    path: Place, listed: list[CommitKey], spec: RunSpec | None, tally: Tally, snapshot: Snapshot | None
 ) -> tuple[list[Commit], set[CommitKey]]:
     """The commits with sound records, oldest first, and the keys of the commits that they replace."""
     commits: list[Commit] = []
@@ -196,7 +202,7 @@ def _records(
             continue
         file = record_path(path, *key)
         try:
-            commit = read_record(path, *key, spec.run_id if spec else None)
+            commit = read_record(path, *key, spec.run_id if spec else None, snapshot)
         except OtherRunError as error:
             problem = (
                 f"The commit record {file} was copied from run {error.run_id}; move it and its part back there, or "

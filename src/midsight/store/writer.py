@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
-from io import FileIO
 from pathlib import Path
 from threading import Event, RLock, Thread
 from typing import Self
@@ -14,6 +12,7 @@ from typing import Self
 import numpy as np
 import pyarrow as pa
 
+from midsight.buckets.path import BucketPath, Place, to_place
 from midsight.errors import CommitError, RunError
 from midsight.records import Record
 from midsight.samples.sample import Failure
@@ -36,9 +35,10 @@ from midsight.store.files import (
     reporting_disk_errors,
     shard_name,
     validate_shard,
-    write_atomically,
+    write_new,
 )
-from midsight.store.lock import START_WAIT_S, take_lock, was_replaced
+from midsight.store.index import INDEX_EVERY, extend_index
+from midsight.store.lock import START_WAIT_S, Lock, make_locks, take_lock, was_replaced
 from midsight.store.numbers import numbers_of
 from midsight.store.parts import digest_part, encode_part
 from midsight.store.place import validate_no_lost_run
@@ -54,6 +54,16 @@ LOOK_S = 10.0
 """Maximum time between two looks whether a commit is overdue although no sample comes, in seconds."""
 
 
+@dataclass(frozen=True)
+class _Sent:
+    """The first rows and failures of a buffer as a commit."""
+
+    commit: Commit
+    part: pa.Buffer | None
+    rows: int
+    """How many of the buffer's tables are in the part."""
+
+
 @dataclass
 class _Buffer:
     """The content and the number of the next commit.
@@ -67,6 +77,8 @@ class _Buffer:
     bytes: int = 0
     started: float = field(default_factory=time.monotonic)
     last_image_id: str = ""
+    sent: _Sent | None = None
+    """What a store may have received already, although it did not say so."""
 
     @property
     def empty(self) -> bool:
@@ -87,7 +99,7 @@ class RunWriter:
 
     def __init__(
         self,
-        path: str | Path,
+        path: str | Place,
         spec: RunSpec,
         *,
         shard: Shard = (0, 1),
@@ -97,7 +109,7 @@ class RunWriter:
         reads_other_shards: bool = True,
     ) -> None:
         validate_shard(shard)
-        self.path = Path(path)
+        self.path = to_place(path)
         """The run folder."""
         self.spec = spec
         """What the run is; after entering, the content of its run.json."""
@@ -117,14 +129,14 @@ class RunWriter:
         self._commit_bytes = commit_bytes
         self._buffer = _Buffer(counter=0)
         self._newest = ""
-        self._lock: FileIO | None = None
+        self._lock: Lock | None = None
         self._left = Event()
         self._watch = Thread(target=self._commit_overdue, daemon=True, name="midsight-commits")
 
     def __enter__(self) -> Self:
         with reporting_disk_errors(self.path, "opened for writing", RunError):
-            for folder in (PARTS, LOCKS):
-                (self.path / folder).mkdir(parents=True, exist_ok=True)
+            (self.path / PARTS).mkdir(parents=True, exist_ok=True)
+            make_locks(self.path)
             with take_lock(self.path / LOCKS / START_LOCK, wait_s=START_WAIT_S):
                 self._agree_on_spec()
                 self._lock = self._lock_shard()
@@ -141,6 +153,7 @@ class RunWriter:
         self._left.set()
         try:
             self.commit()
+            self._extend_index()
         finally:
             try:
                 self._watch.join()
@@ -189,30 +202,58 @@ class RunWriter:
         stays buffered.
         """
         with self.lock:
-            if not self._buffer.empty:
-                self._commit_buffer()
+            while not self._buffer.empty:
+                if isinstance(self.path, BucketPath):
+                    self._send_buffer(self.path)
+                else:
+                    self._commit_buffer(self.path)
 
-    def _commit_buffer(self) -> None:
+    def _commit_buffer(self, path: Path) -> None:
         buffer = self._buffer
-        record = record_path(self.path, self._shard, buffer.counter)
-        with reporting_disk_errors(self.path, f"written to (commit {buffer.counter})"):
+        record = record_path(path, self._shard, buffer.counter)
+        with reporting_disk_errors(path, f"written to (commit {buffer.counter})"):
             self._require_lock()
-            if os.path.lexists(record):
+            if record.exists() or record.is_symlink():
                 raise self._not_alone()
-            digest = None
-            if buffer.rows:
-                part = encode_part(pa.concat_tables(buffer.rows))
-                digest = digest_part(part)
-                write_atomically(part_path(self.path, self._shard, buffer.counter), part)
-            created = max(utc_now(), self._newest)  # a clock that was set back does not change the order
-            commit = Commit(self._shard, buffer.counter, digest, tuple(buffer.failures), created)
+            sent = self._encoded(buffer)
+            if sent.part is not None:
+                write_new(part_path(path, *sent.commit.key), sent.part)
             try:
-                write_commit(self.path, commit, self.spec.run_id)
+                write_commit(path, sent.commit, self.spec.run_id)
             except BaseException:
-                if os.path.lexists(record):  # only its flushing failed; it is never written again with other rows
+                if record.exists():  # only its flushing failed; it is never written again with other rows
                     self._buffer = _Buffer(counter=buffer.counter + 1)
                 raise
-        self._buffer, self._newest = _Buffer(counter=buffer.counter + 1), created
+        self._buffer, self._newest = _Buffer(counter=buffer.counter + 1), sent.commit.created
+
+    def _send_buffer(self, path: BucketPath) -> None:
+        """Commit to a bucket. A write whose answer was lost may be done, so it is repeated with the same bytes."""
+        buffer = self._buffer
+        sent = buffer.sent = buffer.sent or self._encoded(buffer)
+        self._require_lock()
+        try:
+            if sent.part is not None:
+                write_new(part_path(path, *sent.commit.key), sent.part)
+            write_commit(path, sent.commit, self.spec.run_id)
+        except FileExistsError:
+            raise self._not_alone() from None
+        rows, failures = buffer.rows[sent.rows :], buffer.failures[len(sent.commit.failures) :]
+        counter, size = buffer.counter + 1, sum(row.nbytes for row in rows)
+        self._buffer = _Buffer(counter, rows, failures, size, last_image_id=buffer.last_image_id)
+        self._newest = sent.commit.created
+        if counter % INDEX_EVERY == 0:
+            self._extend_index()
+
+    def _encoded(self, buffer: _Buffer) -> _Sent:
+        part = encode_part(pa.concat_tables(buffer.rows)) if buffer.rows else None
+        digest = None if part is None else digest_part(part)
+        created = max(utc_now(), self._newest)  # a clock that was set back does not change the order
+        commit = Commit(self._shard, buffer.counter, digest, tuple(buffer.failures), created)
+        return _Sent(commit, part, len(buffer.rows))
+
+    def _extend_index(self) -> None:
+        with suppress(RunError):  # without it, opening the run takes more requests
+            extend_index(self.path, self._shard)
 
     def _require_lock(self) -> None:
         """Raises CommitError if another process writes this shard too, OSError."""
@@ -220,6 +261,12 @@ class RunWriter:
             raise self._not_alone()
 
     def _not_alone(self) -> CommitError:
+        if isinstance(self.path, BucketPath):
+            return CommitError(
+                f"{self.path} is written by another process too, because this one was stopped or cut off for longer "
+                f"than its lease {self._lock_path()}; it stops without touching what the other one wrote, and the same "
+                "command resumes."
+            )
         return CommitError(
             f"{self.path} is written by another process too, because the folder or {self._lock_path()} was replaced, "
             "or the file system lost its lock; this process stops without touching what the other one wrote."
@@ -241,7 +288,7 @@ class RunWriter:
             validate_no_lost_run(self.path)
             write_spec(self.path, self.spec)
 
-    def _lock_shard(self) -> FileIO:
+    def _lock_shard(self) -> Lock:
         for file in (self.path / LOCKS).glob("*-of-*.lock"):
             # Another number of shards divides the dataset differently, so both would write the same samples.
             name = parse_shard_name(file.stem)
@@ -249,7 +296,7 @@ class RunWriter:
                 take_lock(file).close()
         return take_lock(self._lock_path())
 
-    def _lock_path(self) -> Path:
+    def _lock_path(self) -> Place:
         return self.path / LOCKS / f"{shard_name(self._shard)}.lock"
 
     def _resume(self) -> None:
@@ -257,7 +304,7 @@ class RunWriter:
         mine = [commit.counter for commit in run.commits if commit.shard == self._shard]
         self._buffer = _Buffer(counter=max(mine, default=-1) + 1)
         self._newest = max((commit.created for commit in run.commits), default="")
-        remove_leftovers(self.path, self._shard, self._buffer.counter)
+        self._buffer.counter = remove_leftovers(self.path, self._shard, self._buffer.counter, self.spec.run_id)
         remove_replaced(self.path, self._shard, run.commits)
         self.done, self.failed = stored_and_failed(run)
         self.done |= self.failed - (self.failed if self._retry_failed else self.attempts.once_more())
@@ -282,7 +329,7 @@ class RunWriter:
             )
 
 
-def samples_done(path: Path, *, shard: Shard, retry_failed: bool) -> tuple[set[str], set[str]]:
+def samples_done(path: Place, *, shard: Shard, retry_failed: bool) -> tuple[set[str], set[str]]:
     """What RunWriter's `done` and `failed` will hold for the run folder `path`, without writing anything."""
     if not is_run(path):
         return set(), set()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from pathlib import Path
 
 from midsight.errors import MidsightError
 from midsight.taps.tap import Tap
@@ -56,7 +55,7 @@ def layers_held(name: str, columns: Iterable[str]) -> list[int]:
     return sorted({tap.layer for tap in taps if f"{tap.position}_representation" == name})
 
 
-def no_such_column(path: Path, name: str, columns: Sequence[str]) -> MidsightError:
+def no_such_column(path: object, name: str, columns: Sequence[str]) -> MidsightError:
     """The error for a column that a run does not have."""
     layers = layers_held(name, columns)
     if layers:

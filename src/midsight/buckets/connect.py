@@ -1,0 +1,66 @@
+"""Clients of object stores; obstore is imported with the first one.
+
+Credentials are the user's own, by obstore's default chain: environment variables, web identity, the machine's role;
+for S3 also the profiles of `~/.aws`, if boto3 is installed. None of them is stored or shown.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from functools import cache
+from importlib.util import find_spec
+from typing import Any
+
+from midsight.errors import MidsightError
+
+REQUEST_S = 300.0
+"""Maximum time of one request with its body, in seconds: 256 MB at 10 Mbit/s."""
+CONNECT_S = 20.0
+"""Maximum time to connect, in seconds."""
+RETRIES = 6
+"""How often a request is repeated that the network or the store failed."""
+RETRY_S = 180.0
+"""Time after which a request is not repeated any more, in seconds."""
+
+
+def import_obstore() -> Any:
+    """The module obstore; raises MidsightError if it is missing."""
+    try:
+        import obstore
+    except ImportError as error:
+        raise MidsightError("obstore is not installed; install it with: pip install 'midsight[cloud]'.") from error
+    return obstore
+
+
+@cache
+def open_store(root: str, _process: int) -> Any:
+    """The client of one bucket, like `s3://bucket`, for this process."""
+    import_obstore()
+    from obstore import store
+
+    scheme, _, bucket = root.partition("://")
+    options: dict[str, Any] = {
+        "client_options": {"timeout": timedelta(seconds=REQUEST_S), "connect_timeout": timedelta(seconds=CONNECT_S)},
+        "retry_config": {"max_retries": RETRIES, "retry_timeout": timedelta(seconds=RETRY_S)},
+    }
+    if scheme == "gs":
+        return store.GCSStore(bucket, **options)
+    if scheme == "az":
+        return store.AzureStore(bucket, **options)
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if endpoint:
+        options["endpoint"] = endpoint
+        options["client_options"]["allow_http"] = endpoint.startswith("http://")
+    if "AWS_ACCESS_KEY_ID" not in os.environ and find_spec("boto3") and (profile := _profile_credentials()):
+        options["credential_provider"] = profile
+    return store.S3Store(bucket, **options)
+
+
+def _profile_credentials() -> Any:
+    """The credentials of the user's AWS profile, which obstore does not read itself; None if there are none."""
+    import boto3
+    from obstore.auth.boto3 import Boto3CredentialProvider
+
+    session = boto3.Session()
+    return Boto3CredentialProvider(session) if session.get_credentials() else None

@@ -1,0 +1,354 @@
+"""Objects and folders in object stores, used as pathlib's files and folders are."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import re
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from midsight.buckets.connect import import_obstore, open_store
+from midsight.errors import MidsightError, UnreachableError, first_line
+
+_ADDRESS = re.compile(r"(s3|gs|az)://([^/?#\s]+)(?:/([^?#]*))?", re.DOTALL)
+_SCHEME = re.compile(r"(s3|gs|az)://")
+_QUERY = re.compile(r"\?[^\s\"')]*")
+Version = Mapping[str, Any]
+"""What a store calls one content of one object: its ETag, and its generation where it has one."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An object, as a listing has it."""
+
+    size: int
+    """Its size in bytes."""
+    e_tag: str
+    """Its ETag; empty if the store has none."""
+
+
+@dataclass(frozen=True)
+class _Status:
+    """What of `os.stat_result` is known of an object."""
+
+    st_size: int
+    st_mode: int = stat.S_IFREG
+
+
+@dataclass(frozen=True, order=True)
+class BucketPath:
+    """An object, or the folder of objects whose names begin so, with the methods of a pathlib.Path that a run needs.
+
+    All methods raise FileNotFoundError for an object that is not there, FileExistsError where a condition of `create`
+    or `replace_if` does not hold, and UnreachableError if the store does not answer or refuses.
+    """
+
+    root: str
+    """Scheme and bucket, as in `s3://bucket`."""
+    key: str
+    """Name in the bucket, without slashes at its ends."""
+    content: bytes | None = field(default=None, compare=False, repr=False)
+    """The object's bytes, if they were read already."""
+
+    def __str__(self) -> str:
+        return f"{self.root}/{self.key}" if self.key else self.root
+
+    def __truediv__(self, name: str | PurePosixPath) -> BucketPath:
+        return BucketPath(self.root, f"{self.key}/{name}".strip("/"))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return BucketPath, (self.root, self.key)
+
+    @property
+    def name(self) -> str:
+        """The last part."""
+        return self._pure.name
+
+    @property
+    def stem(self) -> str:
+        """The last part without its suffix."""
+        return self._pure.stem
+
+    @property
+    def suffix(self) -> str:
+        """The last suffix, with its dot."""
+        return self._pure.suffix
+
+    @property
+    def parent(self) -> BucketPath:
+        """The folder."""
+        return BucketPath(self.root, self.key.rpartition("/")[0])
+
+    @property
+    def parents(self) -> tuple[BucketPath, ...]:
+        """The folders around it, from the inside."""
+        return () if not self.key else (self.parent, *self.parent.parents)
+
+    @property
+    def _pure(self) -> PurePosixPath:
+        return PurePosixPath(self.key)
+
+    @property
+    def _store(self) -> Any:
+        return open_store(self.root, os.getpid())
+
+    def with_name(self, name: str) -> BucketPath:
+        """Another one in the same folder."""
+        return self.parent / name
+
+    def with_suffix(self, suffix: str) -> BucketPath:
+        """The same name with another suffix."""
+        return self.with_name(self.stem + suffix)
+
+    def absolute(self) -> BucketPath:
+        """The path itself: it has no other form."""
+        return self
+
+    def resolve(self) -> BucketPath:
+        """The path itself: buckets have no links."""
+        return self
+
+    def is_symlink(self) -> bool:
+        """False: buckets have no links."""
+        return False
+
+    def relative_to(self, folder: BucketPath) -> PurePosixPath:
+        """The name below `folder`; raises ValueError if it is not below."""
+        if self.root != folder.root:
+            raise ValueError(f"{self} is not in {folder}")
+        return self._pure.relative_to(folder.key)
+
+    def mkdir(self, **_: bool) -> None:
+        """Does nothing: a folder is there once an object is in it."""
+
+    def is_file(self) -> bool:
+        """Whether there is an object of this name."""
+        try:
+            self.stat()
+        except FileNotFoundError:
+            return False
+        return True
+
+    exists = is_file
+
+    def is_dir(self) -> bool:
+        """Whether objects are in this folder."""
+        return next(self._listed(), None) is not None
+
+    def stat(self) -> _Status:
+        """Size and kind of the object."""
+        if self.content is not None:
+            return _Status(len(self.content))
+        with self._reporting():
+            return _Status(import_obstore().head(self._store, self.key)["size"])
+
+    def open(self, mode: str = "rb") -> io.RawIOBase | io.BytesIO:
+        """The object for reading, a range at a time."""
+        if mode != "rb":
+            raise ValueError(f"objects are opened with 'rb', not {mode!r}")
+        return ObjectFile(self) if self.content is None else io.BytesIO(self.content)
+
+    def read_bytes(self) -> bytes:
+        """The whole object."""
+        return self.read_with_version()[0] if self.content is None else self.content
+
+    def read_text(self, encoding: str = "utf-8") -> str:
+        """The whole object as text."""
+        return self.read_bytes().decode(encoding)
+
+    def read_with_version(self) -> tuple[bytes, Version]:
+        """The whole object, and its version for `replace_if`."""
+        with self._reporting():
+            got = import_obstore().get(self._store, self.key)
+            content = got.bytes().to_bytes()
+            if len(content) != got.meta["size"]:
+                raise self._unreachable("its answer ends early")
+            return content, _version(got.meta)
+
+    def read_range(self, start: int, stop: int) -> bytes:
+        """The bytes from `start` to before `stop`, which must be there."""
+        with self._reporting():
+            content = import_obstore().get_range(self._store, self.key, start=start, end=stop).to_bytes()
+            if len(content) != stop - start:
+                raise self._unreachable("its answer ends early")
+            return content
+
+    def fetched(self) -> BucketPath:
+        """The same path with the object in memory, so that it is downloaded once."""
+        return replace(self, content=self.read_bytes())
+
+    def write_bytes(self, data: Any) -> None:
+        """Put the object, in place of one of the same name."""
+        self._put(data, "overwrite")
+
+    def create(self, data: Any) -> Version:
+        """Put the object unless one is there; an equal one counts as this one, because an answer may have been lost."""
+        try:
+            return self._put(data, "create")
+        except FileExistsError:
+            there, version = self.read_with_version()
+            if there == memoryview(data).cast("B"):
+                return version
+            raise
+
+    def replace_if(self, data: bytes, version: Version) -> Version:
+        """Put the object in place of the one with this `version`; an equal one counts as this one, as in `create`."""
+        try:
+            return self._put(data, {key: value for key, value in version.items() if value is not None})
+        except FileExistsError:
+            there, now = self.read_with_version()
+            if there == data:
+                return now
+            raise
+
+    def _put(self, data: Any, mode: Any) -> Version:
+        with self._reporting():
+            # One request, so that the object is there whole or not at all, and no upload is left half done.
+            return _version(
+                import_obstore().put(self._store, self.key, memoryview(data).cast("B"), mode=mode, use_multipart=False)
+            )
+
+    def rename(self, name: str) -> None:
+        """Give the object another name in its folder; a death in between leaves both."""
+        self.with_name(name).write_bytes(self.read_bytes())
+        self.unlink()
+
+    def unlink(self, missing_ok: bool = True) -> None:
+        """Delete the object; stores do not say whether it was there."""
+        with self._reporting():
+            try:
+                import_obstore().delete(self._store, self.key)
+            except FileNotFoundError:
+                if not missing_ok:
+                    raise
+
+    def iterdir(self) -> Iterator[BucketPath]:
+        """The objects and folders in this folder."""
+        with self._reporting():
+            listed = import_obstore().list_with_delimiter(self._store, f"{self.key}/" if self.key else None)
+        names = (*(one["path"] for one in listed["objects"]), *listed["common_prefixes"])
+        yield from (BucketPath(self.root, name.strip("/")) for name in names if name.strip("/") != self.key)
+
+    def glob(self, pattern: str) -> Iterator[BucketPath]:
+        """The objects whose name below this folder matches `pattern`, part by part."""
+        parts = pattern.split("/")
+        for file, _ in self._listed():
+            found = file.relative_to(self).parts
+            if len(found) == len(parts) and all(map(fnmatchcase, found, parts)):
+                yield file
+
+    def rglob(self, _: str = "*") -> Iterator[BucketPath]:
+        """All objects below this folder."""
+        return (file for file, _ in self._listed())
+
+    def listing(self) -> dict[str, Stored]:
+        """The objects in this folder by their names, of one listing."""
+        return {file.name: stored for file, stored in self._listed() if file.parent == self}
+
+    def _listed(self) -> Iterator[tuple[BucketPath, Stored]]:
+        with self._reporting():
+            for some in import_obstore().list(self._store, f"{self.key}/" if self.key else None, chunk_size=1000):
+                for one in some:
+                    yield BucketPath(self.root, one["path"]), Stored(one["size"], one["e_tag"] or "")
+
+    @contextmanager
+    def _reporting(self) -> Iterator[None]:
+        """Turn the store's errors into Python's, without addresses' queries, which may hold a signature."""
+        from obstore import exceptions
+
+        try:
+            yield
+        except FileNotFoundError:
+            raise FileNotFoundError(errno.ENOENT, "it is not there", str(self)) from None
+        except (exceptions.AlreadyExistsError, exceptions.PreconditionError):
+            raise FileExistsError(errno.EEXIST, "another one was written in its place", str(self)) from None
+        except exceptions.BaseError as error:
+            raise self._unreachable(_QUERY.sub("", first_line(error))) from None
+
+    def _unreachable(self, reason: str) -> UnreachableError:
+        return UnreachableError(
+            f"{self} cannot be reached: {reason}; what was committed is intact, so check the network and your "
+            "credentials, and run the same command again."
+        )
+
+
+Place = Path | BucketPath
+"""A folder or file, on a disk or in a bucket."""
+
+
+class ObjectFile(io.RawIOBase):
+    """An object that is read a range at a time."""
+
+    def __init__(self, path: BucketPath) -> None:
+        super().__init__()
+        self.path = path
+        self._at = 0
+        self._size: int | None = None
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def seekable(self) -> bool:
+        """True."""
+        return True
+
+    def tell(self) -> int:
+        """Where the next bytes are read."""
+        return self._at
+
+    def size(self) -> int:
+        """Size of the object; asked for once."""
+        if self._size is None:
+            self._size = self.path.stat().st_size
+        return self._size
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Say where the next bytes are read."""
+        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at}.get(whence, self.size() if whence == 2 else 0)
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill `buffer` by one request; fewer bytes are read at the end of the object."""
+        view = memoryview(buffer).cast("B")
+        stop = min(self._at + len(view), self.size())
+        if stop <= self._at:
+            return 0
+        data = self.path.read_range(self._at, stop)
+        view[: len(data)] = data
+        self._at = stop
+        return len(data)
+
+
+def _version(meta: Mapping[str, Any]) -> Version:
+    return {"e_tag": meta.get("e_tag"), "version": meta.get("version")}
+
+
+def is_bucket_address(text: object) -> bool:
+    """Whether `text` is meant as an address in an object store."""
+    return isinstance(text, str) and _SCHEME.match(text) is not None
+
+
+def to_place(path: str | Path | BucketPath) -> Place:
+    """The folder or file that the text or path names, on a disk or in a bucket; raises MidsightError."""
+    if isinstance(path, BucketPath):
+        return path
+    if not is_bucket_address(path):
+        return Path(path)
+    match = _ADDRESS.fullmatch(str(path))
+    parts = (match[3] or "").removesuffix("/").split("/") if match else [""]
+    if match is None or (parts != [""] and not all(part and part not in (".", "..") for part in parts)):
+        raise MidsightError(f"{path} is not an address in a bucket; write {str(path)[:2]}://BUCKET/FOLDER.")
+    return BucketPath(f"{match[1]}://{match[2]}", "/".join(parts))
+
+
+def fetched(path: Place) -> Place:
+    """`path`; in a bucket, with the object in memory."""
+    return path.fetched() if isinstance(path, BucketPath) else path

@@ -1,0 +1,126 @@
+"""A bucket on loopback: moto's S3 in this process, behind a door that counts, delays and breaks requests."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.client import HTTPConnection
+from threading import Lock, Thread
+from typing import Any, NoReturn
+
+Fault = str
+"""`500`, `reset` (not done, cut off), `lost` (done, cut off), `half` (done, half the answer), `timeout` (no answer)."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request, as the store got it."""
+
+    method: str
+    key: str
+    """The path below the bucket, or `?list` for a listing."""
+    sent_bytes: int = 0
+    """Size of the answer's body."""
+
+
+@dataclass
+class Door:
+    """What is between clients and the store."""
+
+    requests: list[Request] = field(default_factory=list)
+    latency_s: float = 0.0
+    fault: Callable[[Request], Fault | None] = lambda _: None
+    """What goes wrong with a request; called before it is done."""
+    ignores_conditions: bool = False
+    """Whether the store overwrites although it is told not to."""
+    lock: Any = field(default_factory=Lock)
+
+    def wrap(self, app: Any) -> Any:
+        def door(environ: Any, start_response: Any) -> Iterable[bytes]:
+            _, _, key = environ["PATH_INFO"].lstrip("/").partition("/")
+            listing = "list-type" in environ["QUERY_STRING"]
+            asked = Request(environ["REQUEST_METHOD"], "?list" if listing else key)
+            with self.lock:
+                fault = self.fault(asked)
+            time.sleep(self.latency_s)
+            if self.ignores_conditions:
+                environ.pop("HTTP_IF_NONE_MATCH", None)
+                environ.pop("HTTP_IF_MATCH", None)
+            if fault == "500":
+                start_response("500 Internal Server Error", [("Content-Length", "0")])
+                return [b""]
+            if fault == "timeout":
+                raise ConnectionResetError  # the server stays silent, and the connection open
+            if fault == "reset":
+                _cut(environ)
+            answer: list[Any] = []
+            body = b"".join(app(environ, lambda *given, **_: answer.append(given)))
+            with self.lock:
+                self.requests.append(Request(asked.method, asked.key, len(body)))
+            if fault == "lost":
+                _cut(environ)
+            start_response(*answer[0][:2])
+            return _half(body, environ) if fault == "half" else [body]
+
+        return door
+
+    def counted(self, method: str = "", prefix: str = "") -> int:
+        """How many requests there were."""
+        return sum(r.method.startswith(method) and r.key.startswith(prefix) for r in self.requests)
+
+    def sent_bytes(self) -> int:
+        """Bytes of all answers."""
+        return sum(request.sent_bytes for request in self.requests)
+
+
+def _half(body: bytes, environ: Any) -> Iterator[bytes]:
+    yield body[: len(body) // 2]
+    _cut(environ)
+
+
+def _cut(environ: Any) -> NoReturn:
+    environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
+    raise ConnectionResetError
+
+
+ENVIRONMENT = {
+    "AWS_ACCESS_KEY_ID": "someone",
+    "AWS_SECRET_ACCESS_KEY": "not-a-secret-to-be-shown",
+    "AWS_REGION": "us-east-1",
+    "NO_PROXY": "127.0.0.1",
+}
+BUCKET = "shelf"
+
+
+@contextmanager
+def serving_bucket() -> Iterator[tuple[str, Door]]:
+    """The store's address, with an empty bucket, and its door."""
+    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+    from werkzeug.serving import WSGIRequestHandler, make_server
+
+    class Handler(WSGIRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log(self, *_: Any) -> None:
+            pass
+
+    logging.getLogger("werkzeug").setLevel(logging.CRITICAL)
+    door = Door()
+    app = DomainDispatcherApplication(create_backend_app)
+    server = make_server("127.0.0.1", 0, door.wrap(app), threaded=True, request_handler=Handler)
+    thread = Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    made = HTTPConnection("127.0.0.1", server.server_port)
+    made.request("PUT", f"/{BUCKET}")
+    assert made.getresponse().status == 200
+    made.close()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", door
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
