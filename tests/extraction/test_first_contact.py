@@ -14,8 +14,9 @@ import midsight
 from midsight.checkpoints.adapter import find_fingerprint
 from midsight.cli import app
 from midsight.extraction import display
-from midsight.extraction.todo import Progress
+from midsight.extraction.todo import Progress, is_in_shard
 from midsight.samples import missing
+from midsight.samples.tables import read_table
 from support.folders import copy_folder, edit_json
 from support.pictures import encoded, picture
 
@@ -131,6 +132,59 @@ def test_a_finished_run_loads_no_weights_and_ends_as_it_did(checkpoint, tmp_path
     assert "nothing to do." in again.output
     assert first.output.splitlines()[-2 * lost - 1 :][0] == f"{tmp_path / 'run'}: 2 samples stored, {lost} failed."
     assert again.output.splitlines()[-2 * lost - 1 :] == first.output.splitlines()[-2 * lost - 1 :]
+
+
+@pytest.mark.slow
+def test_a_shard_without_samples_that_starts_first_is_done_and_leaves_a_run(model, checkpoint, tmp_path):
+    data = write_data(tmp_path, ["0.png"])
+    write_images(tmp_path, ["0.png"])
+    (sample,) = read_table(data).samples
+    own = next(number for number in range(9) if is_in_shard(sample, (number, 9)))
+    empty = command(data, checkpoint, tmp_path / "run", "--shard", f"{(own + 1) % 9}/9")
+    assert (empty.exit_code, "0 samples stored, 0 failed by all 9 shards" in empty.output) == (0, True), empty.output
+    assert midsight.open_run(tmp_path / "run").spec.model.attention == "sdpa"
+    assert command(data, checkpoint, tmp_path / "run", "--shard", f"{own}/9").exit_code == 0
+    assert len(midsight.open_run(tmp_path / "run")) == 1
+
+
+@pytest.mark.parametrize("rows", [[], "image,question\n"])
+def test_data_without_rows_are_named(model, tmp_path, rows):
+    data = rows
+    if rows:
+        data = tmp_path / "a.csv"
+        data.write_text(rows)
+    named = re.escape("The dataset" if not rows else str(data))
+    with pytest.raises(midsight.MidsightError, match=f"^{named} has no rows, so there is nothing to extract"):
+        midsight.extract(data, model=model, out=tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"limit": 1.5}, "limit is 1.5; give 1 or more."),
+        ({"limit": "2"}, "limit is 2; give 1 or more."),
+        ({"shard": "0/1"}, "shard is '0/1'; give (I, N), like (0, 4) for the first of four."),
+        ({"max_new_tokens": 1.0}, "max_new_tokens is 1.0; give 1 or more, or answers=False."),
+        ({"prompt": None}, "prompt is None; give a text."),
+        ({"system": 3}, "system is 3; give a text."),
+        ({"positions": None}, "positions contains None; choose from vision_token, query_token, image_mean."),
+        ({"commit_seconds": float("nan")}, "commit_seconds is nan; give a number from 0."),
+        ({"commit_seconds": "a"}, "commit_seconds is 'a'; give a number from 0."),
+        ({"data": 3}, "The data are a int; give a file, a folder, a table, or (image, question) pairs."),
+    ],
+)
+def test_values_of_other_types_are_named(model, tmp_path, wrong, said):
+    call = {"data": [(picture((8, 8), 0), "What?")], **CALL, **wrong}
+    with pytest.raises(midsight.MidsightError) as error:
+        midsight.extract(call.pop("data"), model=model, out=tmp_path / "run", progress=None, **call)
+    assert str(error.value) == said
+    assert not (tmp_path / "run").exists()
+
+
+def test_numbers_of_numpy_and_an_iterator_of_dicts_are_taken(model, tmp_path):
+    rows = ({"image": picture((8, 8), n), "question": "What?"} for n in range(3))
+    call = {"limit": np.int64(2), "layers": np.arange(1), "max_new_tokens": np.int64(1)}
+    assert len(midsight.extract(rows, model=model, out=tmp_path / "run", progress=None, **call)) == 2
 
 
 def test_counts_before_the_start_and_at_the_end_agree(model, tmp_path):

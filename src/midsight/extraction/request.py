@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from numbers import Integral
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeGuard, get_args
 
 from midsight.errors import MidsightError, Option, unknown_option
 from midsight.extraction.risk import Risk, RiskChoice, choose_risk
@@ -115,7 +116,14 @@ def make_request(keywords: Mapping[str, Any], *, call: Iterable[str] = ()) -> Re
     for name in keywords:
         if name not in REQUEST_OPTIONS:
             raise unknown_option(name, {*REQUEST_OPTIONS, *call})
+    if is_whole(most := keywords.get("max_new_tokens")):
+        keywords = {**keywords, "max_new_tokens": int(most)}  # numpy's are no JSON
     return Request(**keywords)
+
+
+def is_whole(value: Any) -> TypeGuard[int]:
+    """Whether a value is a whole number, Python's or numpy's."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,10 +245,10 @@ def validate_request(request: Request, n_layers: int | None) -> None:
     validate_choice("vision", request.vision, get_args(Vision))
     if request.pixels is not None:
         validate_choice("pixels", request.pixels, get_args(Pixels))
-    if request.max_new_tokens < 1:
+    if not is_whole(request.max_new_tokens) or request.max_new_tokens < 1:
         raise MidsightError(
             Option("max_new_tokens"),
-            f" is {request.max_new_tokens}; give 1 or more, or ",
+            f" is {request.max_new_tokens!r}; give 1 or more, or ",
             Option("answers", False),
             ".",
         )

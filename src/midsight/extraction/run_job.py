@@ -10,10 +10,11 @@ from midsight.extraction.display import Display
 from midsight.extraction.fill import fill
 from midsight.extraction.job import Job, look_ahead, require_a_chance
 from midsight.extraction.needs import estimate_needs
-from midsight.extraction.task import BatchSize, validate_batch_size
+from midsight.extraction.task import BatchSize, validate_batch_size, validate_commit_seconds
 from midsight.extraction.work import Work, fingerprint, notes_of, todo_of
 from midsight.reports.abstention import describe_abstention
 from midsight.samples.streams import SampleStream
+from midsight.store.spec import is_run
 from midsight.store.writer import RunWriter
 
 
@@ -31,16 +32,18 @@ def run_job(
     `work` is what is left of it, if that is known.
     """
     validate_batch_size(batch_size)
+    validate_commit_seconds(commit_seconds)
     task = job.task
     start = look_ahead(job, work)
     todo = start.work.todo
     shown.start(start.progress, notes_of(task, start.work))
-    if todo.is_empty:
+    if todo.is_empty and is_run(task.out):
         shown.progress(start.progress)
         return open_run(task.out)
     if not keep_going:
         require_a_chance(job, start)
-    if todo.remaining != 0 and not job.model.has_weights:
+    # a shard without samples that is the first to start writes run.json too, which says what was found at load
+    if (todo.remaining != 0 or todo.is_empty) and not job.model.has_weights:
         job = shown.loading(job.model, job.with_weights)
     needs = estimate_needs(job.model.config, job.model.dtype, logits=job.request.reads_first_token)
     budget = make_budget(batch_size, job.model.device, needs)

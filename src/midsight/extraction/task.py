@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from midsight.extraction.request import (
     REQUEST_OPTIONS,
     Request,
     RequestKeywords,
+    is_whole,
     make_request,
     validate_choice,
     validate_request,
@@ -94,7 +95,7 @@ def make_task(
     `model` is the folder or hub id, None for a model in memory; `loading` says how it is loaded.
     """
     validate_choice("store_dtype", store_dtype, get_args(StoreDtype))
-    if limit is not None and limit < 1:
+    if limit is not None and not (is_whole(limit) and limit >= 1):
         raise MidsightError(Option("limit"), f" is {limit}; give 1 or more.")
     validate_shard(shard)
     loading = loading or {}
@@ -110,6 +111,8 @@ def make_task(
     place = to_place(out)
     validate_place(place)
     opened = open_data(data, dataset_options, lambda columns: parse_user_text(request.prompt, columns))
+    if isinstance(opened, Dataset) and not opened.rows:
+        raise MidsightError(f"{opened.path or 'The dataset'} has no rows, so there is nothing to extract; give others.")
     parse_user_text(request.prompt, prompt_columns(opened.extras, opened.options))
     if model is not None:  # after the data, because a hub id's small files are downloaded
         files = find_small_files(model, revision=loading.get("revision")).path
@@ -151,8 +154,16 @@ def validate_batch_size(batch_size: BatchSize) -> BatchSize:
     return batch_size
 
 
+def validate_commit_seconds(commit_seconds: float) -> None:
+    """Raises MidsightError unless this is a time."""
+    if not isinstance(commit_seconds, int | float) or not commit_seconds >= 0:  # NaN would never be over
+        raise MidsightError(Option("commit_seconds"), f" is {commit_seconds!r}; give a number from 0.")
+
+
 def open_data(data: Data, options: DatasetOptions, accept: AcceptColumns = accept_all) -> Dataset | SampleStream:
     """Opens the data, with `accept` as in `read_table`; raises MidsightError if samples from Python have options."""
+    if isinstance(data, Iterator):
+        data = list(data)
     if isinstance(data, str | Path) or is_table(data) or is_stream(data):
         return open_dataset(data, options, accept=accept)
     for name, value in asdict(options).items():

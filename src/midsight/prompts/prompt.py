@@ -96,7 +96,9 @@ def make_prompt_format(
 
 def validate_texts(user: str, system: str | None, find_control: Callable[[str], str | None]) -> None:
     """Raises MidsightError if one of these options spells an image placeholder, or what `find_control` finds."""
-    for option, text in (("prompt", user), ("system", system or "")):
+    for option, text in (("prompt", user), ("system", "" if system is None else system)):
+        if not isinstance(text, str):
+            raise MidsightError(Option(option), f" is {text!r}; give a text.")
         found = [one.group() for one in PLACEHOLDER.finditer(text)]
         placeholder = next((one for one in found if not one.startswith("{")), None)  # {image} is a column
         control = placeholder or find_control(text)

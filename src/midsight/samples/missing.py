@@ -41,8 +41,8 @@ class MissingImages:
             looked += f" that were looked for, of {self.files:,},"
         looked += " is missing" if self.missing == 1 else " are missing"
         found = (f"; a file of this name is below {self.likely}, so try ", Option("images", str(self.likely)))
-        first = "it is" if self.missing == 1 else "the first is"
-        return (f"{looked}, {first} {self.first}", *(found if self.likely else ()), ".")
+        first = ":" if self.missing == 1 else ", the first is"
+        return (f"{looked}{first} {self.first}", *(found if self.likely else ()), ".")
 
 
 def find_missing(images: Iterable[ImageSource], root: Path) -> MissingImages | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,8 @@ def open_dataset(
         raise MidsightError(
             f"the {type(data).__name__} is a stream; name the dataset as hf://owner/name, or load it without streaming."
         )
+    if isinstance(data, Iterator):
+        data = list(data)
     if is_table(data):
         return read_memory(data, options)
     if not isinstance(data, str | Path):

@@ -88,11 +88,14 @@ def validate_storable(value: Any) -> None:
 def validate_nesting(cells: Mapping[str, Any]) -> None:
     """Raises SampleError if lists and objects are nested too deep."""
     level: list[Any] = [cells]
-    for _ in range(_MAX_NESTING):
-        inner = [item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list)]
-        level = list(itertools.chain.from_iterable(inner))
-    if level:
+    for _ in range(_MAX_NESTING - 1):
+        level = [inside for item in level for inside in _values(item) if isinstance(inside, dict | list)]
+    if any(level):
         raise SampleError(f"it nests lists and objects more than {_MAX_NESTING} deep.")
+
+
+def _values(item: Any) -> Iterable[Any]:
+    return item.values() if isinstance(item, dict) else item
 
 
 def quoted_names(columns: Iterable[str]) -> str:

@@ -210,6 +210,10 @@ def make_samples(items: Iterable[Pair | Sample]) -> Dataset:
 
     Raises MidsightError for an item that is neither a pair nor a Sample, and for repeated ids.
     """
+    if not isinstance(items, Iterable):
+        raise MidsightError(
+            f"The data are a {type(items).__name__}; give a file, a folder, a table, or (image, question) pairs."
+        )
     questions = Questions()
     rows = [_validated(_sample_of(item, index), questions) for index, item in enumerate(items)]
     hashes = array("q", (hash(row.sample_id) for row in rows))

@@ -41,6 +41,8 @@ def parse_shard_name(name: str) -> Shard | None:
 
 def validate_shard(shard: Shard) -> None:
     """Raise MidsightError for a shard that does not exist."""
+    if not (isinstance(shard, tuple | list) and len(shard) == 2 and all(type(number) is int for number in shard)):
+        raise MidsightError(Option("shard"), f" is {shard!r}; give (I, N), like (0, 4) for the first of four.")
     number, count = shard
     if not 0 <= number < count:
         raise MidsightError(Option("shard", shard), " does not exist; N shards have the numbers 0 to N-1.")

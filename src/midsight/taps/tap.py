@@ -6,7 +6,7 @@ import operator
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 from midsight.errors import MidsightError, Option
 
@@ -103,9 +103,9 @@ def choose_layers(choice: str | int | Iterable[int], n_layers: int) -> tuple[int
     """
     if n_layers < 1:
         raise MidsightError(f"The model has {n_layers} decoder layers, so there are none to choose from.")
-    if choice == "default":
+    if isinstance(choice, str) and choice == "default":
         return tuple(sorted({0, n_layers // 4, n_layers // 2, 3 * n_layers // 4, n_layers - 1}))
-    if choice == "all":
+    if isinstance(choice, str) and choice == "all":
         return tuple(range(n_layers))
     chosen: set[int] = set()
     for item in _listed(choice):
@@ -127,7 +127,7 @@ def choose_layers(choice: str | int | Iterable[int], n_layers: int) -> tuple[int
     return tuple(sorted(chosen))
 
 
-def _listed(choice: str | int | Iterable[int]) -> Iterable[str | int]:
+def _listed(choice: Any) -> Iterable[Any]:
     if isinstance(choice, str):
         return choice.split(",")
     return choice if isinstance(choice, Iterable) else [choice]
@@ -138,7 +138,7 @@ def choose_positions(choice: str | Sequence[str]) -> tuple[Position, ...]:
 
     Raises MidsightError for an unknown position or an empty choice.
     """
-    names = [name.strip() for name in choice.split(",")] if isinstance(choice, str) else list(choice)
+    names = [name.strip() if isinstance(name, str) else name for name in _listed(choice)]
     unknown = [name for name in names if name not in POSITIONS]
     if unknown or not names:
         given = f"contains {', '.join(map(repr, unknown))}" if unknown else "is empty"
