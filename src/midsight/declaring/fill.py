@@ -86,6 +86,8 @@ def nearest_shape(hf_model: Any) -> str:
     if "image_grid_thw" in takes:
         if getattr(vision, "deepstack_visual_indexes", None):
             return "qwen3_vl"
+        if hasattr(getattr(body, "visual", None), "post_layernorm"):
+            return "glm4v"
         return "qwen2_5_vl" if getattr(vision, "window_size", None) else "qwen2_vl"
     if hasattr(body, "image_newline") and hasattr(config, "image_grid_pinpoints"):
         return "llava_onevision" if hasattr(config, "vision_aspect_ratio") else "llava_next"

@@ -13,6 +13,7 @@ from transformers import (
 )
 
 from midsight.testing.llava import GAINS, text_fields
+from midsight.testing.llava_onevision import siglip_fields
 from midsight.testing.random_weights import make_tokenizer, write_checkpoint
 
 BOS, EOS, IMAGE = 100000, 100001, 100015
@@ -103,15 +104,5 @@ def make_config(layers: int) -> DeepseekVLConfig:
             "bos_token_id": BOS,
             "eos_token_id": EOS,
         },
-        vision_config={
-            "model_type": "siglip_vision_model",
-            "hidden_size": VISION_SIZE,
-            "intermediate_size": 2 * VISION_SIZE,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 2,
-            "image_size": SQUARE_PX,
-            "patch_size": PATCH_PX,
-            "hidden_act": "gelu",
-            "vision_use_head": False,
-        },
+        vision_config={**siglip_fields(VISION_SIZE, SQUARE_PX, PATCH_PX), "hidden_act": "gelu"},
     )

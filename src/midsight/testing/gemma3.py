@@ -14,6 +14,7 @@ from transformers import (
 )
 
 from midsight.checkpoints.quiet import quiet_transformers
+from midsight.testing.llava_onevision import siglip_fields
 from midsight.testing.random_weights import draw_weights, make_tokenizer, save_weights
 
 PAD, EOS, BOS, END_OF_TURN, IMAGE = 0, 1, 2, 106, 262144
@@ -171,14 +172,5 @@ def make_config(layers: int) -> Gemma3Config:
             "sliding_window": SLIDING_WINDOW,
             "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
         },
-        vision_config={
-            "model_type": "siglip_vision_model",
-            "hidden_size": VISION_SIZE,
-            "intermediate_size": 2 * VISION_SIZE,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 2,
-            "image_size": IMAGE_PX,
-            "patch_size": PATCH_PX,
-            "vision_use_head": False,
-        },
+        vision_config=siglip_fields(VISION_SIZE, IMAGE_PX, PATCH_PX),
     )

@@ -117,16 +117,7 @@ def make_config(layers: int) -> LlavaOnevisionConfig:
         image_grid_pinpoints=grids(),
         vision_aspect_ratio="anyres_max_9",
         text_config=qwen2_fields(layers, VOCABULARY_SIZE, max_positions=32768),
-        vision_config={
-            "model_type": "siglip_vision_model",
-            "hidden_size": VISION_SIZE,
-            "intermediate_size": 2 * VISION_SIZE,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 2,
-            "image_size": TILE_PX,
-            "patch_size": PATCH_PX,
-            "vision_use_head": False,
-        },
+        vision_config=siglip_fields(VISION_SIZE, TILE_PX, PATCH_PX),
     )
 
 
@@ -144,4 +135,18 @@ def qwen2_fields(layers: int, vocabulary_size: int, *, max_positions: int) -> di
         "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
         "bos_token_id": ENDOFTEXT,
         "eos_token_id": IM_END,
+    }
+
+
+def siglip_fields(width: int, side_px: int, patch_px: int) -> dict[str, Any]:
+    """The encoder's configuration with this width and few layers."""
+    return {
+        "model_type": "siglip_vision_model",
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "image_size": side_px,
+        "patch_size": patch_px,
+        "vision_use_head": False,
     }

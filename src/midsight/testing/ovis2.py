@@ -12,6 +12,7 @@ from transformers import (
     Ovis2Processor,
 )
 
+from midsight.testing import internvl
 from midsight.testing.llava_onevision import ENDOFTEXT, IM_END, qwen2_fields
 from midsight.testing.random_weights import make_tokenizer, write_checkpoint
 
@@ -35,14 +36,9 @@ VISION_SIZE = 16
 TILE_PX, PATCH_PX, STRIDE = 56, 14, 2
 MOST_TILES = 9
 
-CHAT_TEMPLATE = (
-    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
-    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n'}}{% if message['content'] is string %}"
-    "{{ message['content'] }}{% else %}{% for content in message['content'] %}{% if content['type'] == 'image' %}"
-    "{{ '<image>\n' }}{% elif content['type'] == 'text' %}{{ content['text'] }}{% endif %}{% endfor %}{% endif %}"
-    "{{'<|im_end|>\n'}}{% endfor %}{% if add_generation_prompt %}{{'<|im_start|>assistant\n' }}{% endif %}"
-)
-"""The template of transformers' conversion script."""
+SYSTEM_TURN = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+CHAT_TEMPLATE = SYSTEM_TURN + internvl.CHAT_TEMPLATE.replace("<IMG_CONTEXT>", "<image>")
+"""Renders what the template of transformers' conversion script does."""
 
 HEAD_SCALES = {**dict.fromkeys(SPECIAL_TOKENS, 0.01), IM_END: 3.0}
 """Scales of the head's rows of control tokens: `<|im_end|>` wins now and then, so that answers have many lengths, and
