@@ -257,6 +257,31 @@ class TestSystemTurns:
         assert self.text(template, None).startswith(own)
         assert self.text(template, "") == "<im>user|<|endoftext10|>What?<end>|<im>assistant|"
 
+    FIXED = (
+        "Be good. {% for m in messages %}{{ m['role'] }}: {% for p in m['content'] %}"
+        "{{ '<|endoftext10|>' if p['type'] == 'image' else p['text'] }}{% endfor %}{% endfor %}assistant:"
+    )
+
+    def test_a_turn_that_a_template_writes_before_every_conversation_is_left_out(self):
+        """Before a system turn too, as Ovis2's does."""
+        template = "<im>system|Be good.<end>|" + self.CHATML.partition("{% endif %}")[2]
+        assert self.text(template, "Hi.").startswith("<im>system|Be good.<end>|<im>system|Hi.<end>|<im>user|")
+        assert self.text(template, "") == "<im>user|<|endoftext10|>What?<end>|<im>assistant|"
+
+    def test_a_text_that_is_no_turn_is_left_out_where_it_is_clear_where_it_ends(self):
+        """As DeepSeek-VL's."""
+        assert self.text(self.FIXED, "Hi.") == "Be good. system: Hi.user: <|endoftext10|>What?assistant:"
+        assert self.text(self.FIXED, "") == "user: <|endoftext10|>What?assistant:"
+        without_mark = self.FIXED.replace("{{ m['role'] }}: ", "{{ 'system: ' if m['role'] == 'system' }}")
+        with pytest.raises(MidsightError, match="it cannot be told"):
+            self.text(without_mark, "")
+
+    def test_special_tokens_that_begin_a_conversation_are_no_turn(self):
+        """As GLM-4.1V's."""
+        template = "<|endoftext11|>" + TestTemplates.PARTS
+        assert self.text(template, "Hi.").startswith("<|endoftext11|>[system]Hi.[user]")
+        assert self.text(template, "") == self.text(template, None)
+
     def test_a_header_that_differs_before_an_image_is_still_the_users(self):
         template = (
             "{% for m in messages %}{{ 'User:' if m['role'] == 'user' else 'Assistant:' }}"

@@ -114,10 +114,11 @@ def find_default_turn(processor: Any, declaration: FamilyPrompt, template: ChatT
         return SystemTurn(left_out=default[start:stop], start=start)
     stops = [*ends_of_fixed_text(default, start, before, after)]
     for stop in stops:
-        if is_system_turn(default[start:stop], before[stop:], after.removesuffix(default[stop:])) or (
-            len(stops) == 1 and begins_with_user(processor, declaration, template, default[stop:])
-        ):
-            return SystemTurn(left_out=default[start:stop], start=start)
+        own, rest = default[start:stop], default[stop:]
+        has_mark = before_content(declaration, rest) != ""  # else the text before it may be the user's
+        is_one = len(stops) == 1 and has_mark and begins_with_user(processor, declaration, template, rest)
+        if is_one or is_system_turn(own, before[stop:], after.removesuffix(rest)):
+            return SystemTurn(left_out=own, start=start)
     raise MidsightError(
         Option("system"),
         " is '', and it cannot be told whether the chat template adds a system turn on its own; leave it out, or give ",
