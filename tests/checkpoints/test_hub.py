@@ -613,14 +613,14 @@ def test_options_are_judged_by_small_files_before_the_weights_are_fetched(hub, f
 @pytest.mark.parametrize(
     "config",
     [
-        {"architectures": ["PaliGemmaForConditionalGeneration"], "model_type": "paligemma"},
-        {"model_type": "paligemma"},
+        {"architectures": ["Idefics2ForConditionalGeneration"], "model_type": "idefics2"},
+        {"model_type": "idefics2"},
     ],
 )
 def test_a_family_that_is_not_known_is_named_before_its_weights_are_fetched(hub, config):
     hub.add("some/model", {**SMALL, "config.json": json.dumps(config).encode()}, "main")
     with pytest.raises(
-        MidsightError, match=r"^some/model has the architecture PaliGemmaFor\w+, which is not known; midsight"
+        MidsightError, match=r"^some/model has the architecture Idefics2For\w+, which is not known; midsight"
     ):
         find_model_folder("some/model")
     assert hub.files("GET") == ["config.json", "tokenizer.json"]

@@ -30,9 +30,13 @@ LLAVA, LLAVA_NEXT = "llava-hf/llava-1.5-7b-hf", "llava-hf/llava-v1.6-mistral-7b-
 ONEVISION, FASTVLM = "llava-hf/llava-onevision-qwen2-7b-ov-hf", "KamilaMila/FastVLM-7B"
 GEMMA, INTERNVL = "google/gemma-3-4b-it", "OpenGVLab/InternVL3-1B-hf"
 QWEN3, GLM = "Qwen/Qwen3-VL-8B-Instruct", "zai-org/GLM-4.1V-9B-Thinking"
+QWEN3_MOE = "Qwen/Qwen3-VL-30B-A3B-Instruct"
 IDEFICS3, SMOLVLM2 = "HuggingFaceM4/Idefics3-8B-Llama3", "HuggingFaceTB/SmolVLM2-2.2B-Instruct"
 MOLMO2, OVIS2 = "allenai/Molmo2-4B", "thisisiron/Ovis2-1B-hf"
 DEEPSEEK = "deepseek-community/deepseek-vl-1.3b-chat"
+MISTRAL3 = "mistralai/Mistral-Small-3.1-24B-Instruct-2503"
+PALIGEMMA2 = "google/paligemma2-3b-mix-224"
+AYA = "CohereLabs/aya-vision-8b"
 
 PUBLISHED = {
     PHI: ("Phi-4-multimodal", 1152, 448, 32, (0, 8, 16, 24, 31), 3072, "<|endoftext10|>", 200010),
@@ -41,6 +45,7 @@ PUBLISHED = {
     QWEN2: ("Qwen2-VL", 1280, None, 28, (0, 7, 14, 21, 27), 3584, "<|image_pad|>", 151655),
     QWEN3: ("Qwen3-VL", 1152, None, 36, (0, 9, 18, 27, 35), 4096, "<|image_pad|>", 151655),
     GLM: ("GLM-4.1V", 1536, None, 40, (0, 10, 20, 30, 39), 4096, "<|image|>", 151343),
+    QWEN3_MOE: ("Qwen3-VL-MoE", 1152, None, 48, (0, 12, 24, 36, 47), 2048, "<|image_pad|>", 151655),
     LLAVA: ("LLaVA 1.5", 1024, 336, 32, (0, 8, 16, 24, 31), 4096, "<image>", 32000),
     LLAVA_NEXT: ("LLaVA-NeXT", 1024, 336, 32, (0, 8, 16, 24, 31), 4096, "<image>", 32000),
     ONEVISION: ("LLaVA-OneVision", 1152, 384, 28, (0, 7, 14, 21, 27), 3584, "<image>", 151646),
@@ -51,6 +56,9 @@ PUBLISHED = {
     INTERNVL: ("InternVL 3", 1024, 448, 24, (0, 6, 12, 18, 23), 896, "<IMG_CONTEXT>", 151667),
     OVIS2: ("Ovis2", 1024, 448, 24, (0, 6, 12, 18, 23), 896, "<IMG_ATOM>", 151665),
     DEEPSEEK: ("DeepSeek-VL", 1024, 384, 24, (0, 6, 12, 18, 23), 2048, "<image_placeholder>", 100015),
+    AYA: ("Aya Vision", 1152, 364, 32, (0, 8, 16, 24, 31), 4096, "<|IMG_PATCH|>", 255036),
+    MISTRAL3: ("Mistral 3", 1024, None, 40, (0, 10, 20, 30, 39), 5120, "[IMG]", 10),
+    PALIGEMMA2: ("PaliGemma 2", 1152, 224, 26, (0, 6, 13, 19, 25), 2304, "<image>", 257152),
     MOLMO2: ("Molmo 2", 2304, None, 36, (0, 9, 18, 27, 35), 2560, "<im_patch>", 151938),
 }
 """Family, vision width, processor columns, layers, default layers, hidden width, image token and id."""
@@ -107,9 +115,13 @@ def test_parameters_are_those_of_the_published_models(rows):
         SMOLVLM2: 2.25,
         QWEN3: 8.77,
         GLM: 10.29,
+        QWEN3_MOE: 31.07,
         INTERNVL: 0.94,
         OVIS2: 1.13,
         DEEPSEEK: 1.96,
+        AYA: 8.63,
+        PALIGEMMA2: 3.03,
+        MISTRAL3: 24.01,
         MOLMO2: 4.85,
     }
     assert {row.name: row for row in rows}[MOLMO2].total_parameters == 4_850_869_200, "as the index of Molmo2-4B says"
@@ -126,6 +138,7 @@ def test_image_tokens_are_those_of_an_image_of_640_x_480(rows):
         QWEN2: 23 * 17,
         QWEN3: 20 * 15,
         GLM: 23 * 17,
+        QWEN3_MOE: 20 * 15,
         LLAVA: 24 * 24,
         LLAVA_NEXT: 2340,
         ONEVISION: 27 * 27 + 40 * (54 + 1),
@@ -136,6 +149,9 @@ def test_image_tokens_are_those_of_an_image_of_640_x_480(rows):
         INTERNVL: 13 * 256,
         OVIS2: 5 * 256,
         DEEPSEEK: 24 * 24,
+        AYA: 13 * 169,
+        PALIGEMMA2: 256,
+        MISTRAL3: 23 * 18,
         MOLMO2: 14 * 14 + 23 * 23,
     }
 
@@ -305,6 +321,11 @@ def test_what_is_neither_folder_nor_hub_id_is_refused():
     assert said == "phi4 is neither a folder nor a hub id like owner/name; give one of them."
 
 
+def shares(row):
+    """PaliGemma's image reads the question."""
+    return "no" if row.name == PALIGEMMA2 else "yes"
+
+
 @pytest.mark.parametrize("width", [80, 140])
 def test_the_overview_has_a_line_for_each_family(rows, width):
     console = Console(width=width)
@@ -314,7 +335,7 @@ def test_the_overview_has_a_line_for_each_family(rows, width):
     assert max(map(len, said.splitlines())) <= width
     assert "\u2026" not in said
     values = [
-        (row.family, row.vision_encoder, row.vision_width, row.hidden_size, row.layers, row.image_tokens, "yes")
+        (row.family, row.vision_encoder, row.vision_width, row.hidden_size, row.layers, row.image_tokens, shares(row))
         for row in rows
     ]
     assert cells_of_lines(said) == [["".join(str(value).split()) for value in line] for line in values]

@@ -38,6 +38,14 @@ def adapter(*arguments):
     return CliRunner().invoke(app, ["adapter", *map(str, arguments)], env={"COLUMNS": "300"})
 
 
+@pytest.fixture(scope="module", autouse=True)
+def not_known():
+    """Aya Vision as a family that midsight does not know."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delitem(FAMILIES, "AyaVisionForConditionalGeneration")
+        yield
+
+
 @pytest.fixture(scope="module")
 def aya(run_folder):
     return once(run_folder / "checkpoints" / "aya_vision", write_aya_vision)

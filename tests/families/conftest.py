@@ -8,6 +8,20 @@ from support.once import checkpoint_of_the_run
 
 QUICK = ("phi4_multimodal", "mllama", "qwen2_5_vl")
 """Families that `make test-quick` has; `make test` has all."""
+NEVER_QUICK = ("aya_vision", "qwen3_vl_moe", "mistral3", "paligemma")
+"""Families that it does not have in tests of some families either."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Before pytest leaves out what is slow."""
+    for item in items:
+        callspec = getattr(item, "callspec", None)
+        name = callspec.params.get("name") if callspec else None
+        if name in NEVER_QUICK:
+            item.add_marker(pytest.mark.slow)
+        if name == "paligemma":  # its processor makes labels, with a copy that numpy will not make any more
+            item.add_marker(pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"))
 
 
 @pytest.fixture(

@@ -81,4 +81,5 @@ def test_batches_differ_from_transformers_by_its_own_spread(model, expected):
                 assert max(best.values()) - best[token_id] <= NEAR_TIE_NATS
     limits = {kind: max(ROUNDING, FACTOR * spread[kind]) for kind in errors}
     assert {kind: error for kind, error in errors.items() if error > limits[kind]} == {}
-    assert sum(errors.values()) > 0, "bfloat16 rounds"
+    in_every_batch_alike = model.loaded.config.get_text_config()._attn_implementation == "eager"
+    assert sum(errors.values()) > 0 or in_every_batch_alike, "bfloat16 rounds"

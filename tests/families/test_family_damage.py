@@ -7,7 +7,7 @@ import pytest
 import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from PIL import Image
-from transformers import AutoProcessor
+from transformers import AutoProcessor, Cohere2ForCausalLM
 
 from midsight import load, wrap
 from midsight.check.full_forward import largest_error
@@ -118,8 +118,10 @@ def test_decode_positions_counted_over_padding(compare, model, monkeypatch):
         compare(model)
 
 
-def test_a_prefix_declared_unshareable_is_caught(declaring):
-    assert failing(declaring(shares_image_prefix=False), "shared prefix") == {"image states under another question"}
+def test_a_prefix_declared_unshareable_is_caught(declaring, family):
+    """So is one declared shareable where the image reads the question."""
+    wrong = declaring(shares_image_prefix=not family.shares)
+    assert failing(wrong, "shared prefix") == {"image states under another question"}
 
 
 def test_embeddings_in_the_wrong_order_are_caught(declaring, model):
@@ -151,6 +153,11 @@ class TestPrompts:
         monkeypatch.setattr(prompt, "expand_image_tokens", fewer)
         assert self.CAUGHT in failing(model, "prompts")
 
+    @pytest.mark.parametrize("name", ["gemma3", "aya_vision"], indirect=True)
+    def test_the_templates_first_token_doubled_is_caught(self, model, monkeypatch):
+        monkeypatch.setattr(prompt, "adds_special_tokens", lambda *args: True)
+        assert self.CAUGHT in failing(model, "prompts")
+
     @pytest.mark.parametrize("name", FIRST_TOKEN_BY_TOKENIZER, indirect=True)
     def test_a_first_token_left_out_or_doubled_is_caught(self, declaring, model, monkeypatch):
         doubled = declaring(complete_text=lambda text, tokenizer: f"{tokenizer.bos_token}{text}")
@@ -159,9 +166,33 @@ class TestPrompts:
         assert self.CAUGHT in failing(model, "prompts")
 
 
+@pytest.mark.parametrize("name", ["gemma3", "aya_vision"], indirect=True)
+class TestWindow:
+    """What sliding windows need."""
+
+    def compare_two_questions(self, model, reference):
+        """On one prefix; the long one, which follows the other in its row, comes first."""
+        image, questions = CASES[4].image, ("What is this?", CASES[6].question)
+        samples = [Sample(str(i), i, (image,), question) for i, question in enumerate(questions)]
+        records = extract_records(model, resolve(EVERYTHING, model.loaded), samples)
+        for record, question in reversed([*zip(records, questions, strict=True)]):
+            assert_parity(record, expect(reference, [image], question))
+
+    def test_no_window(self, model, reference):
+        whole = dataclasses.replace(model, loaded=dataclasses.replace(model.loaded, sliding_window=10**6))
+        with pytest.raises(AssertionError, match="is off by"):
+            self.compare_two_questions(whole, reference)
+
+    def test_a_window_that_counts_padding(self, model, reference, monkeypatch):
+        """So does one that counts other questions on the same prefix."""
+        monkeypatch.setattr(attention, "last_of", last_by_place)
+        with pytest.raises(AssertionError, match="is off by"):
+            self.compare_two_questions(model, reference)
+
+
 @pytest.mark.parametrize("name", ["gemma3"], indirect=True)
 class TestGemma3:
-    """What images whose tokens read each other, and sliding windows, need."""
+    """What images whose tokens read each other need."""
 
     def test_image_tokens_that_read_backwards_only(self, compare, declaring):
         with pytest.raises(AssertionError, match="is off by"):
@@ -176,24 +207,6 @@ class TestGemma3:
         record = extract_records(as_one, resolve(EVERYTHING, model.loaded), [sample])[0]
         with pytest.raises(AssertionError, match="is off by"):
             assert_parity(record, expect(reference, list(images), "Which differs?"))
-
-    def test_no_window(self, compare, model):
-        whole = dataclasses.replace(model, loaded=dataclasses.replace(model.loaded, sliding_window=10**6))
-        with pytest.raises(AssertionError, match="is off by"):
-            compare(whole)
-
-    def test_a_window_that_counts_padding(self, model, reference, monkeypatch):
-        """So does one that counts other questions on the same prefix."""
-        image, questions = CASES[4].image, ("What is this?", CASES[6].question)
-        samples = [Sample(str(i), i, (image,), question) for i, question in enumerate(questions)]
-        monkeypatch.setattr(attention, "last_of", last_by_place)
-        records = extract_records(model, resolve(EVERYTHING, model.loaded), samples)
-        with pytest.raises(AssertionError, match="is off by"):
-            assert_parity(records[1], expect(reference, [image], questions[1]))
-
-    def test_a_first_token_doubled_is_caught(self, model, monkeypatch):
-        monkeypatch.setattr(prompt, "adds_special_tokens", lambda *args: True)
-        assert "prompts whose token ids differ from the processor's own" in failing(model, "prompts")
 
     def test_a_full_forward_without_token_types(self, declaring):
         assert "query_token at every layer and transformers' full forward" in failing(
@@ -264,17 +277,57 @@ class TestGridOfTiles:
             compare(declaring(image_embeddings=without_vector))
 
 
+@pytest.mark.parametrize("name", ["llava_onevision", "aya_vision"], indirect=True)
+def test_features_after_the_norm(compare, declaring):
+    def encode(hf_model, images):
+        for image in images:
+            yield hf_model.model.vision_tower(image.pixel_values).last_hidden_state
+
+    with pytest.raises(AssertionError, match="is off by"):
+        compare(declaring(encode=encode))
+
+
+@pytest.mark.parametrize("name", ["aya_vision"], indirect=True)
+class TestAyaVision:
+    """Its head is scaled, as the decoder's own class for text does."""
+
+    def test_probabilities_are_those_of_the_decoders_own_class(self, model, reference):
+        inputs = reference.inputs([rgb(CASES[0].image)], "What?")
+        of_text = Cohere2ForCausalLM(reference.model.config.text_config).eval()
+        of_text.model, of_text.lm_head = reference.model.model.language_model, reference.model.lm_head
+        with torch.inference_mode():
+            states = reference.model(**inputs, output_hidden_states=True).hidden_states[0]
+            logits = of_text(inputs_embeds=states, logits_to_keep=1).logits[0, -1].double()
+            without_scale = reference.model(**inputs, logits_to_keep=1).logits[0, -1].double()
+        assert relative_error((without_scale / 4).numpy(), logits.numpy()) <= 1e-6, "the defect is gone"
+        logprobs = logits.log_softmax(-1)
+        record = model.extract(CASES[0].image, "What?", layers=[0], max_new_tokens=1)
+        assert record.first_token_top_ids == tuple(logprobs.topk(10).indices.tolist())
+        torch.testing.assert_close(
+            torch.tensor(record.first_token_top_logprobs, dtype=torch.float64), logprobs.topk(10).values
+        )
+
+    def test_a_model_is_fixed_once_and_says_so(self, model):
+        assert "logit_scale, 0.25" in model.loaded.fixes[0]
+        assert wrap(model.loaded.hf_model, processor_of(model)).loaded.fixes == ()
+
+    @pytest.mark.parametrize(
+        ("changed", "said"),
+        [
+            ({"vision_feature_layer": -2}, "feature layer -2"),
+            ({"vision_feature_select_strategy": "default"}, "default"),
+        ],
+    )
+    def test_another_feature_layer_is_refused(self, folder, tmp_path, changed, said):
+        other = copy_folder(folder, tmp_path / "model")
+        edit_json(other / "config.json", lambda config: config.update(changed))
+        with pytest.raises(MidsightError, match=said):
+            load(other, device="cpu")
+
+
 @pytest.mark.parametrize("name", ["llava_onevision"], indirect=True)
 class TestOneVision:
-    """Its pixels depend on the number of images, its features are those before a norm, its large grids are scaled."""
-
-    def test_features_after_the_norm(self, compare, declaring):
-        def encode(hf_model, images):
-            for image in images:
-                yield hf_model.model.vision_tower(image.pixel_values).last_hidden_state
-
-        with pytest.raises(AssertionError, match="is off by"):
-            compare(declaring(encode=encode))
+    """Its pixels depend on the number of images, and its large grids are scaled."""
 
     def test_a_large_grid_that_is_not_scaled(self, model, monkeypatch):
         monkeypatch.setattr(llava_onevision, "scaled_down", lambda lines, columns, most: (lines, columns))
@@ -563,7 +616,7 @@ class TestOvis2:
         assert TestPrompts.CAUGHT in failing(declaring(image_inputs=unended), "prompts")
 
 
-@pytest.mark.parametrize("name", ["qwen3_vl"], indirect=True)
+@pytest.mark.parametrize("name", ["qwen3_vl", "qwen3_vl_moe"], indirect=True)
 class TestDeepstack:
     """Earlier blocks of the encoder are added after the decoder's first layers."""
 

@@ -52,11 +52,15 @@ PUBLISHED_NAMES = {
     "llava_next": LLAVA_NAMES,
     "llava_onevision": LLAVA_NAMES,
     "gemma3": LLAVA_NAMES,
+    "aya_vision": LLAVA_NAMES,
+    "mistral3": INTERNVL_NAMES,
+    "paligemma": LLAVA_NAMES,
     "internvl": INTERNVL_NAMES,
     "qwen3_vl": {},
     "glm4v": {},
     "deepseek_vl": {},
     "ovis2": {},
+    "qwen3_vl_moe": {},
     "idefics3": {},
     "smolvlm": {},
     "fast_vlm": {},
@@ -78,6 +82,15 @@ def rename(folder, names):
     save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+def turn_experts(folder):
+    """Inputs before outputs in the weights of experts, as the published files have them."""
+    tensors = load_file(folder / "model.safetensors")
+    turned = {name: one.transpose(1, 2).contiguous() if ".experts." in name else one for name, one in tensors.items()}
+    assert [name for name, one in turned.items() if one.shape != tensors[name].shape]
+    (folder / "model.safetensors").unlink()
+    save_file(turned, folder / "model.safetensors", metadata={"format": "pt"})
+
+
 def publish_settings(name, folder):
     """Config and processor as the published folders have them."""
     path = folder / "processor_config.json"
@@ -88,9 +101,11 @@ def publish_settings(name, folder):
         size = settings.pop("size")
         settings |= {"min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"]}
     (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    if name == "mistral3":  # it does not say that the head is not the embedding
+        edit_json(folder / "config.json", lambda config: config.pop("tie_word_embeddings"))
     if name == "gemma3":
         shorten_rotary_settings(folder / "config.json")
-    if name.startswith(("llava", "fast_vlm", "gemma", "idefics", "smolvlm", "internvl", "ovis2", "deepseek")):
+    if not name.startswith(("mllama", "qwen", "glm4v")):
         replace_file(path, json.dumps(processor).encode())
         template = folder / "chat_template.jinja"
         (folder / "chat_template.json").write_text(json.dumps({"chat_template": template.read_text()}))
@@ -130,6 +145,8 @@ def test_the_published_format_gives_the_same_numbers_and_parts(name, family, fol
     else:
         rename(folder, PUBLISHED_NAMES[name])
         publish_settings(name, folder)
+    if name == "qwen3_vl_moe":
+        turn_experts(folder)
     facts = read_facts(folder)
     assert facts.parameters == native.parameters
     assert set(facts.parameters) >= {"vision encoder", "decoder", "token embedding"}

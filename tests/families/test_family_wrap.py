@@ -75,8 +75,9 @@ def test_a_fine_tuned_model_in_a_class_of_ones_own(own, plain, processor, family
 
     own.model.__class__ = Tuned
     with torch.no_grad():
-        weight = own.model.get_submodule(f"{family.decoder}.layers.1.mlp.down_proj").weight
-        weight.copy_(weight.roll(1, dims=0))  # Gemma norms the output, so a larger one would change nothing
+        mlp = own.model.get_submodule(f"{family.decoder}.layers.1.mlp")
+        (weight,) = (weight for name, weight in mlp.named_parameters() if "down_proj" in name)
+        weight.copy_(weight.roll(1, dims=-2))  # Gemma norms the output, so a larger one would change nothing
     assert_same_as_the_full_forward(own.model, own, processor)
     tuned = midsight.wrap(own.model, processor)
     assert tuned.loaded.fingerprint != midsight.wrap(plain.model, processor).loaded.fingerprint

@@ -9,22 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from midsight.extraction.request import resolve
 from midsight.families import internvl, tiles
 from midsight.prompts.token_layout import TokenLayout
-from support.damages import DAMAGED_CASES, EVERYTHING, declaring, failing
-from support.parity import assert_parity, expect, extract_records, samples_of
+from support.damages import compare_cases, declaring, failing
 
-TILES = ["llava_next", "llava_onevision", "idefics3", "smolvlm", "internvl", "ovis2", "molmo2"]
+TILES = ["llava_next", "llava_onevision", "idefics3", "smolvlm", "internvl", "ovis2", "aya_vision", "molmo2"]
 WHOLE_IMAGE_FIRST = ("llava_next", "llava_onevision", "ovis2", "molmo2")
 OTHER_PROMPT = "prompts whose token ids differ from the processor's own"
-
-
-def compare(model, reference):
-    """Extracts the cases in one batch and asserts parity for each."""
-    records = extract_records(model, resolve(EVERYTHING, model.loaded), samples_of(DAMAGED_CASES))
-    for record, case in zip(records, DAMAGED_CASES, strict=True):
-        assert_parity(record, expect(reference, [case.image], case.question))
 
 
 @pytest.fixture
@@ -33,7 +24,7 @@ def is_off_by(reference):
 
     def run(model, column=""):
         with pytest.raises(AssertionError, match=f"{column}.* is off by"):
-            compare(model, reference)
+            compare_cases(model, reference)
 
     return run
 
@@ -92,15 +83,6 @@ class TestMarkedTiles:
         is_off_by(counting, "vision_only_representation")
         assert "patches in the mean that never reach the decoder" in failing(counting, "useful patches")
 
-    def test_markers_taken_for_image_tokens(self, is_off_by, model, monkeypatch):
-        """As if all image tokens followed each other, up to the last one."""
-        monkeypatch.setattr(
-            TokenLayout,
-            "image_indices",
-            lambda layout: np.arange(layout.image_tokens) + layout.vision_token + 1 - layout.image_tokens,
-        )
-        is_off_by(model)
-
     def test_markers_left_out(self, model):
         original = model.loaded.family.vision.image_inputs
 
@@ -121,9 +103,32 @@ class TestMarkedTiles:
         assert OTHER_PROMPT in failing(declaring(model, image_inputs=turned), "prompts")
 
 
-@pytest.mark.parametrize("name", ["internvl"], indirect=True)
+@pytest.mark.parametrize("name", ["idefics3", "smolvlm", "aya_vision"], indirect=True)
+def test_markers_taken_for_image_tokens(is_off_by, model, monkeypatch):
+    """As if all image tokens followed each other, up to the last one."""
+    monkeypatch.setattr(
+        TokenLayout,
+        "image_indices",
+        lambda layout: np.arange(layout.image_tokens) + layout.vision_token + 1 - layout.image_tokens,
+    )
+    is_off_by(model)
+
+
+@pytest.mark.parametrize("name", ["aya_vision"], indirect=True)
+@pytest.mark.parametrize("left_out", ["TILE_1", "TILE_GLOBAL"])
+def test_names_of_tiles_left_out(model, left_out):
+    original = model.loaded.family.vision.image_inputs
+
+    def unnamed(*args):
+        image = original(*args)
+        return replace(image, text=image.text.replace(left_out, ""))
+
+    assert OTHER_PROMPT in failing(declaring(model, image_inputs=unnamed), "prompts")
+
+
+@pytest.mark.parametrize("name", ["internvl", "aya_vision"], indirect=True)
 def test_an_image_processor_that_is_asked_alone_makes_one_tile(model, monkeypatch):
-    """Only InternVL's whole processor asks it for several."""
+    """Only the whole processor of InternVL and Aya Vision asks it for several."""
     original = internvl.with_resizing
 
     def alone(*args, **options):

@@ -1,15 +1,16 @@
 """Damage done on purpose: a parity test has to fail with each of these."""
 
 import dataclasses
+from typing import Any
 
 from midsight import Model
 from midsight.extraction import decode, extract_call
-from midsight.extraction.request import Request
+from midsight.extraction.request import Request, resolve
 from midsight.prompts.token_layout import TokenLayout
 from midsight.taps import capture
 from midsight.taps.tap import POSITIONS
 from midsight.testing import check_family
-from support.parity import samples_of
+from support.parity import assert_parity, expect, extract_records, samples_of
 from support.pictures import CASES
 
 EVERYTHING = Request(layers="all", residual=True, positions=POSITIONS, max_new_tokens=16)
@@ -26,6 +27,13 @@ def declaring(model: Model, **declared: object) -> Model:
         changed = dataclasses.replace(getattr(family, group), **{name: value})
         family = dataclasses.replace(family, **{group: changed})
     return dataclasses.replace(model, loaded=dataclasses.replace(model.loaded, family=family))
+
+
+def compare_cases(model: Model, reference: Any) -> None:
+    """Extracts the cases in one batch and asserts parity for each."""
+    records = extract_records(model, resolve(EVERYTHING, model.loaded), samples_of(DAMAGED_CASES))
+    for record, case in zip(records, DAMAGED_CASES, strict=True):
+        assert_parity(record, expect(reference, [case.image], case.question))
 
 
 def failing(model: Model, *sections: str) -> set[str]:

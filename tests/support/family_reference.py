@@ -17,6 +17,7 @@ from PIL import Image
 from transformers import (
     AutoImageProcessor,
     AutoProcessor,
+    AyaVisionForConditionalGeneration,
     DeepseekVLForConditionalGeneration,
     FastVlmForConditionalGeneration,
     Gemma3ForConditionalGeneration,
@@ -26,17 +27,21 @@ from transformers import (
     LlavaForConditionalGeneration,
     LlavaNextForConditionalGeneration,
     LlavaOnevisionForConditionalGeneration,
+    Mistral3ForConditionalGeneration,
     MllamaForConditionalGeneration,
     Molmo2ForConditionalGeneration,
     Ovis2ForConditionalGeneration,
+    PaliGemmaForConditionalGeneration,
     Phi4MultimodalForCausalLM,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2VLForConditionalGeneration,
     Qwen3VLForConditionalGeneration,
+    Qwen3VLMoeForConditionalGeneration,
     SmolVLMForConditionalGeneration,
 )
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
+from midsight.testing.aya_vision import write_aya_vision
 from midsight.testing.deepseek_vl import write_deepseek_vl
 from midsight.testing.fast_vlm import write_fast_vlm
 from midsight.testing.gemma3 import write_gemma3
@@ -45,11 +50,13 @@ from midsight.testing.idefics3 import write_idefics3, write_smolvlm
 from midsight.testing.internvl import write_internvl
 from midsight.testing.llava import write_llava, write_llava_next
 from midsight.testing.llava_onevision import write_llava_onevision
+from midsight.testing.mistral3 import write_mistral3
 from midsight.testing.mllama import write_mllama
 from midsight.testing.molmo2 import write_molmo2
 from midsight.testing.ovis2 import write_ovis2
+from midsight.testing.paligemma import write_paligemma
 from midsight.testing.phi4_multimodal import write_phi4_multimodal
-from midsight.testing.qwen2_5_vl import write_qwen2_5_vl, write_qwen2_vl, write_qwen3_vl
+from midsight.testing.qwen2_5_vl import write_qwen2_5_vl, write_qwen2_vl, write_qwen3_vl, write_qwen3_vl_moe
 from support.reference import Forward, Reference, mean_over_real_patches
 
 
@@ -67,6 +74,16 @@ def mean_over_patches(output: Any, _inputs: Any, _model: Any) -> torch.Tensor:
 def mean_over_squares(output: Any, _inputs: Any, _model: Any) -> torch.Tensor:
     """Every patch of every square, after the encoder's last norm."""
     return output.last_hidden_state.flatten(0, 1).double().mean(dim=0)
+
+
+def mean_over_last_states(output: Any, _inputs: Any, _model: Any) -> torch.Tensor:
+    """Every patch of every square after the last layer, before the encoder's norm."""
+    return output.hidden_states[-1].flatten(0, 1).double().mean(dim=0)
+
+
+def mean_over_lines(output: Any, _inputs: Any, _model: Any) -> torch.Tensor:
+    """Every patch of every image after the last layer; the tower gives those of all images in one row."""
+    return output.hidden_states[-1][0].double().mean(dim=0)
 
 
 def mean_over_squares_without_class_token(output: Any, _inputs: Any, _model: Any) -> torch.Tensor:
@@ -139,18 +156,30 @@ class Family:
     decoder: str = "model.language_model"
     first_by: Literal["none", "template", "tokenizer", "processor"] = "none"
     """Who begins a prompt with the first token."""
+    completed: Callable[[str], str] = str
+    """What the processor makes of a rendered prompt before it tokenises it, if it begins the prompt."""
+    given: Callable[[str], str] = str
+    """What the processor takes, from what it makes of it."""
+    takes_habit: bool = False
+    """Whether the processor takes from the tokenizer the habit of beginning every text with a first token."""
+    words: str = ""
+    """Added tokens that a question may have, as a regular expression."""
+    first_tokens: int = 1
+    """How often the first token is in a prompt that the tokenizer begins with it."""
     refuses_system: str = ""
     """What the template says about a system turn with an image; empty if it takes one."""
     text_system: bool = False
     """Whether the template takes a system turn as one text only."""
-    own_system: bool = False
-    """Whether the template adds a system turn of its own."""
+    own_system: str = ""
+    """How a prompt begins without the system turn that the template adds of its own; empty if it adds none."""
     interleaves: bool = True
     """Whether the template keeps the places of images between texts."""
     trim: Callable[[str], str] = str
     """What the template makes of the user's text after an image."""
     tied: bool = False
     """Whether the head is the token embedding, which is not stored twice."""
+    shares: bool = True
+    """Whether questions on the same images have a prefix in common."""
     tokens_of_every_image: int | None = None
     """Image tokens of an image, if they do not depend on its size."""
     crops: bool = True
@@ -214,18 +243,23 @@ class FamilyReference:
         if system is not None:
             parts = [{"type": "text", "text": system}]
             turns.insert(0, {"role": "system", "content": system if self.family.text_system else parts})
-        text = self.processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-        return self.processor.tokenizer.bos_token + text if self.family.first_by == "processor" else text
+        return self.family.completed(
+            self.processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        )
 
     def inputs(
         self, images: list[Image.Image], question: str, *, pixels: str = "pil", system: str | None = None
     ) -> Any:
         self.processor.image_processor = self.image_processors[pixels]
         text = self.prompt(len(images), question, system)
+        if self.family.first_by == "processor":
+            text = self.family.given(text)
         first = self.processor.tokenizer.bos_token
         has_first = first is not None and text.startswith(first)  # the rule of apply_chat_template
         # as apply_chat_template gives them: a list for each prompt, which LLaVA-OneVision tells from one image each
-        return self.processor(text=text, images=[images], return_tensors="pt", add_special_tokens=not has_first)
+        made = self.processor(text=text, images=[images], return_tensors="pt", add_special_tokens=not has_first)
+        made.pop("labels", None)  # for training
+        return made
 
     @torch.inference_mode()
     def forward(self, inputs: Any) -> Forward:
@@ -310,12 +344,13 @@ FAMILIES = {
         stop_ids=(128001, 128008, 128009),
         reference=FamilyReference,
         first_by="template",
+        given=lambda text: text.replace("<|begin_of_text|>", ""),
         refuses_system="Prompting with images is incompatible with system",
         tokens_of_every_image=1,
         misfit={"max_image_tiles": 2},
     ),
-    "qwen2_5_vl": Family(write_qwen2_5_vl, Qwen2_5_VLForConditionalGeneration, own_system=True, **QWEN),
-    "qwen2_vl": Family(write_qwen2_vl, Qwen2VLForConditionalGeneration, own_system=True, **QWEN),
+    "qwen2_5_vl": Family(write_qwen2_5_vl, Qwen2_5_VLForConditionalGeneration, own_system="<|im_start|>user\n", **QWEN),
+    "qwen2_vl": Family(write_qwen2_vl, Qwen2VLForConditionalGeneration, own_system="<|im_start|>user\n", **QWEN),
     "qwen3_vl": Family(write_qwen3_vl, Qwen3VLForConditionalGeneration, **QWEN),
     "glm4v": Family(
         write_glm4v,
@@ -330,6 +365,7 @@ FAMILIES = {
         text_in_template="part.text",
         text_system=True,
     ),
+    "qwen3_vl_moe": Family(write_qwen3_vl_moe, Qwen3VLMoeForConditionalGeneration, **QWEN),
     "llava": Family(
         write_llava,
         LlavaForConditionalGeneration,
@@ -362,7 +398,7 @@ FAMILIES = {
         reference=FamilyReference,
         text_in_template="content['text']",
         first_by="tokenizer",
-        own_system=True,
+        own_system="User: ",
         trim=str.rstrip,
         tokens_of_every_image=16,
         misfit={"size": {"height": 70, "width": 70}},
@@ -376,7 +412,7 @@ FAMILIES = {
         stop_ids=(151645,),
         reference=FamilyReference,
         text_in_template="content['text']",
-        own_system=True,
+        own_system="<|im_start|>user\n",
         interleaves=False,
         tokens_of_every_image=16,
         misfit={"crop_size": {"height": 70, "width": 70}},
@@ -426,7 +462,56 @@ FAMILIES = {
         stop_ids=(151645,),
         reference=FamilyReference,
         text_in_template="content['text']",
-        own_system=True,
+        own_system="<|im_start|>user\n",
+        misfit={"size": {"height": 70, "width": 70}},
+    ),
+    "aya_vision": Family(
+        write_aya_vision,
+        AyaVisionForConditionalGeneration,
+        image_token_id=255036,
+        tower="model.vision_tower",
+        vision_mean=mean_over_last_states,
+        stop_ids=(255001,),
+        reference=FamilyReference,
+        text_in_template="content['text']",
+        first_by="template",
+        tied=True,
+        misfit={"size": {"height": 70, "width": 70}},
+    ),
+    "mistral3": Family(
+        write_mistral3,
+        Mistral3ForConditionalGeneration,
+        image_token_id=10,
+        tower="model.vision_tower",
+        vision_mean=mean_over_lines,
+        stop_ids=(2,),
+        reference=FamilyReference,
+        text_in_template="block['text']",
+        first_by="template",
+        own_system="<s>[INST]",
+        crops=False,
+        refuses_thin="2 x 450 pixels is more than 196 times as long",
+        misfit={"size": {"longest_edge": 200}},
+    ),
+    "paligemma": Family(
+        write_paligemma,
+        PaliGemmaForConditionalGeneration,
+        image_token_id=257152,
+        tower="model.vision_tower",
+        vision_mean=mean_over_squares,
+        stop_ids=(1,),
+        reference=FamilyReference,
+        text_in_template="content['text']",
+        first_by="processor",
+        completed=lambda text: "<image><bos>".join(text.rsplit("<image>", 1)) + "\n",
+        given=lambda text: text.replace("<bos>", "").removesuffix("\n"),
+        takes_habit=True,
+        words=r"<(loc\d{4}|seg\d{3})>",
+        refuses_system="PaliGemma takes no system turn",
+        interleaves=False,
+        tied=True,
+        shares=False,
+        tokens_of_every_image=16,
         misfit={"size": {"height": 70, "width": 70}},
     ),
     "molmo2": Family(
@@ -439,6 +524,9 @@ FAMILIES = {
         reference=FamilyReference,
         text_in_template="content['text']",
         first_by="processor",
+        completed=lambda text: f"<|im_end|>{text}",
+        given=lambda text: text.removeprefix("<|im_end|>"),
+        first_tokens=3,
         refuses_system="Conversation roles must alternate",
         interleaves=False,
         crops=False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -176,12 +177,22 @@ def ask_on_prefix(
 def check_eager(subject: Subject) -> list[Check]:
     """The attention kernel in use against eager attention."""
     model = subject.model
+    in_use = kernels_of(model.config)
     with quiet_transformers():
         model.hf_model.set_attn_implementation("eager")
         try:
             outcomes = [extract_samples(model, subject.without_answers, [sample])[0] for sample in subject.samples]
         finally:
-            model.hf_model.set_attn_implementation(model.attention)
+            model.hf_model.set_attn_implementation(in_use)
     largest = worst(map(largest_error, subject.alone, map(record_of, outcomes)))
     between_kernels = LIMIT_BETWEEN_KERNELS if model.dtype == torch.float32 else IN_16_BITS
     return [Check(f"{model.attention} and eager attention", largest, max(subject.limit, between_kernels))]
+
+
+def kernels_of(config: Any) -> dict[str, Any]:
+    """The attention kernel of each part of a model, as `set_attn_implementation` takes them."""
+    parts = {name: getattr(config, name, None) for name in config.sub_configs}
+    return {
+        "": config._attn_implementation,
+        **{name: kernels_of(part) for name, part in parts.items() if part is not None},
+    }

@@ -190,7 +190,7 @@ def load_weights(folder: Path, family: Family, choice: LoadChoice) -> Any:
             folder,
             dtype=choice.dtype,
             device_map={"": choice.device},
-            attn_implementation="sdpa",
+            attn_implementation=family.decoder.attention,
             use_safetensors=True,
             local_files_only=True,
             ignore_mismatched_sizes=True,

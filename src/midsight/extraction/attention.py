@@ -46,16 +46,15 @@ def make_image_mask(model: LoadedModel, prompt_ids: Tensor, blocks: Tensor) -> T
     """The attention mask of whole prompts, one per row, in which the tokens of a block read each other.
 
     `prompt_ids` and `blocks` are int64 [rows, tokens]; `blocks` is as the family's `blocks` numbers them. A sliding
-    window limits what is read backwards only.
+    window limits what is read outside the block only.
     """
     past = readable(prompt_ids[:, :0], prompt_ids)
-    ahead = (blocks[:, None] == blocks[..., None]) & (blocks[:, None] >= 0)
-    everything = as_bias(past | ahead, model.dtype)
+    inside = (blocks[:, None] == blocks[..., None]) & (blocks[:, None] >= 0)
+    everything = as_bias(past | inside, model.dtype)
     window = model.sliding_window
     if window is None or prompt_ids.shape[1] <= window:
         return everything
-    ahead &= torch.ones(ahead.shape[1:], dtype=torch.bool, device=ahead.device).triu(1)
-    recent = as_bias(last_of(past, window) | ahead, model.dtype)
+    recent = as_bias(last_of(past, window) | inside, model.dtype)
     return by_kind(model, everything, recent)
 
 

@@ -126,8 +126,9 @@ def continue_from(model: LoadedModel, filled: Prefill) -> Continuation:
 
 
 def to_logits(model: LoadedModel, states: Tensor) -> Tensor:
-    """The language-model head's output for states [answers, hidden size], float32 [answers, vocabulary]."""
-    return model.hf_model.get_submodule(model.family.modules.lm_head)(states).float()
+    """The logits after states [answers, hidden size], float32 [answers, vocabulary]."""
+    logits = model.hf_model.get_submodule(model.family.modules.lm_head)(states)
+    return model.family.decoder.adjust_logits(model.config, logits).float()
 
 
 @dataclass(frozen=True)

@@ -117,14 +117,13 @@ def describe_model(model: LoadedModel) -> ModelSpec:
 def describe_prompt(dataset: Dataset | SampleStream, model: LoadedModel, resolved: ResolvedRequest) -> PromptSpec:
     """How a question becomes a prompt, with the first sample as the example."""
     prompt, declaration = resolved.prompt, model.family.prompt
-    published = declaration.published
     rendered = default_prompt(model.processor, declaration, prompt.template)
     return PromptSpec(
         user=prompt.user.spelled,
         system=prompt.system,
         template=prompt.template.source,
         template_sha256=prompt.template.sha256,
-        is_published=None if published is None else rendered == published,
+        is_published=declaration.is_published(rendered),
         rendered=prompt.render(model.processor, declaration, example_turn(dataset, prompt).places),
     )
 

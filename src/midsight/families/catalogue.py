@@ -18,6 +18,7 @@ FAMILIES = {
     "Qwen2VLForConditionalGeneration": "midsight.families.qwen2_vl",
     "Qwen3VLForConditionalGeneration": "midsight.families.qwen3_vl",
     "Glm4vForConditionalGeneration": "midsight.families.glm4v",
+    "Qwen3VLMoeForConditionalGeneration": "midsight.families.qwen3_vl_moe",
     "LlavaForConditionalGeneration": "midsight.families.llava",
     "LlavaNextForConditionalGeneration": "midsight.families.llava_next",
     "LlavaOnevisionForConditionalGeneration": "midsight.families.llava_onevision",
@@ -28,6 +29,9 @@ FAMILIES = {
     "SmolVLMForConditionalGeneration": "midsight.families.smolvlm",
     "InternVLForConditionalGeneration": "midsight.families.internvl",
     "Ovis2ForConditionalGeneration": "midsight.families.ovis2",
+    "AyaVisionForConditionalGeneration": "midsight.families.aya_vision",
+    "Mistral3ForConditionalGeneration": "midsight.families.mistral3",
+    "PaliGemmaForConditionalGeneration": "midsight.families.paligemma",
     "Molmo2ForConditionalGeneration": "midsight.families.molmo2",
 }
 """Architecture, as in config.json, to the module that holds its FAMILY."""

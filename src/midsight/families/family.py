@@ -155,6 +155,14 @@ class NumberBlocks(Protocol):
         ...
 
 
+class AdjustLogits(Protocol):
+    """Does what transformers' class does to the output of the language-model head."""
+
+    def __call__(self, config: Any, logits: Tensor, /) -> Tensor:
+        """`config` is transformers' config of the whole model, `logits` model dtype [rows, vocabulary]."""
+        ...
+
+
 class ApplyFixes(Protocol):
     """Corrects known bugs of a loaded model."""
 
@@ -204,6 +212,17 @@ def no_threshold(_config: Any) -> None:
 def no_marks(_config: Any) -> Sequence[int]:
     """For decoders that take the embeddings of all other tokens from their own table."""
     return ()
+
+
+def logits_of_head(_config: Any, logits: Tensor) -> Tensor:
+    """The default: the head's output as it is."""
+    return logits
+
+
+def softcapped_logits(config: Any, logits: Tensor) -> Tensor:
+    """Logits squeezed into `final_logit_softcapping` to both sides of 0, as in Gemma 2, if the config has one."""
+    cap = getattr(config.get_text_config(), "final_logit_softcapping", None)
+    return logits if cap is None else (logits / cap).tanh() * cap
 
 
 def no_fixes(_model: nn.Module) -> tuple[str, ...]:
@@ -289,6 +308,10 @@ class Decoder:
     image belong to what questions on the same images share."""
     longrope_threshold: ReadThreshold = no_threshold
     """Longest prompt, in tokens, that uses the short rotary factors; None without longrope."""
+    attention: str | None = "sdpa"
+    """transformers' name of the attention kernel that a folder is loaded with; None is its own choice for each part."""
+    adjust_logits: AdjustLogits = logits_of_head
+    """What transformers' class does to the output of the language-model head."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ it writes for an image; of tiles and modules: image_processing_got_ocr2.py and m
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,15 +19,11 @@ from midsight.families import llava
 from midsight.families.family import Family, Reference, StoredTensors, Vision
 from midsight.families.inputs import ImageInputs
 from midsight.families.resizing import Pixels, with_resizing
+from midsight.families.squares import patches_per_side
 from midsight.families.tiles import encode_tiles, split_by_image
 from midsight.prompts.declaration import FamilyPrompt
 
 IMAGE_TOKEN = "<IMG_CONTEXT>"  # noqa: S105  (a token of the vocabulary, no password)
-
-
-def patches_per_side(config: Any) -> int:
-    """Patches in a row of a tile."""
-    return config.vision_config.image_size[0] // config.vision_config.patch_size[0]
 
 
 def tokens_of_tile(config: Any) -> int:
@@ -53,23 +49,32 @@ def validate_processor(processor: Any, config: Any) -> None:
 
 
 def image_inputs(processor: Any, image: Image.Image, pixels: Pixels, config: Any) -> ImageInputs:
-    """The tiles line by line, then the whole image if there are several.
+    """The tiles, between two markers."""
+    each = tokens_of_tile(config)
+    return tile_inputs(processor, image, pixels, config, each, lambda tiles: f"<img>{IMAGE_TOKEN * each * tiles}</img>")
+
+
+def tile_inputs(
+    processor: Any, image: Image.Image, pixels: Pixels, config: Any, each: int, written: Callable[[int], str]
+) -> ImageInputs:
+    """The tiles line by line, then the whole image if there are several; a tile has `each` image tokens.
 
     The folder's image processor makes one tile only; its whole processor asks it for several, and so does this.
+    `written` is the text for so many tiles.
     """
     image_processor = with_resizing(
         processor.image_processor, pixels, pil=GotOcr2ImageProcessorPil, tensors=GotOcr2ImageProcessor
     )
     tiles = image_processor(image, crop_to_patches=True, return_tensors="pt")["pixel_values"]
-    side, tokens = patches_per_side(config), len(tiles) * tokens_of_tile(config)
+    side = patches_per_side(config)
     return ImageInputs(
         pixel_values=tiles,
         patch_mask=torch.ones((len(tiles), side, side), dtype=torch.bool),
         original_size=image.size,
         grid=(len(tiles), 1),
-        tokens=tokens,
-        attended=tokens,
-        text=f"<img>{IMAGE_TOKEN * tokens}</img>",
+        tokens=len(tiles) * each,
+        attended=len(tiles) * each,
+        text=written(len(tiles)),
     )
 
 

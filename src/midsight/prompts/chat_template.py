@@ -240,6 +240,6 @@ def describe_template(
         why = why_no_template(processor, declaration)
         return f"{folder} has no chat template for an image and a text ({why}), {consequence}."
     prompt = default_prompt(processor, declaration, template)
-    if declaration.published in (None, prompt):
+    if declaration.is_published(prompt) is not False:
         return ""
     return f"The chat template of {folder} is not that of the published {name}; it is used, and renders {prompt!r}."

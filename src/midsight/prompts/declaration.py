@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 QUESTION = "{question}"
 """Stands for the sample's question in a template."""
+DATE, ANY_DATE = "{date}", r"\d{4}-\d{2}-\d{2}"
+"""Stands for the day on which a template is rendered; and, as a regular expression, how it is written."""
 
 
 class ReadTokenId(Protocol):
@@ -51,8 +54,9 @@ class FamilyPrompt:
     complete_text: CompleteText = keep_text
     """What the family's processor does to a rendered prompt before it tokenises it."""
     published: str | None = None
-    """The published checkpoint's prompt for one image and `{question}`; None if a family has several. A folder whose
-    own chat template renders something else is used as it is, and midsight says so."""
+    """The published checkpoint's prompt for one image and `{question}`; None if a family has several. `{date}` is in it
+    where the template writes today's date. A folder whose own chat template renders something else is used as it is,
+    and midsight says so."""
     fallback_template: str | None = None
     """Jinja chat template for folders without a usable one; None if the family offers none."""
     placeholder: str | None = None
@@ -68,3 +72,9 @@ class FamilyPrompt:
     def image_markup(self) -> str:
         """What stands for one image in a prompt."""
         return self.image_text or self.image_in_template
+
+    def is_published(self, prompt: str) -> bool | None:
+        """Whether a prompt for one image and `{question}` is the published one; None if a family has several."""
+        if self.published is None:
+            return None
+        return re.fullmatch(re.escape(self.published).replace(re.escape(DATE), ANY_DATE), prompt) is not None

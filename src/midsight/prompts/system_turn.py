@@ -107,10 +107,10 @@ def find_default_turn(processor: Any, declaration: FamilyPrompt, template: ChatT
     if any(begins_with_user(processor, declaration, template, default[begin:]) for begin in begins):
         return NO_SYSTEM_TURN
     head = before[start:].rstrip()  # a template may have a line break only before the user's system text
-    user_head = head.replace("system", "user")
     known = default[start:].startswith(head) and default.endswith(after) and len(default) - start >= len(head + after)
-    if known and user_head != head and user_head in after:
-        stop = len(default) - len(after) + after.index(user_head)
+    end = end_of_turn(head, after) if known else None
+    if end is not None:
+        stop = len(default) - len(after) + end
         return SystemTurn(left_out=default[start:stop], start=start)
     stops = [*ends_of_fixed_text(default, start, before, after)]
     for stop in stops:
@@ -140,6 +140,18 @@ def ends_of_fixed_text(default: str, start: int, before: str, after: str) -> Ite
 def is_system_turn(own: str, opening: str, closing: str) -> bool:
     """Whether a text begins and ends like a system turn, which has these around its own text."""
     return own.startswith(opening.rstrip()) and own.endswith(closing)
+
+
+def end_of_turn(head: str, after: str) -> int | None:
+    """How many characters of `after`, which follows a system text, still belong to its turn; None if that is not known.
+
+    `head` begins the turn: it names the role, as in `<|im_start|>system`, and the user's turn begins alike; or it is a
+    mark that is closed, as in `[SYSTEM_PROMPT]`.
+    """
+    user_head, closing = head.replace("system", "user"), f"{head[:1]}/{head[1:]}"
+    if user_head != head and user_head in after:
+        return after.index(user_head)
+    return len(closing) if len(head) > 1 and after.startswith(closing) else None
 
 
 def begins_with_user(processor: Any, declaration: FamilyPrompt, template: ChatTemplate, prompt: str) -> bool:

@@ -13,8 +13,8 @@ from transformers import (
 )
 
 from midsight.testing.llava import GAINS, text_fields
-from midsight.testing.llava_onevision import siglip_fields
 from midsight.testing.random_weights import make_tokenizer, write_checkpoint
+from midsight.testing.small_sizes import siglip_fields
 
 BOS, EOS, IMAGE = 100000, 100001, 100015
 SPECIAL_TOKENS = {BOS: "<｜begin▁of▁sentence｜>", EOS: "<｜end▁of▁sentence｜>", IMAGE: "<image_placeholder>"}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from torch import Generator
 from transformers import (
     Gemma3Config,
     Gemma3ForConditionalGeneration,
@@ -13,9 +12,8 @@ from transformers import (
     GenerationConfig,
 )
 
-from midsight.checkpoints.quiet import quiet_transformers
-from midsight.testing.llava_onevision import siglip_fields
-from midsight.testing.random_weights import draw_weights, make_tokenizer, save_weights
+from midsight.testing.random_weights import make_tokenizer, write_checkpoint
+from midsight.testing.small_sizes import VISION_SIZE, decoder_fields, siglip_fields
 
 PAD, EOS, BOS, END_OF_TURN, IMAGE = 0, 1, 2, 106, 262144
 SPECIAL_TOKENS = {
@@ -32,8 +30,6 @@ SPECIAL_TOKENS = {
 """The published ids and tokens."""
 
 VOCABULARY_SIZE = 262208
-HIDDEN_SIZE = 32
-VISION_SIZE = 16
 IMAGE_PX, PATCH_PX, IMAGE_TOKENS = 112, 14, 16
 SLIDING_WINDOW = 40
 
@@ -103,7 +99,6 @@ GAINS = (
 """Found by trial: image, question, position and layer each change the states by 10 % or more."""
 
 
-@quiet_transformers()
 def write_gemma3(folder: str | Path, *, seed: int = 0, layers: int = 6) -> Path:
     """Writes a small model folder that `Gemma3ForConditionalGeneration` loads.
 
@@ -120,8 +115,6 @@ def write_gemma3(folder: str | Path, *, seed: int = 0, layers: int = 6) -> Path:
     Returns:
         The folder.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     names = {"pad_token": "<pad>", "eos_token": "<eos>", "bos_token": "<bos>", "unk_token": "<unk>"}
     tokenizer = make_tokenizer(
         SPECIAL_TOKENS,
@@ -134,22 +127,19 @@ def write_gemma3(folder: str | Path, *, seed: int = 0, layers: int = 6) -> Path:
         model_max_length=131072,
         **names,
     )
-    words = dict.fromkeys(tokenizer.get_vocab().values(), WORD_ROW_SCALE)
-    scales = {**words, **dict.fromkeys(SPECIAL_TOKENS, CONTROL_ROW_SCALE), END_OF_TURN: STOP_ROW_SCALE}
-    config = make_config(layers)
-    rows = {"model.language_model.embed_tokens.weight": scales, "lm_head.weight": {}}
-    weights = draw_weights(Gemma3ForConditionalGeneration, config, rows, Generator().manual_seed(seed), GAINS)
-    weights.pop("lm_head.weight", None)
-    for name in weights:
-        if name.endswith("norm.weight") and not name.startswith("model.vision_tower."):
-            weights[name] -= 1  # these norms multiply by one plus their weight
-    save_weights(weights, folder / "model.safetensors")
-    config.save_pretrained(folder)
-    GenerationConfig(bos_token_id=BOS, eos_token_id=[EOS, END_OF_TURN], pad_token_id=PAD).save_pretrained(folder)
     image_processor = Gemma3ImageProcessor(size={"height": IMAGE_PX, "width": IMAGE_PX})
-    processor = Gemma3Processor(image_processor, tokenizer, chat_template=CHAT_TEMPLATE, image_seq_length=IMAGE_TOKENS)
-    processor.save_pretrained(folder)
-    return folder
+    return write_checkpoint(
+        folder,
+        Gemma3ForConditionalGeneration,
+        make_config(layers),
+        Gemma3Processor(image_processor, tokenizer, chat_template=CHAT_TEMPLATE, image_seq_length=IMAGE_TOKENS),
+        GenerationConfig(bos_token_id=BOS, eos_token_id=[EOS, END_OF_TURN], pad_token_id=PAD),
+        head_scales={**dict.fromkeys(SPECIAL_TOKENS, CONTROL_ROW_SCALE), END_OF_TURN: STOP_ROW_SCALE},
+        gains=GAINS,
+        seed=seed,
+        word_scale=WORD_ROW_SCALE,
+        norms_add_one=True,
+    )
 
 
 def make_config(layers: int) -> Gemma3Config:
@@ -159,18 +149,14 @@ def make_config(layers: int) -> Gemma3Config:
         dtype="bfloat16",
         mm_tokens_per_image=IMAGE_TOKENS,
         image_token_index=IMAGE,
-        text_config={
-            "model_type": "gemma3_text",
-            "vocab_size": VOCABULARY_SIZE,
-            "hidden_size": HIDDEN_SIZE,
-            "intermediate_size": 2 * HIDDEN_SIZE,
-            "num_hidden_layers": layers,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "head_dim": 8,
-            "query_pre_attn_scalar": 8,
-            "sliding_window": SLIDING_WINDOW,
-            "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
-        },
+        text_config=decoder_fields(
+            "gemma3_text",
+            layers,
+            VOCABULARY_SIZE,
+            head_dim=8,
+            query_pre_attn_scalar=8,
+            sliding_window=SLIDING_WINDOW,
+            rope_scaling={"factor": 8.0, "rope_type": "linear"},
+        ),
         vision_config=siglip_fields(VISION_SIZE, IMAGE_PX, PATCH_PX),
     )

@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from midsight.testing.random_weights import make_tokenizer, write_checkpoint
+from midsight.testing.small_sizes import VISION_SIZE, decoder_fields, siglip_fields
 
 ENDOFTEXT, IM_END, IMAGE, VIDEO = 151643, 151645, 151646, 151647
 SPECIAL_TOKENS = {
@@ -27,8 +28,6 @@ SPECIAL_TOKENS = {
 """The published ids and tokens."""
 
 VOCABULARY_SIZE = 151648
-HIDDEN_SIZE = 32
-VISION_SIZE = 16
 TILE_PX, PATCH_PX = 56, 14
 MOST_TILES = 4
 """Largest number of rows and of columns in a grid; published are six."""
@@ -123,30 +122,12 @@ def make_config(layers: int) -> LlavaOnevisionConfig:
 
 def qwen2_fields(layers: int, vocabulary_size: int, *, max_positions: int) -> dict[str, Any]:
     """The decoder's configuration with small widths and few layers."""
-    return {
-        "model_type": "qwen2",
-        "vocab_size": vocabulary_size,
-        "hidden_size": HIDDEN_SIZE,
-        "intermediate_size": 2 * HIDDEN_SIZE,
-        "num_hidden_layers": layers,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": max_positions,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
-        "bos_token_id": ENDOFTEXT,
-        "eos_token_id": IM_END,
-    }
-
-
-def siglip_fields(width: int, side_px: int, patch_px: int) -> dict[str, Any]:
-    """The encoder's configuration with this width and few layers."""
-    return {
-        "model_type": "siglip_vision_model",
-        "hidden_size": width,
-        "intermediate_size": 2 * width,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 2,
-        "image_size": side_px,
-        "patch_size": patch_px,
-        "vision_use_head": False,
-    }
+    return decoder_fields(
+        "qwen2",
+        layers,
+        vocabulary_size,
+        max_position_embeddings=max_positions,
+        rope_parameters={"rope_type": "default", "rope_theta": 1000000.0},
+        bos_token_id=ENDOFTEXT,
+        eos_token_id=IM_END,
+    )

@@ -18,6 +18,8 @@ from transformers import (
     Qwen2VLVideoProcessor,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
+    Qwen3VLMoeConfig,
+    Qwen3VLMoeForConditionalGeneration,
     Qwen3VLProcessor,
     Qwen3VLVideoProcessor,
 )
@@ -140,6 +142,37 @@ def write_qwen3_vl(folder: str | Path, *, seed: int = 0, layers: int = 6) -> Pat
     Returns:
         The folder.
     """
+    config = Qwen3VLConfig(**qwen3_fields("Qwen3VLForConditionalGeneration", layers))
+    return write_folder(Path(folder), config, Qwen3VLForConditionalGeneration, qwen3_processor(), seed)
+
+
+def write_qwen3_vl_moe(folder: str | Path, *, seed: int = 1, layers: int = 6) -> Path:
+    """Writes a small model folder that `Qwen3VLMoeForConditionalGeneration` loads.
+
+    Like `write_qwen3_vl`; every layer of the decoder has eight experts, two of which compute a token.
+
+    Args:
+        folder: Where the files go; made if it does not exist.
+        seed: Decides the weights; with 1, answers have many lengths.
+        layers: Number of decoder layers.
+
+    Returns:
+        The folder.
+    """
+    fields = qwen3_fields("Qwen3VLMoeForConditionalGeneration", layers)
+    fields["text_config"] |= {
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 3 * HIDDEN_SIZE // 4,
+        "tie_word_embeddings": False,
+    }
+    return write_folder(
+        Path(folder), Qwen3VLMoeConfig(**fields), Qwen3VLMoeForConditionalGeneration, qwen3_processor(), seed
+    )
+
+
+def qwen3_fields(architecture: str, layers: int) -> dict[str, Any]:
+    """The published configuration of Qwen3-VL with small widths and few layers."""
     vision = {
         "hidden_size": VISION_SIZE,
         "intermediate_size": 2 * VISION_SIZE,
@@ -149,20 +182,21 @@ def write_qwen3_vl(folder: str | Path, *, seed: int = 0, layers: int = 6) -> Pat
         "deepstack_visual_indexes": [0, 2],
         "patch_size": 16,
     }
-    fields = config_fields("Qwen3VLForConditionalGeneration", vision, layers)
+    fields = config_fields(architecture, vision, layers)
     rope = {"rope_type": "default", "rope_theta": 5000000.0, "mrope_section": [4, 2, 2], "mrope_interleaved": True}
     fields["text_config"] |= {"vocab_size": 151936, "head_dim": 16, "rope_parameters": rope}
-    config = Qwen3VLConfig(**fields)
+    return fields
+
+
+def qwen3_processor() -> Any:
+    """The processor of Qwen3-VL."""
     image_processor = Qwen2VLImageProcessor(
         size={"shortest_edge": 64 * 64, "longest_edge": 32 * 32 * LARGEST_IMAGE_TOKENS},
         patch_size=16,
         image_mean=[0.5, 0.5, 0.5],
         image_std=[0.5, 0.5, 0.5],
     )
-    processor = Qwen3VLProcessor(
-        image_processor, qwen_tokenizer(), Qwen3VLVideoProcessor(), chat_template=QWEN3_TEMPLATE
-    )
-    return write_folder(Path(folder), config, Qwen3VLForConditionalGeneration, processor, seed)
+    return Qwen3VLProcessor(image_processor, qwen_tokenizer(), Qwen3VLVideoProcessor(), chat_template=QWEN3_TEMPLATE)
 
 
 def config_fields(architecture: str, vision: dict[str, Any], layers: int) -> dict[str, Any]:

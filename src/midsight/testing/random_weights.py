@@ -43,8 +43,12 @@ def write_checkpoint(
     head_scales: Mapping[int, float],
     gains: Gains,
     seed: int,
+    word_scale: float = 1.0,
+    norms_add_one: bool = False,
 ) -> Path:
     """Writes a model folder with random weights; embedding rows without a token are zero.
+
+    A head that is the token embedding is not stored.
 
     Args:
         folder: Where the files go; made if it does not exist.
@@ -55,15 +59,27 @@ def write_checkpoint(
         head_scales: Scales of the head's rows of control tokens, by id; 1 for every other token.
         gains: Scales of the other weights.
         seed: Decides the weights.
+        word_scale: Scale of the rows of other tokens. Below 1, a token does not follow itself though the head is the
+            token embedding.
+        norms_add_one: Whether the decoder's norms multiply by one plus their weight.
 
     Returns:
         The folder.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    words = dict.fromkeys(processor.tokenizer.get_vocab().values(), 1.0)
-    rows = {"model.language_model.embed_tokens.weight": words, "lm_head.weight": {**words, **head_scales}}
+    words = dict.fromkeys(processor.tokenizer.get_vocab().values(), word_scale)
+    head, embedding = "lm_head.weight", "model.language_model.embed_tokens.weight"
+    scaled = {**words, **head_scales}
+    tied = config.tie_word_embeddings
+    rows = {embedding: scaled, head: {}} if tied else {embedding: words, head: scaled}
     weights = draw_weights(model, config, rows, Generator().manual_seed(seed), gains)
+    if tied:
+        weights.pop(head, None)
+    if norms_add_one:
+        for name in weights:
+            if name.endswith("norm.weight") and not name.startswith("model.vision_tower."):
+                weights[name] -= 1
     save_weights(weights, folder / "model.safetensors")
     config.save_pretrained(folder)
     generation_config.save_pretrained(folder)
@@ -99,7 +115,7 @@ def draw(name: str, shape: tuple[int, ...], generator: Generator, gains: Gains) 
     """One random tensor; no value is neutral, and gates are open."""
     noise = torch.randn(shape, generator=generator)
     *_, module, parameter = name.split(".")
-    if parameter.endswith("gate") or parameter.startswith("gate_"):
+    if parameter.endswith("gate") or (parameter.startswith("gate_") and module != "experts"):
         smallest, largest = GATES
         return noise.sign() * (smallest + (largest - smallest) * torch.rand(shape, generator=generator))
     if parameter == "running_var":
@@ -111,7 +127,8 @@ def draw(name: str, shape: tuple[int, ...], generator: Generator, gains: Gains) 
     gain = next((gain for end, gain in gains if name.endswith(end)), 1.0)
     if parameter.endswith("embedding") or (module.endswith("embedding") and len(shape) == 2):
         return gain * noise
-    return noise * (gain / math.sqrt(math.prod(shape[1:])))
+    fan_in = shape[-1] if module == "experts" else math.prod(shape[1:])  # experts are one tensor, [experts, out, in]
+    return noise * (gain / math.sqrt(fan_in))
 
 
 def draw_rows(rows: int, width: int, scales: Mapping[int, float], generator: Generator) -> Tensor:
