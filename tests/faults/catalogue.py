@@ -1,11 +1,12 @@
 """Every experiment, in the order of docs/reliability.md."""
 
-from faults import bad_input, damage, deaths, disk, held_up, kills, large, scale, tampering
+from faults import bad_input, damage, deaths, disk, held_up, kills, large, on_ray, scale, tampering
 
 EXPERIMENTS = (
     *kills.EXPERIMENTS,
     *deaths.EXPERIMENTS,
     *held_up.EXPERIMENTS,
+    *on_ray.EXPERIMENTS,
     *damage.EXPERIMENTS,
     *tampering.EXPERIMENTS,
     *disk.EXPERIMENTS,
