@@ -71,12 +71,12 @@ def measure_ray(folder: Path) -> None:
     size = sum(file.stat().st_size for file in whole.glob("parts/*"))
     raw = 4 * sum(open_run(whole).matrix(name).shape[1] for name in open_run(whole).vector_columns)
     print(f"{size / SAMPLES:,.0f} bytes per sample, vectors {raw:,} before compression", flush=True)
-    shards = sum(cpu_seconds([*program, str(folder / "shards"), "--shard", f"{n}/4"]) for n in range(4))
-    print(f"four shards in turn: {shards:.1f} s, {compare(folder / 'shards', whole)}", flush=True)
     for workers in (1, 2):
         run = folder / f"ray{workers}"
         used = cpu_seconds([*program, str(run), "--ray", "--workers", str(workers)])
         print(f"Ray, {workers} workers: {used:.1f} s, {compare(run, whole)}", flush=True)
+    shards = sum(cpu_seconds([*program, str(folder / "shards"), "--shard", f"{n}/4"]) for n in range(4))
+    print(f"four shards in turn: {shards:.1f} s, {compare(folder / 'shards', whole)}", flush=True)
 
 
 def measure_parts(folder: Path, counts: list[int]) -> None:

@@ -18,7 +18,7 @@ from midsight.extraction.display import Silent
 from midsight.extraction.job import look_ahead, make_job
 from midsight.extraction.on_ray import Result, Worker, dataset_of, extract_on_ray, tell
 from midsight.extraction.orders import Call, Order, make_orders
-from midsight.extraction.ray_cluster import Pool, Ray, find_room
+from midsight.extraction.ray_cluster import Pool, Ray, connect, find_room
 from midsight.extraction.task import make_task
 from midsight.extraction.todo import choose
 from midsight.samples.tables import read_table
@@ -347,3 +347,9 @@ def test_without_ray_the_sentence_names_the_extra(data, arguments, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray.data", None)
     said = call(data, "--model", arguments["model"], "--out", arguments["out"], "--ray")
     assert said == (2, "Error: ray.data is not installed; install it with: pip install 'midsight[ray]'")
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "127.0.0.1:99999", "no.such.host.invalid:6379"])
+def test_a_cluster_that_does_not_answer_is_named(address):
+    with pytest.raises(MidsightError, match=rf"^No Ray cluster can be used at {address} \(.*\); give the address of a"):
+        connect(None, address)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import signal
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -102,7 +101,7 @@ def wait_for_more(command: Command, run: Path, rows: int) -> None:
         time.sleep(0.05)
 
 
-def with_ctrl_c(count: int, seed: int) -> Outcome:
+def stopped(count: int, seed: int) -> Outcome:
     """Stops the command, whose workers commit; then one process resumes."""
     with by_one_process() as whole:
         return attempts(count, seed, partial(stop_the_command, whole))
@@ -113,7 +112,7 @@ def stop_the_command(whole: Whole, folder: Path, random: np.random.Generator, nu
     run = folder / "run"
     with on_ray(whole, run, folder / "output") as command:
         time.sleep(random.uniform(0, 1))
-        command.process.send_signal(signal.SIGINT)
+        command.process.terminate()
     require(command.ended.exit_code == 3, f"it ends with {command.ended.exit_code}: {command.ended.output}")
     require("What was finished is stored" in command.ended.output, command.ended.output)
     require(not any(run.glob("locks/*.working")), "a worker that was told to stop left samples in work")
@@ -220,5 +219,4 @@ def require_done(ended: Ended) -> None:
 
 EXPERIMENTS = (
     Experiment(GROUP, f"{SAMPLES} samples by two workers, two of them killed one by one", with_killed_workers, 5, 1),
-    Experiment(GROUP, f"{SAMPLES} samples by two workers, stopped by Ctrl-C, resumed without Ray", with_ctrl_c, 2, 1),
 )

@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import signal
+import socket
 import tempfile
 import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -27,6 +28,8 @@ ADDRESS = re.compile(r"auto|[^/\s]+:\d{1,5}")
 """Addresses of a running cluster, as `ray.init` takes them."""
 START_SECONDS = 300
 """Seconds in which a cluster of this machine's own has to start."""
+CONNECT_SECONDS = 10
+"""Seconds in which a running cluster has to answer."""
 COMMIT_SECONDS = 60
 """Seconds in which workers that are told to stop commit what they have computed."""
 OBJECT_BYTES = 100 * 2**20
@@ -124,10 +127,13 @@ def connected(where: Ray) -> Iterator[Pool]:
 
 def connect(ray: Any, address: str) -> None:
     """Connects to a running cluster; raises MidsightError."""
+    host, _, port = address.rpartition(":")
     try:
+        if host:  # Ray itself would try for minutes
+            socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
         with keeping_handler_of_sigterm():
             ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, OverflowError, ValueError, RuntimeError) as error:
         raise MidsightError(
             f"No Ray cluster can be used at {address} ({first_line(error)}); give the address of a running one, or "
             "none to start one on this machine."
