@@ -47,7 +47,8 @@ def cpu_seconds(command: list[str]) -> float:
 def compare(run: Path, whole: Path) -> str:
     """How far a run is from that of one process."""
     one, other = open_run(run), open_run(whole)
-    if not one.table().equals(other.table()):
+    columns = ["sample_id", "answer"]  # log-probabilities are rounded differently in other calls
+    if not one.table().select(columns).equals(other.table().select(columns)):
         sys.exit(f"{run} has other rows than {whole}")
     largest = 0.0
     for name in other.vector_columns:

@@ -219,4 +219,5 @@ def require_done(ended: Ended) -> None:
 
 EXPERIMENTS = (
     Experiment(GROUP, f"{SAMPLES} samples by two workers, two of them killed one by one", with_killed_workers, 5, 1),
+    Experiment(GROUP, f"{SAMPLES} samples by two workers, stopped by SIGTERM, resumed without Ray", stopped, 2, 1),
 )
