@@ -46,8 +46,8 @@ def without_task(architecture: str) -> str:
 
 
 KNOWN = (
-    f"midsight knows {', '.join(map(without_task, FAMILIES))}; try `midsight adapter MODEL`, which declares and proves "
-    "others, or see the page 'Adding a model' of its documentation"
+    f"midsight knows {', '.join(map(without_task, FAMILIES))}; for others try `midsight adapter MODEL` or see the page "
+    "'Adding a model'"
 )
 """How an error about an unknown family ends."""
 
@@ -62,5 +62,5 @@ def find_known(architectures: Sequence[str], source: str) -> str:
     for architecture in architectures:
         if architecture in FAMILIES:
             return architecture
-    found = quoted(", ".join(map(str, architectures)))[:80] or "none"
+    found = quoted(", ".join(map(str, architectures)))[:60] or "none"
     raise MidsightError(f"{source} has the architecture {found}, which is not known; {KNOWN}.")
