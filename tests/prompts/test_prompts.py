@@ -5,7 +5,7 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from transformers import Phi4MultimodalFeatureExtractor, Phi4MultimodalImageProcessor, Phi4MultimodalProcessor
 
@@ -604,6 +604,8 @@ class TestImagePlaces:
     @given(HARMLESS, HARMLESS, st.booleans())
     def test_the_question_is_found_around_its_images(self, before, after, mid):
         question = f"{before}<image>{after}" if mid else f"{before} {after}<image>"
+        found = PLACEHOLDER.search(question)
+        assume(found and found.group() == "<image>")  # words like `<vision_start>` before it belong to the placeholder
         prompt = tokenise(question, (2,), user="Q: {question} A.")
         ids = list(prompt.token_ids)[prompt.layout.question.start : prompt.layout.question.stop]
         assert before.strip() in TOKENIZER.decode(ids)
