@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import re
 import tarfile
 import tempfile
 from pathlib import Path
@@ -342,6 +343,19 @@ def test_files_that_a_folder_or_a_pattern_leaves_out_are_said(tmp_path):
     for name in ("e.jsonl", "e.txt"):
         (tmp_path / name).write_text(lines(ROWS))
     assert read_good(tmp_path / "e*").notes == (f"{tmp_path / 'e*'} leaves out 1 of its files: 1 *.txt.",)
+
+
+@pytest.mark.parametrize("name", ["prüfung", "val/hard", 'a "b"', "dev"])
+def test_a_split_is_found_however_its_name_is_spelled(tmp_path, name):
+    content = {name: ROWS, "data": [{"image": "a.png", "question": "Other?"}]}
+    escaped = json.dumps(content)
+    for written in (escaped, json.dumps(content, ensure_ascii=False), escaped.replace("/", "\\/")):
+        path = tmp_path / "a.json"
+        path.write_text(written, encoding="utf-8")
+        found = read_table(path, DatasetOptions(split=name))
+        assert [sample.question for sample in found.samples] == [row["question"] for row in ROWS]
+        with pytest.raises(MidsightError, match=f"no split 'ö'; choose one of {re.escape(repr(name))}, 'data' with"):
+            read_table(path, DatasetOptions(split="ö"))
 
 
 def test_a_split_that_is_nowhere_in_a_large_file_is_refused_by_its_beginning(tmp_path, monkeypatch):

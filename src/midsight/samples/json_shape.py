@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -121,7 +122,7 @@ class _Search:
             are_by_id = depth == 0 or (self._names[0] in NAMES_OF_ROWS and self._objects[1].are_objects)
             if len(kinds) >= _MEMBERS_LOOKED_AT and are_by_id:
                 return True
-            self._names[depth] = text_of(token[1:-1])
+            self._names[depth] = _name_of(token)
             kinds[self._names[depth]] = ""
         elif token in (b"{", b"["):
             kinds[self._names[depth]] = token.decode()
@@ -228,6 +229,14 @@ def _inner_lists(members: _Members) -> dict[str, int]:
     return found
 
 
+def _name_of(token: bytes) -> str:
+    """The name that a string of JSON spells, which may have escapes for any character."""
+    try:
+        return json.loads(token, strict=False)
+    except ValueError:  # what is wrong with it is said when rows are read
+        return text_of(token[1:-1])
+
+
 def choose_split(path: Path | str, splits: Sequence[str], split: str | None) -> str:
     """The split with this name, or the only one; raises MidsightError."""
     if split is None and len(splits) == 1:
@@ -249,8 +258,11 @@ def _refuse_split(path: Path, members: _Members, split: str) -> NoReturn:
 def _is_named(path: Path, split: str) -> bool:
     """Whether a file may have a list named `split`, or `OUTER.INNER`: whether such a name is anywhere in it.
 
-    Looking for a name is much faster than reading what a whole file holds.
+    Looking for a name is much faster than reading what a whole file holds. A name that JSON may spell in several ways
+    is not looked for.
     """
+    if not split.isascii() or json.dumps(split) != f'"{split}"' or "/" in split:
+        return True
     parts = split.split(".")
     names = [f'"{".".join(parts[start:])}"'.encode() for start in range(len(parts))]
     overlap = max(map(len, names)) - 1
