@@ -249,6 +249,7 @@ def test_a_run_that_begins_with_failures_only_stops_unless_it_is_to_go_on(tmp_pa
     [
         ({"data": [("a.png", "What?")]}, "ray needs data that every node can read; give data as a file or a folder."),
         ({"shard": (0, 2)}, "shard and ray both divide the data between processes; give one of them."),
+        ({"commit_seconds": float("nan")}, "commit_seconds is nan; give a number from 0."),
     ],
 )
 def test_what_workers_could_not_share_is_refused(data, arguments, changed, sentence):

@@ -28,7 +28,7 @@ from midsight.extraction.orders import Call, Order, make_orders
 from midsight.extraction.ray_cluster import Pool, Ray, connected
 from midsight.extraction.run_job import tell_abstention
 from midsight.extraction.stopping import EndNow, handling_signals
-from midsight.extraction.task import Task, make_task
+from midsight.extraction.task import Task, make_task, validate_batch_size, validate_commit_seconds
 from midsight.extraction.work import Work, find_work, notes_of
 from midsight.samples.tables import Dataset
 from midsight.store.optional import import_optional
@@ -180,6 +180,8 @@ def extract_on_ray(task: Task, call: Call, where: Ray, work: Work | None, *, kee
         MidsightError: The call cannot be carried out, the cluster cannot be used, or workers died on every try of an
             order.
     """
+    validate_batch_size(call.batch_size)
+    validate_commit_seconds(call.commit_seconds)
     # the sizes of its columns; only the workers have the device
     loading = {name: value for name, value in call.loading.items() if name != "device_map"}
     job = make_job(task, open_model(call.task["model"], **{**loading, "device": "cpu"}))
