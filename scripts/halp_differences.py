@@ -72,7 +72,7 @@ class Rule:
     two_begins: bool = False
     """Whether the template's first token is added once more."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """Of the image processor: tiles enough for prompts that are longer than the smallest index it guesses."""
+    """Settings of the image processor: so many tiles that every prompt reaches the smallest index that is guessed."""
 
 
 def last_image_token(prompt: Prompt) -> int:

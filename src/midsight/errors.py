@@ -135,11 +135,11 @@ def first_line(error: BaseException) -> str:
     return quoted(str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__)
 
 
-def quoted(text: str) -> str:
-    """A text of unknown origin for a sentence: control characters as escapes, and cut where it is long."""
-    begin = text[: LONGEST_QUOTE + 1]
-    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in begin)
-    return line if len(line) <= LONGEST_QUOTE else f"{line[:LONGEST_QUOTE].rstrip()} …"
+def quoted(text: str, longest: int | None = None) -> str:
+    """A text of unknown origin for a sentence: control characters as escapes, and cut after `longest` characters."""
+    most = LONGEST_QUOTE if longest is None else longest
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text[: most + 1])
+    return line if len(line) <= most else f"{line[:most].rstrip()} …"
 
 
 def is_failure(error: BaseException) -> bool:

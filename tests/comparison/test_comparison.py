@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import time
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -232,6 +233,14 @@ def test_a_folder_that_asks_for_too_much_is_refused(tmp_path, monkeypatch, file,
     assert said is not None
     assert_sentence(said)
     assert said.startswith(f"{folder} cannot be described, because its config or image processor asks for too much")
+
+
+def test_a_fork_that_waits_for_ever_is_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr(bounded_row, "LONGEST_WAIT_S", 0.5)
+    monkeypatch.setattr(bounded_row, "describe_model", lambda _: time.sleep(60))
+    began = time.monotonic()
+    assert "asks for too much time or memory" in (said_by(describe_bounded, str(tmp_path)) or "")
+    assert time.monotonic() - began < 30
 
 
 def merge(content, changes):

@@ -37,7 +37,7 @@ def open_checkpoint(
         return importlib.import_module(PUBLISHED_FORMATS[model_type]).open_published(folder, adapter)
     if model_type not in transformers.CONFIG_MAPPING:
         raise MidsightError(
-            f"{folder} has model_type {quoted(repr(model_type))[:80]}, which transformers {transformers.__version__} "
+            f"{folder} has model_type {quoted(repr(model_type), 80)}, which transformers {transformers.__version__} "
             f"does not load without remote code; {KNOWN}."
         )
     return open_native(folder, adapter, family_file)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import time
 import warnings
 from multiprocessing.connection import Connection
 
@@ -19,6 +20,8 @@ MOST_SECONDS = 30
 """CPU time that a row may take; ordinary ones take two or three seconds."""
 MOST_MEMORY = 4 * 1024**3
 """Bytes that a fork may take more than this process."""
+LONGEST_WAIT_S = 600.0
+"""Time that it may take with downloads: a fork that waits for a lock of this process's threads would wait for ever."""
 LOOK_EVERY_S = 0.1
 """How often the memory of the fork is looked at."""
 
@@ -33,9 +36,9 @@ def describe_bounded(source: str) -> ModelRow:
         warnings.simplefilter("ignore", DeprecationWarning)  # threads are not copied, and the fork needs none
         fork.start()
     sender.close()
-    most = memory_of(os.getpid()) + MOST_MEMORY
+    most, until = memory_of(os.getpid()) + MOST_MEMORY, time.monotonic() + LONGEST_WAIT_S
     try:
-        while not receiver.poll(LOOK_EVERY_S) and memory_of(fork.pid or 0) <= most:
+        while not receiver.poll(LOOK_EVERY_S) and memory_of(fork.pid or 0) <= most and time.monotonic() < until:
             pass
         row = receiver.recv() if receiver.poll() else None
     except EOFError:  # it has ended

@@ -62,5 +62,5 @@ def find_known(architectures: Sequence[str], source: str) -> str:
     for architecture in architectures:
         if architecture in FAMILIES:
             return architecture
-    found = quoted(", ".join(map(str, architectures)))[:60] or "none"
+    found = quoted(", ".join(map(str, architectures)), 60) or "none"
     raise MidsightError(f"{source} has the architecture {found}, which is not known; {KNOWN}.")
