@@ -221,7 +221,7 @@ def extract(
             "family": family,
         }
         validate_loading(loading)
-        # the client of a bucket survives no fork
+        # whether the client of a bucket survives a fork was not tried
         if needs_supervisor(device) and not dry_run and cluster is None and not is_bucket_address(out):
             become_worker(Path(out), own)
         ask = partial(
