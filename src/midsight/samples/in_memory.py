@@ -13,9 +13,10 @@ from typing import Any
 
 from PIL import Image
 
-from midsight.errors import MidsightError, Option, counted
+from midsight.errors import MidsightError, Option, SampleError, counted
 from midsight.samples.images import MOST_NOTES, decode_image
 from midsight.samples.json_shape import choose_split
+from midsight.samples.nesting import MAX_DEPTH, TOO_DEEP
 from midsight.samples.rows import Row, Table, quoted_names
 from midsight.samples.sample import Sample
 
@@ -59,7 +60,11 @@ def memory_table(data: Any) -> Table:
         nearly_black: list[str] = []
         for number, record in enumerate(records, start=1):
             known = len(nearly_black)
-            cells = {str(name): _plain(value, encoded, nearly_black) for name, value in record.items()}
+            try:
+                cells = {str(name): _plain(value, encoded, nearly_black) for name, value in record.items()}
+            except SampleError as error:
+                yield Row(number, "", {}, str(error))
+                continue
             nearly_black[known:] = [f"Row {number}: {sentence}" for sentence in nearly_black[known:]]
             notes[:] = _shortened(nearly_black)
             yield Row(number, "", cells)
@@ -119,8 +124,13 @@ def is_picture(array: Any) -> bool:
     return str(array.dtype) == "uint8" and (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4)))
 
 
-def _plain(value: Any, encoded: dict[int, bytes], notes: list[str]) -> Any:
-    """A cell as a table file would give it; decoded images are encoded once, without loss."""
+def _plain(value: Any, encoded: dict[int, bytes], notes: list[str], depth: int = 1) -> Any:
+    """A cell as a table file would give it; decoded images are encoded once, without loss.
+
+    `depth` counts the lists and mappings around it. Raises SampleError for those that are too deep.
+    """
+    if depth >= MAX_DEPTH and isinstance(value, list | tuple | Mapping):
+        raise SampleError(TOO_DEEP)
     if isinstance(value, Image.Image):
         if id(value) not in encoded:
             buffer = io.BytesIO()
@@ -130,9 +140,9 @@ def _plain(value: Any, encoded: dict[int, bytes], notes: list[str]) -> Any:
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, list | tuple):
-        return [_plain(item, encoded, notes) for item in value]
+        return [_plain(item, encoded, notes, depth + 1) for item in value]
     if isinstance(value, Mapping):
-        return {str(name): _plain(item, encoded, notes) for name, item in value.items()}
+        return {str(name): _plain(item, encoded, notes, depth + 1) for name, item in value.items()}
     if type(value).__module__ == "numpy":
         if is_picture(value):
             if id(value) not in encoded:
@@ -140,7 +150,7 @@ def _plain(value: Any, encoded: dict[int, bytes], notes: list[str]) -> Any:
             return encoded[id(value)]
         listed = value.tolist()
         is_of_numbers = isinstance(listed, list) and value.dtype != object  # perhaps the millions of an image
-        return listed if is_of_numbers else _plain(listed, encoded, notes)
+        return listed if is_of_numbers else _plain(listed, encoded, notes, depth)
     if type(value).__name__ in ("NAType", "NaTType") or (isinstance(value, float) and value != value):
         return None
     return value

@@ -11,23 +11,17 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
 
 from midsight.errors import MidsightError, SampleError
+from midsight.samples import nesting
 from midsight.samples import rows as limits
 from midsight.samples.locations import TextLocation
-from midsight.samples.rows import (
-    NOT_UTF_8,
-    Row,
-    read_lines,
-    too_long_reason,
-    validate_nesting,
-    validate_storable,
-)
+from midsight.samples.nesting import STRING, count_nested, too_deep_reason, too_many_reason, too_much_reason
+from midsight.samples.rows import NOT_UTF_8, Row, read_lines, too_long_reason, validate_storable
 from midsight.samples.text_files import open_bytes
 
 _CHUNK_BYTES = 1 << 20
 _decode = json.JSONDecoder().decode
-_STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
-_FLAT = rb'[^"\[\]{}]*+(?:%b[^"\[\]{}]*+)*+' % _STRING
-TOKEN = re.compile(rb'%b|["\[\]{},]' % _STRING, re.DOTALL)
+_FLAT = rb'[^"\[\]{}]*+(?:%b[^"\[\]{}]*+)*+' % STRING
+TOKEN = re.compile(rb'%b|["\[\]{},]' % STRING, re.DOTALL)
 """Whole strings, brackets and commas; a lone quote is a string that continues in the next chunk."""
 PASSED_OVER = re.compile(rb"%b(?:(?:\{%b\}|\[%b\])%b)*+" % ((_FLAT,) * 4), re.DOTALL)
 """Everything up to a bracket or a lone quote, with whole lists and objects that hold no others."""
@@ -60,16 +54,21 @@ def json_columns(
 ) -> tuple[str, ...]:
     """Every name that occurs in the first `limit` rows; raises MidsightError if there is none, unless it may be.
 
-    With `max_bytes`, the row at that place in the file is the last one that is read.
+    With `max_bytes`, the row at that place in the file is the last one that is read; an earlier one is, once the rows
+    hold as many lists, objects and texts as one row may.
     """
     columns: dict[str, None] = {}
     first: Row | None = None
+    nested = 0
     for row in itertools.islice(json_rows(path, shape), limit):
         first = first or row
         if not row.cells.keys() <= columns.keys():
             columns.update(dict.fromkeys(row.cells))
+        if max_bytes is None:
+            continue
         location = cast("TextLocation", row.location)
-        if max_bytes is not None and location.offset_bytes + location.length_bytes - shape.offset > max_bytes:
+        nested += count_nested(row.raw_text.encode())
+        if location.offset_bytes + location.length_bytes - shape.offset > max_bytes or nested > nesting.MAX_NESTED:
             break
     if not columns and not may_be_empty:
         remedy = "write one JSON object per line" if shape.kind == "lines" else "write one array of JSON objects"
@@ -134,12 +133,14 @@ def read_cells(data: bytes) -> tuple[Mapping[str, Any], str]:
     """The values of a row, or the problem with it: a sentence about "it"."""
     if len(data) > limits.MAX_ROW_BYTES:
         return {}, too_long_reason()
+    if problem := too_much_reason(data):
+        return {}, problem
     try:
         cells = json_cells(data)
         if not isinstance(cells, dict):
             return {}, "it is not a JSON object."
-        if data.count(b"[") + data.count(b"{") > 100:
-            validate_nesting(cells)
+        if problem := too_deep_reason(data):
+            return {}, problem
         if b"\\u" in data:
             validate_storable(cells)
     except SampleError as error:
@@ -161,8 +162,13 @@ def _elements(file: BinaryIO, offset: int, *, alone: bool) -> Iterator[tuple[int
     text = file.read(_CHUNK_BYTES)
     begin = position = 1
     opened = [text[:1]]
+    brackets = 0  # in the element
     while opened:
         if len(opened) > 1:  # in an element, where only brackets count
+            brackets += 1
+            if brackets > 2 * nesting.MAX_NESTED:
+                yield offset + begin, text[begin:][:100], _with_rest_unread(too_many_reason())
+                return
             position = cast("re.Match[bytes]", PASSED_OVER.match(text, position)).end()
         token = TOKEN.search(text, position)
         if token is None or token[0] == b'"':
@@ -184,7 +190,7 @@ def _elements(file: BinaryIO, offset: int, *, alone: bool) -> Iterator[tuple[int
             element = text[begin : token.start()]
             if element.strip():
                 yield offset + begin + len(element) - len(element.lstrip()), element.strip(), ""
-            begin = position
+            begin, brackets = position, 0
     if not alone:
         return
     rest = text[begin:].strip() or next((more for more in iter(lambda: file.read(_CHUNK_BYTES).strip(), b"")), b"")
@@ -195,12 +201,16 @@ def _elements(file: BinaryIO, offset: int, *, alone: bool) -> Iterator[tuple[int
 def _unfinished(text: bytes, offset: int, *, in_element: bool) -> Iterator[tuple[int, bytes, str]]:
     """The last elements of an array without an end: the last element is too long, or the file ends first."""
     if len(text) > limits.MAX_ROW_BYTES:
-        yield offset, text[:100], f"{too_long_reason()[:-1]}; the rest of the file is not read."
+        yield offset, text[:100], _with_rest_unread(too_long_reason())
         return
     if not in_element and text.strip():
         yield offset + len(text) - len(text.lstrip()), text.strip(), ""
         text = b""
     yield offset, text.strip(), "the file ends before the array does."
+
+
+def _with_rest_unread(reason: str) -> str:
+    return f"{reason[:-1]}; the rest of the file is not read."
 
 
 def _close(opened: list[bytes], bracket: bytes) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, NoReturn
+from typing import BinaryIO, NoReturn, cast
 
 from midsight.errors import MidsightError, Option
 from midsight.samples import rows as limits
 from midsight.samples.folders import IMAGE_SUFFIXES
 from midsight.samples.json_rows import LINES, PASSED_OVER, TOKEN, JsonShape, read_cells, text_of
+from midsight.samples.nesting import skip_nested
 from midsight.samples.rows import quoted_names, skip_byte_order_mark
 from midsight.samples.text_files import open_bytes, table_suffix
 
@@ -28,6 +30,8 @@ BYTES_WITHOUT_ROWS = 20_000_000
 _CHUNK_BYTES = 1 << 20
 _LINES_LOOKED_AT = 10
 _MEMBERS_LOOKED_AT = 100
+_BRACKETS_LOOKED_AT = 100
+"""How many brackets of a value that decides nothing are looked at before its end is looked for."""
 
 
 @dataclass
@@ -73,18 +77,36 @@ class _Search:
         self._names = ["", ""]
         self._previous = b""
         self._opened_at = 0
+        self._passed = 0
+        """How many brackets were looked at in a value that decides nothing."""
+        self._deeper = 0
+        """How many brackets are open in it beyond those of `opened`."""
 
     @property
     def has_lists(self) -> bool:
         """Whether a list of objects was found."""
         return bool(self.members.lists or self._objects[-1].lists)
 
-    def passes_over(self) -> bool:
-        """Whether nothing before the next bracket decides anything."""
+    def pass_over(self, text: bytes, position: int) -> int:
+        """Where to look for the next token: after what decides nothing, or still in it."""
         depth = len(self.opened)
+        outer = 1 if self.opened[1:2] == [b"["] else 2
+        self._passed = self._passed + 1 if depth > outer else 0
         if depth < 2 or self._may_begin_list():
-            return False
-        return depth > 2 or self.opened[1] == b"[" or len(self._objects[1].kinds) > _MEMBERS_LOOKED_AT
+            return position
+        if self._passed > _BRACKETS_LOOKED_AT:
+            return self._skip(text, position, outer)
+        if depth > outer or len(self._objects[1].kinds) > _MEMBERS_LOOKED_AT:
+            return cast("re.Match[bytes]", PASSED_OVER.match(text, position)).end()
+        return position
+
+    def _skip(self, text: bytes, position: int, outer: int) -> int:
+        """Where the value ends that is in `outer` brackets, at its last bracket; or where to go on in more text."""
+        position, depth = skip_nested(text, position, len(self.opened) - outer + self._deeper)
+        del self.opened[outer + 1 :]
+        self._deeper = max(0, depth - 1)
+        self._previous = b""
+        return position
 
     def take(self, token: bytes, at: int) -> bool:
         """Takes the token that begins at `at`, in bytes; whether the shape is decided."""
@@ -191,10 +213,12 @@ def _shape_of_object(path: Path, offset: int, members: _Members, split: str | No
 def _shape_by_beginning(path: Path, offset: int, members: _Members) -> JsonShape:
     """The shape of an object whose beginning has no list of rows: rows by id, if its members look like rows.
 
-    Raises MidsightError if they do not.
+    If they do not, it is a long row, unless the file's name promises one value; then this raises MidsightError.
     """
     if members.are_objects and (len(members.kinds) > 1 or next(iter(members.inner.values())).is_row):
         return JsonShape("members", offset, may_be_another=next(iter(members.kinds)))
+    if table_suffix(path) != ".json":
+        return LINES
     raise MidsightError(
         f"{path} has no list of rows in its first {BYTES_WITHOUT_ROWS // 1_000_000} MB; name the list with ",
         Option("split"),
@@ -285,7 +309,7 @@ def _read_members(path: Path, offset: int, ends: frozenset[str], *, is_bounded: 
     search = _Search(offset, ends)
     most = BYTES_WITHOUT_ROWS if is_bounded else limits.MAX_ROW_BYTES
     with open_bytes(path) as file:
-        for token, at in _tokens(file, offset, most, search.passes_over):
+        for token, at in _tokens(file, offset, most, search):
             enough = BYTES_LOOKED_AT if search.has_lists else BYTES_WITHOUT_ROWS
             if is_bounded and at - offset > enough:
                 break
@@ -295,11 +319,11 @@ def _read_members(path: Path, offset: int, ends: frozenset[str], *, is_bounded: 
     return search.members
 
 
-def _tokens(file: BinaryIO, offset: int, most: int, passes_over: Callable[[], bool]) -> Iterator[tuple[bytes, int]]:
+def _tokens(file: BinaryIO, offset: int, most: int, search: _Search) -> Iterator[tuple[bytes, int]]:
     """Whole strings, brackets and commas from the offset on, each with where it is in the file, in bytes.
 
-    After each chunk of the file, an empty token says how far it is read. Where `passes_over` says so before a token,
-    what does not matter is left out up to a bracket. A string of more than `most` bytes ends the tokens.
+    After each chunk of the file, an empty token says how far it is read. What decides nothing for the `search` is left
+    out. A string of more than `most` bytes ends the tokens.
     """
     file.seek(offset)
     text, more = b"", file.read(_CHUNK_BYTES)
@@ -307,8 +331,7 @@ def _tokens(file: BinaryIO, offset: int, most: int, passes_over: Callable[[], bo
         text += more
         position = 0
         while True:
-            passed = PASSED_OVER.match(text, position) if passes_over() else None
-            position = passed.end() if passed else position
+            position = search.pass_over(text, position)
             token = TOKEN.search(text, position)
             if token is None or token[0] == b'"':
                 position = token.start() if token else len(text)

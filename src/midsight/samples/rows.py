@@ -23,9 +23,6 @@ NOT_UTF_8 = "it is not encoded as UTF-8; save the file as UTF-8."
 WRITTEN_NULLS = ("nan", "NaN", "<NA>")
 """What pandas writes for a missing value that it turns into text."""
 
-_MAX_NESTING = 100
-"""Deepest nesting of lists and objects; deeper values could not be written again."""
-
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -83,19 +80,6 @@ def validate_storable(value: Any) -> None:
         raise SampleError("it holds half of a surrogate pair (like \\ud800), which is not a character.") from None
     except (TypeError, ValueError, RecursionError) as error:
         raise SampleError(f"it holds a value that cannot be stored: {error}.") from error
-
-
-def validate_nesting(cells: Mapping[str, Any]) -> None:
-    """Raises SampleError if lists and objects are nested too deep."""
-    level: list[Any] = [cells]
-    for _ in range(_MAX_NESTING - 1):
-        level = [inside for item in level for inside in _values(item) if isinstance(inside, dict | list)]
-    if any(level):
-        raise SampleError(f"it nests lists and objects more than {_MAX_NESTING} deep.")
-
-
-def _values(item: Any) -> Iterable[Any]:
-    return item.values() if isinstance(item, dict) else item
 
 
 def quoted_names(columns: Iterable[str]) -> str:

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from midsight.errors import MidsightError, Option, first_line
+from midsight.samples import nesting
 from midsight.samples.columnar import joint_sha256, open_arrow, open_parquet
 from midsight.samples.delimited import delimited_rows, find_delimiter, header
 from midsight.samples.folders import IMAGE_SUFFIXES, describe_left_out, is_folder
 from midsight.samples.json_rows import json_columns, json_rows
 from midsight.samples.json_shape import BYTES_WITHOUT_ROWS, NAMES_OF_SPLITS, choose_split, json_shape
+from midsight.samples.nesting import count_nested
 from midsight.samples.rows import Row, Table, TableKind, quoted_names
 from midsight.samples.text_files import (
     COMPRESSED,
@@ -58,7 +60,7 @@ def open_beginning(path: Path, split: str | None = None, limit: int | None = Non
     None if they are small, or if the beginning shows no columns. Raises MidsightError like `open_table`.
     """
     try:
-        is_large = sum(map(_text_bytes, _files_of(path))) > LARGE_BYTES
+        is_large = sum(map(_text_bytes, _files_of(path))) > LARGE_BYTES or _is_nested(_files_of(path))
     except OSError:
         return None
     if not is_large:
@@ -82,6 +84,17 @@ def _text_bytes(file: Path) -> int:
     if not _kind(file) or not file.is_file():
         return 0
     return file.stat().st_size * (COMPRESSION if file.suffix.lower() in COMPRESSED else 1)
+
+
+def _is_nested(files: Iterable[Path]) -> bool:
+    """Whether small JSON files hold so many lists, objects and texts that reading them takes long."""
+    nested = 0
+    for file in files:
+        if _text_bytes(file) and _kind(file) in ("json", "jsonl"):
+            nested += count_nested(file.read_bytes())
+        if nested > nesting.MAX_NESTED:
+            return True
+    return False
 
 
 def open_table(path: Path, split: str | None = None, limit: int | None = None, *, beginning: bool = False) -> Table:

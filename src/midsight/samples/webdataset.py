@@ -27,6 +27,8 @@ MAX_MEMBER_BYTES = 256_000_000
 """Longest member that is read; a row with a longer one fails."""
 MEMBERS_LOOKED_AT = 20_000
 """Members of a tar file that are looked at if its beginning has to decide."""
+TEXT_BYTES_LOOKED_AT = 20_000_000
+"""Size of those together that are no images."""
 
 
 class _Member(NamedTuple):
@@ -86,10 +88,11 @@ def _rows(files: Sequence[Path], images: Collection[str], most_members: int | No
 def _members_of_rows(path: Path, most: int | None) -> list[tuple[str, list[_Member]]]:
     """The key and the members of each row, in the order in which keys first appear; of the first `most` members.
 
+    With `most`, fewer are taken where their texts are long.
     A row's members need not be next to each other. If they are, a key may come again, as another row.
     """
     groups: dict[str, list[list[_Member]]] = {}
-    previous = None
+    previous, text_bytes = None, 0
     with tarfile.open(path, "r:") as archive:
         for member in itertools.islice(archive, most):
             if member.isreg() and not _is_hidden(member.name):
@@ -98,6 +101,9 @@ def _members_of_rows(path: Path, most: int | None) -> list[tuple[str, list[_Memb
                     groups.setdefault(key, []).append([])
                 groups[key][-1].append(_Member(suffix, member.name, member.offset_data, member.size))
                 previous = key
+            text_bytes += 0 if member.name.lower().endswith(IMAGE_SUFFIXES) else member.size
+            if most is not None and text_bytes > TEXT_BYTES_LOOKED_AT:
+                break
             archive.members = []  # pyright: ignore[reportAttributeAccessIssue]  (it would keep all of them)
     return [(key, members) for key, group in groups.items() for members in _joined(group)]
 
