@@ -6,6 +6,7 @@ import sys
 import threading
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -16,11 +17,12 @@ from midsight.errors import BrokenOffError, CommitError
 from midsight.extraction import on_ray
 from midsight.extraction.display import Silent
 from midsight.extraction.job import look_ahead, make_job
-from midsight.extraction.on_ray import Result, Worker, dataset_of, extract_on_ray, tell
+from midsight.extraction.on_ray import Result, Worker, agree_on_device, dataset_of, extract_on_ray, tell
 from midsight.extraction.orders import Call, Order, make_orders
 from midsight.extraction.ray_cluster import Pool, Ray, connect, find_room
 from midsight.extraction.task import make_task
 from midsight.extraction.todo import choose
+from midsight.flags import as_flag
 from midsight.samples.tables import read_table
 from midsight.store.files import LOCKS
 from midsight.store.lock import take_lock
@@ -137,6 +139,69 @@ def test_a_worker_says_in_one_sentence_why_it_cannot_work(data, arguments):
     assert not error.value.resumable
 
 
+def told_by(worker):
+    """The sentence with which the worker says that it cannot work, as the command line spells it."""
+    (told,) = do(worker, Order((0, 1), (0,), ()))
+    with pytest.raises(MidsightError) as error:
+        tell(told, Silent(), set())
+    return error.value.sentence(as_flag)
+
+
+def test_a_worker_without_the_folder_of_the_call_says_so(data, arguments, tmp_path):
+    nowhere = str(tmp_path / "nowhere")
+    assert told_by(Worker(call_of(data, arguments, folder=nowhere))) == (
+        f"The folder of the call, {nowhere}, cannot be entered here (No such file or directory); make the call in one "
+        "that all nodes share."
+    )
+
+
+def test_a_gpu_that_torch_does_not_see_is_not_left_idle(data, arguments, model, monkeypatch):
+    """Without this, a node whose driver is broken computes on its CPU, in another dtype."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    monkeypatch.setattr(on_ray, "open_model", lambda *_, **__: model.loaded)
+    assert told_by(Worker(call_of(data, arguments, loading={}), gpus=1.0)) == (
+        "Ray gives this worker the GPU 3, and torch sees none; see to its driver and to torch, or take the CPU with "
+        "--gpus-per-worker 0."
+    )
+    for loading, gpus in (({}, 0.0), ({"device": "cpu"}, 1.0)):
+        (told,) = do(Worker(call_of(data, arguments, loading=loading), gpus), Order((0, 1), (), ()))
+        assert told.error == []
+
+
+@pytest.mark.parametrize(
+    ("loading", "gpus", "agreed"),
+    [
+        ({}, None, ({}, None)),
+        ({"device": "auto"}, None, ({"device": "auto"}, None)),
+        ({"device": "cpu"}, None, ({"device": "cpu"}, 0)),
+        ({"device": "cpu"}, 1, ({"device": "cpu"}, 1)),
+        ({}, 0, ({"device": "cpu"}, 0)),
+        ({"device": "auto"}, 0, ({"device": "cpu"}, 0)),
+        ({"device": "cuda"}, 0.5, ({"device": "cuda"}, 0.5)),
+    ],
+)
+def test_workers_on_a_cpu_take_no_gpu_and_workers_without_one_take_the_cpu(loading, gpus, agreed):
+    call, where = agree_on_device(Call("", {}, loading, "auto", 60.0, None), Ray(gpus_per_worker=gpus))
+    assert (call.loading, where.gpus_per_worker) == agreed
+
+
+@pytest.mark.slow
+def test_a_worker_whose_first_samples_all_fail_stops(tmp_path, arguments, model, monkeypatch):
+    """Such a node would be the fastest, and take most of the orders."""
+    table = tmp_path / "data.jsonl"
+    table.write_text("".join(f'{{"image": "{n}.png", "question": "What?"}}\n' for n in range(130)))
+    (tmp_path / "129.png").write_bytes(encoded(picture((32, 32), 1)))
+    monkeypatch.setattr(on_ray, "open_model", lambda *_, **__: model.loaded)
+    without, last = Order((0, 2), tuple(range(120)), ()), Order((1, 2), (129,), ())
+    (told,) = do(Worker(call_of(table, arguments)), without)
+    with pytest.raises(MidsightError, match=r"^On node7: The first 1\d\d samples all failed: ") as error:
+        tell(replace(told, node="node7"), Silent(), set())
+    assert error.value.resumable
+    retried = {**arguments, "retry_failed": True}
+    assert not any(one.error for one in do(Worker(call_of(table, retried)), last, without))
+    assert not any(one.error for one in do(Worker(call_of(table, retried, keep_going=True)), without))
+
+
 @pytest.fixture
 def worker(data, arguments, model, monkeypatch):
     monkeypatch.setattr(on_ray, "open_model", lambda *_, **__: model.loaded)
@@ -185,7 +250,7 @@ def without_ray(model, monkeypatch):
 
     @contextmanager
     def connect(where):
-        yield Pool(where.workers, 0.0)
+        yield Pool(where.workers, 0.0, 1)
 
     def work(orders, call, pool):
         worker = Worker(call)
@@ -259,6 +324,12 @@ def test_what_workers_could_not_share_is_refused(data, arguments, changed, sente
     assert not arguments["out"].exists()
 
 
+def test_only_a_ray_is_one(data, arguments):
+    where: Any = "auto"
+    with pytest.raises(MidsightError, match=r"^ray is 'auto'; give a midsight.Ray, like midsight.Ray\('auto'\)\.$"):
+        midsight.extract(data, **arguments, ray=where)
+
+
 def test_a_model_in_memory_is_refused(data, arguments, model):
     with pytest.raises(MidsightError, match=r"^ray loads the model in every worker; give model as a folder or hub id"):
         midsight.extract(data, **{**arguments, "model": model}, ray=Ray())
@@ -271,16 +342,20 @@ def node(alive=True, **resources):
 @pytest.mark.parametrize(
     ("nodes", "where", "pool"),
     [
-        ([node(CPU=8)], Ray(), Pool(1, 0.0)),
-        ([node(CPU=8), node(CPU=8), node(CPU=8, alive=False)], Ray(), Pool(2, 0.0)),
-        ([node(CPU=8)], Ray(workers=8), Pool(8, 0.0)),
-        ([node(CPU=8, GPU=4), node(CPU=2, GPU=4), node(CPU=8)], Ray(), Pool(6, 1.0)),
-        ([node(CPU=8, GPU=4)], Ray(gpus_per_worker=0.5), Pool(8, 0.5)),
-        ([node(CPU=8, GPU=4)], Ray(workers=2, gpus_per_worker=2), Pool(2, 2)),
-        ([node(CPU=8, GPU=4)], Ray(gpus_per_worker=0), Pool(1, 0)),
+        ([node(CPU=8)], Ray(), Pool(1, 0.0, 8)),
+        ([node(CPU=8), node(CPU=8), node(CPU=8, alive=False)], Ray(), Pool(2, 0.0, 8)),
+        ([node(CPU=8), node(CPU=4), node()], Ray(), Pool(2, 0.0, 4)),
+        ([node(CPU=8), node(CPU=4)], Ray(workers=3), Pool(3, 0.0, 4)),
+        ([node(CPU=8)], Ray(workers=8), Pool(8, 0.0, 1)),
+        ([node(CPU=8)], Ray(workers=3), Pool(3, 0.0, 2)),
+        ([node(CPU=8, GPU=4), node(CPU=2, GPU=4), node(CPU=8)], Ray(), Pool(6, 1.0, 1)),
+        ([node(CPU=64, GPU=4), node(CPU=64)], Ray(), Pool(4, 1.0, 16)),
+        ([node(CPU=8, GPU=4)], Ray(gpus_per_worker=0.5), Pool(8, 0.5, 1)),
+        ([node(CPU=8, GPU=4)], Ray(workers=2, gpus_per_worker=2), Pool(2, 2, 4)),
+        ([node(CPU=8, GPU=4)], Ray(gpus_per_worker=0), Pool(1, 0, 8)),
     ],
 )
-def test_workers_are_as_many_as_fit_on_the_nodes(nodes, where, pool):
+def test_workers_are_as_many_as_fit_on_the_nodes_and_share_their_cpus(nodes, where, pool):
     assert find_room(nodes, where) == pool
 
 
@@ -342,6 +417,12 @@ def test_the_command_refuses_what_ray_cannot_do(data, arguments, words, sentence
     given = ["--model", arguments["model"], "--out", arguments["out"]]
     assert call(data, *given, *words) == (2, sentence)
     assert call(*given, *words, data) == (2, sentence)
+
+
+def test_a_dry_run_refuses_the_same(data, arguments):
+    """`midsight slurm extract` gives every task a shard, and makes a dry run first."""
+    words = ["--model", arguments["model"], "--out", arguments["out"], "--ray", "--shard", "0/2", "--dry-run"]
+    assert call(data, *words)[0] == 2
 
 
 def test_without_ray_the_sentence_names_the_extra(data, arguments, monkeypatch):

@@ -203,7 +203,7 @@ def extract(
     with reported_errors(debug=debug, run=out):
         # what can be judged without the model is, before torch is imported
         from midsight.checkpoints.load_options import validate_loading
-        from midsight.extraction.orders import Call
+        from midsight.extraction.orders import Call, require_whole
         from midsight.extraction.task import make_task, parse_batch_size
         from midsight.store.files import parse_shard
 
@@ -263,6 +263,8 @@ def extract(
             retry_failed=retry_failed,
         )
         task = ask()
+        if cluster is not None:
+            require_whole(task)
         if dry_run:
             say_start(task, model, loading)
             return

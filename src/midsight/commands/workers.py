@@ -71,12 +71,13 @@ def find_cluster(address: str | None, workers: int | None, gpus_per_worker: floa
 
 
 def extract_by_workers(task: Task, call: Call, cluster: Ray, *, keep_going: bool) -> Run:
-    """The main job by the workers of a Ray cluster, with one live display; a finished run needs none."""
+    """The main job by the workers of a Ray cluster, with one live display; a finished run needs none.
+
+    `require_whole` has let the task pass.
+    """
     from midsight.extraction.display import terminal_display
     from midsight.extraction.finished import open_finished, work_of_own_run
-    from midsight.extraction.orders import require_whole
 
-    require_whole(task)
     work = work_of_own_run(task)
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     with handling_signals(EndNow(STOPPED, lambda: stopped(task.out))), terminal_display(console, as_flag) as shown:

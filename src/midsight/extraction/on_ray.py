@@ -17,8 +17,9 @@ from typing import Any
 import torch
 
 from midsight.analysis import Run, open_run
+from midsight.checkpoints.load_options import LoadKeywords
 from midsight.checkpoints.loading import open_model
-from midsight.errors import BrokenOffError, LockedError, MidsightError, Option, counted, first_line
+from midsight.errors import BrokenOffError, LockedError, MidsightError, Option, counted, first_line, quoted
 from midsight.extraction.budget import make_budget
 from midsight.extraction.display import Display
 from midsight.extraction.fill import fill
@@ -47,15 +48,16 @@ STOPPED = 3
 class Worker:
     """Loads the model once, and does one order after the other. Ray calls it."""
 
-    def __init__(self, call: Call, threads: int | None = None) -> None:
-        """`threads` compute on a CPU; None for as many as the environment says."""
+    def __init__(self, call: Call, gpus: float = 0, threads: int | None = None) -> None:
+        """Ray gives it `gpus`; `threads` compute on a CPU, None for as many as the environment says."""
         if threads is not None:
             torch.set_num_threads(threads)
         self._call = call
+        self._goes_on = call.keep_going
         self._problem: MidsightError | None = None
         self._about_model: list[str] = []
         try:
-            self._load()
+            self._load(gpus)
         except MidsightError as error:  # Ray would wrap it in its own, and start this worker again
             self._problem = error
 
@@ -71,11 +73,13 @@ class Worker:
         results = [self._result(Order.parse(str(order))) for order in batch["order"]]
         return {"result": [json.dumps(asdict(result), default=str) for result in results]}
 
-    def _load(self) -> None:
-        os.chdir(self._call.folder)
+    def _load(self, gpus: float) -> None:
+        enter(self._call.folder)
         task = make_task(self._call.data, **self._call.task)
         require_same_data(task, self._call)
-        job = make_job(task, open_model(self._call.task["model"], **self._call.loading)).with_weights()
+        model = open_model(self._call.task["model"], **self._call.loading)
+        require_gpu(gpus, model.device, self._call.loading)
+        job = make_job(task, model).with_weights()
         self._job = job
         self._about_model = [*job.model.notes, *job.model.fixes]
         needs = estimate_needs(job.model.config, job.model.dtype, logits=job.request.reads_first_token)
@@ -100,8 +104,10 @@ class Worker:
         with ExitStack() as held:
             writer = self._start_writing(order, held)
             todo = order.todo(data, writer.done)
-            fill(writer, job, todo, budget=self._budget, keep_going=True, on_progress=lambda _: None, note=notes.append)
+            going = {"keep_going": self._goes_on, "on_progress": lambda _: None, "note": notes.append}
+            fill(writer, job, todo, budget=self._budget, **going)
             failed = len(writer.failed.intersection(order.ids(data)))
+        self._goes_on = self._goes_on or failed < order.size
         about_model, self._about_model = self._about_model, []
         return Result(
             node=platform.node(), done=order.size - failed, failed=failed, notes=notes, about_model=about_model
@@ -156,6 +162,39 @@ def require_same_data(task: Task, call: Call) -> None:
         )
 
 
+def enter(folder: str) -> None:
+    """Makes `folder` the working folder; raises MidsightError."""
+    try:
+        os.chdir(folder)
+    except OSError as error:
+        raise MidsightError(
+            f"The folder of the call, {folder}, cannot be entered here ({error.strerror}); make the call in one that "
+            "all nodes share."
+        ) from error
+
+
+def require_gpu(gpus: float, device: torch.device, loading: LoadKeywords) -> None:
+    """Raises MidsightError if Ray gives this worker an NVIDIA GPU, and torch would choose the CPU all the same."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if gpus and given and device.type == "cpu" and loading.get("device", "auto") == "auto":
+        raise MidsightError(
+            f"Ray gives this worker the GPU {given}, and torch sees none; see to its driver and to torch, or take the "
+            "CPU with ",
+            Option("gpus_per_worker", 0),
+            ".",
+        )
+
+
+def agree_on_device(call: Call, where: Ray) -> tuple[Call, Ray]:
+    """Workers on a CPU ask for no GPU, and workers that are to have no GPU take the CPU."""
+    device = call.loading.get("device", "auto")
+    if device == "cpu" and where.gpus_per_worker is None:
+        return call, replace(where, gpus_per_worker=0)
+    if device == "auto" and where.gpus_per_worker == 0:
+        return replace(call, loading={**call.loading, "device": "cpu"}), where
+    return call, where
+
+
 def dataset_of(task: Task) -> Dataset:
     """The data of a task that `require_whole` has let pass."""
     assert isinstance(task.data, Dataset)  # noqa: S101
@@ -193,6 +232,8 @@ def extract_on_ray(task: Task, call: Call, where: Ray, work: Work | None, *, kee
         return open_run(task.out)
     if not keep_going:
         require_a_chance(job, Start(work, progress))
+    call, where = agree_on_device(call, where)
+    call = replace(call, keep_going=keep_going or progress.already > progress.already_failed)
     said = set[str]()
     with connected(where) as pool:
         orders = make_orders(dataset_of(task), work.todo, pool.workers)
@@ -241,7 +282,7 @@ def results(orders: Sequence[Order], call: Call, pool: Pool) -> Iterator[Result]
         warnings.simplefilter("ignore")  # Ray has no other way yet to say how often an actor starts again
         done = dataset.map_batches(
             Worker,
-            fn_constructor_args=(call, pool.threads),
+            fn_constructor_args=(call, pool.gpus, None if "OMP_NUM_THREADS" in os.environ else pool.threads),
             batch_size=1,
             compute=pool_of_actors,
             num_cpus=1,
@@ -254,8 +295,20 @@ def results(orders: Sequence[Order], call: Call, pool: Pool) -> Iterator[Result]
             yield from (Result(**json.loads(str(text))) for text in batch["result"])
     except exceptions.RayTaskError:
         raise  # an error in midsight
+    except exceptions.RayActorError as error:
+        raise BrokenOffError(why_workers_died(error)) from error
     except exceptions.RayError as error:
         raise BrokenOffError(
-            f"Workers died {MOST_TRIES} times on the same samples, so the machines may be at fault ({first_line(error)}"
-            "); see to their memory and GPUs, and make the same call again to resume."
+            f"The Ray cluster broke off ({first_line(error)}); make the same call again to resume."
         ) from error
+
+
+def why_workers_died(error: Any) -> str:
+    """The sentence for Ray's error about a worker that it does not start again."""
+    if error.actor_init_failed:
+        reason = quoted(str(error).strip().rpartition("\n")[2])
+        return f"A worker could not start ({reason}); install the same midsight on all nodes, and make the call again."
+    return (
+        f"Workers died {MOST_TRIES} times on the same samples, so the machines may be at fault ({first_line(error)}); "
+        "see to their memory and GPUs, and make the same call again to resume."
+    )

@@ -45,6 +45,8 @@ class Call:
     """The hash of the data, whose rows the orders count."""
     folder: str = field(default_factory=os.getcwd)
     """The working folder, which all nodes share."""
+    keep_going: bool = False
+    """Whether a worker goes on even if its first 100 samples all fail."""
 
 
 @dataclass(frozen=True)

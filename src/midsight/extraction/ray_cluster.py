@@ -13,7 +13,7 @@ import tempfile
 import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from shutil import rmtree
 from typing import Any
@@ -37,6 +37,7 @@ OBJECT_BYTES = 100 * 2**20
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # workers use this very environment, and make none of their own
+    "RAY_prestart_worker_first_driver": "0",  # else as many processes as CPUs, which nobody needs
     "RAY_raylet_start_wait_time_s": f"{START_SECONDS}",
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # what goes wrong comes as an error of Python, too
 }
@@ -98,8 +99,8 @@ class Pool:
     """Number of workers, each with one CPU as Ray counts them."""
     gpus: float
     """GPUs of each."""
-    threads: int | None = None
-    """Threads with which each computes on a CPU; None for as many as Ray or the environment says."""
+    threads: int
+    """Threads with which each computes on a CPU, so that together they use the CPUs of their nodes."""
 
 
 @contextmanager
@@ -112,11 +113,8 @@ def connected(where: Ray) -> Iterator[Pool]:
     if where.address is None and ray.is_initialized():
         yield find_room(ray.nodes(), where)
     elif where.address is None:
-        cores = os.cpu_count() or 1
-        with own_cluster(ray, where.workers or cores):
-            pool = find_room(ray.nodes(), where)
-            own = None if "OMP_NUM_THREADS" in os.environ else max(1, cores // pool.workers)
-            yield replace(pool, threads=own)
+        with own_cluster(ray, max(where.workers or 1, os.cpu_count() or 1)):
+            yield find_room(ray.nodes(), where)
     else:
         connect(ray, where.address)
         try:
@@ -243,6 +241,7 @@ def command_of(process: psutil.Process) -> str:
 def find_room(nodes: Sequence[Mapping[str, Any]], where: Ray) -> Pool:
     """The workers that a cluster of these nodes is to have; raises MidsightError if too many."""
     resources = [node["Resources"] for node in nodes if node["Alive"]]
+    resources = [node for node in resources if node.get("CPU", 0) >= 1]
     gpus = where.gpus_per_worker
     if gpus is None:
         gpus = 1.0 if any(node.get("GPU") for node in resources) else 0.0
@@ -255,13 +254,20 @@ def find_room(nodes: Sequence[Mapping[str, Any]], where: Ray) -> Pool:
             Option("workers", max(1, workers)),
             f" with {gpus:g} GPUs each; ask for fewer, or start more nodes.",
         )
-    return Pool(workers, gpus)
+    cpus = [int(node["CPU"]) for node in resources if workers_on(node, gpus)]
+    return Pool(workers, gpus, cpus_of_each(cpus, workers))
 
 
 def workers_on(node: Mapping[str, float], gpus: float) -> int:
     """How many workers with one CPU and so many GPUs fit on a node with these resources."""
-    fitting = int(node.get("CPU", 0))
+    fitting = int(node["CPU"])
     return min(fitting, int(node.get("GPU", 0) / gpus)) if gpus else fitting
+
+
+def cpus_of_each(nodes: Sequence[int], workers: int) -> int:
+    """The most CPUs that each of so many workers can have on nodes with these CPUs, or 1."""
+    fitting = (cpus for cpus in range(max(nodes), 1, -1) if sum(node // cpus for node in nodes) >= workers)
+    return next(fitting, 1)
 
 
 @contextmanager

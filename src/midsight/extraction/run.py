@@ -81,7 +81,7 @@ def extract(
     """
     validate_batch_size(batch_size)
     if ray is not None:
-        require_names(data, model)
+        require_names(data, model, ray)
     ask = partial(
         make_task,
         data,
@@ -117,8 +117,10 @@ def extract(
     return run
 
 
-def require_names(data: Data, model: Model | str | Path) -> None:
+def require_names(data: Data, model: Model | str | Path, ray: Ray) -> None:
     """Raises MidsightError if the arguments of a call on a cluster are not what its nodes can read."""
+    if not isinstance(ray, Ray):
+        raise MidsightError(Option("ray"), f" is {ray!r}; give a midsight.Ray, like midsight.Ray('auto').")
     if not isinstance(data, str | Path):
         raise MidsightError(
             Option("ray"), " needs data that every node can read; give ", Option("data"), " as a file or a folder."
