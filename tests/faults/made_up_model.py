@@ -28,7 +28,7 @@ from midsight.checkpoints.hub import ModelFolder
 from midsight.checkpoints.loading import LoadedModel
 from midsight.commands import extract as command
 from midsight.errors import SampleError
-from midsight.extraction import display, extract_call, fill, isolated, pipeline, same_run, task
+from midsight.extraction import display, extract_call, fill, isolated, on_ray, pipeline, same_run, task
 from midsight.extraction.calls import Call
 from midsight.extraction.model import Model
 from midsight.extraction.prepare import PreparedSample
@@ -48,6 +48,8 @@ from midsight.store.lock import START_WAIT_S, Lock, take_lock
 QUESTIONS_OF_AN_IMAGE = 5
 MISSING_IMAGE = 7
 """Number of the image that does not exist, so that its samples fail."""
+SLOW_S = 0.1
+"""Time of a sample in a worker of a Ray cluster."""
 UNUSED_POSITIONS = torch.zeros((1, 1), dtype=torch.int64)
 """Positions of a prompt, which nothing reads."""
 
@@ -86,7 +88,7 @@ def made_up_model(width: int = 4) -> Model:
 
 def load_made_up_models() -> None:
     """Makes every model that this process loads a made-up one, whatever its name."""
-    loading.open_model = loading.load_model = lambda *_, **__: made_up_model().loaded
+    loading.open_model = loading.load_model = on_ray.open_model = lambda *_, **__: made_up_model().loaded
     task.find_small_files = lambda *_, **__: ModelFolder(Path("made-up"), None)
     same_run.find_fingerprint = lambda *_, **__: None
 
@@ -123,6 +125,7 @@ def replace_forward_pass(behaviour: Behaviour) -> None:
 
     extract_call.prepare = pipeline.prepare = _prepare
     extract_call.extract_call = compute
+    on_ray.Worker = SlowWorker
     if behaviour.as_on_gpu:
         command.needs_supervisor = lambda _: True
         fill.can_fork = isolated.can_fork = lambda _: False
@@ -131,6 +134,15 @@ def replace_forward_pass(behaviour: Behaviour) -> None:
     writer.START_WAIT_S = behaviour.start_wait_s
     if behaviour.stops_at_start:
         writer.take_lock = _take_lock_and_stop
+
+
+class SlowWorker(on_ray.Worker):
+    """A worker of a Ray cluster with the made-up model, slow enough to be killed at work."""
+
+    def __init__(self, *arguments: Any) -> None:
+        replace_forward_pass(Behaviour(seconds=SLOW_S))
+        load_made_up_models()
+        super().__init__(*arguments)
 
 
 def _take_lock_and_stop(path: Path, *, wait_s: float | None = None) -> Lock:

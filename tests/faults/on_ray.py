@@ -1,14 +1,15 @@
-"""Extractions by two workers of a Ray cluster on this machine: one is killed, or the command is stopped."""
+"""Extractions by the workers of a Ray cluster on this machine: one is killed, or the command is stopped."""
 
 from __future__ import annotations
 
 import json
 import re
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,15 @@ import psutil
 from faults.command import Ended, start, wait_for
 from faults.content import require_sound
 from faults.experiment import Experiment, Outcome, attempts, require, scratch
+from faults.made_up_model import write_dataset
 from midsight.store import open_run
 from midsight.testing import write_phi4_multimodal
 from support.pictures import encoded, picture
 
 GROUP = "On Ray"
 SAMPLES = 400
+FEW_SAMPLES = 40
 SAMPLES_OF_AN_IMAGE = 4
-WORKERS = 2
 KILLS = 2
 OPTIONS = (
     *("--device", "cpu", "--batch-size", f"{SAMPLES_OF_AN_IMAGE}", "--layers", "0", "--no-answers"),
@@ -44,6 +46,18 @@ class Whole:
     """Its arguments, less those of the run folder and of Ray."""
     run: Path
     """The run of one process."""
+    workers: int
+    """Number of workers that make the call on Ray."""
+    made_up: bool
+    """Whether the model is the made-up one."""
+
+    def start(self, run: Path, output: Path, *options: Any) -> BaseProcess:
+        """Starts the call for another run folder, with more options."""
+        return start([*self.call, "--out", run, *options], output, made_up=self.made_up)
+
+    def by_one_process(self, run: Path, output: Path, *options: Any) -> None:
+        """Makes the call without Ray, to its end."""
+        require_done(wait_for(self.start(run, output, *options), output))
 
 
 @dataclass
@@ -60,26 +74,44 @@ class Command:
 
 @contextmanager
 def by_one_process() -> Iterator[Whole]:
-    """Makes a dataset and a run of it by one process; deletes both afterwards."""
+    """Makes a dataset and a run of it by one process with a small model; deletes both afterwards."""
     with scratch() as folder:
         data, checkpoint = folder / "data.jsonl", write_phi4_multimodal(folder / "checkpoint")
         rows = [{"image": f"{i // SAMPLES_OF_AN_IMAGE}.png", "question": f"What is {i}?"} for i in range(SAMPLES)]
         data.write_text("".join(json.dumps(row) + "\n" for row in rows))
         for i in range(SAMPLES // SAMPLES_OF_AN_IMAGE):
             (folder / f"{i}.png").write_bytes(encoded(picture((64, 64), i)))
-        call = ["extract", data, "--model", checkpoint, *OPTIONS]
-        require_done(call_of_one_process(call, folder / "run", folder / "output"))
-        yield Whole(call, folder / "run")
+        whole = Whole(["extract", data, "--model", checkpoint, *OPTIONS], folder / "run", workers=2, made_up=False)
+        whole.by_one_process(whole.run, folder / "output")
+        yield whole
 
 
-def with_killed_workers(count: int, seed: int) -> Outcome:
-    """Kills workers while they work; the other one, or a successor, does their orders again."""
-    with by_one_process() as whole:
-        return attempts(count, seed, partial(kill_workers, whole))
+@contextmanager
+def made_up() -> Iterator[Whole]:
+    """The same for fewer samples and one worker with the made-up model, which takes time, and no CPU time."""
+    with scratch() as folder:
+        data = write_dataset(folder / "data", FEW_SAMPLES, missing=None)
+        call = ["extract", data, "--model", "made-up", "--commit-seconds", "0"]
+        whole = Whole(call, folder / "run", workers=1, made_up=True)
+        whole.by_one_process(whole.run, folder / "output")
+        yield whole
+
+
+def repeated(
+    attempt: Callable[[Whole, Path, np.random.Generator, int], Mapping[str, int]],
+    make: Callable[[], AbstractContextManager[Whole]],
+) -> Callable[[int, int], Outcome]:
+    """The experiment that makes `attempt` with what `make` makes."""
+
+    def run_experiment(count: int, seed: int) -> Outcome:
+        with make() as whole:
+            return attempts(count, seed, partial(attempt, whole))
+
+    return run_experiment
 
 
 def kill_workers(whole: Whole, folder: Path, random: np.random.Generator, number: int) -> Mapping[str, int]:
-    """Kills a worker some time after the first commit, another one after the next, and lets the command finish."""
+    """Kills a worker some time after the first commit, one more later; the command still finishes."""
     run, kept = folder / "run", 0
     with on_ray(whole, run, folder / "output") as command:
         for _ in range(KILLS):
@@ -101,14 +133,8 @@ def wait_for_more(command: Command, run: Path, rows: int) -> None:
         time.sleep(0.05)
 
 
-def stopped(count: int, seed: int) -> Outcome:
-    """Stops the command, whose workers commit; then one process resumes."""
-    with by_one_process() as whole:
-        return attempts(count, seed, partial(stop_the_command, whole))
-
-
 def stop_the_command(whole: Whole, folder: Path, random: np.random.Generator, number: int) -> Mapping[str, int]:
-    """Stops the command some time after the first commit, and resumes the run without Ray."""
+    """Stops the command some time after the first commit, whose workers commit; then one process resumes."""
     run = folder / "run"
     with on_ray(whole, run, folder / "output") as command:
         time.sleep(random.uniform(0, 1))
@@ -118,21 +144,20 @@ def stop_the_command(whole: Whole, folder: Path, random: np.random.Generator, nu
     require(not any(run.glob("locks/*.working")), "a worker that was told to stop left samples in work")
     require_sound(run)
     kept = len(open_run(run))
-    require_done(call_of_one_process(whole.call, run, folder / "output"))
+    whole.by_one_process(run, folder / "output")
     require_same(run, whole.run)
     return {"rows stored when it stopped": kept}
 
 
 @contextmanager
 def on_ray(whole: Whole, run: Path, output: Path) -> Iterator[Command]:
-    """The call by two workers, from its first commit on; requires that nothing is left of Ray when it has ended."""
+    """The call by workers, from its first commit on; requires that nothing is left of Ray when it has ended."""
     token = Path.home() / ".ray"
     had_token = token.exists()
-    call = [*whole.call, "--out", run, "--ray", "--workers", WORKERS]
-    process = start(call, output, made_up=False)
+    process = whole.start(run, output, "--ray", "--workers", whole.workers)
     assert process.pid is not None
     try:
-        command = wait_for_a_commit(psutil.Process(process.pid), run, output)
+        command = wait_for_a_commit(psutil.Process(process.pid), whole.workers, run, output)
         every = command.process.children(recursive=True)
         heard = {at for one in every for at in listening(one)}
         require(bool(heard) and heard <= {*LOOPBACK}, f"Ray listens at {heard}")
@@ -147,12 +172,12 @@ def on_ray(whole: Whole, run: Path, output: Path) -> Iterator[Command]:
     require(token.exists() == had_token, f"{token} was written")
 
 
-def wait_for_a_commit(process: psutil.Process, run: Path, output: Path) -> Command:
+def wait_for_a_commit(process: psutil.Process, workers: int, run: Path, output: Path) -> Command:
     """The command, as soon as it has all its workers and something is committed."""
     until = time.monotonic() + WAIT_S
     while is_alive(process):
         require(time.monotonic() < until, "nothing is committed")
-        if len(workers_of(process)) == WORKERS and any(run.glob("parts/*.json")):
+        if len(workers_of(process)) == workers and any(run.glob("parts/*.json")):
             words = " ".join(words_of(child) for child in process.children(recursive=True))
             return Command(process, Path(re.findall(r"/\S*/midsight-ray-\w+", words)[0]))
         time.sleep(0.05)
@@ -207,17 +232,19 @@ def listening(process: psutil.Process) -> set[str]:
     return set()
 
 
-def call_of_one_process(call: list[Any], run: Path, output: Path) -> Ended:
-    """Makes the call without Ray."""
-    return wait_for(start([*call, "--out", run], output, made_up=False), output)
-
-
 def require_done(ended: Ended) -> None:
     """Requires that a command did all samples."""
     require(ended.exit_code == 0, f"it ends with {ended.exit_code}: {ended.output}")
 
 
+def experiment(name: str, attempt: Any, full: int) -> Experiment:
+    """An experiment with 400 samples and two workers; in `make test`, with fewer, one, and the made-up model."""
+    return Experiment(
+        GROUP, f"{SAMPLES} samples {name}", repeated(attempt, by_one_process), full, 1, repeated(attempt, made_up)
+    )
+
+
 EXPERIMENTS = (
-    Experiment(GROUP, f"{SAMPLES} samples by two workers, two of them killed one by one", with_killed_workers, 5, 1),
-    Experiment(GROUP, f"{SAMPLES} samples by two workers, stopped by SIGTERM, resumed without Ray", stopped, 2, 1),
+    experiment("by two workers, two of them killed one by one", kill_workers, 5),
+    experiment("by two workers, stopped by SIGTERM, resumed without Ray", stop_the_command, 2),
 )
