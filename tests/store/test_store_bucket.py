@@ -136,7 +136,7 @@ def test_one_column_is_read_with_little_more_than_its_bytes(address: str, door: 
 def test_opening_takes_few_requests_with_an_index_and_the_same_without(
     address: str, door: Door, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(index, "INDEX_EVERY", 10)
+    monkeypatch.setattr(index, "INDEX_RECORDS", 10)
     write(address, range(100))
     door.requests.clear()
     run = open_run(address)

@@ -103,9 +103,9 @@ def test_samples_that_are_not_rows_are_refused(run, samples, sentence):
 def test_parts_without_a_wanted_row_are_not_read(run, monkeypatch):
     read = []
 
-    def counted(path, digest, columns, schema):
+    def counted(path, digest, columns, schema, **kept):
         read.append(columns)
-        return reader_read_part(path, digest, columns, schema)
+        return reader_read_part(path, digest, columns, schema, **kept)
 
     reader_read_part = reader.read_part
     monkeypatch.setattr(reader, "read_part", counted)

@@ -12,8 +12,21 @@ from http.client import HTTPConnection
 from threading import Lock, Thread
 from typing import Any, NoReturn
 
+from support.stub_store import StubStore
+
 Fault = str
-"""`500`, `reset` (not done, cut off), `lost` (done, cut off), `half` (done, half the answer), `timeout` (no answer)."""
+"""`500`, `503` or `skewed` (such an answer), `reset` (not done, cut off), `lost` (done, cut off), `half` (done, half of
+the answer), `timeout` (no answer)."""
+REFUSALS = {
+    "500": ("500 Internal Server Error", b""),
+    "503": ("503 Slow Down", b"<Error><Code>SlowDown</Code></Error>"),
+    "skewed": (
+        "403 Forbidden",
+        b"<Error><Code>RequestTimeTooSkewed</Code><Message>The difference between the request time and the current "
+        b"time is too large.</Message></Error>",
+    ),
+}
+"""What S3 answers; the last one if the clock of a machine is off by more than 15 minutes."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +50,23 @@ class Door:
     """What goes wrong with a request; called before it is done."""
     ignores_conditions: bool = False
     """Whether the store overwrites although it is told not to."""
+    most_at_once: int = 0
+    """The most requests that were in work at the same time."""
+    in_work: int = 0
     lock: Any = field(default_factory=Lock)
 
     def wrap(self, app: Any) -> Any:
         def door(environ: Any, start_response: Any) -> Iterable[bytes]:
+            with self.lock:
+                self.in_work += 1
+                self.most_at_once = max(self.most_at_once, self.in_work)
+            try:
+                return answer(environ, start_response)
+            finally:
+                with self.lock:
+                    self.in_work -= 1
+
+        def answer(environ: Any, start_response: Any) -> Iterable[bytes]:
             _, _, key = environ["PATH_INFO"].lstrip("/").partition("/")
             listing = "list-type" in environ["QUERY_STRING"]
             asked = Request(environ["REQUEST_METHOD"], "?list" if listing else key)
@@ -50,20 +76,21 @@ class Door:
             if self.ignores_conditions:
                 environ.pop("HTTP_IF_NONE_MATCH", None)
                 environ.pop("HTTP_IF_MATCH", None)
-            if fault == "500":
-                start_response("500 Internal Server Error", [("Content-Length", "0")])
-                return [b""]
+            if fault in REFUSALS:
+                status, reason = REFUSALS[fault]
+                start_response(status, [("Content-Length", str(len(reason)))])
+                return [reason]
             if fault == "timeout":
                 raise ConnectionResetError  # the server stays silent, and the connection open
             if fault == "reset":
                 _cut(environ)
-            answer: list[Any] = []
-            body = b"".join(app(environ, lambda *given, **_: answer.append(given)))
+            said: list[Any] = []
+            body = b"".join(app(environ, lambda *given, **_: said.append(given)))
             with self.lock:
                 self.requests.append(Request(asked.method, asked.key, len(body)))
             if fault == "lost":
                 _cut(environ)
-            start_response(*answer[0][:2])
+            start_response(*said[0][:2])
             return _half(body, environ) if fault == "half" else [body]
 
         return door
@@ -100,6 +127,26 @@ BUCKET = "shelf"
 def serving_bucket() -> Iterator[tuple[str, Door]]:
     """The store's address, with an empty bucket, and its door."""
     from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+
+    with serving(DomainDispatcherApplication(create_backend_app)) as (address, door):
+        made = HTTPConnection(address.removeprefix("http://"))
+        made.request("PUT", f"/{BUCKET}")
+        assert made.getresponse().status == 200
+        made.close()
+        yield address, door
+
+
+@contextmanager
+def serving_stub() -> Iterator[tuple[str, Door, StubStore]]:
+    """The address of a store that answers at once, its door, and what it holds."""
+    store = StubStore()
+    with serving(store) as (address, door):
+        yield address, door, store
+
+
+@contextmanager
+def serving(app: Any) -> Iterator[tuple[str, Door]]:
+    """The address of an application behind a door, on loopback."""
     from werkzeug.serving import WSGIRequestHandler, make_server
 
     class Handler(WSGIRequestHandler):
@@ -110,14 +157,9 @@ def serving_bucket() -> Iterator[tuple[str, Door]]:
 
     logging.getLogger("werkzeug").setLevel(logging.CRITICAL)
     door = Door()
-    app = DomainDispatcherApplication(create_backend_app)
     server = make_server("127.0.0.1", 0, door.wrap(app), threaded=True, request_handler=Handler)
     thread = Thread(target=server.serve_forever, daemon=True)
     thread.start()
-    made = HTTPConnection("127.0.0.1", server.server_port)
-    made.request("PUT", f"/{BUCKET}")
-    assert made.getresponse().status == 200
-    made.close()
     try:
         yield f"http://127.0.0.1:{server.server_port}", door
     finally:

@@ -7,7 +7,7 @@ import io
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -69,7 +69,7 @@ class BucketPath:
     @property
     def name(self) -> str:
         """The last part."""
-        return self._pure.name
+        return self.key.rpartition("/")[2]
 
     @property
     def stem(self) -> str:
@@ -140,7 +140,7 @@ class BucketPath:
 
     def is_dir(self) -> bool:
         """Whether objects are in this folder."""
-        return next(self._listed(), None) is not None
+        return next(self._listed_keys(), None) is not None
 
     def stat(self) -> _Status:
         """Size and kind of the object."""
@@ -229,6 +229,16 @@ class BucketPath:
                 if not missing_ok:
                     raise
 
+    def unlink_in(self, names: Iterable[str]) -> None:
+        """Delete objects in this folder, by few requests where the store can do that; they need not be there."""
+        files = [self / name for name in names]
+        with self._reporting():
+            try:
+                import_obstore().delete(self._store, [file.key for file in files])
+            except FileNotFoundError:  # some stores delete one after the other, and say so
+                for file in files:
+                    file.unlink()
+
     def iterdir(self) -> Iterator[BucketPath]:
         """The objects and folders in this folder."""
         with self._reporting():
@@ -239,24 +249,36 @@ class BucketPath:
     def glob(self, pattern: str) -> Iterator[BucketPath]:
         """The objects whose name below this folder matches `pattern`, part by part."""
         parts = pattern.split("/")
-        for file, _ in self._listed():
+        for file in self.rglob():
             found = file.relative_to(self).parts
             if len(found) == len(parts) and all(map(fnmatchcase, found, parts)):
                 yield file
 
     def rglob(self, _: str = "*") -> Iterator[BucketPath]:
         """All objects below this folder."""
-        return (file for file, _ in self._listed())
+        return (BucketPath(self.root, key) for key, _ in self._listed_keys())
 
-    def listing(self) -> dict[str, Stored]:
-        """The objects in this folder by their names, of one listing."""
-        return {file.name: stored for file, stored in self._listed() if file.parent == self}
+    def listing(self, start: str = "") -> dict[str, Stored]:
+        """The objects in this folder by their names, of one listing; only those whose names begin with `start`."""
+        found = {}
+        folder = len(self.key) + 1 if self.key else 0
+        for key, stored in self._listed_keys(start):
+            name = key[folder:]
+            if not name.startswith(start):
+                break  # stores list in the order of names
+            if "/" not in name:
+                found[name] = stored
+        return found
 
-    def _listed(self) -> Iterator[tuple[BucketPath, Stored]]:
+    def _listed_keys(self, start: str = "") -> Iterator[tuple[str, Stored]]:
+        """The objects below this folder, from the one on whose name is after `start`."""
+        folder = f"{self.key}/" if self.key else ""
         with self._reporting():
-            for some in import_obstore().list(self._store, f"{self.key}/" if self.key else None, chunk_size=1000):
+            for some in import_obstore().list(
+                self._store, folder or None, offset=f"{folder}{start}" if start else None, chunk_size=1000
+            ):
                 for one in some:
-                    yield BucketPath(self.root, one["path"]), Stored(one["size"], one["e_tag"] or "")
+                    yield one["path"], Stored(one["size"], one["e_tag"] or "")
 
     @contextmanager
     def _reporting(self) -> Iterator[None]:
@@ -270,12 +292,13 @@ class BucketPath:
         except (exceptions.AlreadyExistsError, exceptions.PreconditionError):
             raise FileExistsError(errno.EEXIST, "another one was written in its place", str(self)) from None
         except exceptions.BaseError as error:
-            raise self._unreachable(_QUERY.sub("", first_line(error))) from None
+            clock = ", and the clock of this machine" if "TimeTooSkewed" in str(error) else ""
+            raise self._unreachable(_QUERY.sub("", first_line(error)), clock) from None
 
-    def _unreachable(self, reason: str) -> UnreachableError:
+    def _unreachable(self, reason: str, clock: str = "") -> UnreachableError:
         return UnreachableError(
             f"{self} cannot be reached: {reason}; what was committed is intact, so check the network and your "
-            "credentials, and run the same command again."
+            f"credentials{clock}, and run the same command again."
         )
 
 

@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-from midsight.buckets.path import BucketPath
+from midsight.buckets.path import BucketPath, Place
 
 AT_ONCE = 32
 """Requests at a time."""
-PARTS_AHEAD = 16
+PARTS_AHEAD = 64
 """Parts that are read at a time."""
-AHEAD_BYTES = 512 * 2**20
-"""Their size together, unless one is larger, in bytes."""
+AHEAD_BYTES = 256 * 2**20
+"""What is read of them together, unless it is more of one, in bytes."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -33,6 +33,11 @@ def _read_if_there(file: BucketPath) -> bytes | None:
         return file.read_bytes()
     except FileNotFoundError:
         return None
+
+
+def in_turn(path: Place, items: Iterable[T], read: Callable[[T], R], *, size: Callable[[T], int]) -> Iterator[R]:
+    """`read` of each item, in order; if `path` is in a bucket, the next ones are read meanwhile, as `ahead` does."""
+    return ahead(items, read, size=size) if isinstance(path, BucketPath) else map(read, items)
 
 
 def ahead(items: Iterable[T], read: Callable[[T], R], *, size: Callable[[T], int]) -> Iterator[R]:

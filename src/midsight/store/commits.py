@@ -91,6 +91,11 @@ class _StoredCommit:
     """As in Commit."""
 
 
+def size_of_part(commit: Commit) -> int:
+    """Size of the commit's part in bytes; 0 without a part."""
+    return commit.part.bytes if commit.part else 0
+
+
 def part_path(path: Place, shard: Shard, counter: int) -> Place:
     """Where the run folder `path` keeps the part of one commit."""
     return path / PARTS / f"{commit_stem(shard, counter)}.parquet"
@@ -143,7 +148,9 @@ def read_record(
     is of another run than `run_id`; with None it may be of any run.
     """
     file = record_path(path, shard, counter)
-    content = open_seal(file, read_json(file, snapshot.records.get(file.name) if snapshot else None))
+    content = snapshot.copies.get(file.name) if snapshot else None
+    if content is None:
+        content = open_seal(file, read_json(file, snapshot.records.get(file.name) if snapshot else None))
     try:
         stored = from_json(_StoredCommit, content)
     except WrongJsonError as error:
@@ -203,15 +210,19 @@ def remove_replaced(path: Place, shard: Shard, commits: Iterable[Commit]) -> Non
     """Delete what is left of the commits that `commits` replace in `shard`. Its lock must be held. Raises OSError."""
     replaced = {(shard, counter) for commit in commits if commit.shard == shard for counter in commit.replaces}
     if left := replaced & {*list_commits(path, ".json"), *list_commits(path, ".parquet")}:
-        for key in sorted(left):
-            remove_commit(path, *key)
-        flush_folder(path / PARTS)
+        remove_commits(path, sorted(left))
 
 
-def remove_commit(path: Place, shard: Shard, counter: int) -> None:
-    """Delete a record, then its part, if they are there. The shard's lock must be held. Raises OSError."""
-    record_path(path, shard, counter).unlink(missing_ok=True)
-    part_path(path, shard, counter).unlink(missing_ok=True)
+def remove_commits(path: Place, keys: Collection[CommitKey]) -> None:
+    """Delete each record, then its part, if they are there. The shards' locks must be held. Raises OSError."""
+    if isinstance(path, BucketPath):
+        for suffix in (".json", ".parquet"):
+            (path / PARTS).unlink_in(f"{commit_stem(*key)}{suffix}" for key in keys)
+        return
+    for key in keys:
+        record_path(path, *key).unlink(missing_ok=True)
+        part_path(path, *key).unlink(missing_ok=True)
+    flush_folder(path / PARTS)
 
 
 def list_commits(path: Place, suffix: str, snapshot: Snapshot | None = None) -> list[CommitKey]:

@@ -6,10 +6,12 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 import pyarrow as pa
 
 from midsight.buckets.path import Place, fetched, to_place
+from midsight.buckets.reading import in_turn
 from midsight.errors import CommitError, RunError
 from midsight.store.commits import (
     Commit,
@@ -17,15 +19,16 @@ from midsight.store.commits import (
     part_path,
     read_commits,
     record_path,
-    remove_commit,
+    remove_commits,
     remove_leftovers,
     remove_replaced,
+    size_of_part,
     write_commit,
 )
-from midsight.store.files import PARTS, Shard, flush_folder, write_new
+from midsight.store.files import Shard, write_new
 from midsight.store.index import extend_index
 from midsight.store.lock import hold_shards
-from midsight.store.parts import PartDigest, digest_part, encode_part, read_part
+from midsight.store.parts import PartDigest, Tails, digest_part, encode_part, read_part
 from midsight.store.schema import VECTOR_TYPES, run_schema
 from midsight.store.spec import RunSpec, read_spec
 
@@ -75,26 +78,28 @@ def compact(path: str | Place, *, target_bytes: int = TARGET_BYTES) -> Compactio
             for shard, counter in counters.items():
                 counters[shard] = remove_leftovers(path, shard, counter, spec.run_id)
                 remove_replaced(path, shard, before)
-            for group in _groups(path, before, spec, target_bytes):
+            tails = Tails()
+            for group in _groups(path, before, spec, target_bytes, tails):
                 shard = group[0].shard
-                _merge(path, spec, group, counters[shard])
+                _merge(path, spec, group, counters[shard], tails)
                 counters[shard] += 1
-            for shard in shards:
-                extend_index(path, shard)
+            extend_index(path)
             after = read_commits(path, spec.run_id)
     except OSError as error:
         raise CommitError(
             f"{path} could not be compacted: {error.strerror or error}; it reads as before, so fix that and run the "
             "same command again."
         ) from error
-    return Compaction(len(before), len(after), _part_bytes(before), _part_bytes(after))
+    return Compaction(len(before), len(after), sum(map(size_of_part, before)), sum(map(size_of_part, after)))
 
 
-def _groups(path: Place, commits: Sequence[Commit], spec: RunSpec, target_bytes: int) -> Iterator[list[Commit]]:
+def _groups(
+    path: Place, commits: Sequence[Commit], spec: RunSpec, target_bytes: int, tails: Tails
+) -> Iterator[list[Commit]]:
     growing: dict[Shard, _Group] = {}
-    for commit in commits:
+    sizes = in_turn(path, commits, partial(_bytes_in_memory, path, spec, tails), size=lambda _: 0)
+    for commit, size in zip(commits, sizes, strict=True):
         failed = {failure.sample_id for failure in commit.failures}
-        size = _bytes_in_memory(path, commit, spec)
         for shard, group in growing.items():
             # A merged commit has the time of its last one. So a failure must not move past a later
             # failure of the same sample in another shard.
@@ -111,25 +116,26 @@ def _groups(path: Place, commits: Sequence[Commit], spec: RunSpec, target_bytes:
     yield from (group.commits for group in growing.values() if len(group.commits) > 1)
 
 
-def _bytes_in_memory(path: Place, commit: Commit, spec: RunSpec) -> int:
+def _bytes_in_memory(path: Place, spec: RunSpec, tails: Tails, commit: Commit) -> int:
     """Size of the rows of `commit`; texts are read, because a text that repeats is stored only once."""
     if not commit.part:
         return 0
     vector_bytes = sum(spec.vectors.values()) * VECTOR_TYPES[spec.request.store_dtype].bit_width // 8
     others = [name for name in run_schema(spec.columns).names if name not in spec.vectors]
-    batches = read_part(part_path(path, *commit.key), commit.part, others)
+    batches = read_part(part_path(path, *commit.key), commit.part, others, tails=tails)
     return commit.rows * vector_bytes + sum(batch.nbytes for batch in batches)
 
 
-def _merge(path: Place, spec: RunSpec, group: Sequence[Commit], counter: int) -> None:
+def _merge(path: Place, spec: RunSpec, group: Sequence[Commit], counter: int, tails: Tails) -> None:
     shard = group[0].shard
     schema = run_schema(spec.columns)
-    rows = [
-        batch
-        for commit in group
-        if commit.part
-        for batch in read_part(part_path(path, shard, commit.counter), commit.part, schema.names, schema)
-    ]
+
+    def read(commit: Commit) -> list[pa.Table]:
+        part = commit.part
+        return [*read_part(part_path(path, *commit.key), part, schema.names, schema, tails=tails)] if part else []
+
+    each = in_turn(path, group, read, size=size_of_part)
+    rows = [batch for batches in each for batch in batches]
     with _removed_unless_committed(path, shard, counter) as file:
         merged = Commit(
             shard,
@@ -141,9 +147,7 @@ def _merge(path: Place, spec: RunSpec, group: Sequence[Commit], counter: int) ->
             tuple(sorted({number for commit in group for number in (commit.counter, *commit.replaces)})),
         )
         write_commit(path, merged, spec.run_id)
-    for commit in group:
-        remove_commit(path, shard, commit.counter)
-    flush_folder(path / PARTS)
+    remove_commits(path, [commit.key for commit in group])
 
 
 @contextmanager
@@ -196,7 +200,3 @@ def _array_bits(array: pa.Array) -> pa.Array:
     if pa.types.is_floating(array.type):
         return array.view({16: pa.int16(), 32: pa.int32(), 64: pa.int64()}[array.type.bit_width])
     return array
-
-
-def _part_bytes(commits: Sequence[Commit]) -> int:
-    return sum(commit.part.bytes for commit in commits if commit.part)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -13,8 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from midsight.buckets.path import Place, fetched
+from midsight.buckets.reading import in_turn
 from midsight.errors import DamagedRunError
-from midsight.store.commits import Commit, list_commits, part_path, require_size
+from midsight.store.commits import Commit, list_commits, part_path, require_size, size_of_part
 from midsight.store.files import RUN_JSON
 from midsight.store.parts import PartDigest, damaged_part, other_columns, read_part
 from midsight.store.schema import is_vector, run_schema
@@ -59,14 +62,28 @@ class Tally:
         """Add a finding about `file`, unless there is one."""
         self.findings.setdefault(file, Finding(file, problem, droppable))
 
+    def take(self, other: Tally) -> None:
+        """Add what was collected about a further commit."""
+        for file, finding in other.findings.items():
+            self.findings.setdefault(file, finding)
+        self.sound += other.sound
+        self.rows += other.rows
+        self.strangers |= other.strangers
+
 
 class _WholeAndWrongError(Exception):
     """A part that is as its record says, and holds what midsight never writes."""
 
 
-def examine(path: Place, spec: RunSpec | None, commit: Commit, tally: Tally) -> None:
-    """Read the part of a commit, and add what is wrong with it, or its rows, to the tally."""
-    rows = KEYS.empty_table()
+def examine_all(path: Place, spec: RunSpec | None, commits: Sequence[Commit], tally: Tally) -> None:
+    """Read the parts of the commits, in a bucket several at a time, and add what is wrong, and their rows."""
+    for found in in_turn(path, commits, partial(_examine, path, spec), size=size_of_part):
+        tally.take(found)
+
+
+def _examine(path: Place, spec: RunSpec | None, commit: Commit) -> Tally:
+    """What is wrong with the part of a commit, or its rows."""
+    tally, rows = Tally(), KEYS.empty_table()
     file = part_path(path, *commit.key)
     # a commit without failures too only takes the place of one that a process in a bucket did not finish
     if not commit.part and commit.failures and file.exists():
@@ -81,18 +98,19 @@ def examine(path: Place, spec: RunSpec | None, commit: Commit, tally: Tally) -> 
                 tally.strangers[within(path, file)] = str(other_columns(file, wanted, stored))
         except DamagedRunError as error:
             tally.add(within(path, file), str(error))
-            return
+            return tally
         except (pa.ArrowException, KeyError) as error:
             tally.add(within(path, file), str(damaged_part(file, f"it cannot be read ({error})")))
-            return
+            return tally
         except _WholeAndWrongError as error:
             tally.add(within(path, file), str(error), droppable=False)
         except OSError as error:
             problem = f"The part {file} cannot be read: {error.strerror or error}; check the disk and its permissions."
             tally.add(within(path, file), problem, droppable=False)
-            return
+            return tally
     tally.sound.append(commit)
     tally.rows.append(rows)
+    return tally
 
 
 def blame_strangers(tally: Tally) -> None:

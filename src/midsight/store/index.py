@@ -1,13 +1,14 @@
 """The index of a run in a bucket: copies of commit records in few objects, so that opening needs few requests.
 
 A copy counts only while its record is listed with the same ETag, so an index that is stale, damaged or missing makes
-opening slow and changes nothing.
+opening slow and changes nothing. So any process may write, merge and delete its objects at any time.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,11 +16,14 @@ from typing import Any
 
 from midsight.buckets.path import BucketPath, Place, Stored
 from midsight.buckets.reading import read_all
-from midsight.store.files import PARTS, Shard, parse_stem, shard_name
+from midsight.errors import DamagedRunError
+from midsight.store.files import PARTS, Shard, open_seal, parse_stem, read_json, shard_name
 
 INDEX = "index"
 INDEX_EVERY = 100
-"""Commits of a shard after which they are added to the index; also the most copies in one of its objects."""
+"""Commits of a shard after which records are added to the index; a shard with fewer is read without it."""
+INDEX_RECORDS = 1000
+"""Most copies in one object of the index."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,9 @@ class Snapshot:
     objects: Mapping[str, Stored]
     """Parts and records by name."""
     records: Mapping[str, bytes]
-    """Content of the records by name."""
+    """Content of those records by name that the index does not have."""
+    copies: Mapping[str, Mapping[str, Any]]
+    """Content of the others by name, without their seals."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,8 @@ class _Copy:
     """A record's copy in the index."""
 
     e_tag: str
-    content: bytes
+    content: Mapping[str, Any]
+    """The record without its seal, which was compared when the copy was made."""
 
     def is_of(self, record: Stored | None) -> bool:
         """Whether the record is as it was when it was copied."""
@@ -47,64 +54,92 @@ class _Copy:
 def take_snapshot(path: Place, *, shard: Shard | None = None, indexed: bool = True) -> Snapshot | None:
     """The parts and records of a run in a bucket, with few requests; None for a run on a disk.
 
-    With `shard`, only the records of that shard are read. Without `indexed` every record is read itself.
+    With `shard`, only those of that shard. Without `indexed` every record is read itself.
     """
     if not isinstance(path, BucketPath):
         return None
-    folder = path / INDEX / shard_name(shard) if shard else path / INDEX
+    index: Mapping[str, Mapping[str, _Copy]] = {}
     with ThreadPoolExecutor(1) as pool:
-        index = pool.submit(_read_index, folder if indexed else None)
-        objects = (path / PARTS).listing()
-    copies = {name: copy for file in index.result().values() for name, copy in file.items()}
-    known = {name: copy.content for name, copy in copies.items() if copy.is_of(objects.get(name))}
-    others = [path / PARTS / name for name in objects if _is_read(name, shard) and name not in known]
-    return Snapshot(objects, {**known, **read_all(others)})
+        reading = pool.submit(_read_index, path / INDEX) if indexed and shard is None else None
+        objects = (path / PARTS).listing(f"{shard_name(shard)}-" if shard else "")
+        if reading is not None:
+            index = reading.result()
+        elif indexed and len(objects) > 2 * INDEX_EVERY:
+            index = _read_index(path / INDEX)
+    copies = _valid(index.values(), objects)
+    others = [path / PARTS / name for name in objects if _is_record(name) and name not in copies]
+    return Snapshot(objects, read_all(others), {name: copy.content for name, copy in copies.items()})
 
 
-def extend_index(path: Place, shard: Shard) -> None:
-    """Add the records of a shard that are not in its index, and drop copies of those that are gone.
+def extend_index(path: Place) -> None:
+    """Add the records that are not in the index, merge its small objects, and drop copies of records that are gone.
 
-    Does nothing for a run on a disk. The shard's lock must be held.
+    Does nothing for a run on a disk.
     """
     if not isinstance(path, BucketPath):
         return
-    folder = path / INDEX / shard_name(shard)
+    folder = path / INDEX
     objects = (path / PARTS).listing()
-    files = _read_index(folder)
-    valid = {file: {name for name, copy in copies.items() if copy.is_of(objects.get(name))}
-             for file, copies in files.items()}  # fmt: skip
-    covered = {name for names in valid.values() for name in names}
-    missing = sorted(name for name in objects if _shard_of(name) == shard and name not in covered)
-    for start in range(0, len(missing), INDEX_EVERY):
-        names = missing[start : start + INDEX_EVERY]
-        contents = read_all(path / PARTS / name for name in names)
-        copies = {name: [objects[name].e_tag, content.decode("ascii")] for name, content in contents.items()}
-        (folder / names[-1]).write_bytes(json.dumps({"records": copies}).encode())
-    for file, names in valid.items():
-        if not names and file not in missing:
-            (folder / file).unlink()
+    found = {name: _valid([copies], objects) for name, copies in _read_index(folder).items()}
+    full = {name for name, copies in found.items() if len(copies) >= INDEX_RECORDS}
+    covered = {record for name in full for record in found[name]}
+    copies = {
+        record: copy for name, some in found.items() if name not in full for record, copy in some.items()
+        if record not in covered
+    }  # fmt: skip
+    missing = [name for name in objects if _is_record(name) and name not in covered and name not in copies]
+    copies |= _make_copies(path, missing, objects)
+    written = {*full}
+    for records in _portions(sorted(copies)):
+        content = _spell({record: copies[record] for record in records})
+        written.add(name := _name_of(content))
+        if name not in found:
+            (folder / name).write_bytes(content)
+    folder.unlink_in(name for name in found if name not in written)
 
 
-def _read_index(folder: BucketPath | None) -> dict[str, dict[str, _Copy]]:
-    """The copies of records in the index objects below `folder`, by object and name; without damaged objects."""
-    if folder is None:
-        return {}
-    found = {}
-    for file, content in read_all(folder.rglob()).items():
-        with suppress(ValueError, RecursionError, TypeError, AttributeError):
+def _make_copies(path: BucketPath, names: Iterable[str], objects: Mapping[str, Stored]) -> dict[str, _Copy]:
+    """Copies of these records, without those that are gone or damaged: readers look at them themselves."""
+    copies = {}
+    for name, content in read_all(path / PARTS / name for name in names).items():
+        with suppress(DamagedRunError):
+            file = path / PARTS / name
+            copies[name] = _Copy(objects[name].e_tag, open_seal(file, read_json(file, content)))
+    return copies
+
+
+def _read_index(folder: BucketPath) -> dict[str, Mapping[str, _Copy]]:
+    """The copies of records by the name of their object in the index; a damaged object has none."""
+    contents = read_all(folder / name for name in folder.listing())
+    return {name: _parse(name, content) for name, content in contents.items()}
+
+
+def _spell(copies: Mapping[str, _Copy]) -> bytes:
+    records = {name: [copy.e_tag, copy.content] for name, copy in copies.items()}
+    return json.dumps({"records": records}, separators=(",", ":")).encode("ascii")
+
+
+def _parse(name: str, content: bytes) -> Mapping[str, _Copy]:
+    if name == _name_of(content):
+        with suppress(ValueError, RecursionError, TypeError, AttributeError, KeyError):
             stored: Any = json.loads(content)
-            found[file] = {
-                name: _Copy(e_tag, text.encode("ascii")) for name, (e_tag, text) in stored["records"].items()
-            }
-    return found
+            return {record: _Copy(e_tag, body) for record, (e_tag, body) in stored["records"].items()}
+    return {}
 
 
-def _is_read(name: str, shard: Shard | None) -> bool:
-    of = _shard_of(name)
-    return of is not None and shard in (None, of)
+def _name_of(content: bytes) -> str:
+    """What an object of the index is called: its SHA-256, so that damage shows, and no writer replaces another's."""
+    return f"{hashlib.sha256(content).hexdigest()}.json"
 
 
-def _shard_of(name: str) -> Shard | None:
-    """The shard of the record of this name; None for another name."""
-    found = parse_stem(name.removesuffix(".json")) if name.endswith(".json") else None
-    return found[0] if found else None
+def _valid(files: Iterable[Mapping[str, _Copy]], objects: Mapping[str, Stored]) -> dict[str, _Copy]:
+    """The copies of records that are as they were."""
+    return {name: copy for copies in files for name, copy in copies.items() if copy.is_of(objects.get(name))}
+
+
+def _portions(names: list[str]) -> list[list[str]]:
+    return [names[start : start + INDEX_RECORDS] for start in range(0, len(names), INDEX_RECORDS)]
+
+
+def _is_record(name: str) -> bool:
+    return name.endswith(".json") and parse_stem(name.removesuffix(".json")) is not None

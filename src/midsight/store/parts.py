@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from io import IOBase
+from threading import Lock
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from midsight.buckets.path import ObjectFile, Place
+from midsight.buckets.path import BucketPath, Place
 from midsight.buckets.reading import read_spans
 from midsight.errors import DamagedRunError, counted
 from midsight.store.files import RUN_JSON
@@ -21,6 +24,10 @@ from midsight.store.schema import is_vector
 
 ROW_GROUP_BYTES = 64 * 2**20
 """Maximum size of a row group, uncompressed, unless a single row is larger."""
+SMALL_PART_BYTES = 64 * 2**10
+"""Size up to which a part in a bucket is read by one request: that takes as long as its footer alone."""
+KEPT_BYTES = 128 * 2**20
+"""How much of a run's parts is kept in memory for the next column."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,27 @@ class PartDigest:
     """SHA-256 of the footer, hexadecimal."""
     chunk_crc32: tuple[tuple[int, ...], ...]
     """CRC-32 of the bytes of every column chunk, page headers included: [row group][column]."""
+
+
+class Tails:
+    """The ends of a run's parts in a bucket, kept in memory, so that the next column needs fewer requests."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, bytes] = {}
+        self._room = KEPT_BYTES
+        self._keeping = Lock()
+
+    def read(self, path: BucketPath, digest: PartDigest) -> bytes:
+        """The end of the part at `path`: its footer, or all of a small part."""
+        if (kept := self._kept.get(path.key)) is not None:
+            return kept
+        start = digest.bytes - digest.footer_bytes if digest.bytes > SMALL_PART_BYTES else 0
+        tail = path.read_range(start, digest.bytes)
+        with self._keeping:
+            if path.key not in self._kept and len(tail) <= self._room:
+                self._room -= len(tail)
+                self._kept[path.key] = tail
+        return tail
 
 
 def encode_part(table: pa.Table, *, row_group_bytes: int = ROW_GROUP_BYTES) -> pa.Buffer:
@@ -89,35 +117,45 @@ def digest_part(data: pa.Buffer) -> PartDigest:
 
 
 def read_part(
-    path: Place, digest: PartDigest, columns: Sequence[str], schema: pa.Schema | None = None
+    path: Place,
+    digest: PartDigest,
+    columns: Sequence[str],
+    schema: pa.Schema | None = None,
+    *,
+    tails: Tails | None = None,
 ) -> Iterator[pa.Table]:
     """The `columns` of the part at `path`, in that order, one table per row group.
 
     Reads only the footer and those columns, and decodes exactly the bytes that it compared with
     `digest`. Raises DamagedRunError if they differ or cannot be read, or if the part does not have the columns
-    of `schema`, the run's.
+    of `schema`, the run's. In a bucket the columns of all row groups are read at the same time; `tails` keeps what the
+    next call needs again.
     """
     # Untouched pages of zeros take no memory; only the bytes that are read from the file do.
     image = np.zeros(digest.bytes, np.uint8)
     view = image.data
     footer = slice(digest.bytes - digest.footer_bytes, digest.bytes)
     try:
-        with path.open("rb") as file:
-            if not 8 < digest.footer_bytes <= digest.bytes:
-                raise damaged_part(path, f"its record says that its footer has {counted(digest.footer_bytes, 'byte')}")
-            _read_into(view, [footer], file)
+        if not 8 < digest.footer_bytes <= digest.bytes:
+            raise damaged_part(path, f"its record says that its footer has {counted(digest.footer_bytes, 'byte')}")
+        with _reading(path, digest, view, tails or Tails()) as (fill, at_once):
             if hashlib.sha256(view[footer]).hexdigest() != digest.footer_sha256:
                 raise damaged_part(path, "its footer does not match its SHA-256")
             # On this thread only: if an Arrow thread frees our buffer while Python exits, the process aborts.
             part = pq.ParquetFile(pa.py_buffer(image), page_checksum_verification=True, pre_buffer=False)
-            _require_shape(path, part.metadata, digest)
-            if schema is not None and not part.schema_arrow.equals(schema):
-                raise other_columns(path, schema, part.schema_arrow)
+            metadata, stored = part.metadata, part.schema_arrow
+            _require_shape(path, metadata, digest)
+            if schema is not None and not stored.equals(schema):
+                raise other_columns(path, schema, stored)
             # Every column of a run has one leaf, so its index in the schema is also its chunk's index.
-            leaves = {name: i for i, name in enumerate(part.schema_arrow.names)}
-            for group, crcs in enumerate(digest.chunk_crc32):
-                chunks = {name: _chunk(part.metadata, group, leaves[name]) for name in columns}
-                _read_into(view, [*chunks.values()], file)
+            leaves = {name: i for i, name in enumerate(stored.names)}
+            groups = [{name: _chunk(metadata, group, leaves[name]) for name in columns}
+                      for group in range(metadata.num_row_groups)]  # fmt: skip
+            if at_once:
+                fill([chunk for chunks in groups for chunk in chunks.values()])
+            for group, (crcs, chunks) in enumerate(zip(digest.chunk_crc32, groups, strict=True)):
+                if not at_once:
+                    fill([*chunks.values()])
                 for name, chunk in chunks.items():
                     if zlib.crc32(view[chunk]) != crcs[leaves[name]]:
                         raise damaged_part(path, f"its column {name} does not match its checksum in row group {group}")
@@ -184,11 +222,27 @@ def _chunk(metadata: pq.FileMetaData, group: int, column: int) -> slice:
     return slice(start, start + chunk.total_compressed_size)
 
 
-def _read_into(view: memoryview, spans: Sequence[slice], file: IOBase) -> None:
-    """Read these spans of the file into the same places of `view`."""
-    if isinstance(file, ObjectFile):
-        read_spans(file.path, view, spans)
+@contextmanager
+def _reading(
+    path: Place, digest: PartDigest, view: memoryview, tails: Tails
+) -> Iterator[tuple[Callable[[Sequence[slice]], None], bool]]:
+    """What reads spans of a part into the same places of `view`, and whether all should be read at once.
+
+    The footer is there already.
+    """
+    if isinstance(path, BucketPath) and path.content is None:
+        tail = tails.read(path, digest)
+        start = digest.bytes - len(tail)
+        view[start:] = tail
+        yield lambda spans: read_spans(path, view, [span for span in spans if span.start < start]), True
         return
+    with path.open("rb") as file:
+        _read_into(view, file, [slice(digest.bytes - digest.footer_bytes, digest.bytes)])
+        yield partial(_read_into, view, file), False
+
+
+def _read_into(view: memoryview, file: IOBase, spans: Sequence[slice]) -> None:
+    """Read these spans of the file into the same places of `view`."""
     for span in spans:
         file.seek(span.start)
         if file.readinto(view[span]) != span.stop - span.start:  # pyright: ignore[reportAttributeAccessIssue]

@@ -15,12 +15,12 @@ from midsight.buckets.path import BucketPath, Place, to_place
 from midsight.buckets.reading import ahead
 from midsight.errors import DamagedRunError, MidsightError, Option, RunError, counted
 from midsight.samples.sample import Failure
-from midsight.store.commits import Commit, CommitKey, part_path, read_commits, record_path
+from midsight.store.commits import Commit, CommitKey, part_path, read_commits, record_path, size_of_part
 from midsight.store.files import Shard
 from midsight.store.hub import download_run, is_hub_address, parse_address
 from midsight.store.numbers import numbers_of
 from midsight.store.optional import import_optional
-from midsight.store.parts import read_part
+from midsight.store.parts import Tails, read_part
 from midsight.store.rows import Rows, Samples, places_of, require_distinct_rows, samples_array
 from midsight.store.schema import StoreDtype, is_vector, run_schema
 from midsight.store.spec import RunSpec, is_run, read_spec
@@ -32,6 +32,10 @@ from midsight.taps.tap import Position, Tap
 if TYPE_CHECKING:
     import pandas as pd
     import polars as pl
+
+
+SCALAR_WIDTH = 16
+"""Numbers of a vector that take about as much space as another column's value."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -292,15 +296,23 @@ class Run:
 
     def _parts(self, commits: Sequence[Commit], columns: Sequence[str]) -> Iterator[Iterable[pa.Table]]:
         """The columns of each part, one after the other; in a bucket the next ones are on their way already."""
+        tails = self._tails  # before threads ask for it
         if not isinstance(self.path, BucketPath):
-            return (self._part(commit, columns) for commit in commits)
-        return ahead(commits, lambda commit: [*self._part(commit, columns)], size=_size_of_part)
+            return (self._part(commit, columns, tails) for commit in commits)
+        widths = {name: self.spec.vectors.get(name, SCALAR_WIDTH) for name in self.columns}
+        share = sum(widths[name] for name in columns) / sum(widths.values())
 
-    def _part(self, commit: Commit, columns: Sequence[str]) -> Iterator[pa.Table]:
+        def bytes_read(commit: Commit) -> int:
+            return round(share * size_of_part(commit))
+
+        return ahead(commits, lambda commit: [*self._part(commit, columns, tails)], size=bytes_read)
+
+    def _part(self, commit: Commit, columns: Sequence[str], tails: Tails) -> Iterator[pa.Table]:
         if not commit.part:
             return
         try:
-            yield from read_part(part_path(self.path, *commit.key), commit.part, columns, self._schema)
+            file = part_path(self.path, *commit.key)
+            yield from read_part(file, commit.part, columns, self._schema, tails=tails)
         except DamagedRunError as error:
             if not is_run(self.path):
                 raise RunError(f"{self.path} was not found; it was moved or deleted after it was opened.") from error
@@ -312,9 +324,14 @@ class Run:
         """Pickled as the folder and the commits it had, so that a pickle holds no rows, sizes or checksums."""
         return _opened_before, (self.path, self.spec.run_id, tuple(commit.key for commit in self.commits))
 
-    @property
+    @cached_property
     def _schema(self) -> pa.Schema:
         return run_schema(self.spec.columns)
+
+    @cached_property
+    def _tails(self) -> Tails:
+        """What is kept of the parts in a bucket for the next column."""
+        return Tails()
 
     def _known(self, columns: Sequence[str]) -> list[str]:
         if isinstance(columns, str):
@@ -408,10 +425,6 @@ def read_commit_records(path: str | Place, shard: Shard | None = None) -> Run:
     path = to_place(path).absolute()
     spec = read_spec(path)
     return Run(path, spec, read_commits(path, spec.run_id, shard))
-
-
-def _size_of_part(commit: Commit) -> int:
-    return commit.part.bytes if commit.part else 0
 
 
 def _opened_before(path: Place, run_id: str, keys: tuple[CommitKey, ...]) -> Run:

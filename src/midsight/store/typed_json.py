@@ -71,6 +71,8 @@ def _read(kind: Any, value: Any, name: str) -> Any:
         return None if value is None else _read(member, value, name)
     if origin is tuple:
         items = _require(list, "a list", value, name)
+        if arguments[0] in _NAMES and {*map(type, items)} <= {arguments[0]}:
+            return tuple(items)  # quickly: a part has many checksums
         return tuple(_read(arguments[0], item, f"{name}[{i}]") for i, item in enumerate(items))
     if origin is Mapping:
         items = _require(dict, "an object", value, name)

@@ -19,11 +19,11 @@ from midsight.store.commits import (
     part_path,
     read_record,
     record_path,
-    remove_commit,
+    remove_commits,
     remove_replaced,
 )
-from midsight.store.examine import Finding, Tally, blame_strangers, examine, spare_whole_parts, within
-from midsight.store.files import PARTS, RUN_JSON, commit_stem, flush_folder, remedy
+from midsight.store.examine import Finding, Tally, blame_strangers, examine_all, spare_whole_parts, within
+from midsight.store.files import RUN_JSON, commit_stem, remedy
 from midsight.store.findings import damaged_findings
 from midsight.store.hub import download_run, is_hub_address, parse_address
 from midsight.store.index import Snapshot, extend_index, take_snapshot
@@ -92,17 +92,13 @@ def drop_bad(path: str | Place) -> VerifyReport:
                 for shard in shards:
                     # First, or deleting a merged commit would bring back files of the commits in it.
                     remove_replaced(path, shard, commits)
-                for key in {*list_commits(path, ".json"), *list_commits(path, ".parquet")}:
-                    if commit_stem(*key) in bad:
-                        remove_commit(path, *key)
+                there = {*list_commits(path, ".json"), *list_commits(path, ".parquet")}
+                remove_commits(path, [key for key in there if commit_stem(*key) in bad])
                 # The part that a dead writer left may no longer be the next after the newest record.
                 kept = {PurePosixPath(finding.file).stem for finding in report.findings if not finding.droppable}
-                for key in {*list_commits(path, ".parquet")} - {*list_commits(path, ".json")}:
-                    if commit_stem(*key) not in kept:
-                        remove_commit(path, *key)
-                flush_folder(path / PARTS)
-                for shard in shards:
-                    extend_index(path, shard)
+                bare = {*list_commits(path, ".parquet")} - {*list_commits(path, ".json")}
+                remove_commits(path, [key for key in bare if commit_stem(*key) not in kept])
+                extend_index(path)
     except OSError as error:
         raise CommitError(
             f"{path} could not be repaired: {error.strerror or error}; fix that and run the same command again."
@@ -132,8 +128,7 @@ def _verify(path: Place, listed: list[CommitKey]) -> tuple[VerifyReport, list[Co
         for file, problem in (*damaged_labels(path, spec.run_id), *damaged_findings(path, spec.run_id)):
             tally.add(file, problem, droppable=False)
     commits, replaced = _records(path, listed, spec, tally, snapshot)
-    for commit in commits:
-        examine(path, spec, commit, tally)
+    examine_all(path, spec, commits, tally)
     blame_strangers(tally)
     spare_whole_parts(path, commits, tally)
     lost, notes = find_strays(path, listed, replaced)

@@ -153,7 +153,8 @@ class RunWriter:
         self._left.set()
         try:
             self.commit()
-            self._extend_index()
+            if self._read is None or self._shard[0] % INDEX_EVERY == INDEX_EVERY - 1:  # not after every order
+                self._extend_index()
         finally:
             try:
                 self._watch.join()
@@ -253,7 +254,7 @@ class RunWriter:
 
     def _extend_index(self) -> None:
         with suppress(RunError):  # without it, opening the run takes more requests
-            extend_index(self.path, self._shard)
+            extend_index(self.path)
 
     def _require_lock(self) -> None:
         """Raises CommitError if another process writes this shard too, OSError."""
