@@ -14,7 +14,7 @@ from midsight import cli
 from midsight.checkpoints.adapter import find_fingerprint
 from midsight.commands.outcome import stopped
 from midsight.extraction.same_run import describe_dataset
-from midsight.families.catalogue import KNOWN
+from midsight.families.catalogue import what_is_known
 from midsight.samples.tables import read_table
 from support.folders import edit_json, needs_facts, write_published_size
 from support.made_up import make_model_spec, make_record, make_request, make_spec, write_run
@@ -114,7 +114,7 @@ def test_mistakes_on_the_folder_of_11_gb_are_found_without_torch(tmp_path):
         ("--pixels", "cv2"): "--pixels is 'cv2'; give pil or transformers.",
         ("--model", "nope"): "nope is neither a folder nor a hub id like owner/name; give one of them.",
         ("--model", str(tmp_path / "unknown")): f"{tmp_path}/unknown has the architecture "
-        f"VipLlavaForConditionalGeneration, which is not known; {KNOWN}.",
+        f"VipLlavaForConditionalGeneration, which is not known; {what_is_known('VipLlava')}.",
         ("--family", "nope.py"): "--family nope.py cannot be read (No such file or directory); give a family file.",
         ("--family", f"{tmp_path}/own.py"): f"--family {tmp_path}/own.py has no proof beside it (own.proof.json); "
         f"prove it with `midsight adapter MODEL --prove {tmp_path}/own.py`.",

@@ -20,7 +20,7 @@ from midsight.comparison.bounded_row import describe_bounded
 from midsight.comparison.compare import compare
 from midsight.comparison.rows import describe_model
 from midsight.comparison.table import cells, models_as_json, models_as_markdown, render_models, render_overview
-from midsight.families.catalogue import FAMILIES, without_task
+from midsight.families.catalogue import FAMILIES, WITH_ENCODER
 from midsight.testing import write_mllama, write_published_phi4mm, write_qwen2_5_vl
 from support.folders import assert_sentence, edit_json, said_by
 
@@ -35,7 +35,10 @@ QWEN3_MOE = "Qwen/Qwen3-VL-30B-A3B-Instruct"
 IDEFICS3, SMOLVLM2 = "HuggingFaceM4/Idefics3-8B-Llama3", "HuggingFaceTB/SmolVLM2-2.2B-Instruct"
 MOLMO2, OVIS2 = "allenai/Molmo2-4B", "thisisiron/Ovis2-1B-hf"
 DEEPSEEK = "deepseek-community/deepseek-vl-1.3b-chat"
+DEEPSEEK_HYBRID = "deepseek-community/deepseek-vl-7b-chat"
 MISTRAL3 = "mistralai/Mistral-Small-3.1-24B-Instruct-2503"
+PIXTRAL = "mistral-community/pixtral-12b"
+LLAMA4 = "meta-llama/Llama-4-Scout-17B-16E-Instruct"
 PALIGEMMA2 = "google/paligemma2-3b-mix-224"
 AYA = "CohereLabs/aya-vision-8b"
 
@@ -57,8 +60,11 @@ PUBLISHED = {
     INTERNVL: ("InternVL 3", 1024, 448, 24, (0, 6, 12, 18, 23), 896, "<IMG_CONTEXT>", 151667),
     OVIS2: ("Ovis2", 1024, 448, 24, (0, 6, 12, 18, 23), 896, "<IMG_ATOM>", 151665),
     DEEPSEEK: ("DeepSeek-VL", 1024, 384, 24, (0, 6, 12, 18, 23), 2048, "<image_placeholder>", 100015),
+    DEEPSEEK_HYBRID: ("DeepSeek-VL hybrid", 2048, 384, 30, (0, 7, 15, 22, 29), 4096, "<image_placeholder>", 100015),
     AYA: ("Aya Vision", 1152, 364, 32, (0, 8, 16, 24, 31), 4096, "<|IMG_PATCH|>", 255036),
     MISTRAL3: ("Mistral 3", 1024, None, 40, (0, 10, 20, 30, 39), 5120, "[IMG]", 10),
+    PIXTRAL: ("Pixtral", 1024, None, 40, (0, 10, 20, 30, 39), 5120, "[IMG]", 10),
+    LLAMA4: ("Llama 4", 1408, 336, 48, (0, 12, 24, 36, 47), 5120, "<|patch|>", 200092),
     PALIGEMMA2: ("PaliGemma 2", 1152, 224, 26, (0, 6, 13, 19, 25), 2304, "<image>", 257152),
     MOLMO2: ("Molmo 2", 2304, None, 36, (0, 9, 18, 27, 35), 2560, "<im_patch>", 151938),
 }
@@ -84,6 +90,7 @@ def run(*arguments):
 
 def test_by_default_every_family_is_there_with_its_published_numbers(rows):
     assert {row.architecture for row in rows} == set(FAMILIES)
+    assert len(rows) == len(FAMILIES) + len(WITH_ENCODER)
     found = {
         row.name: (
             row.family,
@@ -120,9 +127,12 @@ def test_parameters_are_those_of_the_published_models(rows):
         INTERNVL: 0.94,
         OVIS2: 1.13,
         DEEPSEEK: 1.96,
+        DEEPSEEK_HYBRID: 7.33,
         AYA: 8.63,
         PALIGEMMA2: 3.03,
         MISTRAL3: 24.01,
+        PIXTRAL: 12.68,
+        LLAMA4: 108.64,
         MOLMO2: 4.85,
     }
     assert {row.name: row for row in rows}[MOLMO2].total_parameters == 4_850_869_200, "as the index of Molmo2-4B says"
@@ -150,9 +160,12 @@ def test_image_tokens_are_those_of_an_image_of_640_x_480(rows):
         INTERNVL: 13 * 256,
         OVIS2: 5 * 256,
         DEEPSEEK: 24 * 24,
+        DEEPSEEK_HYBRID: 24 * 24,
         AYA: 13 * 169,
         PALIGEMMA2: 256,
         MISTRAL3: 23 * 18,
+        PIXTRAL: 40 * 30,
+        LLAMA4: 5 * 144,
         MOLMO2: 14 * 14 + 23 * 23,
     }
 
@@ -322,7 +335,8 @@ def test_an_unknown_family_is_named_with_those_that_are_known(call, tmp_path):
     assert_sentence(said)
     assert "VipLlavaForConditionalGeneration" in said
     assert "the page 'Adding a model'" in said
-    assert {*said.split("midsight knows ")[1].split(";")[0].split(", ")} == {without_task(name) for name in FAMILIES}
+    assert f"midsight knows {len(FAMILIES) + len(WITH_ENCODER)} families, which `midsight models` lists" in said
+    assert "(the nearest name is Llava)" in said
 
 
 def test_what_is_neither_folder_nor_hub_id_is_refused():

@@ -135,7 +135,6 @@ def by_index(reads, window):
 
 def test_layers_of_other_kinds_are_refused(qwen):
     config = copy.deepcopy(qwen.loaded.config)
-    config.get_text_config().layer_types = ["chunked_attention"] * 4
-    config.get_text_config().attention_chunk_size = 16
-    with pytest.raises(MidsightError, match="layers of the kinds chunked_attention"):
+    config.get_text_config().layer_types = ["indexed_attention"] * 4
+    with pytest.raises(MidsightError, match="layers of the kinds indexed_attention"):
         sliding_window(config)

@@ -8,7 +8,7 @@ from support.once import checkpoint_of_the_run
 
 QUICK = ("phi4_multimodal", "mllama", "qwen2_5_vl")
 """Families that `make test-quick` has; `make test` has all."""
-NEVER_QUICK = ("aya_vision", "qwen3_vl_moe", "mistral3", "paligemma")
+NEVER_QUICK = ("aya_vision", "qwen3_vl_moe", "mistral3", "pixtral", "llama4", "deepseek_vl_hybrid", "paligemma")
 """Families that it does not have in tests of some families either."""
 
 

@@ -41,7 +41,7 @@ TARGETS = {
     "qwen2_5_vl": r".*language_model\.layers\.\d+\.(self_attn\.(q|v)_proj|mlp\.down_proj)|.*blocks\.\d\.attn\.qkv",
     "qwen2_vl": r".*language_model\.layers\.\d+\.(self_attn\.(q|v)_proj|mlp\.down_proj)|lm_head",
 }
-OTHER_TARGETS = r".*(language_model|text_model)\.layers\.\d+\.(self_attn\.(q|v)_proj|mlp\.down_proj)"
+OTHER_TARGETS = r".*(language_model|text_model)(\.model)?\.layers\.\d+\.(self_attn\.(q|v)_proj|mlp\.down_proj)"
 CASE = CASES[4]
 
 

@@ -57,7 +57,7 @@ def test_the_declaration_is_short():
 
 @pytest.mark.slow
 def test_the_loras_for_images_are_in_the_folders_that_are_known_without_a_familys_module():
-    declared = {name: find_family([name], "").stored.lora_folder for name in FAMILIES}
+    declared = {name: find_family([name], {}, "").stored.lora_folder for name in FAMILIES}
     assert {name: folder for name, folder in declared.items() if folder} == LORA_FOLDERS
 
 

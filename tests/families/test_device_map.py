@@ -82,16 +82,21 @@ def test_a_model_that_the_user_dispatched(family, folder, reference, tmp_path):
     hf_model = family.model.from_pretrained(folder, dtype=torch.float32).eval()
     processor = AutoProcessor.from_pretrained(folder)
     fingerprint = midsight.wrap(hf_model, processor).loaded.fingerprint
+    around = family.decoder.rpartition(".")[0]
+    outer = hf_model.get_submodule(around)
     modules: dict[str, Any] = {
-        **{f"model.{name}": "cpu" for name, _ in hf_model.model.named_parameters(recurse=False)},
-        **{f"model.{name}": "cpu" for name, _ in hf_model.model.named_children() if f"model.{name}" != family.decoder},
+        **{name: "cpu" for name, _ in hf_model.named_children() if name != around},
+        **{f"{around}.{name}": "cpu" for name, _ in outer.named_parameters(recurse=False)},
+        **{f"{around}.{name}": "cpu" for name, _ in outer.named_children() if f"{around}.{name}" != family.decoder},
         **{f"{family.decoder}.{name}": "disk" for name, _ in hf_model.get_submodule(family.decoder).named_children()},
-        "lm_head": "disk",
+        family.head: "disk",
+        f"{family.decoder}.embed_tokens": family.embedding_may_be_on,
     }
     accelerate.dispatch_model(hf_model, modules, offload_dir=tmp_path / "weights")
     wrapped = midsight.wrap(hf_model, processor)
-    head = set() if family.tied else {"lm_head.weight"}
-    assert head | {f"{family.decoder}.embed_tokens.weight"} <= {*on_meta(hf_model)}
+    head = set() if family.tied else {f"{family.head}.weight"}
+    embedding = {f"{family.decoder}.embed_tokens.weight"} if family.embedding_may_be_on == "disk" else set()
+    assert head | embedding <= {*on_meta(hf_model)}
     assert (wrapped.loaded.fingerprint, wrapped.loaded.device) == (fingerprint, torch.device("cpu"))
     assert_all(wrapped, samples_of([CASES[0], CASES[4]]), reference)
 

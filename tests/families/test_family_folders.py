@@ -54,15 +54,18 @@ PUBLISHED_NAMES = {
     "gemma3": LLAVA_NAMES,
     "aya_vision": LLAVA_NAMES,
     "mistral3": INTERNVL_NAMES,
+    "pixtral": INTERNVL_NAMES,
     "paligemma": LLAVA_NAMES,
     "internvl": INTERNVL_NAMES,
     "qwen3_vl": {},
     "glm4v": {},
     "deepseek_vl": {},
+    "deepseek_vl_hybrid": {},
     "ovis2": {},
     "qwen3_vl_moe": {},
     "idefics3": {},
     "smolvlm": {},
+    "llama4": {},
     "fast_vlm": {},
 }
 """Native name to the one in the published files; empty if they are the same."""
@@ -101,10 +104,12 @@ def publish_settings(name, folder):
         size = settings.pop("size")
         settings |= {"min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"]}
     (folder / "preprocessor_config.json").write_text(json.dumps(settings))
-    if name == "mistral3":  # it does not say that the head is not the embedding
+    if name in ("mistral3", "pixtral"):  # it does not say that the head is not the embedding
         edit_json(folder / "config.json", lambda config: config.pop("tie_word_embeddings"))
     if name == "gemma3":
         shorten_rotary_settings(folder / "config.json")
+    if name == "llama4":
+        edit_json(folder / "config.json", older_rotary_settings)
     if not name.startswith(("mllama", "qwen", "glm4v")):
         replace_file(path, json.dumps(processor).encode())
         template = folder / "chat_template.jinja"
@@ -122,6 +127,15 @@ def shorten_rotary_settings(path):
     text |= {"rope_scaling": {"rope_type": rope["rope_type"], "factor": rope["factor"]}}
     del text["layer_types"]
     replace_file(path, json.dumps(config).encode())
+
+
+def older_rotary_settings(config):
+    """The rotary settings as the published Llama 4 folders have them."""
+    text, vision = config["text_config"], config["vision_config"]
+    rope = text.pop("rope_parameters")
+    text |= {"rope_theta": rope.pop("rope_theta"), "rope_scaling": rope}
+    del text["layer_types"]
+    vision["rope_theta"] = vision.pop("rope_parameters")["rope_theta"]
 
 
 def flatten_config(path):

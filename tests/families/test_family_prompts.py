@@ -22,7 +22,7 @@ from support.folders import copy_folder, replace_file
 from support.parity import extract_records, rgb, samples_of
 from support.pictures import CASES, encoded, picture
 
-WITHOUT_TEMPLATE = [name for name in WITHOUT_PHI if name != "paligemma"]
+WITHOUT_TEMPLATE = [name for name in WITHOUT_PHI if name not in ("paligemma", "llama4")]
 """Families that have no template for folders without one."""
 
 
@@ -173,6 +173,14 @@ class TestFoldersTemplate:
         (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
         assert ids == own_ids(folder, self.IMAGES, "What differs?")
 
+    @pytest.mark.parametrize("name", ["llama4"], indirect=True)
+    def test_without_one_transformers_processor_may_have_it(self, folder, tmp_path):
+        bare = copy_folder(folder, tmp_path / "model")
+        (bare / "chat_template.jinja").unlink()
+        model, ids, _ = self.ids(bare)
+        assert ids == own_ids(bare, self.IMAGES, "What differs?") == own_ids(folder, self.IMAGES, "What differs?")
+        assert model.loaded.notes == ()
+
     @pytest.mark.parametrize("name", ["phi4_multimodal", "paligemma"], indirect=True)
     def test_without_one_some_have_that_of_their_family(self, folder, tmp_path):
         bare = copy_folder(folder, tmp_path / "model")
@@ -287,6 +295,7 @@ def test_pooled_pixels_are_those_of_the_original_procedure_or_refused(name, fami
         with pytest.raises(MidsightError, match="makes no crops"):
             resolve(Request(processor_pooled_pixels=True), model.loaded)
         return
+    pixels = pixels if pixels in family.resizings else family.resizings[0]
     request = Request(layers=[0], pixels=pixels, processor_pooled_pixels=True, answers=False)
     cases = [CASES[0], CASES[3], CASES[4]]
     records = extract_records(model, resolve(request, model.loaded), samples_of(cases))

@@ -19,7 +19,7 @@ from support.reference import relative_error
 from_peft = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 """PEFT asks transformers for a property under its old name."""
 
-TARGETS = r".*(language_model|text_model)\.layers\.\d+\.(self_attn|cross_attn)\.(q|v)_proj"
+TARGETS = r".*(language_model|text_model)(\.model)?\.layers\.\d+\.(self_attn|cross_attn)\.(q|v)_proj"
 USED = [CASES[0], CASES[4]]
 
 
@@ -75,8 +75,8 @@ def test_a_fine_tuned_model_in_a_class_of_ones_own(own, plain, processor, family
 
     own.model.__class__ = Tuned
     with torch.no_grad():
-        mlp = own.model.get_submodule(f"{family.decoder}.layers.1.mlp")
-        (weight,) = (weight for name, weight in mlp.named_parameters() if "down_proj" in name)
+        layer = own.model.get_submodule(f"{family.decoder}.layers.1")
+        weight = next(weight for name, weight in layer.named_parameters() if "down_proj" in name)
         weight.copy_(weight.roll(1, dims=-2))  # Gemma norms the output, so a larger one would change nothing
     assert_same_as_the_full_forward(own.model, own, processor)
     tuned = midsight.wrap(own.model, processor)
@@ -122,9 +122,9 @@ class Int8Linear(nn.Module):
 def test_a_quantised_model(own, processor, family, model):
     """Every linear layer of the decoder and the head."""
     for path, module in list(own.model.named_modules()):
-        if isinstance(module, nn.Linear) and (path.startswith(family.decoder) or path == "lm_head"):
+        if type(module) is nn.Linear and (path.startswith(family.decoder) or path == family.head):
             own.model.set_submodule(path, Int8Linear(module))
-    assert own.model.lm_head.weight.dtype == torch.int8
+    assert own.model.get_submodule(family.head).weight.dtype == torch.int8
     assert_same_as_the_full_forward(own.model, own, processor)
     records = [
         m.extract(USED[0].image, "What?", layers=[3], answers=False)

@@ -13,7 +13,7 @@ from midsight.families import internvl, tiles
 from midsight.prompts.token_layout import TokenLayout
 from support.damages import compare_cases, declaring, failing
 
-TILES = ["llava_next", "llava_onevision", "idefics3", "smolvlm", "internvl", "ovis2", "aya_vision", "molmo2"]
+TILES = ["llava_next", "llava_onevision", "idefics3", "smolvlm", "internvl", "ovis2", "aya_vision", "llama4", "molmo2"]
 WHOLE_IMAGE_FIRST = ("llava_next", "llava_onevision", "ovis2", "molmo2")
 OTHER_PROMPT = "prompts whose token ids differ from the processor's own"
 
@@ -103,7 +103,7 @@ class TestMarkedTiles:
         assert OTHER_PROMPT in failing(declaring(model, image_inputs=turned), "prompts")
 
 
-@pytest.mark.parametrize("name", ["idefics3", "smolvlm", "aya_vision"], indirect=True)
+@pytest.mark.parametrize("name", ["idefics3", "smolvlm", "aya_vision", "llama4"], indirect=True)
 def test_markers_taken_for_image_tokens(is_off_by, model, monkeypatch):
     """As if all image tokens followed each other, up to the last one."""
     monkeypatch.setattr(

@@ -19,11 +19,13 @@ from transformers import (
     AutoProcessor,
     AyaVisionForConditionalGeneration,
     DeepseekVLForConditionalGeneration,
+    DeepseekVLHybridForConditionalGeneration,
     FastVlmForConditionalGeneration,
     Gemma3ForConditionalGeneration,
     Glm4vForConditionalGeneration,
     Idefics3ForConditionalGeneration,
     InternVLForConditionalGeneration,
+    Llama4ForConditionalGeneration,
     LlavaForConditionalGeneration,
     LlavaNextForConditionalGeneration,
     LlavaOnevisionForConditionalGeneration,
@@ -43,11 +45,13 @@ from transformers.models.llava_next.modeling_llava_next import image_size_to_num
 
 from midsight.testing.aya_vision import write_aya_vision
 from midsight.testing.deepseek_vl import write_deepseek_vl
+from midsight.testing.deepseek_vl_hybrid import write_deepseek_vl_hybrid
 from midsight.testing.fast_vlm import write_fast_vlm
 from midsight.testing.gemma3 import write_gemma3
 from midsight.testing.glm4v import write_glm4v
 from midsight.testing.idefics3 import write_idefics3, write_smolvlm
 from midsight.testing.internvl import write_internvl
+from midsight.testing.llama4 import write_llama4
 from midsight.testing.llava import write_llava, write_llava_next
 from midsight.testing.llava_onevision import write_llava_onevision
 from midsight.testing.mistral3 import write_mistral3
@@ -56,6 +60,7 @@ from midsight.testing.molmo2 import write_molmo2
 from midsight.testing.ovis2 import write_ovis2
 from midsight.testing.paligemma import write_paligemma
 from midsight.testing.phi4_multimodal import write_phi4_multimodal
+from midsight.testing.pixtral import write_pixtral
 from midsight.testing.qwen2_5_vl import write_qwen2_5_vl, write_qwen2_vl, write_qwen3_vl, write_qwen3_vl_moe
 from support.reference import Forward, Reference, mean_over_real_patches
 
@@ -74,6 +79,13 @@ def mean_over_patches(output: Any, _inputs: Any, _model: Any) -> torch.Tensor:
 def mean_over_squares(output: Any, _inputs: Any, _model: Any) -> torch.Tensor:
     """Every patch of every square, after the encoder's last norm."""
     return output.last_hidden_state.flatten(0, 1).double().mean(dim=0)
+
+
+def mean_over_both_encoders(_output: Any, inputs: Any, model: Any) -> torch.Tensor:
+    """Every patch as the aligner takes it: the large encoder's features, then SigLIP's after its last norm."""
+    made = model.model.get_image_features(inputs["pixel_values"], inputs["high_res_pixel_values"])
+    both = torch.cat([made.high_res_vision_last_hidden_state, made.last_hidden_state], dim=-1)
+    return both.flatten(0, 1).double().mean(dim=0)
 
 
 def mean_over_last_states(output: Any, _inputs: Any, _model: Any) -> torch.Tensor:
@@ -154,6 +166,9 @@ class Family:
     pixels: str = "pixel_values"
     text_in_template: str = "part['text']"
     decoder: str = "model.language_model"
+    head: str = "lm_head"
+    embedding_may_be_on: Literal["disk", "cpu"] = "disk"
+    """Llama 4's class sends token ids where the embedding's weight is, which is nowhere for one on disk."""
     first_by: Literal["none", "template", "tokenizer", "processor"] = "none"
     """Who begins a prompt with the first token."""
     completed: Callable[[str], str] = str
@@ -259,6 +274,8 @@ class FamilyReference:
         # as apply_chat_template gives them: a list for each prompt, which LLaVA-OneVision tells from one image each
         made = self.processor(text=text, images=[images], return_tensors="pt", add_special_tokens=not has_first)
         made.pop("labels", None)  # for training
+        if made.get("pixel_values") is not None and made["pixel_values"].dtype == torch.bfloat16:  # Llama 4's
+            made["pixel_values"] = made["pixel_values"].to(self.dtype)
         return made
 
     @torch.inference_mode()
@@ -311,6 +328,18 @@ LLAVA: dict[str, Any] = {
     "first_by": "tokenizer",
     "interleaves": False,
     "misfit": {"crop_size": {"height": 70, "width": 70}},
+}
+DEEPSEEK: dict[str, Any] = {
+    "image_token_id": 100015,
+    "tower": "model.vision_model",
+    "stop_ids": (100001,),
+    "reference": FamilyReference,
+    "text_in_template": "content['text']",
+    "first_by": "tokenizer",
+    "own_system": "User: ",
+    "trim": str.rstrip,
+    "tokens_of_every_image": 16,
+    "misfit": {"size": {"height": 70, "width": 70}},
 }
 IDEFICS: dict[str, Any] = {
     "tower": "model.vision_model",
@@ -389,19 +418,13 @@ FAMILIES = {
         misfit={"size": {"height": 70, "width": 70}},
     ),
     "deepseek_vl": Family(
-        write_deepseek_vl,
-        DeepseekVLForConditionalGeneration,
-        image_token_id=100015,
-        tower="model.vision_model",
-        vision_mean=mean_over_squares,
-        stop_ids=(100001,),
-        reference=FamilyReference,
-        text_in_template="content['text']",
-        first_by="tokenizer",
-        own_system="User: ",
-        trim=str.rstrip,
-        tokens_of_every_image=16,
-        misfit={"size": {"height": 70, "width": 70}},
+        write_deepseek_vl, DeepseekVLForConditionalGeneration, vision_mean=mean_over_squares, **DEEPSEEK
+    ),
+    "deepseek_vl_hybrid": Family(
+        write_deepseek_vl_hybrid,
+        DeepseekVLHybridForConditionalGeneration,
+        vision_mean=mean_over_both_encoders,
+        **DEEPSEEK,
     ),
     "fast_vlm": Family(
         write_fast_vlm,
@@ -492,6 +515,37 @@ FAMILIES = {
         crops=False,
         refuses_thin="2 x 450 pixels is more than 196 times as long",
         misfit={"size": {"longest_edge": 200}},
+    ),
+    "pixtral": Family(
+        write_pixtral,
+        LlavaForConditionalGeneration,
+        image_token_id=10,
+        tower="model.vision_tower",
+        vision_mean=mean_over_lines,
+        stop_ids=(2,),
+        reference=FamilyReference,
+        text_in_template='chunk["text"]',
+        text_system=True,
+        first_by="template",
+        crops=False,
+        refuses_thin="2 x 450 pixels is more than 98 times as long",
+        misfit={"size": {"longest_edge": 200}},
+    ),
+    "llama4": Family(
+        write_llama4,
+        Llama4ForConditionalGeneration,
+        image_token_id=200092,
+        tower="vision_model.layernorm_post",
+        vision_mean=lambda output, _inputs, _model: output[:, :-1].flatten(0, 1).double().mean(dim=0),
+        stop_ids=(200001, 200007, 200008),
+        reference=FamilyReference,
+        text_in_template="content['text']",
+        decoder="language_model.model",
+        head="language_model.lm_head",
+        embedding_may_be_on="cpu",
+        first_by="template",
+        resizings=("transformers",),
+        misfit={"size": {"height": 70, "width": 70}},
     ),
     "paligemma": Family(
         write_paligemma,

@@ -39,8 +39,9 @@ def full_forward(model: LoadedModel, item: PreparedSample) -> FullForward:
     def keep_residual(_module: object, args: tuple[Tensor, ...]) -> None:
         seen["residual"] = args[0][0].float().cpu()
 
-    def keep_feature(_module: object, _args: object, output: Any) -> None:
-        features.extend(one.float().cpu() for one in reference.tower_feature(output, item.images))
+    def keep_feature(_module: object, args: object, output: Any) -> None:
+        holder = args if reference.of_input else output
+        features.extend(one.float().cpu() for one in reference.tower_feature(holder, item.images))
 
     hooks = [final_norm.register_forward_pre_hook(keep_residual), tower.register_forward_hook(keep_feature)]
     try:
@@ -72,4 +73,8 @@ def transformers_inputs(model: LoadedModel, item: PreparedSample) -> dict[str, T
     """The arguments of transformers' own forward for one prompt and its images, on the model's device."""
     token_ids = torch.tensor([item.prompt.token_ids])
     inputs = {"input_ids": token_ids, **model.family.reference.forward_inputs(model.config, token_ids, item.images)}
-    return {name: tensor.to(model.device) for name, tensor in inputs.items()}
+    # some classes do not bring pixels into the dtype of their weights
+    return {
+        name: tensor.to(model.device, model.dtype if tensor.is_floating_point() else tensor.dtype)
+        for name, tensor in inputs.items()
+    }

@@ -79,7 +79,7 @@ def input_error(
         if own.shape != ours.shape or not (own.is_floating_point() or torch.equal(own.to(ours.dtype), ours)):
             return float("inf")
         if own.is_floating_point():
-            errors.append(relative_error(ours.numpy(), own.numpy()))
+            errors.append(relative_error(ours.numpy(), own.float().numpy()))
     return worst(errors) if errors else float("inf")
 
 

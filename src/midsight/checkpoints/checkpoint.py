@@ -93,6 +93,7 @@ def part_of(tensor: str, family: Family) -> str:
     paths = {
         **{path: part for part, path in family.stored.unused_modules.items()},
         modules.vision_tower: "vision encoder",
+        modules.second_vision_tower: "vision encoder",
         modules.layers: "decoder",
         modules.final_norm: "decoder",
         modules.token_embedding: "token embedding",

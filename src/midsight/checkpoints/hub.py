@@ -181,17 +181,16 @@ def refuse_unknown_family(folder: Path, hub_id: str, family_file: FamilyFile | N
     folder is opened.
     """
     try:
-        named = read_architectures(folder)
-        is_published = read_json(folder / "config.json").get("model_type") in PUBLISHED_TYPES
+        named, config = read_architectures(folder), read_json(folder / "config.json")
     except MidsightError:
         return
     if named and family_file is not None:
         require_architecture(family_file, named, hub_id)
-    elif named and not is_published:
+    elif named and config.get("model_type") not in PUBLISHED_TYPES:
         from midsight.families.family import require_packages  # imports torch
 
         find_known(named, hub_id)
-        require_packages(find_family(named, hub_id))
+        require_packages(find_family(named, config, hub_id))
 
 
 def require_known_family(folder: Path, source: str) -> None:

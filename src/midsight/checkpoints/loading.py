@@ -27,7 +27,7 @@ from midsight.checkpoints.quiet import quiet_transformers
 from midsight.errors import MidsightError, ModelFileError, Option, counted, first_line, quoted
 from midsight.families.family import Family, apply_fixes
 from midsight.families.family_file import FamilyFile, read_proved_file
-from midsight.families.inputs import layer_types, sliding_window
+from midsight.families.inputs import attention_chunk, layer_types, sliding_window
 from midsight.families.rotary import rotary_limit
 from midsight.memory import free_memory
 from midsight.prompts.chat_template import ChatTemplate, describe_template, find_template
@@ -76,6 +76,8 @@ class LoadedModel:
     """Where base and adapter come from, if an adapter's folder was loaded."""
     family_file: FamilyFile | None = None
     """The user's file that declares the family, if there is one."""
+    attention_chunk: int | None = None
+    """Number of tokens of a chunk, in layers in which a token reads only its chunk of the prompt; None without any."""
 
     @property
     def has_weights(self) -> bool:
@@ -257,6 +259,7 @@ def open_model(
         dtype=torch_dtype,
         device=target,
         sliding_window=sliding_window(checkpoint.config),
+        attention_chunk=attention_chunk(checkpoint.config),
         answer_settings=generation.settings,
         attention="not loaded",
         lora=mode or ("in the weights" if declared.stored.lora_folder else "none"),

@@ -39,7 +39,7 @@ def open_native(folder: Path, adapter: PeftFolder | None = None, family_file: Fa
     """
     architectures = read_architectures(folder)
     if family_file is None:
-        family = find_family(architectures, str(folder))
+        family = find_family(architectures, read_json(folder / "config.json"), str(folder))
     else:
         require_architecture(family_file, architectures, str(folder))
         family = family_file.family

@@ -13,7 +13,7 @@ from midsight.checkpoints.headers import read_json
 from midsight.checkpoints.native import open_native
 from midsight.checkpoints.peft_folder import PeftFolder
 from midsight.errors import MidsightError, ModelFileError, Option, quoted
-from midsight.families.catalogue import KNOWN
+from midsight.families.catalogue import what_is_known
 from midsight.families.family_file import FamilyFile
 
 PUBLISHED_FORMATS = {"phi4mm": "midsight.checkpoints.phi4mm.folder"}
@@ -38,7 +38,7 @@ def open_checkpoint(
     if model_type not in transformers.CONFIG_MAPPING:
         raise MidsightError(
             f"{folder} has model_type {quoted(repr(model_type), 80)}, which transformers {transformers.__version__} "
-            f"does not load without remote code; {KNOWN}."
+            f"does not load without remote code; {what_is_known(model_type)}."
         )
     return open_native(folder, adapter, family_file)
 

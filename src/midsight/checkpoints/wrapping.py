@@ -13,7 +13,7 @@ from midsight.checkpoints.loading import LoadedModel, find_chat_template, missin
 from midsight.errors import MidsightError
 from midsight.families.catalogue import FAMILIES, find_family
 from midsight.families.family import Family, apply_fixes
-from midsight.families.inputs import sliding_window
+from midsight.families.inputs import attention_chunk, sliding_window
 from midsight.families.placement import device_of
 
 
@@ -36,8 +36,8 @@ def wrap_model(hf_model: Any, processor: Any) -> LoadedModel:
     kind = type(plain).__name__
     # a subclass that a user wrote counts as the class that it is derived from
     known = [parent.__name__ for parent in type(plain).__mro__ if parent.__name__ in FAMILIES]
-    family = find_family(known or [kind], f"The model of class {kind}")
     config: Any = plain.config
+    family = find_family(known or [kind], config.to_dict(), f"The model of class {kind}")
     validate_wrapped_processor(processor, family)
     family.vision.validate_processor(processor, config)
     template, notes = find_chat_template(processor, family, type(processor).__name__)
@@ -62,6 +62,7 @@ def wrap_model(hf_model: Any, processor: Any) -> LoadedModel:
         dtype=embedding.weight.dtype,
         device=device_of(embedding),
         sliding_window=sliding_window(config),
+        attention_chunk=attention_chunk(config),
         answer_settings=settings,
         attention=config._attn_implementation,
         lora="as given",

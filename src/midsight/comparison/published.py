@@ -62,6 +62,16 @@ SIGLIP = {
     "num_attention_heads": 16,
     "patch_size": 14,
 }
+SIGLIP_384 = {
+    "model_type": "siglip_vision_model",
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 384,
+    "patch_size": 16,
+    "vision_use_head": False,
+}
 CLIP_SQUARES = {"size": {"shortest_edge": 336}, "crop_size": {"height": 336, "width": 336}}
 QWEN_TEXT = {
     "vocab_size": 152064,
@@ -380,18 +390,29 @@ PUBLISHED = (
                 "num_hidden_layers": 24,
                 "num_attention_heads": 16,
             },
-            "vision_config": {
-                "model_type": "siglip_vision_model",
-                "hidden_size": 1024,
-                "intermediate_size": 4096,
-                "num_hidden_layers": 24,
-                "num_attention_heads": 16,
-                "image_size": 384,
-                "patch_size": 16,
-                "vision_use_head": False,
-            },
+            "vision_config": SIGLIP_384,
         },
         image_processor="DeepseekVLImageProcessor",
+        origin="transformers' conversion script; not compared with the file",
+    ),
+    PublishedModel(
+        hub_id="deepseek-community/deepseek-vl-7b-chat",
+        architecture="DeepseekVLHybridForConditionalGeneration",
+        config_class="DeepseekVLHybridConfig",
+        sizes={
+            "tie_word_embeddings": False,
+            "text_config": {
+                "model_type": "llama",
+                "vocab_size": 102400,
+                "hidden_size": 4096,
+                "intermediate_size": 11008,
+                "num_hidden_layers": 30,
+                "num_attention_heads": 32,
+            },
+            "vision_config": SIGLIP_384,
+            "high_res_vision_config": {"model_type": "sam_vision_model"},
+        },
+        image_processor="DeepseekVLHybridImageProcessor",
         origin="transformers' conversion script; not compared with the file",
     ),
     PublishedModel(
@@ -426,6 +447,46 @@ PUBLISHED = (
         sizes={"tie_word_embeddings": False},
         image_processor="PixtralImageProcessor",
         image_settings={"size": {"longest_edge": 1540}},
+        origin=REPEATED,
+    ),
+    PublishedModel(
+        hub_id="mistral-community/pixtral-12b",
+        architecture="LlavaForConditionalGeneration",
+        config_class="LlavaConfig",
+        sizes={
+            "image_token_index": 10,
+            "vision_feature_layer": -1,
+            "vision_feature_select_strategy": "full",
+            "text_config": {
+                "model_type": "mistral",
+                "vocab_size": 131072,
+                "hidden_size": 5120,
+                "intermediate_size": 14336,
+                "num_hidden_layers": 40,
+                "num_key_value_heads": 8,
+                "head_dim": 128,
+                "sliding_window": None,
+            },
+            "vision_config": {"model_type": "pixtral"},
+        },
+        image_processor="PixtralImageProcessor",
+        image_settings={"size": {"longest_edge": 1024}},
+        origin=REPEATED,
+    ),
+    PublishedModel(
+        hub_id="meta-llama/Llama-4-Scout-17B-16E-Instruct",
+        architecture="Llama4ForConditionalGeneration",
+        config_class="Llama4Config",
+        sizes={
+            "text_config": {},
+            "vision_config": {
+                "hidden_size": 1408,
+                "image_size": 336,
+                "vision_output_dim": 4096,
+                "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+            },
+        },
+        image_processor="Llama4ImageProcessor",
         origin=REPEATED,
     ),
     PublishedModel(

@@ -75,8 +75,8 @@ def find_published(source: str) -> PublishedModel | None:
 def describe_model(source: str) -> ModelRow:
     """The row of one model; raises MidsightError if its config cannot be read."""
     if published := find_published(source):
-        family = find_family([published.architecture], source)
         config = published.config()
+        family = find_family([published.architecture], config.to_dict(), source)
         processor = published.processor()
         family.vision.validate_processor(processor, config)
         image_tokens = count_image_tokens(family, processor, config)

@@ -13,6 +13,7 @@ import transformers
 from PIL import Image
 
 from midsight.checkpoints.checkpoint import part_of
+from midsight.checkpoints.headers import read_json
 from midsight.checkpoints.hub import TEXTS, fetch, is_folder, is_hub_id, read_architectures
 from midsight.checkpoints.native import from_pretrained, load_processor
 from midsight.checkpoints.open_folder import PUBLISHED_FORMATS, open_checkpoint, read_model_type
@@ -52,7 +53,7 @@ def read_config(source: str) -> ConfigFacts:
             )
         checkpoint = open_checkpoint(folder)
         return facts_of(checkpoint.family, checkpoint.config, checkpoint.load_processor)
-    family = find_family(read_architectures(folder), source)
+    family = find_family(read_architectures(folder), read_json(folder / "config.json"), source)
     config = from_pretrained(transformers.AutoConfig, folder, "config.json")
     family.validate_config(config)
     return facts_of(family, config, lambda: load_processor(folder))

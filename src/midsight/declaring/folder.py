@@ -75,7 +75,8 @@ def find_class(folder: Path, model_type: str, source: str) -> str:
     architectures = read_architectures(folder)
     if model_type in PUBLISHED_TYPES or any(name in FAMILIES for name in architectures):
         known = [name for name in architectures if name in FAMILIES]
-        name = find_family(known, source).name if known else "Phi-4-multimodal"
+        config = read_json(folder / "config.json")
+        name = find_family(known, config, source).name if known else "Phi-4-multimodal"
         raise MidsightError(
             f"{source} is of the family {name}, which midsight knows; extract from it, or prove it with `midsight "
             "check MODEL --run`."

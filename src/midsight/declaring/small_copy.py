@@ -36,8 +36,11 @@ SMALL: Mapping[str, int] = {
     "n_routed_experts": 4,
     "num_experts_per_tok": 2,
     "sliding_window": 40,
+    "attention_chunk_size": 40,
 }
-"""Largest numbers of the copy, by the names of transformers' configs. The window is smaller than any prompt."""
+"""Largest numbers of the copy, by the names of transformers' configs. Window and chunk are smaller than any prompt."""
+WINDOWS = ("sliding_window", "attention_chunk_size")
+"""Those that are made small whatever the model's width."""
 LAYERS = ("num_hidden_layers", "depth")
 """Names of the number of layers."""
 KINDS = ("layer_types", "mlp_layer_types")
@@ -94,8 +97,8 @@ def shrink(fields: Mapping[str, Any]) -> dict[str, Any]:
     wide = max((fields[name] for name in ("hidden_size", "embed_dim") if _is_size(fields.get(name))), default=0)
     if wide > WIDTH or not wide:
         small |= {name: min(fields[name], most) for name, most in SMALL.items() if _is_size(fields.get(name))}
-    elif _is_size(fields.get("sliding_window")):
-        small["sliding_window"] = min(fields["sliding_window"], SMALL["sliding_window"])
+    else:
+        small |= {name: min(fields[name], SMALL[name]) for name in WINDOWS if _is_size(fields.get(name))}
     if fields.get("num_key_value_heads") == fields.get("num_attention_heads") and "num_attention_heads" in fields:
         small["num_key_value_heads"] = small["num_attention_heads"]
     for name in KINDS:

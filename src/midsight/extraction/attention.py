@@ -1,4 +1,4 @@
-"""Which tokens of the KV cache a new token reads: its own prompt's and the shared ones, within the decoder's window."""
+"""Which tokens of the KV cache a new token reads: its own prompt's and the shared ones, within window and chunk."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import torch
 from torch import Tensor
 
 from midsight.checkpoints.loading import LoadedModel
+from midsight.families.inputs import CHUNKED
 
+LIMITED = ("sliding_attention", CHUNKED)
+"""Kinds of layers in which a token does not read the whole prompt."""
 SHARED, PADDING = -1, -2
 """Prompt ids of tokens that all prompts of their row read, and of padding."""
 
@@ -30,16 +33,15 @@ def make_mask(model: LoadedModel, before: Tensor, new: Tensor, *, is_padded: boo
     prompt_ids = torch.cat([before, new], dim=1)
     if not takes_token_masks(model.attention):
         return (prompt_ids != PADDING).long()
-    window = model.sliding_window
-    slides = window is not None and prompt_ids.shape[1] > window
-    if not is_padded and not slides:
+    reach = model.sliding_window or model.attention_chunk
+    is_limited = reach is not None and prompt_ids.shape[1] > reach
+    if not is_padded and not is_limited:
         return None
     reads = readable(before, new)
     everything = as_bias(reads, model.dtype)
-    if not slides or window is None:
+    if not is_limited:
         return everything
-    recent = as_bias(last_of(reads, window), model.dtype)
-    return by_kind(model, everything, recent)
+    return by_kind(model, everything, as_bias(within_reach(model, reads), model.dtype))
 
 
 def make_image_mask(model: LoadedModel, prompt_ids: Tensor, blocks: Tensor) -> Tensor | dict[str, Tensor]:
@@ -59,9 +61,9 @@ def make_image_mask(model: LoadedModel, prompt_ids: Tensor, blocks: Tensor) -> T
 
 
 def by_kind(model: LoadedModel, everything: Tensor, recent: Tensor) -> Tensor | dict[str, Tensor]:
-    """The mask of each kind of layer; one mask if the decoder, all of whose layers slide, names no kinds."""
+    """The mask of each kind of layer; one mask if the decoder, all of whose layers are limited, names no kinds."""
     kinds = model.layer_types
-    return {kind: recent if kind == "sliding_attention" else everything for kind in kinds} if kinds else recent
+    return {kind: recent if kind in LIMITED else everything for kind in kinds} if kinds else recent
 
 
 def readable(before: Tensor, new: Tensor) -> Tensor:
@@ -72,6 +74,22 @@ def readable(before: Tensor, new: Tensor) -> Tensor:
     prompt_ids = torch.cat([before, new], dim=1)
     reads = (prompt_ids[:, None] == SHARED) | (prompt_ids[:, None] == new[..., None])
     return reads & torch.ones(reads.shape[1:], dtype=torch.bool, device=reads.device).tril(before.shape[1])
+
+
+def within_reach(model: LoadedModel, reads: Tensor) -> Tensor:
+    """The tokens of `reads` that a new token reads in layers that slide or read chunks."""
+    if model.sliding_window is not None:
+        return last_of(reads, model.sliding_window)
+    return reads if model.attention_chunk is None else same_chunk(reads, model.attention_chunk)
+
+
+def same_chunk(reads: Tensor, chunk: int) -> Tensor:
+    """The tokens in the same chunk of the prompt as the new token, which is the last that it reads; bool like `reads`.
+
+    A chunk counts neither padding nor the tokens of other prompts.
+    """
+    number = (reads.cumsum(-1) - 1) // chunk
+    return reads & (number == number[..., -1:])
 
 
 def last_of(reads: Tensor, window: int) -> Tensor:

@@ -130,7 +130,7 @@ def windows(
     held, full = 0, budget.samples
     for group in prepared:
         images = {id(i): i for item in group if isinstance(item, PreparedSample) for i in item.images}
-        held += sum(image.pixel_values.nbytes for image in images.values())
+        held += sum(image.nbytes for image in images.values())
         window += group
         if len(window) >= full or held >= most_bytes:
             yield window

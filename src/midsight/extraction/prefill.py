@@ -131,7 +131,7 @@ def prefill(
     inputs = model.family.decoder.inputs(model.hf_model, padded.token_ids, padded.layouts, images)
     decoder = model.hf_model.get_submodule(model.family.modules.decoder)
     cache_name = name_of_cache(decoder)
-    cache = unlimited_cache() if keep_cache and model.sliding_window else None
+    cache = unlimited_cache() if keep_cache and (model.sliding_window or model.attention_chunk) else None
     with capture(model.hf_model, model.family, taps, padded.layouts, padded.rows) as states:
         output: Any = decoder(
             **inputs.prefill,

@@ -155,7 +155,7 @@ def require_bounded(images: Sequence[PreparedImage], wanted: int, longest: int |
             f"{_first(len(images), wanted)} would need {tokens:,} image tokens, and the model takes {longest:,}; give "
             "fewer or smaller images."
         )
-    size = sum(inputs.pixel_values.nbytes for inputs in {id(image): image.inputs for image in images}.values())
+    size = sum(inputs.nbytes for inputs in {id(image): image.inputs for image in images}.values())
     if size > MOST_BYTES:
         raise SampleError(
             f"{_first(len(images), wanted)} would take {decimal(size)} as the model's input, and a sample may have "

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
 
 from midsight.errors import MidsightError, quoted
 
@@ -23,6 +24,7 @@ FAMILIES = {
     "LlavaNextForConditionalGeneration": "midsight.families.llava_next",
     "LlavaOnevisionForConditionalGeneration": "midsight.families.llava_onevision",
     "DeepseekVLForConditionalGeneration": "midsight.families.deepseek_vl",
+    "DeepseekVLHybridForConditionalGeneration": "midsight.families.deepseek_vl_hybrid",
     "FastVlmForConditionalGeneration": "midsight.families.fast_vlm",
     "Gemma3ForConditionalGeneration": "midsight.families.gemma3",
     "Idefics3ForConditionalGeneration": "midsight.families.idefics3",
@@ -31,10 +33,15 @@ FAMILIES = {
     "Ovis2ForConditionalGeneration": "midsight.families.ovis2",
     "AyaVisionForConditionalGeneration": "midsight.families.aya_vision",
     "Mistral3ForConditionalGeneration": "midsight.families.mistral3",
+    "Llama4ForConditionalGeneration": "midsight.families.llama4",
     "PaliGemmaForConditionalGeneration": "midsight.families.paligemma",
     "Molmo2ForConditionalGeneration": "midsight.families.molmo2",
 }
 """Architecture, as in config.json, to the module that holds its FAMILY."""
+
+WITH_ENCODER = {("LlavaForConditionalGeneration", "pixtral"): "midsight.families.pixtral"}
+"""Architecture and `model_type` of its vision_config to the module of a family of its own: one class of transformers
+may stand for two families."""
 
 PUBLISHED_TYPES = ("phi4mm",)
 """`model_type` of published formats, whose architecture transformers does not have."""
@@ -45,16 +52,27 @@ def without_task(architecture: str) -> str:
     return architecture.partition("For")[0]
 
 
-KNOWN = (
-    f"midsight knows {', '.join(map(without_task, FAMILIES))}; for others try `midsight adapter MODEL` or see the page "
-    "'Adding a model'"
-)
-"""How an error about an unknown family ends."""
+def what_is_known(asked: str) -> str:
+    """How an error about an unknown family ends; `asked` is its architecture or `model_type`."""
+    names = {without_task(architecture).lower(): without_task(architecture) for architecture in FAMILIES}
+    near = get_close_matches(without_task(asked).replace("_", "").lower(), names, n=1)
+    nearest = f" (the nearest name is {names[near[0]]})" if near else ""
+    return (
+        f"midsight knows {len(FAMILIES) + len(WITH_ENCODER)} families, which `midsight models` lists{nearest}; for "
+        "others try `midsight adapter MODEL` or see the page 'Adding a model'"
+    )
 
 
-def find_family(architectures: Sequence[str], source: str) -> Family:
-    """The family of the first architecture that midsight knows; `source` names the model in the error."""
-    return importlib.import_module(FAMILIES[find_known(architectures, source)]).FAMILY
+def find_family(architectures: Sequence[str], config: Mapping[str, Any], source: str) -> Family:
+    """The family of the first architecture that midsight knows.
+
+    `config` is the content of the model's config.json; `source` names the model in the error.
+    """
+    architecture = find_known(architectures, source)
+    vision = config.get("vision_config")
+    encoder = vision.get("model_type") if isinstance(vision, Mapping) else None
+    module = WITH_ENCODER.get((architecture, str(encoder)), FAMILIES[architecture])
+    return importlib.import_module(module).FAMILY
 
 
 def find_known(architectures: Sequence[str], source: str) -> str:
@@ -63,4 +81,4 @@ def find_known(architectures: Sequence[str], source: str) -> str:
         if architecture in FAMILIES:
             return architecture
     found = quoted(", ".join(map(str, architectures)), 60) or "none"
-    raise MidsightError(f"{source} has the architecture {found}, which is not known; {KNOWN}.")
+    raise MidsightError(f"{source} has the architecture {found}, which is not known; {what_is_known(found)}.")

@@ -251,6 +251,8 @@ class Modules:
     """The language-model head."""
     vision_tower: str = "model.vision_tower"
     """The vision encoder."""
+    second_vision_tower: str = ""
+    """Another vision encoder, of the same image in another size; empty if there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -342,6 +344,8 @@ class Reference:
     """The image inputs of the full forward."""
     module: str = ""
     """Path of the module whose output holds the feature layer; empty if it is the vision encoder."""
+    of_input: bool = False
+    """Whether the feature layer is in what that module takes, as a tuple, and not in what it returns."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,8 @@ from transformers.cache_utils import get_layer_types_and_kwargs
 from midsight.errors import MidsightError
 from midsight.prompts.token_layout import TokenLayout
 
+CHUNKED = "chunked_attention"
+"""transformers' name of layers in which a token reads only its chunk of the prompt."""
 KVCache = Cache
 """Keys and values of every decoder layer, as transformers keeps them."""
 
@@ -42,6 +44,13 @@ class ImageInputs:
     pooled: Tensor | None = None
     """Integers [image tokens, patches]: the patches, counted over all crops, from which each of its tokens is pooled,
     and -1 for none; None if the model knows them by itself."""
+    larger_pixels: Tensor | None = None
+    """float32 [1, 3, height, width]: the image for a second encoder; None if there is one encoder."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its pixels."""
+        return self.pixel_values.nbytes + (0 if self.larger_pixels is None else self.larger_pixels.nbytes)
 
 
 @dataclass(frozen=True)
@@ -109,16 +118,38 @@ def insert_image_embeddings(
 def sliding_window(config: Any) -> int | None:
     """Number of tokens, itself included, that a token reads in the decoder's sliding layers; None without such layers.
 
-    `config` is transformers' config of the whole model. Raises MidsightError for layers of other kinds, such as
-    chunks, and for windows of several sizes.
+    `config` is transformers' config of the whole model. Raises MidsightError for layers of kinds that midsight does not
+    know, and for windows of several sizes.
     """
     kinds, layer_arguments = get_layer_types_and_kwargs(config.get_text_config(decoder=True))
-    windows = {arguments["sliding_window"] for arguments in layer_arguments if "sliding_window" in arguments}
-    others = sorted({*kinds} - {"full_attention", "sliding_attention"})
+    windows = {
+        arguments["sliding_window"]
+        for kind, arguments in zip(kinds, layer_arguments, strict=True)
+        if "sliding_window" in arguments and kind != CHUNKED
+    }
+    others = sorted({*kinds} - {"full_attention", "sliding_attention", CHUNKED})
     if others or len(windows) > 1:
         found = f"of the kinds {', '.join(others)}" if others else f"with windows of {sorted(windows)} tokens"
         raise MidsightError(f"The decoder has layers {found}, which midsight does not know; use another model.")
     return next(iter(windows), None)
+
+
+def attention_chunk(config: Any) -> int | None:
+    """Number of tokens of a chunk, if the decoder has layers in which a token reads only its chunk; else None.
+
+    A prompt's chunks follow each other from its first token. `config` is transformers' config of the whole model.
+    Raises MidsightError if such layers have no size, or if others slide.
+    """
+    kinds, layer_arguments = get_layer_types_and_kwargs(config.get_text_config(decoder=True))
+    if CHUNKED not in kinds:
+        return None
+    chunk = layer_arguments[kinds.index(CHUNKED)]["sliding_window"]
+    if chunk is None or "sliding_attention" in kinds:
+        raise MidsightError(
+            f"The decoder has chunks of {chunk} tokens and layers of the kinds {', '.join(sorted({*kinds}))}, which "
+            "midsight does not know together; use another model."
+        )
+    return chunk
 
 
 def layer_types(config: Any) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from transformers import (
     DeepseekVLConfig,
@@ -10,6 +11,7 @@ from transformers import (
     DeepseekVLImageProcessor,
     DeepseekVLProcessor,
     GenerationConfig,
+    PreTrainedTokenizerFast,
 )
 
 from midsight.testing.llava import GAINS, text_fields
@@ -58,20 +60,11 @@ def write_deepseek_vl(folder: str | Path, *, seed: int = 0, layers: int = 6) -> 
     Returns:
         The folder.
     """
-    tokenizer = make_tokenizer(
-        SPECIAL_TOKENS,
-        first_token=SPECIAL_TOKENS[BOS],
-        bos_token=SPECIAL_TOKENS[BOS],
-        eos_token=SPECIAL_TOKENS[EOS],
-        pad_token=SPECIAL_TOKENS[EOS],
-        extra_special_tokens={"image_token": SPECIAL_TOKENS[IMAGE]},
-        model_max_length=16384,
-    )
     processor = DeepseekVLProcessor(
         DeepseekVLImageProcessor(
             size={"height": SQUARE_PX, "width": SQUARE_PX}, image_mean=[0.5, 0.5, 0.5], image_std=[0.5, 0.5, 0.5]
         ),
-        tokenizer,
+        make_own_tokenizer(),
         chat_template=CHAT_TEMPLATE,
         num_image_tokens=(SQUARE_PX // PATCH_PX) ** 2,
     )
@@ -94,15 +87,38 @@ def make_config(layers: int) -> DeepseekVLConfig:
         dtype="bfloat16",
         image_token_id=IMAGE,
         tie_word_embeddings=False,
-        text_config={
-            **text_fields(layers),
-            "model_type": "llama",
-            "vocab_size": 102400,
-            "num_key_value_heads": 4,
-            "max_position_embeddings": 16384,
-            "rms_norm_eps": 1e-6,
-            "bos_token_id": BOS,
-            "eos_token_id": EOS,
-        },
-        vision_config={**siglip_fields(VISION_SIZE, SQUARE_PX, PATCH_PX), "hidden_act": "gelu"},
+        text_config=decoder_fields(layers),
+        vision_config=vision_fields(),
     )
+
+
+def make_own_tokenizer() -> PreTrainedTokenizerFast:
+    """The shipped tokenizer with the published special tokens."""
+    return make_tokenizer(
+        SPECIAL_TOKENS,
+        first_token=SPECIAL_TOKENS[BOS],
+        bos_token=SPECIAL_TOKENS[BOS],
+        eos_token=SPECIAL_TOKENS[EOS],
+        pad_token=SPECIAL_TOKENS[EOS],
+        extra_special_tokens={"image_token": SPECIAL_TOKENS[IMAGE]},
+        model_max_length=16384,
+    )
+
+
+def decoder_fields(layers: int) -> dict[str, Any]:
+    """The decoder's configuration with small widths and few layers."""
+    return {
+        **text_fields(layers),
+        "model_type": "llama",
+        "vocab_size": 102400,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 16384,
+        "rms_norm_eps": 1e-6,
+        "bos_token_id": BOS,
+        "eos_token_id": EOS,
+    }
+
+
+def vision_fields() -> dict[str, Any]:
+    """SigLIP's configuration with small widths and few layers."""
+    return {**siglip_fields(VISION_SIZE, SQUARE_PX, PATCH_PX), "hidden_act": "gelu"}

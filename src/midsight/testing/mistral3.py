@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from transformers import (
     GenerationConfig,
@@ -123,26 +124,36 @@ def make_config(layers: int) -> Mistral3Config:
         image_token_index=IMAGE,
         spatial_merge_size=MERGED,
         tie_word_embeddings=False,
-        text_config=decoder_fields(
-            "mistral",
-            layers,
-            VOCABULARY_SIZE,
-            head_dim=16,
-            max_position_embeddings=131072,
-            rms_norm_eps=1e-5,
-            rope_parameters={"rope_type": "default", "rope_theta": 1000000000.0},
-            sliding_window=None,
-            bos_token_id=BOS,
-            eos_token_id=EOS,
-        ),
-        vision_config={
-            "model_type": "pixtral",
-            "hidden_size": 2 * VISION_SIZE,
-            "intermediate_size": 4 * VISION_SIZE,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 2,
-            "head_dim": VISION_SIZE,
-            "image_size": LONGEST_PX,
-            "patch_size": PATCH_PX,
-        },
+        text_config=text_fields(layers, max_position_embeddings=131072),
+        vision_config=vision_fields(LONGEST_PX),
     )
+
+
+def text_fields(layers: int, *, max_position_embeddings: int) -> dict[str, Any]:
+    """The decoder's configuration with small widths and few layers."""
+    return decoder_fields(
+        "mistral",
+        layers,
+        VOCABULARY_SIZE,
+        head_dim=16,
+        max_position_embeddings=max_position_embeddings,
+        rms_norm_eps=1e-5,
+        rope_parameters={"rope_type": "default", "rope_theta": 1000000000.0},
+        sliding_window=None,
+        bos_token_id=BOS,
+        eos_token_id=EOS,
+    )
+
+
+def vision_fields(longest_px: int) -> dict[str, Any]:
+    """The encoder's configuration with small widths and few layers, for images of up to this size."""
+    return {
+        "model_type": "pixtral",
+        "hidden_size": 2 * VISION_SIZE,
+        "intermediate_size": 4 * VISION_SIZE,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "head_dim": VISION_SIZE,
+        "image_size": longest_px,
+        "patch_size": PATCH_PX,
+    }

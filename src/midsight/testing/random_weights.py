@@ -17,10 +17,13 @@ from torch import Generator, Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from midsight.checkpoints.quiet import quiet_transformers
+from midsight.families.family import Modules
 
 TOKENIZER = Path(__file__).with_name("assets") / "tokenizer.json"
 """Written by scripts/train_tokenizer.py."""
 
+USUAL = Modules()
+"""Where most families have their parts."""
 NORM_SPREAD = 0.2
 BIAS_STD = 0.1
 GATES = (0.4, 1.2)
@@ -45,6 +48,7 @@ def write_checkpoint(
     seed: int,
     word_scale: float = 1.0,
     norms_add_one: bool = False,
+    modules: Modules = USUAL,
 ) -> Path:
     """Writes a model folder with random weights; embedding rows without a token are zero.
 
@@ -52,7 +56,7 @@ def write_checkpoint(
 
     Args:
         folder: Where the files go; made if it does not exist.
-        model: transformers' class, whose decoder is `model.language_model`.
+        model: transformers' class.
         config: Its config.
         processor: Its processor.
         generation_config: How it answers.
@@ -62,6 +66,7 @@ def write_checkpoint(
         word_scale: Scale of the rows of other tokens. Below 1, a token does not follow itself though the head is the
             token embedding.
         norms_add_one: Whether the decoder's norms multiply by one plus their weight.
+        modules: Where embedding and head are.
 
     Returns:
         The folder.
@@ -69,7 +74,7 @@ def write_checkpoint(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     words = dict.fromkeys(processor.tokenizer.get_vocab().values(), word_scale)
-    head, embedding = "lm_head.weight", "model.language_model.embed_tokens.weight"
+    head, embedding = f"{modules.lm_head}.weight", f"{modules.token_embedding}.weight"
     scaled = {**words, **head_scales}
     tied = config.tie_word_embeddings
     rows = {embedding: scaled, head: {}} if tied else {embedding: words, head: scaled}
