@@ -31,7 +31,7 @@ def running_cluster(cpus: int, gpus: int = 0) -> Iterator[Any]:
     ):
         cluster = Cluster()
         try:
-            cluster.add_node(**node, num_gpus=gpus, include_dashboard=False, temp_dir=folder)
+            cluster.add_node(**node, num_gpus=gpus, include_dashboard=False, temp_dir=f"{folder}/ray")
             yield cluster
         finally:
             cluster.shutdown()

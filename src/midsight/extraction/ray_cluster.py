@@ -34,12 +34,15 @@ COMMIT_SECONDS = 60
 """Seconds in which workers that are told to stop commit what they have computed."""
 OBJECT_BYTES = 100 * 2**20
 """Memory for what Ray passes around: orders and counts, never images or vectors."""
+UNASKED = {"RAY_IGNORE_UNHANDLED_ERRORS": "1"}
+"""Environment in which Ray does not print the errors of its own actors, like its statistics', over the display."""
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # workers use this very environment, and make none of their own
     "RAY_prestart_worker_first_driver": "0",  # else as many processes as CPUs, which nobody needs
     "RAY_raylet_start_wait_time_s": f"{START_SECONDS}",
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # what goes wrong comes as an error of Python, too
+    **UNASKED,
 }
 """Environment of a cluster of this machine's own."""
 LOOPBACK = "127.0.0.1"
@@ -118,7 +121,8 @@ def connected(where: Ray) -> Iterator[Pool]:
     else:
         connect(ray, where.address)
         try:
-            yield find_room(ray.nodes(), where)
+            with environment(UNASKED):
+                yield find_room(ray.nodes(), where)
         finally:
             ray.shutdown()
 
@@ -170,7 +174,7 @@ def start(ray: Any, folder: str, cpus: int) -> None:
                 log_to_driver=False,
                 logging_level="ERROR",
                 _node_ip_address=LOOPBACK,
-                _temp_dir=folder,
+                _temp_dir=f"{folder}/ray",  # which Ray opens to everybody; the folder stays closed
             )
     except Exception as error:  # whatever Ray's many parts raise
         raise MidsightError(
