@@ -111,7 +111,7 @@ class Run(reader.Run):
             MidsightError: The file is not usable, or none of its ids is one of the run's.
         """
         return label_from_file(
-            self, Path(file), id_column=id, column=column, name=name, threshold=threshold, null_words=null_words
+            self, file, id_column=id, column=column, name=name, threshold=threshold, null_words=null_words
         )[0]
 
     def labels(self, name: str) -> list[bool | None]:
@@ -272,8 +272,8 @@ class Run(reader.Run):
             column=column,
             label=label,
             finding=findings,
-            risk=None if risk is None else Path(risk),
-            images=None if images is None else Path(images),
+            risk=risk,
+            images=images,
         )
         write_report(self, Path(path), options, None if json is None else Path(json))
         return Path(path)

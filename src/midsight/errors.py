@@ -130,6 +130,10 @@ class UnreachableError(CommitError):
     """An object store that cannot be reached, or refuses; everything committed is intact."""
 
 
+class RefusedError(UnreachableError):
+    """An object that the store denies access to, with credentials that are otherwise good."""
+
+
 def first_line(error: BaseException) -> str:
     """The first line of what a library's error says, cut where it is long; the error's type if it says nothing."""
     return quoted(str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__)

@@ -20,6 +20,12 @@ CONNECT_S = 20.0
 """Maximum time to connect, in seconds."""
 RETRIES = 6
 """How often a request is repeated that the network or the store failed."""
+_ENDPOINTS = {
+    "s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
+    "gs": ("GOOGLE_BASE_URL",),
+    "az": ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"),
+}
+"""Scheme -> variables with the address of another store than the provider's; it may be http:// where it says so."""
 RETRY_S = 180.0
 """Time after which a request is not repeated any more, in seconds."""
 
@@ -29,7 +35,9 @@ def import_obstore() -> Any:
     try:
         import obstore
     except ImportError as error:
-        raise MidsightError("obstore is not installed; install it with: pip install 'midsight[cloud]'.") from error
+        raise MidsightError(
+            "s3://, gs:// and az:// need obstore, which is not installed: pip install 'midsight[cloud]'."
+        ) from error
     return obstore
 
 
@@ -44,14 +52,15 @@ def open_store(root: str, _process: int) -> Any:
         "client_options": {"timeout": timedelta(seconds=REQUEST_S), "connect_timeout": timedelta(seconds=CONNECT_S)},
         "retry_config": {"max_retries": RETRIES, "retry_timeout": timedelta(seconds=RETRY_S)},
     }
+    endpoint = next((found for name in _ENDPOINTS[scheme] if (found := os.environ.get(name))), "")
+    if endpoint.startswith("http://"):
+        options["client_options"]["allow_http"] = True
     if scheme == "gs":
         return store.GCSStore(bucket, **options)
     if scheme == "az":
         return store.AzureStore(bucket, **options)
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     if endpoint:
         options["endpoint"] = endpoint
-        options["client_options"]["allow_http"] = endpoint.startswith("http://")
     if "AWS_ACCESS_KEY_ID" not in os.environ and find_spec("boto3") and (profile := _profile_credentials()):
         options["credential_provider"] = profile
     return store.S3Store(bucket, **options)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import os
 import re
@@ -15,11 +14,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from midsight.buckets.connect import import_obstore, open_store
-from midsight.errors import MidsightError, UnreachableError, first_line
+from midsight.buckets.refusals import explained, unreachable
+from midsight.errors import MidsightError
 
 _ADDRESS = re.compile(r"(s3|gs|az)://([^/?#\s]+)(?:/([^?#]*))?", re.DOTALL)
 _SCHEME = re.compile(r"(s3|gs|az)://")
-_QUERY = re.compile(r"\?[^\s\"')]*")
 Version = Mapping[str, Any]
 """What a store calls one content of one object: its ETag, and its generation where it has one."""
 
@@ -39,6 +38,8 @@ class _Status:
     """What of `os.stat_result` is known of an object."""
 
     st_size: int
+    e_tag: str = ""
+    """Its ETag; empty if the store has none."""
     st_mode: int = stat.S_IFREG
 
 
@@ -130,6 +131,8 @@ class BucketPath:
 
     def is_file(self) -> bool:
         """Whether there is an object of this name."""
+        if not self.key:
+            return False
         try:
             self.stat()
         except FileNotFoundError:
@@ -147,7 +150,8 @@ class BucketPath:
         if self.content is not None:
             return _Status(len(self.content))
         with self._reporting():
-            return _Status(import_obstore().head(self._store, self.key)["size"])
+            found = import_obstore().head(self._store, self.key)
+            return _Status(found["size"], found["e_tag"] or "")
 
     def open(self, mode: str = "rb") -> io.RawIOBase | io.BytesIO:
         """The object for reading, a range at a time."""
@@ -169,15 +173,28 @@ class BucketPath:
             got = import_obstore().get(self._store, self.key)
             content = got.bytes().to_bytes()
             if len(content) != got.meta["size"]:
-                raise self._unreachable("its answer ends early")
+                raise unreachable(str(self), "its answer ends early")
             return content, _version(got.meta)
+
+    def read_at_most(self, most: int) -> bytes | None:
+        """The whole object; None if it has more than so many bytes, which are then not downloaded."""
+        if self.content is not None:
+            return self.content if len(self.content) <= most else None
+        with self._reporting():
+            got = import_obstore().get(self._store, self.key)
+            if got.meta["size"] > most:
+                return None
+            content = got.bytes().to_bytes()
+            if len(content) != got.meta["size"]:
+                raise unreachable(str(self), "its answer ends early")
+            return content
 
     def read_range(self, start: int, stop: int) -> bytes:
         """The bytes from `start` to before `stop`, which must be there."""
         with self._reporting():
             content = import_obstore().get_range(self._store, self.key, start=start, end=stop).to_bytes()
             if len(content) != stop - start:
-                raise self._unreachable("its answer ends early")
+                raise unreachable(str(self), "its answer ends early")
             return content
 
     def fetched(self) -> BucketPath:
@@ -241,18 +258,26 @@ class BucketPath:
 
     def iterdir(self) -> Iterator[BucketPath]:
         """The objects and folders in this folder."""
+        objects, folders = self._listed_here()
+        return (BucketPath(self.root, name) for name in (*objects, *folders))
+
+    def files(self) -> list[BucketPath]:
+        """The objects in this folder, without those in folders in it."""
+        return [BucketPath(self.root, name) for name in self._listed_here()[0]]
+
+    def _listed_here(self) -> tuple[list[str], list[str]]:
+        """The names of the objects and of the folders in this folder."""
         with self._reporting():
             listed = import_obstore().list_with_delimiter(self._store, f"{self.key}/" if self.key else None)
-        names = (*(one["path"] for one in listed["objects"]), *listed["common_prefixes"])
-        yield from (BucketPath(self.root, name.strip("/")) for name in names if name.strip("/") != self.key)
+        objects = [one["path"] for one in listed["objects"]]
+        folders = [name.strip("/") for name in listed["common_prefixes"]]
+        return [name for name in objects if name != self.key], [name for name in folders if name != self.key]
 
     def glob(self, pattern: str) -> Iterator[BucketPath]:
-        """The objects whose name below this folder matches `pattern`, part by part."""
-        parts = pattern.split("/")
-        for file in self.rglob():
-            found = file.relative_to(self).parts
-            if len(found) == len(parts) and all(map(fnmatchcase, found, parts)):
-                yield file
+        """The objects whose name below this folder matches `pattern`, part by part; `**` is any number of parts."""
+        parts = tuple(pattern.split("/"))
+        below = self.rglob() if len(parts) > 1 or parts == ("**",) else iter(self.files())
+        return (file for file in below if _matches(file.relative_to(self).parts, parts))
 
     def rglob(self, _: str = "*") -> Iterator[BucketPath]:
         """All objects below this folder."""
@@ -282,24 +307,13 @@ class BucketPath:
 
     @contextmanager
     def _reporting(self) -> Iterator[None]:
-        """Turn the store's errors into Python's, without addresses' queries, which may hold a signature."""
+        """Turn the store's errors into those that `explained` gives."""
         from obstore import exceptions
 
         try:
             yield
-        except FileNotFoundError:
-            raise FileNotFoundError(errno.ENOENT, "it is not there", str(self)) from None
-        except (exceptions.AlreadyExistsError, exceptions.PreconditionError):
-            raise FileExistsError(errno.EEXIST, "another one was written in its place", str(self)) from None
-        except exceptions.BaseError as error:
-            clock = ", and the clock of this machine" if "TimeTooSkewed" in str(error) else ""
-            raise self._unreachable(_QUERY.sub("", first_line(error)), clock) from None
-
-    def _unreachable(self, reason: str, clock: str = "") -> UnreachableError:
-        return UnreachableError(
-            f"{self} cannot be reached: {reason}; what was committed is intact, so check the network and your "
-            f"credentials{clock}, and run the same command again."
-        )
+        except (FileNotFoundError, exceptions.BaseError) as error:
+            raise explained(error, str(self)) from None
 
 
 Place = Path | BucketPath
@@ -348,6 +362,13 @@ class ObjectFile(io.RawIOBase):
         view[: len(data)] = data
         self._at = stop
         return len(data)
+
+
+def _matches(names: tuple[str, ...], patterns: tuple[str, ...]) -> bool:
+    if not patterns or patterns[0] != "**":
+        here = bool(names and patterns) and fnmatchcase(names[0], patterns[0])
+        return (here and _matches(names[1:], patterns[1:])) or not (names or patterns)
+    return any(_matches(names[start:], patterns[1:]) for start in range(len(names) + 1))
 
 
 def _version(meta: Mapping[str, Any]) -> Version:

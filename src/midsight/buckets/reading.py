@@ -40,7 +40,7 @@ def in_turn(path: Place, items: Iterable[T], read: Callable[[T], R], *, size: Ca
     return ahead(items, read, size=size) if isinstance(path, BucketPath) else map(read, items)
 
 
-def ahead(items: Iterable[T], read: Callable[[T], R], *, size: Callable[[T], int]) -> Iterator[R]:
+def ahead(items: Iterable[T], read: Callable[[T], R], *, size: Callable[[T], int] = lambda _: 0) -> Iterator[R]:
     """`read` of each item, in order, while the next ones are read too: PARTS_AHEAD, and AHEAD_BYTES by `size`."""
     waiting: deque[tuple[int, Future[R]]] = deque()
     with ThreadPoolExecutor(PARTS_AHEAD, "midsight-parts") as pool:

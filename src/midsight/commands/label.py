@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -23,7 +22,10 @@ def label(
     ] = None,
     name: Annotated[str, typer.Option(help="Name of the label.")] = "correct",
     from_file: Annotated[
-        Path | None, typer.Option("--from", help="Table of verdicts, in place of a judge: JSONL, JSON, CSV, Parquet.")
+        str | None,
+        typer.Option(
+            "--from", metavar="PATH", help="Table of verdicts, in place of a judge: JSONL, JSON, CSV, Parquet."
+        ),
     ] = None,
     id_column: Annotated[str, typer.Option("--id", help="With --from: column of sample ids.")] = "sample_id",
     column: Annotated[str | None, typer.Option(help="With --from: column of verdicts or scores.")] = None,
@@ -58,7 +60,7 @@ def label(
         if from_file is not None:
             if judge is not None or column is None:
                 raise MidsightError(
-                    Option("from", str(from_file)), " needs ", Option("column"), " and takes no ", Option("judge"), "."
+                    Option("from", from_file), " needs ", Option("column"), " and takes no ", Option("judge"), "."
                 )
             record, note = label_from_file(
                 opened, from_file, id_column=id_column, column=column, name=name, threshold=threshold,

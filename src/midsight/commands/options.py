@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,15 +16,19 @@ DataArgument = Annotated[
     str,
     typer.Argument(
         help="JSONL, JSON, CSV, TSV, Parquet or tar file, pattern or folder of these, saved dataset, folder of "
-        "images, or hf:// name."
+        "images, also in a bucket (s3://, gs://, az://), or hf:// name."
     ),
 ]
 ModelSource = Annotated[
     str, typer.Option("--model", help="Folder or hub id of the model, or of an adapter.", rich_help_panel=MODEL)
 ]
 Images = Annotated[
-    Path | None,
-    typer.Option(help="Folder that image paths start from; by default the folder of the table.", rich_help_panel=DATA),
+    str | None,
+    typer.Option(
+        metavar="PATH",
+        help="Folder, or its address, that image paths start from; by default the folder of the table.",
+        rich_help_panel=DATA,
+    ),
 ]
 ImageColumn = Annotated[
     list[str] | None,
@@ -44,7 +47,8 @@ IdColumn = Annotated[
     typer.Option(help="Column of unique ids, or none; by default id, else ids are made.", rich_help_panel=DATA),
 ]
 AnswersFrom = Annotated[
-    Path | None, typer.Option(help="File with the right answers, joined with --on.", rich_help_panel=DATA)
+    str | None,
+    typer.Option(metavar="PATH", help="File with the right answers, joined with --on.", rich_help_panel=DATA),
 ]
 On = Annotated[
     str | None, typer.Option(help="Column that DATA and --answers-from have in common.", rich_help_panel=DATA)

@@ -21,10 +21,12 @@ def report(
     label: Annotated[str | None, typer.Option(help="The label; by default `correct`, or the first one.")] = None,
     findings: Annotated[str | None, typer.Option(metavar="NAME", help="The finding; by default the label's.")] = None,
     risk: Annotated[
-        Path | None, typer.Option(help="Table of risks, as `midsight score` writes it, in place of the finding's.")
+        str | None,
+        typer.Option(metavar="PATH", help="Table of risks, as `midsight score` writes it, in place of the finding's."),
     ] = None,
     images: Annotated[
-        Path | None, typer.Option(help="Folder that image paths start from; by default what the run says.")
+        str | None,
+        typer.Option(metavar="PATH", help="Folder that image paths start from; by default what the run says."),
     ] = None,
     debug: Debug = False,
 ) -> None:

@@ -27,7 +27,8 @@ def view(
         typer.Option(help="Vector column of the map; by default that of a probe, or the last of the query token."),
     ] = None,
     images: Annotated[
-        Path | None, typer.Option(help="Folder that image paths start from; by default as the run was extracted.")
+        str | None,
+        typer.Option(metavar="PATH", help="Folder that image paths start from; by default as the run was extracted."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Parquet file to write; by default RUN.view.parquet.")] = None,
     limit: Annotated[int, typer.Option(help="Maximum number of samples.")] = 100_000,

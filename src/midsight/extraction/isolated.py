@@ -11,7 +11,7 @@ import signal
 import threading
 import warnings
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import NoReturn
 
@@ -19,10 +19,11 @@ import torch
 from PIL import Image
 
 from midsight.checkpoints.loading import LoadedModel
+from midsight.errors import SampleError
 from midsight.extraction.extract_call import Outcome, extract_samples
 from midsight.extraction.request import ResolvedRequest
 from midsight.extraction.stopping import CRASHES, STOPPING
-from midsight.samples.images import Note, say_nothing
+from midsight.samples.images import Note, say_nothing, without_bucket
 from midsight.samples.sample import Failure, Sample
 from midsight.store.attempts import Attempts
 
@@ -54,6 +55,10 @@ def try_alone(
 
     `note` is told of images that come out nearly black.
     """
+    try:
+        sample = replace(sample, images=tuple(map(without_bucket, sample.images)))
+    except SampleError as error:
+        return Failure(sample.sample_id, sample.input_index, str(error))
     while can_fork(model):
         with attempts.working_on([sample.sample_id], alone=True):
             ended = extract_in_fork(model, request, sample, note)

@@ -12,8 +12,9 @@ from PIL import Image
 from rich.filesize import decimal
 from torch import Tensor
 
+from midsight.buckets.path import BucketPath
 from midsight.checkpoints.loading import LoadedModel
-from midsight.errors import Option, SampleError, first_line, is_failure
+from midsight.errors import Option, SampleError, UnreachableError, first_line, is_failure
 from midsight.extraction.request import ResolvedRequest
 from midsight.families.family import MakeImageInputs, image_maker
 from midsight.families.inputs import ImageInputs
@@ -77,7 +78,7 @@ class PreparedSample:
 
 def source_key(source: ImageSource) -> Hashable:
     """Equal for the same image: its location, or the id of an object in memory."""
-    return source if isinstance(source, Path | EmbeddedImage | ImageUrl) else id(source)
+    return source if isinstance(source, Path | BucketPath | EmbeddedImage | ImageUrl) else id(source)
 
 
 def prepare(
@@ -108,6 +109,8 @@ def prepare(
             positions = model.family.decoder.positions(prompt.layout, inputs)
         except SampleError as error:
             return Failure(sample.sample_id, sample.input_index, str(error))
+        except UnreachableError:  # a network that fails says nothing about the sample
+            raise
         except BaseException as error:  # a library may raise anything for a sample; the others are still extracted
             if not is_failure(error):
                 raise

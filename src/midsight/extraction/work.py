@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from midsight.buckets.path import Place
+from midsight.buckets.path import Place, to_place
 from midsight.errors import Option
 from midsight.extraction.task import Task
 from midsight.extraction.todo import Progress, Todo, choose
@@ -94,12 +94,12 @@ def fingerprint(ids: Collection[str]) -> tuple[int, int]:
     return len(ids), sum(map(hash, ids))
 
 
-def folder_of_images(data: object) -> Path:
+def folder_of_images(data: object) -> Place:
     """The folder that image paths start from."""
     if not isinstance(data, Dataset):
         return Path()
     if isinstance(images := data.options["images"], str):
-        return Path(images)
+        return to_place(images)
     if data.path is None:
         return Path()
     return data.path if data.path.is_dir() else data.path.parent

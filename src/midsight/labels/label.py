@@ -103,7 +103,7 @@ def abstained_ids(run: Run) -> set[str]:
 
 def label_from_file(
     run: Run,
-    path: Path,
+    path: str | Path,
     *,
     id_column: str,
     column: str,
@@ -115,7 +115,7 @@ def label_from_file(
 
     Args:
         run: The run.
-        path: The file: JSONL, JSON, CSV, TSV or Parquet.
+        path: The file, or its address: JSONL, JSON, CSV, TSV or Parquet.
         id_column: Its column of sample ids.
         column: Its column of verdicts or scores.
         name: Name of the label.

@@ -10,6 +10,7 @@ from typing import Any
 
 from midsight.errors import MidsightError, Option
 from midsight.labels.judge import Verdict
+from midsight.samples.places import find_place
 from midsight.samples.rows import quoted_names, shortened_json
 from midsight.samples.sources import open_table
 
@@ -28,7 +29,7 @@ class Outside:
 
 
 def read_verdicts(
-    path: Path, id_column: str, column: str, *, threshold: float | None, null_words: Collection[str]
+    path: str | Path, id_column: str, column: str, *, threshold: float | None, null_words: Collection[str]
 ) -> Outside:
     """The verdicts in `column` of a table file.
 
@@ -45,7 +46,7 @@ def read_verdicts(
     Raises:
         MidsightError: The file cannot be read, a column is missing, a verdict is none of these, or an id has two.
     """
-    table = open_table(path)
+    table = open_table(find_place(path))
     for option, name in (("id", id_column), ("column", column)):
         if name not in table.columns:
             raise MidsightError(

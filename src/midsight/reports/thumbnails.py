@@ -12,15 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from midsight.errors import MidsightError, Option, SampleError
+from midsight.buckets.path import Place, to_place
+from midsight.errors import MidsightError, Option, SampleError, UnreachableError
 from midsight.samples.images import decode_image, resolve_image_path
 from midsight.samples.images import image_id as id_of_pixels
 from midsight.samples.locations import ImageUrl
 from midsight.samples.open import open_dataset
 from midsight.samples.options import DatasetOptions
 from midsight.samples.packed import images_at, keys_of
+from midsight.samples.places import HUB_PREFIX, find_place
 from midsight.samples.sample import ImageSource
-from midsight.samples.streams import HUB_PREFIX
 from midsight.samples.tables import Dataset
 from midsight.store.reader import Run
 from midsight.store.spec import DatasetSpec
@@ -57,7 +58,7 @@ class Thumbnails:
     """Why the first missing one is missing, as the parts of a sentence; empty if none is."""
 
 
-def make_thumbnails(run: Run, wanted: Mapping[str, ImageOfRun], folder: Path | None = None) -> Thumbnails:
+def make_thumbnails(run: Run, wanted: Mapping[str, ImageOfRun], folder: str | Path | None = None) -> Thumbnails:
     """Thumbnails of images of a run, WebP. Nothing is downloaded, and no path may leave the folder of the images.
 
     Args:
@@ -103,18 +104,18 @@ def _pixels_of(image_id: str, image: ImageOfRun) -> str | None:
 def _try(source: ImageSource, pixels: str | None) -> bytes | tuple[str | Option, ...]:
     try:
         return thumbnail(source, pixels)
-    except SampleError as error:
+    except (SampleError, UnreachableError) as error:
         return error.args
 
 
 def _find(
-    spec: DatasetSpec, wanted: Mapping[str, ImageOfRun], folder: Path | None
+    spec: DatasetSpec, wanted: Mapping[str, ImageOfRun], folder: str | Path | None
 ) -> tuple[dict[str, ImageSource], tuple[str | Option, ...]]:
     """The sources of images by image id, and why the first missing one has none."""
     found: dict[str, ImageSource] = {}
     problem: tuple[str | Option, ...] = ()
     in_table: dict[int, tuple[str, str]] = {}
-    root = folder or _folder_of(spec)
+    root = _folder_of(spec) if folder is None else find_place(folder)
     resolved_root = None if root is None else root.resolve()
     for image_id, image in wanted.items():
         reference = _first(image.reference)
@@ -147,13 +148,13 @@ def _first(reference: str) -> str:
     return reference
 
 
-def _folder_of(spec: DatasetSpec) -> Path | None:
+def _folder_of(spec: DatasetSpec) -> Place | None:
     """The folder that image paths start from; None if run.json does not say."""
     if spec.images is not None:
-        return Path(spec.images)
+        return to_place(spec.images)
     if spec.path is None or spec.path.startswith(HUB_PREFIX):
         return None
-    path = Path(spec.path)
+    path = to_place(spec.path)
     return path if path.is_dir() else path.parent
 
 

@@ -39,7 +39,7 @@ class ViewOptions:
 
     column: str | None = None
     """The vector column of the map; by default that of the first finding's probe, or the last query token."""
-    images: Path | None = None
+    images: str | Path | None = None
     """Folder that image paths start from; by default what run.json says."""
     limit: int = 100_000
     """Maximum number of samples; of more, as many at equal distances."""

@@ -13,6 +13,7 @@ from typing import Any
 from midsight.errors import MidsightError, Option, SampleError, counted
 from midsight.samples.columnar import json_value
 from midsight.samples.options import DatasetOptions
+from midsight.samples.places import find_place
 from midsight.samples.roles import find_column
 from midsight.samples.rows import Row, Table, TableKind, quoted_names, shortened_json
 from midsight.samples.sources import open_beginning, open_table
@@ -77,7 +78,7 @@ def join_answers(table: Table, options: DatasetOptions) -> tuple[Table, str]:
     Raises MidsightError if the file has no such column or repeats a value of it, or if no row has an answer.
     """
     on, on_other = columns_to_join(table, options)
-    path = Path(str(options.answers_from))
+    path = find_place(options.answers_from)
     if beginning := open_beginning(path):  # a wrong file is refused before all of it is read
         _columns_of_answers(beginning, on_other, options)
     other = open_table(path)

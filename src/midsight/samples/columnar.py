@@ -9,11 +9,14 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from midsight.buckets.blocks import LARGEST_BLOCK, open_in_blocks
+from midsight.buckets.path import BucketPath, Place
+from midsight.buckets.reading import ahead
 from midsight.errors import MidsightError
 from midsight.samples.locations import TableLocation
 from midsight.samples.rows import Row, Table, quoted_names
@@ -27,13 +30,13 @@ _KEPT_BYTES = 128_000_000
 _FILE_MAGIC = b"ARROW1\0\0"
 """How an Arrow file begins that has a list of its batches at its end; between the two it is a stream."""
 
-LocatedCells = tuple[Path, int, int, dict[str, Any]]
+LocatedCells = tuple[Place, int, int, dict[str, Any]]
 """File, group and row as in TableLocation, and the row's cells."""
 
 
-def open_parquet(path: Path, files: Sequence[Path], root: Path) -> Table:
+def open_parquet(path: Place, files: Sequence[Place], root: Place) -> Table:
     """The rows of Parquet files, one file after the other; raises MidsightError if their columns differ."""
-    schemas = [_read_file(file, pq.read_schema) for file in files]
+    schemas = [*ahead(files, lambda file: _read_file(file, _parquet_schema))]
     _validate_columns(files, schemas)
     return Table(
         path, "parquet", "row", tuple(schemas[0].names), lambda: joint_sha256(files),
@@ -42,12 +45,12 @@ def open_parquet(path: Path, files: Sequence[Path], root: Path) -> Table:
     )  # fmt: skip
 
 
-def open_arrow(path: Path, files: Sequence[Path], root: Path) -> Table:
+def open_arrow(path: Place, files: Sequence[Place], root: Place) -> Table:
     """The rows of Arrow files, as `datasets` saves them or as Feather files, one file after the other.
 
     Raises MidsightError if their columns differ or are dictionary-encoded.
     """
-    schemas = [_read_file(file, lambda file: _open_arrow(file)[1]) for file in files]
+    schemas = [*ahead(files, lambda file: _read_file(file, lambda file: _open_arrow(file)[1]))]
     _validate_columns(files, schemas)
     if encoded := [field.name for field in schemas[0] if _contains_type(field.type, pa.types.is_dictionary)]:
         raise MidsightError(
@@ -60,13 +63,20 @@ def open_arrow(path: Path, files: Sequence[Path], root: Path) -> Table:
     )  # fmt: skip
 
 
-def joint_sha256(files: Sequence[Path]) -> str:
-    """Hex SHA-256 of a file's bytes; for several files, of their joined hex digests."""
-    digests = []
-    for file in files:
-        with file.open("rb") as opened:
-            digests.append(hashlib.file_digest(opened, "sha256").hexdigest())
+def joint_sha256(files: Sequence[Place]) -> str:
+    """Hex SHA-256 of a file's bytes, or in a bucket of its size and ETag; for several files, of their joined digests.
+
+    An object is not downloaded to hash it.
+    """
+    digests = [*ahead(files, _sha256)]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _sha256(file: Place) -> str:
+    if isinstance(file, BucketPath) and (version := file.stat()).e_tag:
+        return hashlib.sha256(f"{version.st_size} {version.e_tag}".encode()).hexdigest()
+    with open_in_blocks(file) as opened:
+        return hashlib.file_digest(cast("Any", opened), "sha256").hexdigest()
 
 
 def read_cell(location: TableLocation, column: str) -> Any:
@@ -100,7 +110,7 @@ def close_cached_files() -> None:
     _arrow_file.cache_clear()
 
 
-def _read_file(file: Path, read: Callable[[Path], Any]) -> Any:
+def _read_file(file: Place, read: Callable[[Place], Any]) -> Any:
     """What `read` returns for the file; its errors become MidsightErrors that name the file."""
     try:
         return read(file)
@@ -109,7 +119,7 @@ def _read_file(file: Path, read: Callable[[Path], Any]) -> Any:
         raise MidsightError(f"{file} cannot be read: {reason}; copy or download it again.") from error
 
 
-def _validate_columns(files: Sequence[Path], schemas: Sequence[pa.Schema]) -> None:
+def _validate_columns(files: Sequence[Place], schemas: Sequence[pa.Schema]) -> None:
     for file, schema in zip(files, schemas, strict=True):
         names = schema.names
         if repeated := {name: None for name in names if names.count(name) > 1}:
@@ -149,7 +159,7 @@ def _numbered(files: Iterable[Iterator[LocatedCells]]) -> Iterator[Row]:
             yield Row(number, "", cells, "", TableLocation(file, group, row, number), f"{file}, row {in_file}")
 
 
-def _parquet_rows(file: Path, columns: list[str]) -> Iterator[LocatedCells]:
+def _parquet_rows(file: Place, columns: list[str]) -> Iterator[LocatedCells]:
     table = _read_file(file, _open_parquet)
     for group in range(table.num_row_groups):
         row = 0
@@ -160,9 +170,10 @@ def _parquet_rows(file: Path, columns: list[str]) -> Iterator[LocatedCells]:
                 row += 1
 
 
-def _arrow_rows(file: Path, columns: list[str]) -> Iterator[LocatedCells]:
+def _arrow_rows(file: Place, columns: list[str]) -> Iterator[LocatedCells]:
     source, schema = _read_file(file, _open_arrow)
-    while (offset := source.tell()) < source.size():
+    size = source.size()
+    while (offset := source.tell()) < size:
         batch = _read_file(file, lambda _: _next_batch(source, schema, columns))
         if batch is None:
             return
@@ -172,7 +183,7 @@ def _arrow_rows(file: Path, columns: list[str]) -> Iterator[LocatedCells]:
                 yield file, offset, row, cells
 
 
-def _cells(file: Path, piece: pa.RecordBatch) -> Iterator[dict[str, Any]]:
+def _cells(file: Place, piece: pa.RecordBatch) -> Iterator[dict[str, Any]]:
     values: list[list[Any]] = []
     for name, column in zip(piece.schema.names, piece.columns, strict=True):
         try:
@@ -184,19 +195,24 @@ def _cells(file: Path, piece: pa.RecordBatch) -> Iterator[dict[str, Any]]:
         yield dict(zip(piece.schema.names, row, strict=True))
 
 
-def _open_parquet(file: Path) -> pq.ParquetFile:
-    return pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=False, buffer_size=1 << 20)
+def _parquet_schema(file: Place) -> pa.Schema:
+    return pq.read_schema(file if isinstance(file, Path) else file.open())
 
 
-def _open_arrow(file: Path) -> tuple[pa.MemoryMappedFile, pa.Schema]:
+def _open_parquet(file: Place) -> pq.ParquetFile:
+    source, buffer = (file, 1 << 20) if isinstance(file, Path) else (file.open(), LARGEST_BLOCK)
+    return pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=False, buffer_size=buffer)
+
+
+def _open_arrow(file: Place) -> tuple[pa.NativeFile, pa.Schema]:
     """The file, positioned at its first record batch, and its schema."""
-    source = pa.memory_map(str(file))
+    source = pa.memory_map(str(file)) if isinstance(file, Path) else pa.PythonFile(open_in_blocks(file), "r")
     if source.read(len(_FILE_MAGIC)) != _FILE_MAGIC:
         source.seek(0)
     return source, pa.ipc.open_stream(source).schema
 
 
-def _next_batch(source: pa.MemoryMappedFile, schema: pa.Schema, columns: list[str]) -> pa.RecordBatch | None:
+def _next_batch(source: pa.NativeFile, schema: pa.Schema, columns: list[str]) -> pa.RecordBatch | None:
     """The columns of the record batch at the current position, not copied; None at the end of the stream."""
     try:
         batch = pa.ipc.read_record_batch(pa.ipc.read_message(source), schema).select(columns)
@@ -214,7 +230,7 @@ def _rows_per_piece(table: pq.ParquetFile, group: int) -> int:
 class _RowGroup:
     """One column of a Parquet row group, read forwards; the rows read last stay in memory."""
 
-    def __init__(self, file: Path, group: int, column: str) -> None:
+    def __init__(self, file: Place, group: int, column: str) -> None:
         self._table = _open_parquet(file)
         self._group = group
         self._column = column

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import BinaryIO
 
+from midsight.buckets.path import Place
 from midsight.errors import MidsightError, counted
 from midsight.samples import rows as limits
 from midsight.samples.locations import TextLocation
@@ -41,7 +41,7 @@ OTHER_DELIMITERS = (",", ";", "\t", "|")
 MAX_HEADER_BYTES = 1_000_000
 
 
-def find_delimiter(path: Path, usual: str) -> str:
+def find_delimiter(path: Place, usual: str) -> str:
     """What separates the cells: as a first line `sep=;` says, which Excel writes, else `usual`.
 
     It is another separator if `usual` finds one column in the header and the other several.
@@ -55,14 +55,14 @@ def find_delimiter(path: Path, usual: str) -> str:
     return next((other for other in OTHER_DELIMITERS if _columns_with(path, other) > 1), usual)
 
 
-def _columns_with(path: Path, delimiter: str) -> int:
+def _columns_with(path: Place, delimiter: str) -> int:
     try:
         return len(header(path, delimiter))
     except MidsightError:
         return 0
 
 
-def header(path: Path, delimiter: str) -> tuple[str, ...]:
+def header(path: Place, delimiter: str) -> tuple[str, ...]:
     """The column names in the first row; a column without a name gets the one that pandas gives it.
 
     Raises MidsightError if the row is not a header.
@@ -84,7 +84,7 @@ def header(path: Path, delimiter: str) -> tuple[str, ...]:
     raise MidsightError(f"{path} is empty; its first row must name the columns.")
 
 
-def delimited_rows(path: Path, delimiter: str, columns: tuple[str, ...]) -> Iterator[Row]:
+def delimited_rows(path: Place, delimiter: str, columns: tuple[str, ...]) -> Iterator[Row]:
     """All rows after the header that are not blank; a row that cannot be read has a problem and no cells."""
     rows = _read_rows(path, delimiter)
     next(rows)
@@ -146,12 +146,12 @@ def _next_cell(text: str, begin: int, delimiter: str) -> tuple[str, int]:
     return cell, end
 
 
-def _read_rows(path: Path, delimiter: str, most: int | None = None) -> Iterator[LocatedText]:
+def _read_rows(path: Place, delimiter: str, most: int | None = None) -> Iterator[LocatedText]:
     with open_bytes(path) as file:
         yield from _rows(file, path, delimiter.encode(), most or limits.MAX_ROW_BYTES)
 
 
-def _rows(file: BinaryIO, path: Path, delimiter: bytes, most: int) -> Iterator[LocatedText]:
+def _rows(file: BinaryIO, path: Place, delimiter: bytes, most: int) -> Iterator[LocatedText]:
     """All rows that are not blank, header included; those of more than `most` bytes have a problem.
 
     A row with line breaks in quotes is joined from its lines. If its quotes are broken, only its first

@@ -10,7 +10,7 @@ import re
 from typing import Any
 from urllib.parse import unquote
 
-from midsight.errors import MidsightError, SampleError
+from midsight.errors import MidsightError, SampleError, UnreachableError
 from midsight.samples.columnar import read_cell
 from midsight.samples.conversations import images_of_conversation, is_conversation
 from midsight.samples.delimited import split_row
@@ -148,10 +148,12 @@ def reference_of(digest: bytes) -> str:
 
 
 def read_embedded(image: EmbeddedImage) -> bytes:
-    """The image's encoded bytes; raises SampleError if its table cannot be read or has changed."""
+    """The image's encoded bytes; raises SampleError if its table is damaged or has changed."""
     try:
         values = image_values(_cell(image))
         encoded = embedded_bytes(values[image.index]) if image.index < len(values) else None
+    except UnreachableError:  # which says nothing about the sample
+        raise
     except (MidsightError, OSError, ValueError, LookupError, TypeError) as error:
         raise SampleError(f"The image {image} cannot be read again: {error}") from error
     if encoded is None or reference_of(hashlib.sha256(encoded).digest()) != image.reference:

@@ -6,9 +6,9 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from midsight.buckets.path import Place
 from midsight.errors import Option, SampleError
 from midsight.samples.embedded import embedded_bytes, image_values, reference_of
 from midsight.samples.images import resolve_image_path
@@ -28,13 +28,13 @@ _NAMES_IN_STRUCT = ("path", "url", "file_name", "filename")
 class ImageCells:
     """Reads the image cells of one dataset; an embedded image that many rows repeat is kept once."""
 
-    def __init__(self, root: Path | None, *, allow_urls: bool = False, follow_links: bool = False) -> None:
+    def __init__(self, root: Place | None, *, allow_urls: bool = False, follow_links: bool = False) -> None:
         """`root` is the folder of image files; without it a path is a SampleError."""
         self._root = root
         self._allow_urls = allow_urls
         self._follow_links = follow_links
         self._resolved_root = root.resolve() if root is not None else None
-        self._files: dict[str, tuple[str, tuple[Path]]] = {}
+        self._files: dict[str, tuple[str, tuple[Place]]] = {}
         self._embedded: dict[bytes, tuple[EmbeddedImage]] = {}
 
     def read(self, row: Row, columns: Sequence[str], pattern: str | None = None) -> tuple[str, tuple[ImageSource, ...]]:
@@ -75,7 +75,7 @@ class ImageCells:
         embedded = self._embedded[digest]
         return embedded[0].reference, embedded
 
-    def _image_by_name(self, value: Any, cell: Any) -> tuple[str, tuple[Path] | tuple[ImageUrl]]:
+    def _image_by_name(self, value: Any, cell: Any) -> tuple[str, tuple[Place] | tuple[ImageUrl]]:
         """The image that a path or web address names; `cell` is the whole cell, for messages."""
         name = (
             next((value[key] for key in _NAMES_IN_STRUCT if value.get(key)), None) if isinstance(value, dict) else value

@@ -12,6 +12,7 @@ import re
 import stat
 import unicodedata
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,11 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from midsight.buckets.path import BucketPath, Place, is_bucket_address
 from midsight.errors import Option, SampleError
 from midsight.samples.embedded import read_embedded
 from midsight.samples.locations import EmbeddedImage, ImageUrl
+from midsight.samples.objects import object_below, read_object
 from midsight.samples.sample import ImageSource
 from midsight.samples.text_files import describe_stand_in
 from midsight.samples.urls import download
@@ -169,13 +172,14 @@ def joint_image_id(ids: Sequence[str]) -> str:
 
 
 def resolve_image_path(
-    reference: str, root: Path, resolved_root: Path | None = None, *, follow_links: bool = False
-) -> Path:
+    reference: str, root: Place, resolved_root: Place | None = None, *, follow_links: bool = False
+) -> Place:
     """The file that a dataset's `reference` names, relative to `root` or absolute, with symlinks resolved.
 
     `resolved_root` is `root.resolve()`, to save the time for each of many images. The file need not exist:
     `decode_image` finds that out. A name outside ASCII may be spelled in another Unicode form. A link may lead out of
-    the root into the files of the same download of the Hub, or anywhere with `follow_links`.
+    the root into the files of the same download of the Hub, or anywhere with `follow_links`. In a bucket, an address
+    counts as absolute.
 
     Raises SampleError for a URL, a blank reference, a NUL character, and any other path outside `root`, because a
     dataset must not choose which other files are read.
@@ -183,8 +187,16 @@ def resolve_image_path(
     if not reference.strip():
         raise SampleError(f"the image path {reference!r} is blank; give a path.")
     shown = repr(_shortened(reference))
-    if _URL.match(reference):
-        raise _is_address(reference, shown)
+    if isinstance(root, BucketPath):
+        if is_bucket_address(reference) or not _URL.match(reference):
+            return object_below(root, reference, shown)
+    elif not _URL.match(reference):
+        known = resolved_root if isinstance(resolved_root, Path) else None
+        return _file_below(root, reference, shown, known, follow_links=follow_links)
+    raise _is_address(reference, shown)
+
+
+def _file_below(root: Path, reference: str, shown: str, resolved_root: Path | None, *, follow_links: bool) -> Path:
     try:
         resolved_root = resolved_root or root.resolve()
         path = resolved_root / reference
@@ -223,6 +235,9 @@ def _is_address(reference: str, shown: str) -> SampleError:
         return SampleError(f"{shown} is a file: address; write it as a path: {_shortened(path)!r}.")
     if scheme == "data":
         return SampleError(f"{shown} is a data URI, but not of an image in base64; write the image's bytes as base64.")
+    if is_bucket_address(reference):
+        named = Option("images")
+        return SampleError(f"{shown} is in a bucket; name the folder there that holds all images with ", named, ".")
     allow = Option("allow_urls")
     return SampleError(f"{shown} is a URL; allow web addresses with the option ", allow, ", or give a path.")
 
@@ -254,7 +269,20 @@ def _in_same_download(resolved: Path, root: Path) -> bool:
     return snapshots is not None and resolved.is_relative_to(snapshots.parent.parent / "blobs")
 
 
-def _encoded(source: Path | bytes | EmbeddedImage | ImageUrl, name: str, max_bytes: int) -> bytes:
+def without_bucket(source: ImageSource) -> ImageSource:
+    """The source, with the bytes of an object in a bucket in memory: clients of stores do not work in forks.
+
+    Raises SampleError like `decode_image`, and UnreachableError.
+    """
+    if isinstance(source, BucketPath):
+        content = read_object(source, f"The image {_shortened(str(source), 300)}", MAX_BYTES, _hint(str(source)))
+        return replace(source, content=content)
+    if isinstance(source, EmbeddedImage) and isinstance(source.location.file, BucketPath):
+        return read_embedded(source)
+    return source
+
+
+def _encoded(source: Place | bytes | EmbeddedImage | ImageUrl, name: str, max_bytes: int) -> bytes:
     match source:
         case bytes():
             return source
@@ -262,6 +290,8 @@ def _encoded(source: Path | bytes | EmbeddedImage | ImageUrl, name: str, max_byt
             return read_embedded(source)
         case ImageUrl():
             return download(source, max_bytes)
+        case BucketPath():
+            return read_object(source, name, max_bytes, _hint(str(source)))
     return _read_file(source, name, max_bytes)
 
 

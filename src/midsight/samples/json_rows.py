@@ -7,9 +7,9 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
 
+from midsight.buckets.path import Place
 from midsight.errors import MidsightError, SampleError
 from midsight.samples import nesting
 from midsight.samples import rows as limits
@@ -50,7 +50,7 @@ LINES = JsonShape("lines")
 
 
 def json_columns(
-    path: Path, shape: JsonShape, limit: int | None, *, max_bytes: int | None = None, may_be_empty: bool = False
+    path: Place, shape: JsonShape, limit: int | None, *, max_bytes: int | None = None, may_be_empty: bool = False
 ) -> tuple[str, ...]:
     """Every name that occurs in the first `limit` rows; raises MidsightError if there is none, unless it may be.
 
@@ -77,7 +77,7 @@ def json_columns(
     return tuple(columns)
 
 
-def json_rows(path: Path, shape: JsonShape, key_column: str = "") -> Iterator[Row]:
+def json_rows(path: Place, shape: JsonShape, key_column: str = "") -> Iterator[Row]:
     """All rows of a file that are not blank; one that cannot be read has a problem and no cells.
 
     The name of a member becomes the cell of `key_column`.

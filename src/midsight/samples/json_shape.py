@@ -6,9 +6,9 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import BinaryIO, NoReturn, cast
 
+from midsight.buckets.path import Place
 from midsight.errors import MidsightError, Option
 from midsight.samples import rows as limits
 from midsight.samples.folders import IMAGE_SUFFIXES
@@ -154,7 +154,7 @@ class _Search:
         return False
 
 
-def json_shape(path: Path, split: str | None = None, *, beginning: bool = False) -> JsonShape:
+def json_shape(path: Place, split: str | None = None, *, beginning: bool = False) -> JsonShape:
     """How the file holds its rows, whatever its name ends in; `split` names one of several lists in an object.
 
     With `beginning`, a list at the beginning of an object is taken as its rows although another list may follow, and an
@@ -185,7 +185,7 @@ def json_shape(path: Path, split: str | None = None, *, beginning: bool = False)
     return JsonShape("object", offset) if shape is LINES and is_alone else shape
 
 
-def _shape_of_object(path: Path, offset: int, members: _Members, split: str | None) -> JsonShape:
+def _shape_of_object(path: Place, offset: int, members: _Members, split: str | None) -> JsonShape:
     """The shape of a file that is one object: a row, a table within, or rows by id."""
     if _holds_columns(members):
         raise MidsightError(f"{path} holds columns, not rows; with pandas, write to_json(..., orient='records').")
@@ -210,7 +210,7 @@ def _shape_of_object(path: Path, offset: int, members: _Members, split: str | No
     return JsonShape("members", offset) if members.are_objects else LINES
 
 
-def _shape_by_beginning(path: Path, offset: int, members: _Members) -> JsonShape:
+def _shape_by_beginning(path: Place, offset: int, members: _Members) -> JsonShape:
     """The shape of an object whose beginning has no list of rows: rows by id, if its members look like rows.
 
     If they do not, it is a long row, unless the file's name promises one value; then this raises MidsightError.
@@ -261,7 +261,7 @@ def _name_of(token: bytes) -> str:
         return text_of(token[1:-1])
 
 
-def choose_split(path: Path | str, splits: Sequence[str], split: str | None) -> str:
+def choose_split(path: Place | str, splits: Sequence[str], split: str | None) -> str:
     """The split with this name, or the only one; raises MidsightError."""
     if split is None and len(splits) == 1:
         return splits[0]
@@ -272,14 +272,14 @@ def choose_split(path: Path | str, splits: Sequence[str], split: str | None) -> 
     return split
 
 
-def _refuse_split(path: Path, members: _Members, split: str) -> NoReturn:
+def _refuse_split(path: Place, members: _Members, split: str) -> NoReturn:
     """Raises MidsightError for a list that an object does not have; `members` are those at its beginning."""
     if lists := members.lists or _inner_lists(members):
         choose_split(path, list(lists), split)
     raise MidsightError(f"{path} has no splits; leave ", Option("split", split), " out.")
 
 
-def _is_named(path: Path, split: str) -> bool:
+def _is_named(path: Place, split: str) -> bool:
     """Whether a file may have a list named `split`, or `OUTER.INNER`: whether such a name is anywhere in it.
 
     Looking for a name is much faster than reading what a whole file holds. A name that JSON may spell in several ways
@@ -300,7 +300,7 @@ def _is_named(path: Path, split: str) -> bool:
     return False
 
 
-def _read_members(path: Path, offset: int, ends: frozenset[str], *, is_bounded: bool) -> _Members:
+def _read_members(path: Place, offset: int, ends: frozenset[str], *, is_bounded: bool) -> _Members:
     """The members of the object at the offset and of objects in it, as far as they decide its shape.
 
     A list whose name is in `ends` is the table, and ends the search. If the search `is_bounded`, the beginning of the

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+
+from midsight.buckets.path import Place
 
 
 @dataclass(frozen=True, slots=True)
 class TextLocation:
     """A row of a JSONL, JSON, CSV or TSV file."""
 
-    file: Path
+    file: Place
     """The file."""
     offset_bytes: int
     """Where the row begins in the file."""
@@ -28,7 +29,7 @@ class TextLocation:
 class TableLocation:
     """A row of a Parquet file or of an Arrow stream file."""
 
-    file: Path
+    file: Place
     """The file."""
     group: int
     """Parquet: index of the row group, from 0. Arrow: byte offset of the record batch."""
@@ -42,7 +43,7 @@ class TableLocation:
 class TarLocation:
     """A row of a WebDataset shard."""
 
-    file: Path
+    file: Place
     """The tar file."""
     number: int
     """Row of the whole table, from 1; used in messages."""

@@ -8,11 +8,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from midsight.errors import Option, counted
+from midsight.buckets.path import BucketPath, Place
+from midsight.errors import Option, RefusedError, counted
+from midsight.samples.objects import forms_of
 from midsight.samples.sample import ImageSource
 
 MOST_FILES = 100_000
 """Files that are looked for; of more, as many are looked for at equal distances."""
+MOST_OBJECTS = 1_000
+"""The same for objects, each of which takes a request."""
 LOOKING = 16
 """Threads that look, because a network disk answers slowly."""
 MOST_FOLDERS = 1_000
@@ -29,7 +33,7 @@ class MissingImages:
     """How many of them were looked for."""
     missing: int
     """How many of those do not exist."""
-    first: Path
+    first: Place
     """The first that does not exist."""
     likely: Path | None
     """A folder that holds that file under the same name; None if none was found."""
@@ -45,18 +49,18 @@ class MissingImages:
         return (f"{looked}{first} {self.first}", *(found if self.likely else ()), ".")
 
 
-def find_missing(images: Iterable[ImageSource], root: Path) -> MissingImages | None:
+def find_missing(images: Iterable[ImageSource], root: Place) -> MissingImages | None:
     """Looks for those of the images that are files; None if all that were looked for exist.
 
     `root` is the folder that paths start from.
     """
-    chosen, count, step = list[Path](), 0, 1
+    chosen, count, step = list[Place](), 0, 1
     for image in images:
-        if isinstance(image, Path):
+        if isinstance(image, Path | BucketPath):
             if count % step == 0:
                 chosen.append(image)
             count += 1
-        if len(chosen) > MOST_FILES:
+        if chosen and len(chosen) > (MOST_FILES if isinstance(chosen[0], Path) else MOST_OBJECTS):
             chosen, step = chosen[::2], 2 * step
     if step == 1:  # of more, each would take memory for its hash
         chosen = [*dict.fromkeys(chosen)]
@@ -68,8 +72,10 @@ def find_missing(images: Iterable[ImageSource], root: Path) -> MissingImages | N
     return MissingImages(count, len(chosen), len(missing), missing[0], likely_folder(missing[0], root))
 
 
-def does_not_exist(file: Path) -> bool:
+def does_not_exist(file: Place) -> bool:
     """Whether there is no such file; one that cannot be asked about counts as there, and fails with its own reason."""
+    if isinstance(file, BucketPath):
+        return not any(map(_may_exist, forms_of(file)))
     try:
         file.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -79,8 +85,20 @@ def does_not_exist(file: Path) -> bool:
     return False
 
 
-def likely_folder(missing: Path, root: Path) -> Path | None:
-    """The folder near `root` or the current one from which the missing file's name leads to a file."""
+def _may_exist(file: BucketPath) -> bool:
+    try:
+        return file.is_file()
+    except RefusedError:
+        return True
+
+
+def likely_folder(missing: Place, root: Place) -> Path | None:
+    """The folder near `root` or the current one from which the missing file's name leads to a file.
+
+    None in a bucket, where nothing is looked for.
+    """
+    if not isinstance(missing, Path) or not isinstance(root, Path):
+        return None
     root = root.resolve()
     if not missing.is_relative_to(root):
         return None

@@ -9,8 +9,9 @@ from typing import Any
 from midsight.errors import MidsightError
 from midsight.samples.in_memory import is_stream, is_table
 from midsight.samples.options import DEFAULT_OPTIONS, DatasetOptions
+from midsight.samples.places import HUB_PREFIX, is_hub_file
 from midsight.samples.sample import Sample
-from midsight.samples.streams import HUB_PREFIX, SampleStream, open_hub
+from midsight.samples.streams import SampleStream, open_hub
 from midsight.samples.tables import (
     AcceptColumns,
     Dataset,
@@ -31,7 +32,8 @@ def open_dataset(
     """The samples of a table file, Parquet shards, a saved Hugging Face dataset, a folder of images, or pairs.
 
     A list of dicts, a pandas or polars frame, an Arrow table and a `datasets.Dataset` are read like a table file.
-    A name like hf://owner/name opens a dataset on the Hugging Face Hub, which is streamed; any other text is a path.
+    A name like hf://owner/name opens a dataset on the Hugging Face Hub, which is streamed. Any other text is a path, or
+    an address: s3://, gs:// and az://, or hf://datasets/owner/name/file, which is downloaded.
     `options` apply to files and streams, and `accept` to files, as in `read_table`.
 
     Raises MidsightError for a dataset that cannot be opened.
@@ -46,6 +48,6 @@ def open_dataset(
         return read_memory(data, options)
     if not isinstance(data, str | Path):
         return make_samples(data)
-    if str(data).startswith(HUB_PREFIX):
+    if str(data).startswith(HUB_PREFIX) and not is_hub_file(data):
         return open_hub(str(data), options)
     return read_table(data, options, accept=accept)

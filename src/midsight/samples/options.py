@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypedDict
 
+from midsight.buckets.path import Place
+
 ResolvedOptions = Mapping[str, str | bool | None]
 """The options that a dataset was read with: field of DatasetOptions -> the value in use."""
 
@@ -16,7 +18,8 @@ class DatasetOptions:
     """Which columns, rows and images of a dataset are used.
 
     Args:
-        images: Folder that image paths start from and must stay inside. Default: the table's own folder.
+        images: Folder, or its address, that image paths start from and must stay inside. Default: the table's own
+            folder.
         image_column: Column of the images, or several, in order; or a pattern of paths like `{image_id:012}.jpg`.
             Default: `image`, or the columns of a known benchmark, or the first of the usual names.
         question_column: Column of the questions. Default: `question`, or the one of a known benchmark, or the first of
@@ -34,7 +37,7 @@ class DatasetOptions:
         follow_links: Follow links to files and folders outside the folder of the images. Default: False.
     """
 
-    images: str | Path | None = None
+    images: str | Place | None = None
     image_column: str | Sequence[str] | None = None
     question_column: str | None = None
     answer_column: str | None = None
@@ -50,7 +53,7 @@ class DatasetOptions:
 class DatasetKeywords(TypedDict, total=False):
     """The fields of DatasetOptions as keyword arguments."""
 
-    images: str | Path | None
+    images: str | Place | None
     image_column: str | Sequence[str] | None
     question_column: str | None
     answer_column: str | None
@@ -69,9 +72,9 @@ NOT_RECORDED = ("answers_from", "on", "follow_links")
 
 
 def resolved_options(
-    options: DatasetOptions, *, images: Path | None = None, columns: Mapping[str, str | None] | None = None
+    options: DatasetOptions, *, images: Place | None = None, columns: Mapping[str, str | None] | None = None
 ) -> ResolvedOptions:
-    """The options that a run records, with the values in use: the `images` folder as an absolute path.
+    """The options that a run records, with the values in use: the `images` folder as an absolute path or address.
 
     `columns` are by option name. The content of `answers_from` counts as content of the dataset, and a link that is not
     followed is a failure.

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import overload
 
+from midsight.buckets.path import BucketPath
 from midsight.samples.sample import ImageSource, Sample, SampleKey
 
 _as_text = json.JSONEncoder(ensure_ascii=False, check_circular=False, separators=(",", ":")).encode
@@ -31,8 +32,9 @@ class PackedSamples(Sequence[Sample]):
         self._id_ends = array("q")
         self._reference_ends = array("q")
         self._indices = array("q")
-        self._folders: list[str] = []
-        self._numbers_of_folders: dict[str, int] = {}
+        self._folders: list[tuple[str, str]] = []
+        """Bucket, empty on a disk, and the beginning of a path."""
+        self._numbers_of_folders: dict[tuple[str, str], int] = {}
         self._folder_numbers = array("i")
         self._images: dict[int, tuple[ImageSource, ...]] = {}
 
@@ -53,12 +55,13 @@ class PackedSamples(Sequence[Sample]):
 
     def _number_of_folder(self, sample: Sample) -> int | None:
         """The number of what stands before the reference in the path of the sample's one file; None for others."""
-        if len(sample.images) != 1 or not isinstance(sample.images[0], Path):
+        image = sample.images[0] if len(sample.images) == 1 else None
+        if not isinstance(image, Path | BucketPath):
             return None
-        path = str(sample.images[0])
+        bucket, path = image.root if isinstance(image, BucketPath) else "", str(image)
         if not path.endswith(sample.image):
             return None
-        folder = path.removesuffix(sample.image)
+        folder = bucket, path.removesuffix(sample.image)
         if folder not in self._numbers_of_folders:
             if len(self._folders) == MOST_FOLDERS:
                 return None
@@ -77,7 +80,9 @@ class PackedSamples(Sequence[Sample]):
         number = self._folder_numbers[position]
         if number < 0:
             return self._images[position]
-        return (Path(self._folders[number] + self._reference(position)),)
+        bucket, folder = self._folders[number]
+        path = folder + self._reference(position)
+        return (BucketPath(bucket, path.removeprefix(f"{bucket}/")) if bucket else Path(path),)
 
     def __len__(self) -> int:
         return len(self._folder_numbers)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
+from midsight.buckets.path import Place
 from midsight.errors import SampleError
 from midsight.samples.answers import number_of_id, reference_answers, text_of_id
 from midsight.samples.columnar import json_value
@@ -33,7 +33,7 @@ class SampleMaker:
     """Makes the samples of one table."""
 
     def __init__(
-        self, table: Table, roles: Roles, root: Path | None, *, allow_urls: bool = False, follow_links: bool = False
+        self, table: Table, roles: Roles, root: Place | None, *, allow_urls: bool = False, follow_links: bool = False
     ) -> None:
         """`root` is the folder of image files; a stream may have none."""
         self._table = table

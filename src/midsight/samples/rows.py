@@ -6,9 +6,9 @@ import itertools
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
+from midsight.buckets.path import Place
 from midsight.errors import MidsightError, Option, SampleError
 from midsight.samples.locations import RowLocation
 
@@ -46,7 +46,7 @@ class Row:
 class Table:
     """A dataset before its rows become samples; rows are read one by one."""
 
-    path: Path | str
+    path: Place | str
     """As the user named it."""
     kind: TableKind
     """How rows are stored."""
@@ -58,7 +58,7 @@ class Table:
     """Hash of the file's bytes; for several files, of their digests in order. It takes as long as reading them."""
     rows: Callable[[Collection[str]], Iterator[Row]]
     """Names of the image columns -> the rows, without blank lines."""
-    root: Path
+    root: Place
     """The folder that image paths start from by default."""
     binary_columns: frozenset[str] = frozenset()
     """Columns that hold bytes; they are not read, except for image columns."""
@@ -93,7 +93,7 @@ def shortened_json(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def read_lines(file: BinaryIO, path: Path) -> Iterator[tuple[int, int, bytes]]:
+def read_lines(file: BinaryIO, path: Place) -> Iterator[tuple[int, int, bytes]]:
     """Yields number from 1, offset in bytes, and bytes of each line, without byte order mark.
 
     A line longer than MAX_ROW_BYTES is cut off after one byte more. Raises MidsightError for UTF-16.
@@ -107,7 +107,7 @@ def read_lines(file: BinaryIO, path: Path) -> Iterator[tuple[int, int, bytes]]:
         offset += len(line) + skip_rest(file, line)
 
 
-def skip_byte_order_mark(file: BinaryIO, path: Path) -> int:
+def skip_byte_order_mark(file: BinaryIO, path: Place) -> int:
     """Moves to the beginning of the text and returns its offset in bytes; raises MidsightError for UTF-16."""
     mark = file.read(3)
     if mark.startswith((b"\xff\xfe", b"\xfe\xff")):

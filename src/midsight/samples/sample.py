@@ -5,16 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from PIL import Image
 
+from midsight.buckets.path import Place
 from midsight.errors import counted
 from midsight.samples.locations import EmbeddedImage, ImageUrl
 
-ImageSource = Path | bytes | Image.Image | EmbeddedImage | ImageUrl
-"""An image of a sample: a file, encoded bytes, a decoded image, an image inside a table, or a web address."""
+ImageSource = Place | bytes | Image.Image | EmbeddedImage | ImageUrl
+"""An image of a sample: a file or object, encoded bytes, a decoded image, one inside a table, or a web address."""
 
 
 @dataclass(frozen=True, slots=True)

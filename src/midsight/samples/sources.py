@@ -10,8 +10,10 @@ from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from midsight.buckets.path import BucketPath, Place
+from midsight.buckets.reading import ahead
 from midsight.errors import MidsightError, Option, first_line
 from midsight.samples import nesting
 from midsight.samples.columnar import joint_sha256, open_arrow, open_parquet
@@ -54,13 +56,13 @@ _METADATA = ("dataset_info.json", "dataset_infos.json")
 _SHARD = re.compile(r"(?P<split>.+?)-(?P<number>\d{5})-of-(?P<count>\d{5})(?:-[0-9a-f]+)?")
 
 
-def open_beginning(path: Path, split: str | None = None, limit: int | None = None) -> Table | None:
+def open_beginning(path: Place, split: str | None = None, limit: int | None = None) -> Table | None:
     """The table as the beginning of its first files shows it, if reading all of them takes long.
 
     None if they are small, or if the beginning shows no columns. Raises MidsightError like `open_table`.
     """
     try:
-        is_large = sum(map(_text_bytes, _files_of(path))) > LARGE_BYTES or _is_nested(_files_of(path))
+        is_large = sum(ahead(_files_of(path), _text_bytes)) > LARGE_BYTES or _is_nested(_files_of(path))
     except OSError:
         return None
     if not is_large:
@@ -69,35 +71,44 @@ def open_beginning(path: Path, split: str | None = None, limit: int | None = Non
     return table if table.columns else None
 
 
-def _files_of(path: Path) -> Iterable[Path]:
+def _files_of(path: Place) -> Iterable[Place]:
     """The files that a path may stand for: the file itself, those of a folder, or those that match a pattern."""
-    if path.is_dir():
-        return chain(path.iterdir(), (path / "data").glob("*"))
+    if is_folder(path):
+        return chain(_entries(path), (path / "data").glob("*"))
     if not path.exists() and _is_pattern(path):
         root = _fixed_folder(path)
-        return root.glob(str(path.relative_to(root)))
+        return root.glob(str(cast("Any", path).relative_to(root)))
     return [path]
 
 
-def _text_bytes(file: Path) -> int:
+def _entries(folder: Place) -> Iterable[Place]:
+    """What is in a folder; in a bucket only the objects."""
+    return folder.files() if isinstance(folder, BucketPath) else folder.iterdir()
+
+
+def _text_bytes(file: Place) -> int:
     """How large a file is, decompressed if its name says that it is compressed; 0 if it is not a file of a table."""
     if not _kind(file) or not file.is_file():
         return 0
     return file.stat().st_size * (COMPRESSION if file.suffix.lower() in COMPRESSED else 1)
 
 
-def _is_nested(files: Iterable[Path]) -> bool:
+def _is_nested(files: Iterable[Place]) -> bool:
     """Whether small JSON files hold so many lists, objects and texts that reading them takes long."""
     nested = 0
-    for file in files:
-        if _text_bytes(file) and _kind(file) in ("json", "jsonl"):
-            nested += count_nested(file.read_bytes())
+    for count in ahead(files, _nested_in):
+        nested += count
         if nested > nesting.MAX_NESTED:
             return True
     return False
 
 
-def open_table(path: Path, split: str | None = None, limit: int | None = None, *, beginning: bool = False) -> Table:
+def _nested_in(file: Place) -> int:
+    is_json = _kind(file) in ("json", "jsonl")
+    return count_nested(file.read_bytes()) if is_json and _text_bytes(file) else 0
+
+
+def open_table(path: Place, split: str | None = None, limit: int | None = None, *, beginning: bool = False) -> Table:
     """The table in a file, in files that match a pattern like `data/train-*.parquet`, or in a folder.
 
     A folder holds table files of one kind or a dataset that `datasets` saved; `split` chooses one of several splits.
@@ -122,32 +133,32 @@ def open_table(path: Path, split: str | None = None, limit: int | None = None, *
         raise MidsightError(f"{path} cannot be read: {first_line(error)}; copy or download it again.") from error
 
 
-def _is_pattern(path: Path) -> bool:
+def _is_pattern(path: Place) -> bool:
     return any(sign in str(path) for sign in "*?[")
 
 
-def _fixed_folder(pattern: Path) -> Path:
+def _fixed_folder(pattern: Place) -> Place:
     """The folder before the first part of a pattern that has a sign in it."""
     return next(folder for folder in pattern.parents if not any(sign in str(folder) for sign in "*?["))
 
 
-def _with_left_out(table: Table, path: Path, found: Iterable[Path], read: Collection[Path]) -> Table:
+def _with_left_out(table: Table, path: Place, found: Iterable[Place], read: Collection[Place]) -> Table:
     """The table with a note on the files that were found beside those that are read; images may belong to rows."""
     others = (
         file for file in found if not file.name.lower().endswith(IMAGE_SUFFIXES) and not file.name.startswith(".")
     )
-    suffixes = (file.suffix.lower() for file in {*others} - {*read} if file.is_file())
+    suffixes = (file.suffix.lower() for file in {*others} - {*read} if isinstance(file, BucketPath) or file.is_file())
     note = describe_left_out(path, Counter(f"*{suffix}" if suffix else "without suffix" for suffix in suffixes))
     return replace(table, notes=(*table.notes, note)) if note else table
 
 
-def _kind(path: Path) -> TableKind | None:
+def _kind(path: Place) -> TableKind | None:
     kind = _KINDS.get(table_suffix(path))
     return None if kind in ("parquet", "tar", "arrow") and path.suffix.lower() in COMPRESSED else kind
 
 
 def _open_files(
-    path: Path, files: Sequence[Path], root: Path, split: str | None, limit: int | None, *, beginning: bool = False
+    path: Place, files: Sequence[Place], root: Place, split: str | None, limit: int | None, *, beginning: bool = False
 ) -> Table:
     """The rows of files of one kind, one file after the other."""
     kinds = {_kind(file) for file in files}
@@ -165,8 +176,8 @@ def _open_files(
         raise MidsightError(f"{path} has tables of several kinds ({names}); name one, or a pattern like '*.jsonl'.")
     kind = _kind(_validate_files(files)[0])
     files = files[:FILES_LOOKED_AT] if beginning else files
-    for file in files:
-        require_table(file, text=kind in ("jsonl", "json", "csv", "tsv"))
+    for _ in ahead(files, partial(require_table, text=kind in ("jsonl", "json", "csv", "tsv"))):
+        pass
     if split is not None and kind != "json":
         raise MidsightError(f"{path} has no splits; leave ", Option("split", split), " out.")
     if kind == "parquet":
@@ -184,7 +195,7 @@ def _open_files(
 
 
 def _open_text(
-    path: Path,
+    path: Place,
     kind: Any,
     split: str | None,
     limit: int | None,
@@ -214,13 +225,13 @@ def _open_text(
     return _text_table(path, kind, "element", (key, *columns), rows, id_column=key, other_rows=other_rows)
 
 
-def _text_table(path: Path, kind: Any, unit: Any, columns: tuple[str, ...], rows: Any, **options: Any) -> Table:
+def _text_table(path: Place, kind: Any, unit: Any, columns: tuple[str, ...], rows: Any, **options: Any) -> Table:
     return Table(
         path, kind, unit, columns, lambda: joint_sha256([path]), lambda _: guarded(path, rows()), path.parent, **options
     )
 
 
-def _join(path: Path, files: Sequence[Path], tables: Sequence[Table], root: Path) -> Table:
+def _join(path: Place, files: Sequence[Place], tables: Sequence[Table], root: Place) -> Table:
     """Text files of one kind as one table; raises MidsightError if the headers of CSV or TSV differ."""
     columns = dict.fromkeys(name for table in tables for name in table.columns)
     for file, table in zip(files, tables, strict=True):
@@ -246,7 +257,7 @@ def _placed(table: Table, images: Collection[str]) -> Iterator[Row]:
     return (replace(row, place=f"{table.path}, {table.unit} {row.number}") for row in table.rows(images))
 
 
-def _open_folder(path: Path, split: str | None, limit: int | None, *, beginning: bool) -> Table:
+def _open_folder(path: Place, split: str | None, limit: int | None, *, beginning: bool) -> Table:
     if (path / "dataset_dict.json").is_file():
         names = _read_object(path / "dataset_dict.json").get("splits")
         splits = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
@@ -259,7 +270,7 @@ def _open_folder(path: Path, split: str | None, limit: int | None, *, beginning:
     return _open_shards(path, split, limit, beginning=beginning)
 
 
-def _open_shards(path: Path, split: str | None, limit: int | None, *, beginning: bool) -> Table:
+def _open_shards(path: Place, split: str | None, limit: int | None, *, beginning: bool) -> Table:
     """The table files of a folder; those named like `train-00000-of-00004.parquet` are shards of a split."""
     shards = _shards(path)
     if not shards and is_folder(path / "data"):
@@ -276,7 +287,7 @@ def _open_shards(path: Path, split: str | None, limit: int | None, *, beginning:
     splits = [stem for stem in stems.values() if stem in NAMES_OF_SPLITS]
     if split is None and len(splits) < 2 and not any(matched.values()):
         table = _open_files(path, shards, path, None, limit, beginning=beginning)
-        return _with_left_out(table, path, path.iterdir(), shards)
+        return _with_left_out(table, path, _entries(path), shards)
     split_of = {file: match["split"] if match else stems[file] for file, match in matched.items()}
     chosen = choose_split(path, list(dict.fromkeys(split_of.values())), split)
     files = [file for file in shards if split_of[file] == chosen]
@@ -284,12 +295,12 @@ def _open_shards(path: Path, split: str | None, limit: int | None, *, beginning:
     if counts and counts != {len(files)}:
         raise MidsightError(f"{path} has {len(files)} of the {max(counts)} files of {chosen}; download the others.")
     table = _open_files(path, files, path, None, limit, beginning=beginning)
-    return _with_left_out(table, path, path.iterdir(), shards)
+    return _with_left_out(table, path, _entries(path), shards)
 
 
-def _shards(path: Path) -> Sequence[Path]:
+def _shards(path: Place) -> Sequence[Place]:
     """The Parquet files of a folder; without them its tar or Arrow files, else its text files, `.json` last."""
-    found = (file for file in path.iterdir() if _kind(file) and not file.name.startswith("."))
+    found = (file for file in _entries(path) if _kind(file) and not file.name.startswith("."))
     files = sorted(file for file in found if file.name not in _METADATA)
     for kinds in (("parquet",), ("tar",), ("arrow",), ("jsonl", "csv", "tsv"), ("json",)):
         if chosen := [file for file in files if _kind(file) in kinds]:
@@ -297,7 +308,7 @@ def _shards(path: Path) -> Sequence[Path]:
     return ()
 
 
-def _open_saved(path: Path) -> Table:
+def _open_saved(path: Place) -> Table:
     """A dataset that `datasets` saved: its state.json names the files."""
     state = path / "state.json"
     _validate_files([state])
@@ -311,7 +322,7 @@ def _open_saved(path: Path) -> Table:
     return open_arrow(path, _validate_files([path / str(name) for name in names]), path)
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def _read_object(path: Place) -> dict[str, Any]:
     """The JSON object in a file; empty if the file holds another value."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -320,10 +331,10 @@ def _read_object(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _validate_files(files: Sequence[Path]) -> Sequence[Path]:
+def _validate_files(files: Sequence[Place]) -> Sequence[Place]:
     """The files; raises MidsightError unless all are regular: opening a pipe would wait, and a device may never end."""
-    for file in files:
-        if not file.is_file():
+    for file, is_file in zip(files, ahead(files, lambda file: file.is_file()), strict=True):
+        if not is_file:
             problem = "is not a regular file" if file.exists() else "does not exist"
             raise MidsightError(f"{file} {problem}; give a table file.")
     return files

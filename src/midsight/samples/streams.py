@@ -17,23 +17,23 @@ from midsight.samples.columnar import binary_columns
 from midsight.samples.extras import ExtraType, type_of_column
 from midsight.samples.one_question import with_question
 from midsight.samples.options import DEFAULT_OPTIONS, DatasetOptions, ResolvedOptions, resolved_options
+from midsight.samples.places import find_place
 from midsight.samples.roles import Roles, assign_roles
 from midsight.samples.row_to_sample import SampleMaker
 from midsight.samples.rows import Row, Table
 from midsight.samples.sample import Failure, Sample, SampleOrFailure, make_sample_id
 
-HUB_PREFIX = "hf://"
 LOOK_AHEAD_ROWS = 1_000
 LOOK_AHEAD_BYTES = 256_000_000
 
 T = TypeVar("T")
 
-_NAME = re.compile(r"hf://(?P<repository>[\w.-]+/[\w.-]+)(?:/(?P<config>[^/@]+))?(?:@(?P<revision>\S+))?")
+_NAME = re.compile(r"hf://(?:datasets/)?(?P<repository>[\w.-]+/[\w.-]+)(?:/(?P<config>[^/@]+))?(?:@(?P<revision>\S+))?")
 
 
 @dataclass(frozen=True)
 class HubDataset:
-    """A dataset on the Hugging Face Hub, spelled `hf://owner/name[/config][@revision]`."""
+    """A dataset on the Hugging Face Hub, spelled `hf://[datasets/]owner/name[/config][@revision]`."""
 
     repository: str
     """owner/name."""
@@ -111,7 +111,7 @@ def stream_rows(
     table = with_question(table, options)
     roles = assign_roles(table, options)
     roles = replace(roles, id_is_extra=roles.id_is_guessed)
-    images = None if options.images is None else Path(options.images)
+    images = None if options.images is None else find_place(options.images)
     not_extras = roles.not_extras | binary
     maker = partial(SampleMaker, table, roles, images, allow_urls=options.allow_urls, follow_links=options.follow_links)
     reading: list[_Reading] = []

@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from midsight.errors import MidsightError, Option, RepeatedIdError, SampleError
+from midsight.buckets.path import Place, is_bucket_address, to_place
+from midsight.errors import MidsightError, Option, RefusedError, RepeatedIdError, SampleError
 from midsight.samples.answers import columns_to_join, join_answers
 from midsight.samples.columns import ColumnSource, prompt_columns
 from midsight.samples.embedded import embedded_bytes
@@ -31,6 +32,7 @@ from midsight.samples.locations import ImageUrl
 from midsight.samples.one_question import with_question
 from midsight.samples.options import DEFAULT_OPTIONS, DatasetOptions, ResolvedOptions, resolved_options
 from midsight.samples.packed import PackedSamples
+from midsight.samples.places import find_place
 from midsight.samples.questions import Questions
 from midsight.samples.roles import Roles, assign_roles
 from midsight.samples.row_to_sample import SampleMaker
@@ -57,7 +59,7 @@ class Dataset:
     """Column beyond image, question, answer and id -> the type that holds all its values."""
     sha256: str
     """Hex hash of the table's bytes, of a folder's question and image names, or of samples from Python."""
-    path: Path | None
+    path: Place | None
     """The table or folder; None for samples from Python."""
     rows: int
     """Number of rows: samples and failures."""
@@ -81,6 +83,8 @@ def read_table(
 ) -> Dataset:
     """Reads a table file, a pattern or folder of shards, a saved Hugging Face dataset or a folder of images.
 
+    Each may be on a disk, in a bucket or on the hub.
+
     `limit` keeps the first rows only. `accept` sees the columns of a large table with a header before its rows are
     read, and may refuse them. Image files are first read when they are decoded, and images inside the table stay there
     until then. Every column without a role is an extra, except for columns of bytes; extras keep their values, which
@@ -89,14 +93,25 @@ def read_table(
     Raises MidsightError for a problem of the whole table: a file that cannot be read or has an unknown format, a
     missing column, repeated ids in a column that was named.
     """
-    path = Path(path)
+    place = find_place(path)
     if limit is not None and limit < 1:
         raise MidsightError(Option("limit"), f" is {limit}; give 1 or more.")
-    if options.images is not None and not is_folder(Path(options.images)):
-        named = Option("images")
-        raise MidsightError(f"{options.images} is not a folder; name the folder of the images with ", named, ".")
-    table, options = _open(path, options, limit, accept)
-    return _read_with_roles(path, table, options, limit)
+    if options.images is not None:
+        images = find_place(options.images)
+        if not _may_be_folder(images):
+            named = Option("images")
+            raise MidsightError(f"{options.images} is not a folder; name the folder of the images with ", named, ".")
+        options = replace(options, images=images)
+    table, options = _open(place, options, limit, accept)
+    return _read_with_roles(place, table, options, limit)
+
+
+def _may_be_folder(path: Place) -> bool:
+    """Whether the path is a folder; one that the user may not list is read image by image."""
+    try:
+        return is_folder(path)
+    except RefusedError:
+        return True
 
 
 def read_memory(data: Any, options: DatasetOptions = DEFAULT_OPTIONS) -> Dataset:
@@ -110,7 +125,7 @@ def read_memory(data: Any, options: DatasetOptions = DEFAULT_OPTIONS) -> Dataset
     return replace(dataset, sha256=digest(dataset.samples))
 
 
-def _read_with_roles(path: Path | None, table: Table, options: DatasetOptions, limit: int | None) -> Dataset:
+def _read_with_roles(path: Place | None, table: Table, options: DatasetOptions, limit: int | None) -> Dataset:
     """All samples of a table; guessed ids that repeat are left out."""
     roles = assign_roles(table, options)
     try:
@@ -123,9 +138,9 @@ def _read_with_roles(path: Path | None, table: Table, options: DatasetOptions, l
         return _read(path, table, roles, options, limit)
 
 
-def _read(path: Path | None, table: Table, roles: Roles, options: DatasetOptions, limit: int | None) -> Dataset:
+def _read(path: Place | None, table: Table, roles: Roles, options: DatasetOptions, limit: int | None) -> Dataset:
     """All samples of a table; raises RepeatedIdError if two rows have one id."""
-    root = table.root if options.images is None else Path(options.images)
+    root = table.root if options.images is None else find_place(options.images)
     make = SampleMaker(table, roles, root, allow_urls=options.allow_urls, follow_links=options.follow_links)
     numbers = array("q")
 
@@ -152,7 +167,7 @@ def _extras(table: Table, roles: Roles) -> list[str]:
 
 
 def _open(
-    path: Path, options: DatasetOptions, limit: int | None, accept: AcceptColumns
+    path: Place, options: DatasetOptions, limit: int | None, accept: AcceptColumns
 ) -> tuple[Table, DatasetOptions]:
     """The table, with its answers joined; and the options, with the column of those answers."""
     if options.question is not None and is_folder(path) and options.split is None:
@@ -203,8 +218,8 @@ def _collect(
 def make_samples(items: Iterable[Pair | Sample]) -> Dataset:
     """The dataset of (image, question) pairs and Samples, in their order.
 
-    An image is a path, a web address, encoded bytes, a decoded image, or a list of these. Paths and addresses may lead
-    anywhere, because the caller chose them.
+    An image is a path, an address on the web or in a bucket, encoded bytes, a decoded image, or a list of these. Paths
+    and addresses may lead anywhere, because the caller chose them.
     A Sample keeps its id, and its `input_index` becomes its index in the list. `sha256` covers ids, image references
     and questions, but no pixels.
 
@@ -259,6 +274,8 @@ def _image_of_pair(image: Any) -> tuple[str, ImageSource] | None:
     match image:
         case str() if is_web_address(image):
             return image, ImageUrl(image)
+        case str() if is_bucket_address(image):
+            return image, to_place(image)
         case str() if image[:5].lower() == "data:" and (encoded := embedded_bytes(image)) is not None:
             return "", encoded
         case str() | Path():

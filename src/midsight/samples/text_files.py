@@ -8,10 +8,12 @@ import lzma
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
-from pathlib import Path
+from pathlib import PurePath
 from threading import Lock
 from typing import Any, BinaryIO, TypeVar
 
+from midsight.buckets.blocks import open_in_blocks, read_span
+from midsight.buckets.path import BucketPath, Place
 from midsight.errors import MidsightError, first_line
 from midsight.samples.locations import TextLocation
 
@@ -37,32 +39,41 @@ UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError)
 _lock = Lock()
 
 
-def table_suffix(path: Path) -> str:
+def table_suffix(path: Place) -> str:
     """The suffix that says what a file holds: `.jsonl` for `a.jsonl` and for `a.jsonl.gz`."""
     suffix = path.suffix.lower()
-    return Path(path.stem).suffix.lower() if suffix in COMPRESSED else suffix
+    return PurePath(path.stem).suffix.lower() if suffix in COMPRESSED else suffix
 
 
-def table_stem(path: Path) -> str:
+def table_stem(path: Place) -> str:
     """The name without the suffixes that say how the file is stored: `a` for `a.jsonl.gz`."""
-    return Path(path.stem).stem if path.suffix.lower() in COMPRESSED else path.stem
+    return PurePath(path.stem).stem if path.suffix.lower() in COMPRESSED else path.stem
 
 
-def open_bytes(path: Path) -> BinaryIO:
+def open_bytes(path: Place) -> BinaryIO:
     """The file, decompressed while it is read; its first bytes say whether it is compressed, whatever its name."""
     compressed = COMPRESSED.get(_compression(path))
-    return compressed(path, "rb") if compressed else path.open("rb")
+    if compressed is None:
+        return open_in_blocks(path)
+    return compressed(open_in_blocks(path) if isinstance(path, BucketPath) else path, "rb")
 
 
-def _compression(path: Path) -> str:
+def _compression(path: Place) -> str:
     """The suffix of COMPRESSED that stands for how a file is compressed; empty if it is not."""
+    return _compression_in_bucket(path) if isinstance(path, BucketPath) else _compression_by_content(path)
+
+
+def _compression_by_content(path: Place) -> str:
     with path.open("rb") as file:
         begin = file.read(8)
     found = next((suffix for magic, suffix in _MAGIC.items() if begin.startswith(magic)), "")
     return found or (path.suffix.lower() if path.suffix.lower() in COMPRESSED else "")
 
 
-def require_table(path: Path, *, text: bool) -> None:
+_compression_in_bucket = lru_cache(maxsize=10_000)(_compression_by_content)
+
+
+def require_table(path: Place, *, text: bool) -> None:
     """Raises MidsightError, with what to do, if the file's first bytes say that it is surely not a table.
 
     `text` says whether the table should be text.
@@ -96,7 +107,7 @@ def describe_stand_in(begin: bytes) -> str:
     return ""
 
 
-def guarded(path: Path, items: Iterator[T]) -> Iterator[T]:
+def guarded(path: Place, items: Iterator[T]) -> Iterator[T]:
     """The items read from a file; what is wrong with its bytes becomes a MidsightError that names it."""
     try:
         yield from items
@@ -107,9 +118,7 @@ def guarded(path: Path, items: Iterator[T]) -> Iterator[T]:
 def read_again(location: TextLocation) -> bytes:
     """The bytes of a row; a compressed file stays open, because samples are read in the order of the table."""
     if not _compression(location.file):
-        with location.file.open("rb") as file:
-            file.seek(location.offset_bytes)
-            return file.read(location.length_bytes)
+        return read_span(location.file, location.offset_bytes, location.length_bytes)
     with _lock:
         file = _compressed_file(location.file)
         file.seek(location.offset_bytes)
@@ -117,10 +126,11 @@ def read_again(location: TextLocation) -> bytes:
 
 
 @lru_cache(maxsize=2)
-def _compressed_file(path: Path) -> BinaryIO:
+def _compressed_file(path: Place) -> BinaryIO:
     return open_bytes(path)
 
 
 def close_compressed_files() -> None:
     """Closes the files that stay open for the images in them."""
     _compressed_file.cache_clear()
+    _compression_in_bucket.cache_clear()

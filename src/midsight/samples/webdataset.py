@@ -10,9 +10,10 @@ import re
 import tarfile
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from midsight.buckets.blocks import open_in_blocks, read_span
+from midsight.buckets.path import Place
 from midsight.errors import MidsightError, first_line
 from midsight.samples.columnar import joint_sha256
 from midsight.samples.folders import IMAGE_SUFFIXES
@@ -44,7 +45,7 @@ class _Member(NamedTuple):
     """Number of its bytes."""
 
 
-def open_tar(path: Path, files: Sequence[Path], root: Path, limit: int | None, *, beginning: bool = False) -> Table:
+def open_tar(path: Place, files: Sequence[Place], root: Place, limit: int | None, *, beginning: bool = False) -> Table:
     """The rows of tar files, one file after the other; raises MidsightError if they hold none.
 
     With `beginning`, the first members of each file decide, and the table has no columns if not all kinds are there.
@@ -68,16 +69,14 @@ def open_tar(path: Path, files: Sequence[Path], root: Path, limit: int | None, *
 def read_member(location: TarLocation, column: str) -> bytes:
     """The bytes of one image, read again."""
     offset, length = next((offset, length) for name, offset, length in location.images if name == column)
-    with location.file.open("rb") as file:
-        file.seek(offset)
-        return file.read(length)
+    return read_span(location.file, offset, length)
 
 
-def _rows(files: Sequence[Path], images: Collection[str], most_members: int | None = None) -> Iterator[Row]:
+def _rows(files: Sequence[Place], images: Collection[str], most_members: int | None = None) -> Iterator[Row]:
     numbers = itertools.count(1)
     for path in files:
         try:
-            with path.open("rb") as file:
+            with open_in_blocks(path) as file:
                 for in_file, (key, members) in enumerate(_members_of_rows(path, most_members), start=1):
                     row = _row(path, file, key, members, next(numbers), images)
                     yield replace(row, place=f"{path}, row {in_file}")
@@ -85,7 +84,7 @@ def _rows(files: Sequence[Path], images: Collection[str], most_members: int | No
             raise MidsightError(f"{path} cannot be read: {first_line(error)}; copy or download it again.") from error
 
 
-def _members_of_rows(path: Path, most: int | None) -> list[tuple[str, list[_Member]]]:
+def _members_of_rows(path: Place, most: int | None) -> list[tuple[str, list[_Member]]]:
     """The key and the members of each row, in the order in which keys first appear; of the first `most` members.
 
     With `most`, fewer are taken where their texts are long.
@@ -93,7 +92,7 @@ def _members_of_rows(path: Path, most: int | None) -> list[tuple[str, list[_Memb
     """
     groups: dict[str, list[list[_Member]]] = {}
     previous, text_bytes = None, 0
-    with tarfile.open(path, "r:") as archive:
+    with open_in_blocks(path) as file, tarfile.open(fileobj=file, mode="r:") as archive:
         for member in itertools.islice(archive, most):
             if member.isreg() and not _is_hidden(member.name):
                 key, suffix = _split_name(member.name)
@@ -122,7 +121,9 @@ def _repeats(members: Sequence[_Member]) -> bool:
     return len({member.suffix for member in members}) < len(members)
 
 
-def _row(path: Path, file: BinaryIO, key: str, members: Sequence[_Member], number: int, images: Collection[str]) -> Row:
+def _row(
+    path: Place, file: BinaryIO, key: str, members: Sequence[_Member], number: int, images: Collection[str]
+) -> Row:
     if _repeats(members):
         repeated = next(one.name for one in members if sum(one.suffix == other.suffix for other in members) > 1)
         return Row(number, key, {}, f"{repeated!r} comes several times; give every sample a name of its own.")

@@ -28,9 +28,9 @@ class ReportOptions:
     """The label; by default the finding's, else `correct`, else the first one."""
     finding: str | None = None
     """The finding; by default one of the label."""
-    risk: Path | None = None
+    risk: str | Path | None = None
     """Table of risks, in place of the finding's."""
-    images: Path | None = None
+    images: str | Path | None = None
     """Folder that image paths start from; by default what run.json says."""
 
 

@@ -15,7 +15,7 @@ MOST_PICTURES = 500
 
 
 def small_pictures(
-    run: Run, images: Mapping[str, ImageOfRun], folder: Path | None
+    run: Run, images: Mapping[str, ImageOfRun], folder: str | Path | None
 ) -> tuple[dict[str, str], tuple[str, ...]]:
     """Small pictures of the run's images.
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 from midsight.errors import MidsightError, Option
 from midsight.labels.outside import cell_text
 from midsight.probes.finding import Finding
+from midsight.samples.places import find_place
 from midsight.samples.rows import quoted_names, shortened_json
 from midsight.samples.sources import open_table
 from midsight.store.reader import Run
@@ -63,9 +64,9 @@ def risk_of_run(run: Run) -> Risk | None:
     )
 
 
-def risk_of_table(path: Path) -> Risk:
+def risk_of_table(path: str | Path) -> Risk:
     """The risks in a table with the columns `sample_id` and `risk`; raises MidsightError if it holds none."""
-    table = open_table(path)
+    table = open_table(find_place(path))
     for name in (ID, RISK):
         if name not in table.columns:
             raise MidsightError(
