@@ -117,7 +117,7 @@ def test_one_call_holds_the_questions_on_an_image(qwen, monkeypatch):
     [
         (attention, "last_of", lambda reads, window: reads),
         (attention, "last_of", lambda reads, window: reads & by_index(reads, window)),
-        (prefill, "unlimited_cache", lambda: None),
+        (prefill, "growing_cache", lambda config: None),
     ],
     ids=["no window", "a window that counts padding", "a cache that drops tokens"],
 )

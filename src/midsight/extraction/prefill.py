@@ -14,7 +14,9 @@ from midsight.checkpoints.loading import LoadedModel
 from midsight.extraction.attention import PADDING, SHARED, make_image_mask, make_mask
 from midsight.extraction.request import PaddingSide
 from midsight.families.family import encode_images
-from midsight.families.inputs import EncodedImage, ImageInputs, KVCache, unlimited_cache
+from midsight.families.grouped_attention import grouped_attention
+from midsight.families.growing_cache import growing_cache
+from midsight.families.inputs import EncodedImage, ImageInputs, KVCache
 from midsight.prompts.token_layout import TokenLayout
 from midsight.taps.capture import capture
 from midsight.taps.tap import Tap
@@ -131,7 +133,7 @@ def prefill(
     inputs = model.family.decoder.inputs(model.hf_model, padded.token_ids, padded.layouts, images)
     decoder = model.hf_model.get_submodule(model.family.modules.decoder)
     cache_name = name_of_cache(decoder)
-    cache = unlimited_cache() if keep_cache and (model.sliding_window or model.attention_chunk) else None
+    cache = growing_cache(model.config) if keep_cache else None
     with capture(model.hf_model, model.family, taps, padded.layouts, padded.rows) as states:
         output: Any = decoder(
             **inputs.prefill,
@@ -204,14 +206,15 @@ def run_on_cache(
     """
     attention_mask = make_mask(model, before, more.prompt_ids, is_padded=is_padded)
     decoder = model.hf_model.get_submodule(model.family.modules.decoder)
-    return decoder(
-        input_ids=more.token_ids,
-        attention_mask=attention_mask,
-        position_ids=more.position_ids,
-        **{name_of_cache(decoder): cache},
-        use_cache=True,
-        **later,
-    )
+    with grouped_attention(decoder, attention_mask):
+        return decoder(
+            input_ids=more.token_ids,
+            attention_mask=attention_mask,
+            position_ids=more.position_ids,
+            **{name_of_cache(decoder): cache},
+            use_cache=True,
+            **later,
+        )
 
 
 def name_of_cache(decoder: nn.Module) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, DynamicCache
+from transformers import Cache
 from transformers.cache_utils import get_layer_types_and_kwargs
 
 from midsight.errors import MidsightError
@@ -156,11 +156,3 @@ def layer_types(config: Any) -> tuple[str, ...]:
     """The kinds of attention layers that a decoder tells apart by name, each once; empty if it has one kind."""
     kinds = tuple(dict.fromkeys(getattr(config.get_text_config(), "layer_types", None) or ()))
     return kinds if len(kinds) > 1 else ()
-
-
-def unlimited_cache() -> KVCache:
-    """A cache that keeps every token in every layer, those that slide too.
-
-    transformers' own drops the oldest tokens of a padded row by their index in it, real ones before padding.
-    """
-    return DynamicCache()
