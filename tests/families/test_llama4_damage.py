@@ -68,7 +68,7 @@ class TestChunks:
             compare(model)
 
     def test_a_cache_that_drops_earlier_chunks(self, compare, model, monkeypatch):
-        monkeypatch.setattr(prefill, "unlimited_cache", lambda: None)
+        monkeypatch.setattr(prefill, "growing_cache", lambda config: None)
         with pytest.raises(AssertionError):
             compare(model)
 
