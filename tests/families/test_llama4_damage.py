@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import peft
 import pytest
 import torch
 
@@ -12,7 +13,7 @@ from midsight.samples.sample import Sample
 from midsight.testing.llama4 import CHUNK
 from support.damages import DAMAGED_CASES, EVERYTHING, compare_cases, declaring, failing
 from support.folders import copy_folder, edit_json, said_by
-from support.parity import assert_parity, expect, extract_records, rgb, samples_of
+from support.parity import LIMIT, assert_parity, expect, extract_records, rgb, samples_of
 from support.pictures import CASES
 from support.reference import relative_error
 
@@ -100,6 +101,21 @@ class TestTemperature:
     def test_a_model_is_fixed_once_and_says_so(self, model):
         assert "temperature follows a token's position in its prompt in 1 layer (" in model.loaded.fixes[0]
         assert wrap(model.loaded.hf_model, model.loaded.processor).loaded.fixes == ()
+
+    @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+    def test_an_adapter_that_is_put_around_a_fixed_layer_is_scaled_too(self, family, folder, model, reference):
+        """PEFT's module takes the place of the projection that was fixed."""
+        own, plain = (family.model.from_pretrained(folder, dtype=torch.float32).eval() for _ in range(2))
+        wrap(own, model.loaded.processor).extract(IMAGE, QUESTIONS[0], layers=[0], answers=False)
+        target = r".*layers\.3\.self_attn\.q_proj"
+        for one in (own, plain):
+            torch.manual_seed(0)
+            peft.get_peft_model(one, peft.LoraConfig(target_modules=target, init_lora_weights=False)).eval()
+        with torch.inference_mode():
+            states = plain(**reference.inputs([rgb(IMAGE)], QUESTIONS[0]), output_hidden_states=True).hidden_states
+        record = wrap(own, model.loaded.processor).extract(IMAGE, QUESTIONS[0], layers="all", answers=False)
+        for layer, state in enumerate(states[1:]):
+            assert relative_error(record.query_token_representation[layer], state[0, -1].numpy()) <= LIMIT
 
     def test_a_model_that_is_not_fixed(self, model, reference):
         plain = replace(model, loaded=replace(model.loaded, hf_model=reference.model))

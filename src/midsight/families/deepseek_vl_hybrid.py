@@ -87,7 +87,9 @@ def image_embeddings(model: nn.Module, features: Tensor, _image: ImageInputs) ->
     """Both features of every patch through the aligner."""
     hf_model: Any = model
     large = large_width(hf_model.config)
-    return hf_model.model.aligner(features[..., large:], features[..., :large]).flatten(0, 1)
+    # in one piece each, so that they are rounded as in transformers' own forward
+    parts = (features[..., large:].contiguous(), features[..., :large].contiguous())
+    return hf_model.model.aligner(*parts).flatten(0, 1)
 
 
 def forward_inputs(_config: Any, _token_ids: Tensor, images: Sequence[ImageInputs]) -> dict[str, Tensor]:
