@@ -60,9 +60,13 @@ def answer_to(do: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str,
         return {"raised": (str(error).strip() or type(error).__name__)[:LONGEST_MESSAGE]}
 
 
-def render(template: str, variables: Mapping[str, Any]) -> str:
-    """What a chat template renders, as transformers renders it."""
-    text = compile_template(template).render(**variables)
+def render(template: str, variables: Mapping[str, Any], time: str | None = None) -> str:
+    """What a chat template renders, as transformers renders it; at the local `time`, as ISO writes it, if one is given.
+
+    Otherwise a template that asks gets the present time.
+    """
+    at_time = {} if time is None else {"strftime_now": datetime.fromisoformat(time).strftime}
+    text = compile_template(template).render(**variables, **at_time)
     if len(text) > LONGEST_TEXT:
         raise ValueError(f"it renders {len(text)} characters")
     return text

@@ -44,7 +44,9 @@ FULL = make_spec(
     created="2025-01-02T03:04:05+00:00",
     request=make_request(layers=(0, 1, 31), positions=("vision_token", "image_mean"), store_dtype="float16"),
     model=make_model_spec(revision="c0ffee", fixes=("one", "two \u2028"), lora="unmerged"),
-    prompt=make_prompt_spec(user="Größe? {question}", system="", template="/a/file", is_published=None),
+    prompt=make_prompt_spec(
+        user="Größe? {question}", system="", template="/a/file", is_published=None, time="2026-01-31T23:59:58"
+    ),
     dataset=make_dataset_spec(
         path="hf://owner/name",
         rows=10**7,

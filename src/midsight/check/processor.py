@@ -34,11 +34,12 @@ def processor_inputs(model: LoadedModel, request: ResolvedRequest, sample: Sampl
         content, given = [as_part(part, decoded) for part in turn.parts], {}
         seen = [as_part(part, ["<Image>"] * len(decoded)) for part in turn.parts]  # what a template sees of it
     # raises if the template has no end, which transformers does not notice
-    render_messages(processor, template.text, [{"role": "user", "content": seen}])
-    own = template.source in ("folder", "family") and isinstance(getattr(processor, "chat_template", None), str)
+    render_messages(processor, template, [{"role": "user", "content": seen}])
+    has_own = template.source in ("folder", "family") and isinstance(getattr(processor, "chat_template", None), str)
+    own = has_own and template.time is None
     return processor.apply_chat_template(
         [{"role": "user", "content": content}],
-        chat_template=None if own else template.text,
+        chat_template=None if own else template.text_at_time,
         add_generation_prompt=True,
         tokenize=True,
         return_dict=True,

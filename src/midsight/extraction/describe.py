@@ -125,6 +125,7 @@ def describe_prompt(dataset: Dataset | SampleStream, model: LoadedModel, resolve
         template_sha256=prompt.template.sha256,
         is_published=declaration.is_published(rendered),
         rendered=prompt.render(model.processor, declaration, example_turn(dataset, prompt).places),
+        time=prompt.template.time,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from midsight.extraction.task import Task
 from midsight.extraction.todo import Progress, Todo
 from midsight.extraction.work import Work, find_work, images_of, progress_before
 from midsight.reports.reasons import describe_reasons
-from midsight.samples.columns import prompt_columns
+from midsight.samples.columns import ColumnSource, prompt_columns
 from midsight.samples.missing import does_not_exist
 from midsight.samples.sample import Failure
 from midsight.store.same_spec import require_same_run
@@ -61,6 +61,13 @@ class Job:
             )
         return progress
 
+    def as_started(self, run: RunSpec) -> Job:
+        """The same job with prompts that tell the time of the run's first start, which may have been on another day."""
+        if run.prompt.time == self.spec.prompt.time:
+            return self
+        prompt = resolve(self.task.request, self.model, columns_of(self.task), run.prompt.time).prompt
+        return replace(self, request=replace(self.request, prompt=prompt), spec=replace(self.spec, prompt=run.prompt))
+
     def with_weights(self) -> Job:
         """The same job with its model in memory; raises MidsightError."""
         model = add_weights(self.model)
@@ -79,9 +86,14 @@ class Start:
 
 def make_job(task: Task, model: LoadedModel) -> Job:
     """A task for one model, which may have no weights yet; raises MidsightError."""
-    resolved = resolve(task.request, model, prompt_columns(task.data.extras, task.data.options))
+    resolved = resolve(task.request, model, columns_of(task))
     spec = describe_run(task.data, model, task.request, resolved, task.store_dtype)
     return Job(task, model, resolved, spec)
+
+
+def columns_of(task: Task) -> Mapping[str, ColumnSource]:
+    """The columns of a task's data that its prompts may use."""
+    return prompt_columns(task.data.extras, task.data.options)
 
 
 def look_ahead(job: Job, work: Work | None = None) -> Start:

@@ -103,6 +103,7 @@ class Worker:
         job, data, notes = self._job, dataset_of(self._job.task), list[str]()
         with ExitStack() as held:
             writer = self._start_writing(order, held)
+            job = self._job = job.as_started(writer.spec)
             todo = order.todo(data, writer.done)
             going = {"keep_going": self._goes_on, "on_progress": lambda _: None, "note": notes.append}
             fill(writer, job, todo, budget=self._budget, **going)

@@ -169,11 +169,14 @@ class ResolvedRequest:
 
 
 def resolve(
-    request: Request, model: LoadedModel, columns: Mapping[str, ColumnSource] = MappingProxyType({})
+    request: Request,
+    model: LoadedModel,
+    columns: Mapping[str, ColumnSource] = MappingProxyType({}),
+    time: str | None = None,
 ) -> ResolvedRequest:
     """What `request` means for `model`; raises MidsightError for a value that the model does not have.
 
-    `columns` are those of the data that the prompt may use.
+    `columns` are those of the data that the prompt may use; `time` is what its chat template is told, None for now.
     """
     from midsight.extraction.attention import takes_token_masks  # imports torch
 
@@ -189,6 +192,7 @@ def resolve(
         own=model.chat_template,
         folder=model.name,
         columns=columns,
+        time=time,
     )
     layers = choose_layers(request.layers, model.n_layers)
     taps = choose_taps(choose_positions(request.positions), layers, model.n_layers, residual=request.residual)

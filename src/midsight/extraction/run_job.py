@@ -50,6 +50,7 @@ def run_job(
     with RunWriter(
         task.out, job.spec, shard=task.shard, retry_failed=task.retry_failed, commit_seconds=commit_seconds
     ) as writer:
+        job = job.as_started(writer.spec)
         # another process may have done this shard in the meantime
         if fingerprint(writer.done) != start.work.done:
             todo = todo_of(task, writer.done, writer.failed)

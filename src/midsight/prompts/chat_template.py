@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +24,9 @@ CONTENTS: tuple[Content, ...] = ("parts", "text")
 MARK = "MIDSIGHTMARK"
 """A text that no template changes or contains; it marks the place of the user's text in a prompt."""
 MAX_TEMPLATE_BYTES = 1_000_000
+TELLS_TIME = "strftime_now"
+"""The function by which a template asks for the time, as transformers calls it."""
+ASKS_TIME = re.compile(rf"""{TELLS_TIME}\(\s*(['"])([^'"\\]*)\1\s*\)""")
 MOST_SECONDS = 3.0
 """CPU time in which a template has to render a prompt; an ordinary one takes a thousandth of it."""
 
@@ -35,11 +41,30 @@ class ChatTemplate:
     """Jinja, as transformers renders it; None for `raw`, which is the images and the user's text alone."""
     content: Content = "parts"
     """How it takes the user's message."""
+    time: str | None = None
+    """The local time that it is told, as ISO writes it; None for the present time, and if it does not ask."""
 
     @property
     def sha256(self) -> str | None:
         """Hash of its text, hex; None for `raw`."""
         return None if self.text is None else hashlib.sha256(self.text.encode()).hexdigest()
+
+    def at(self, time: str | None) -> ChatTemplate:
+        """The same template, told this time whenever it asks; None stands for now."""
+        if self.text is None or TELLS_TIME not in self.text:
+            return self
+        return replace(self, time=time or datetime.now().isoformat(timespec="seconds"))
+
+    @property
+    def text_at_time(self) -> str | None:
+        """Its text for transformers' own renderers, which cannot be told a time: the time is in place of the calls.
+
+        Calls whose format is not written out stay, and get the present time.
+        """
+        if self.text is None or self.time is None:
+            return self.text
+        time = datetime.fromisoformat(self.time)
+        return ASKS_TIME.sub(lambda call: json.dumps(time.strftime(call[2])), self.text)
 
 
 def choose_template(
@@ -173,22 +198,22 @@ def render_places(
     if template.text is None:
         return user_text(declaration, places)
     messages = [*before, {"role": "user", "content": user_content(declaration, template.content, places)}]
-    return render_messages(processor, template.text, messages)
+    return render_messages(processor, template, messages)
 
 
-def render_messages(processor: Any, template: str, messages: Sequence[Message]) -> str:
-    """The prompt of messages that JSON can hold, within bounds of time and memory.
+def render_messages(processor: Any, template: ChatTemplate, messages: Sequence[Message]) -> str:
+    """The prompt of messages that JSON can hold, within bounds of time and memory; not for `raw`.
 
     Raises whatever the template raises.
     """
     renderer = processor if hasattr(processor, "apply_chat_template") else processor.tokenizer
     if not renders_as_transformers(renderer):
         return renderer.apply_chat_template(
-            messages, chat_template=template, add_generation_prompt=True, tokenize=False
+            messages, chat_template=template.text_at_time, add_generation_prompt=True, tokenize=False
         )
     given = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": True}
     variables = {**given, **processor.tokenizer.special_tokens_map}
-    return do_bounded("render", seconds=MOST_SECONDS, template=template, variables=variables)
+    return do_bounded("render", seconds=MOST_SECONDS, template=template.text, variables=variables, time=template.time)
 
 
 def renders_as_transformers(renderer: Any) -> bool:

@@ -75,13 +75,15 @@ def make_prompt_format(
     own: ChatTemplate | None,
     folder: str,
     columns: Mapping[str, ColumnSource] = MappingProxyType({}),
+    time: str | None = None,
 ) -> PromptFormat:
     """How a run's questions become prompts; raises MidsightError for a text or a template that cannot be used.
 
-    `folder` names the model in errors; `columns` are those that the user's text may use.
+    `folder` names the model in errors; `columns` are those that the user's text may use. `time` is what a template that
+    asks for it is told in all prompts, None for now.
     """
     user_text = parse_user_text(user, columns)
-    template = choose_template(processor, declaration, prompt_template, own=own, folder=folder)
+    template = choose_template(processor, declaration, prompt_template, own=own, folder=folder).at(time)
     controls = control_tokens(processor, declaration, template)
     validate_texts(user, system, lambda text: find_control_text(text, controls, declaration))
     return PromptFormat(

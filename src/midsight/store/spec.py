@@ -130,6 +130,8 @@ class PromptSpec:
     """Whether it renders the published checkpoint's prompt; None if the family has no single one."""
     rendered: str | None
     """One example of a finished prompt; None if unknown."""
+    time: str | None = field(default=None, metadata=ADDED_LATER)
+    """The local time that the chat template is told in all prompts, as ISO writes it; None if it does not ask."""
 
 
 @dataclass(frozen=True, kw_only=True)
