@@ -16,6 +16,7 @@ from midsight.labels.judge import JudgeOptions, Undecided
 from midsight.labels.label import label_from_file, label_run
 from midsight.store import reader
 from midsight.store.annotations import LabelRecord, label_names, read_label
+from midsight.store.hub import require_writable
 from midsight.taps.shown import no_such_column
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ class Run(reader.Run):
         Raises:
             MidsightError: The judge is unknown, the run has no answers, or a reference is outside the judge's domain.
         """
+        require_writable(self.path)
         options = JudgeOptions(undecided, lenient, threshold, tolerance)
         return label_run(self, judge, name=name, options=options)
 
@@ -110,6 +112,7 @@ class Run(reader.Run):
         Raises:
             MidsightError: The file is not usable, or none of its ids is one of the run's.
         """
+        require_writable(self.path)
         return label_from_file(
             self, file, id_column=id, column=column, name=name, threshold=threshold, null_words=null_words
         )[0]
@@ -220,6 +223,7 @@ class Run(reader.Run):
         from midsight.probes.study import StudyOptions, study
         from midsight.probes.write import write_study
 
+        require_writable(self.path)
         options = StudyOptions(
             label=label,
             name=name,

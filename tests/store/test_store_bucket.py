@@ -23,10 +23,12 @@ from midsight.cli import app
 from midsight.errors import CommitError, DamagedRunError, MidsightError, RunError, UnreachableError
 from midsight.store import RunWriter, index, lease
 from midsight.store.place import validate_place
+from midsight.store.probe import Probe
 from midsight.store.reader import open_run
 from midsight.store.verify import drop_bad, verify_run
 from support.buckets import BUCKET, ENVIRONMENT, Door, Request, serving_bucket
 from support.made_up import QUERY_1, VISION, content_of, make_failure, make_record, make_spec, write_run
+from support.planted import QUERY, write_planted
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # moto warns of its own libraries
 NUMBERS = itertools.count()
@@ -117,6 +119,23 @@ def test_the_commands_take_an_address(address: str, tmp_path: Path) -> None:
     run_command("compact", address)
     assert len(open_run(address).commits) == 1
     assert verify_run(address).sound
+
+
+def test_the_commands_that_conclude_take_an_address(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_planted(address, images=20)
+    run_command("label", address, "--judge", "yes_no")
+    run_command("probe", address, "--columns", QUERY.format(1), "--permutations", 0, "--folds", 3)
+    run_command("report", address, "--out", "report.html")
+    assert address in (tmp_path / "report.html").read_text()
+    name = f"{address.rpartition('/')[2]}.view.parquet"
+    assert f"to {name}." in run_command("view", address, "--no-start")
+    assert pq.read_table(name).num_rows == len(open_run(address))
+    assert Probe.load(f"{address}/findings/correct").column == QUERY.format(1)
+    assert {path.name for path in tmp_path.iterdir()} == {"report.html", name}
+    assert "sound" in run_command("verify", address)
 
 
 def test_one_column_is_read_with_little_more_than_its_bytes(address: str, door: Door) -> None:
@@ -247,6 +266,45 @@ def test_no_credentials_are_stored_or_shown(address: str, door: Door, tmp_path: 
 def copy_later(door: Door, address: str, folder: Path) -> list[Path]:
     door.fault = lambda _: None
     return [file for file in copy(address, folder).rglob("*") if file.is_file()]
+
+
+@pytest.fixture
+def profiles(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The address; credentials, region and endpoint are in the files of a profile."""
+    (tmp_path / "credentials").write_text(
+        "[default]\naws_access_key_id = nobody\naws_secret_access_key = none\n"
+        "[of-work]\naws_access_key_id = colleague\naws_secret_access_key = not-shown\n"
+    )
+    endpoint = os.environ["AWS_ENDPOINT_URL"]
+    (tmp_path / "config").write_text(f"[profile of-work]\nregion = eu-central-1\nendpoint_url = {endpoint}\n")
+    for name in {*ENVIRONMENT, "AWS_ENDPOINT_URL"} - {"NO_PROXY"}:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_PROFILE", "of-work")
+    connect.open_store.cache_clear()
+    return address
+
+
+def test_the_profile_that_the_user_names_reads_and_writes(profiles: str, door: Door) -> None:
+    write(profiles, range(4))
+    assert len(open_run(profiles)) == 4
+    signed = {tuple(request.signed.split("/")[::2]) for request in door.requests}
+    assert signed == {("colleague", "eu-central-1", "aws4_request")}
+
+
+def test_a_profile_that_cannot_be_used_is_named(profiles: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_PROFILE", "of-home")
+    with pytest.raises(MidsightError, match=r"the AWS profile cannot be used: .*of-home.*; correct AWS_PROFILE"):
+        open_run(profiles)
+
+
+def test_the_environment_wins_over_the_profile(profiles: str, door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    endpoint = Path(os.environ["AWS_CONFIG_FILE"]).read_text().rpartition("= ")[2].strip()
+    for name, value in {**ENVIRONMENT, "AWS_ENDPOINT_URL": endpoint}.items():
+        monkeypatch.setenv(name, value)
+    write(profiles, range(1))
+    assert {request.signed.partition("/")[0] for request in door.requests} == {ENVIRONMENT["AWS_ACCESS_KEY_ID"]}
 
 
 @pytest.mark.parametrize("text", ["s3://", "s3:///run", "gs://bucket/../run", "s3://bucket//run", "s3://b/r?x=1"])

@@ -38,6 +38,8 @@ class Request:
     """The path below the bucket, or `?list` for a listing."""
     sent_bytes: int = 0
     """Size of the answer's body."""
+    signed: str = ""
+    """Who signed it: access key, day, region and service."""
 
 
 @dataclass
@@ -69,7 +71,9 @@ class Door:
         def answer(environ: Any, start_response: Any) -> Iterable[bytes]:
             _, _, key = environ["PATH_INFO"].lstrip("/").partition("/")
             listing = "list-type" in environ["QUERY_STRING"]
-            asked = Request(environ["REQUEST_METHOD"], "?list" if listing else key)
+            _, _, signed = environ.get("HTTP_AUTHORIZATION", "").partition("Credential=")
+            method, signed = environ["REQUEST_METHOD"], signed.partition(",")[0]
+            asked = Request(method, "?list" if listing else key, signed=signed)
             with self.lock:
                 fault = self.fault(asked)
             time.sleep(self.latency_s)
@@ -87,7 +91,7 @@ class Door:
             said: list[Any] = []
             body = b"".join(app(environ, lambda *given, **_: said.append(given)))
             with self.lock:
-                self.requests.append(Request(asked.method, asked.key, len(body)))
+                self.requests.append(Request(asked.method, asked.key, len(body), asked.signed))
             if fault == "lost":
                 _cut(environ)
             start_response(*said[0][:2])

@@ -62,7 +62,7 @@ def planted(
     }
 
 
-def write_planted(path: Path, *, answers: bool = True, run_id: str = "0123456789abcdef" * 2, **options):
+def write_planted(path: str | Path, *, answers: bool = True, run_id: str = "0123456789abcdef" * 2, **options):
     """A run of `planted` samples: yes/no questions whose answers are right or wrong as planted."""
     spec = planted_spec(answers=answers, run_id=run_id, **options)
     write_run(path, planted_records(spec, **options), spec)

@@ -7,12 +7,13 @@ for S3 also the profiles of `~/.aws`, if boto3 is installed. None of them is sto
 from __future__ import annotations
 
 import os
+import re
 from datetime import timedelta
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
-from midsight.errors import MidsightError
+from midsight.errors import MidsightError, first_line
 
 REQUEST_S = 300.0
 """Maximum time of one request with its body, in seconds: 256 MB at 10 Mbit/s."""
@@ -28,6 +29,7 @@ _ENDPOINTS = {
 """Scheme -> variables with the address of another store than the provider's; it may be http:// where it says so."""
 RETRY_S = 180.0
 """Time after which a request is not repeated any more, in seconds."""
+_OF_AMAZON = re.compile(r"\.amazonaws\.com(\.cn)?/?$")
 
 
 def import_obstore() -> Any:
@@ -59,17 +61,33 @@ def open_store(root: str, _process: int) -> Any:
         return store.GCSStore(bucket, **options)
     if scheme == "az":
         return store.AzureStore(bucket, **options)
-    if endpoint:
+    provider, endpoint_of_profile = _of_profile()
+    if provider is not None:
+        options["credential_provider"] = provider
+    if endpoint := endpoint or endpoint_of_profile:
         options["endpoint"] = endpoint
-    if "AWS_ACCESS_KEY_ID" not in os.environ and find_spec("boto3") and (profile := _profile_credentials()):
-        options["credential_provider"] = profile
+        options["client_options"]["allow_http"] = endpoint.startswith("http://")
     return store.S3Store(bucket, **options)
 
 
-def _profile_credentials() -> Any:
-    """The credentials of the user's AWS profile, which obstore does not read itself; None if there are none."""
+def _of_profile() -> tuple[Any, str | None]:
+    """Credentials and endpoint of the user's AWS profile, which obstore does not read; None where there are none.
+
+    Raises MidsightError if the profile that the user names cannot be used.
+    """
+    if "AWS_ACCESS_KEY_ID" in os.environ or not find_spec("boto3"):
+        return None, None
     import boto3
+    from botocore.exceptions import BotoCoreError
     from obstore.auth.boto3 import Boto3CredentialProvider
 
-    session = boto3.Session()
-    return Boto3CredentialProvider(session) if session.get_credentials() else None
+    try:
+        session = boto3.Session()
+        if session.get_credentials() is None:
+            return None, None
+        endpoint = session.client("s3").meta.endpoint_url
+    except BotoCoreError as error:
+        raise MidsightError(
+            f"the AWS profile cannot be used: {first_line(error)}; correct AWS_PROFILE or the files in ~/.aws."
+        ) from error
+    return Boto3CredentialProvider(session), None if _OF_AMAZON.search(endpoint) else endpoint

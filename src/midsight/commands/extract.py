@@ -140,7 +140,7 @@ def extract(
         int, typer.Option(help="Maximum number of tokens of an answer.", rich_help_panel=WHAT)
     ] = 200,
     probe: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             help="Folder of a probe, like RUN/findings/correct/probe: stores a risk for each sample.",
             rich_help_panel=WHAT,
@@ -278,7 +278,7 @@ def extract(
         report_end(run, task.shard)
 
 
-def find_probe(folder: Path | None, column: str | None) -> Probe | None:
+def find_probe(folder: str | None, column: str | None) -> Probe | None:
     """The probe that the options name, None for none; raises MidsightError."""
     from midsight.store.probe import Probe
 

@@ -13,7 +13,10 @@ from midsight.errors import counted
 
 def import_halp(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of the HDF5 parts.")],
-    out: Annotated[Path, typer.Option("--out", help="The run folder; an unfinished import is resumed.")],
+    out: Annotated[
+        str,
+        typer.Option("--out", help="The run folder, or an address like s3://bucket/run; an unfinished one is resumed."),
+    ],
     script: Annotated[
         str | None,
         typer.Option(

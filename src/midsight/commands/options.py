@@ -10,7 +10,11 @@ DATA, WHAT, MODEL, RUNNING, STORING = "Data", "What to extract", "Model", "Runni
 """Groups of the options in the help."""
 
 RunArgument = Annotated[
-    str, typer.Argument(metavar="PATH", help="A run folder, or its address in a bucket: s3://, gs:// or az://.")
+    str,
+    typer.Argument(
+        metavar="PATH",
+        help="A run folder, or its address in a bucket: s3://, gs:// or az://; to read it also hf://datasets/OWNER/NAME.",
+    ),
 ]
 DataArgument = Annotated[
     str,

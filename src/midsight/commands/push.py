@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,7 +12,7 @@ from midsight.errors import counted
 
 
 def push(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="The run folder.")],
     to: Annotated[str, typer.Argument(metavar="ADDRESS", help="hf://datasets/OWNER/NAME, or with @BRANCH.")],
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
     debug: Debug = False,

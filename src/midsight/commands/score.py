@@ -61,7 +61,7 @@ def score(
         typer.Option("--out", help="Table to write: .jsonl, .csv or .parquet.", rich_help_panel=STORING),
     ],
     probe: Annotated[
-        Path,
+        str,
         typer.Option("--probe", help="Folder of the probe, like RUN/findings/correct/probe.", rich_help_panel=WHAT),
     ],
     probe_column: ProbeColumn = None,

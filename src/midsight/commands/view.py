@@ -6,7 +6,7 @@ import shlex
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +14,9 @@ from midsight.commands.options import RunArgument
 from midsight.commands.outcome import Debug, reported_errors
 from midsight.errors import MidsightError, counted, spell_parts
 from midsight.flags import as_flag
+
+if TYPE_CHECKING:
+    from midsight.buckets.path import Place
 
 PROGRAM = "embedding-atlas"
 BY_HAND = ("uvx", f"{PROGRAM}==0.26.0")
@@ -43,8 +46,7 @@ def view(
         from midsight.store.reader import open_run
 
         opened = open_run(run)
-        beside = opened.path.parent if isinstance(opened.path, Path) else Path()
-        file = out or beside / f"{opened.path.name}.view.parquet"
+        file = out or default_file(run, opened.path)
         options = ViewOptions(column=column, images=images, limit=limit, thumbnails=thumbnails)
         done = write_view(opened, file, options, overwrite=overwrite or out is None)
         for parts in done.notes:
@@ -58,6 +60,15 @@ def view(
         else:
             typer.echo(f"Starting {shlex.join([PROGRAM, *arguments])}")
             _serve([program, *arguments])
+
+
+def default_file(run: str, opened: Place) -> Path:
+    """The file beside the run folder; for a run elsewhere, in the current folder by the last part of its address."""
+    from midsight.store.hub import is_hub_address
+
+    if isinstance(opened, Path) and not is_hub_address(run):
+        return opened.with_name(f"{opened.name}.view.parquet")
+    return Path(f"{run.rstrip('/').rpartition('/')[2]}.view.parquet")
 
 
 def _serve(command: list[str]) -> None:

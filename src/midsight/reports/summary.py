@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from midsight.samples.sample import Failure
+from midsight.store.hub import shown_place
 from midsight.store.reader import Run
 from midsight.store.schema import is_vector, renamed_columns, run_schema
 from midsight.store.spec import ImportSpec
@@ -150,7 +151,7 @@ def summarise(run: Run) -> Summary:
         for name, tally in tallies.items():
             tally.add(vectors_of(batch, name))
     return Summary(
-        path=str(run.path),
+        path=shown_place(run.path),
         model=run.spec.model.name,
         rows=len(run),
         failures=tuple(run.failures()),

@@ -14,7 +14,7 @@ from midsight.buckets.path import Place
 from midsight.errors import MidsightError
 from midsight.sharing.card import is_unchanged, write_card
 from midsight.store.files import PARTS, RUN_JSON
-from midsight.store.hub import HubAddress, parse_address, reporting_hub_errors
+from midsight.store.hub import HubAddress, parse_address, reporting_hub_errors, require_writable
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -64,6 +64,7 @@ def push(path: str | Place, to: str, *, private: bool = False, on_files: OnFiles
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
+    require_writable(path)  # a copy in the hub's cache has links in place of files
     run, address = open_run(path), parse_address(to)
     api = HfApi()
     with reporting_hub_errors(address, "what was uploaded stays, and the same command goes on from there"):

@@ -26,6 +26,7 @@ from midsight.store.commits import (
     write_commit,
 )
 from midsight.store.files import Shard, write_new
+from midsight.store.hub import require_writable
 from midsight.store.index import extend_index
 from midsight.store.lock import hold_shards
 from midsight.store.parts import PartDigest, Tails, digest_part, encode_part, read_part
@@ -66,6 +67,7 @@ def compact(path: str | Place, *, target_bytes: int = TARGET_BYTES) -> Compactio
     DamagedRunError if a commit to merge is not what was written, CommitError if the disk refuses.
     What is merged by then stays merged, and the run reads as before.
     """
+    require_writable(path)
     path = to_place(path)
     spec = read_spec(path)
     shards = {shard for shard, _ in list_commits(path, ".json")}

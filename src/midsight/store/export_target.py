@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -11,6 +12,9 @@ from pathlib import Path
 from midsight.errors import MidsightError, Option, RunError
 from midsight.store.files import flush_folder, temporary_name
 from midsight.store.reader import Run
+
+_ADDRESS = re.compile(r"(s3|gs|az|hf):/+")
+"""How an address begins, also if it was made a path."""
 
 
 @contextmanager
@@ -39,8 +43,18 @@ def new_target(run: Run, out: Path, format: str, *, folder_of: str | None, overw
         ) from error
 
 
+def require_local(out: Path, option: str = "out") -> None:
+    """Raises MidsightError if `out` was meant as an address, and not as a file on this machine."""
+    if address := _ADDRESS.match(str(out)):
+        where = f"{address[1]}://{str(out)[address.end() :]}"
+        raise MidsightError(
+            Option(option, where), " is an address, and this is written to a file on a disk; name one, and copy it."
+        )
+
+
 def require_new(out: Path, *, overwrite: bool) -> bool:
     """Whether nothing is at `out` yet; raises MidsightError if something is that may not be replaced."""
+    require_local(out)
     if not out.exists() and not out.is_symlink():
         return True
     if not overwrite:

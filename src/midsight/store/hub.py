@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard
 
+from midsight.buckets.path import Place
 from midsight.errors import MidsightError, first_line
 from midsight.store.files import PARTS, RUN_JSON
 
 PREFIX = "hf://"
+FILES = (f"{PARTS}/*", "annotations/*", "findings/**")
+"""The files of a run beside run.json."""
 _ADDRESS = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+?)(?:@([^@\s]+))?/?")
+_INSIDE = re.compile(r"(hf://datasets/[^/]+/[^/]+)/(findings/[\w-]+(?:/probe)?)/?")
+_REPOSITORY = "datasets--"
+"""How the folder of a dataset repository begins in the hub's cache."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +35,7 @@ class HubAddress:
         return f"hf://datasets/{self.repository}" + (f"@{self.revision}" if self.revision else "")
 
 
-def is_hub_address(text: object) -> bool:
+def is_hub_address(text: object) -> TypeGuard[str]:
     """Whether `text` is meant as an address on the hub."""
     return isinstance(text, str) and text.startswith(PREFIX)
 
@@ -41,16 +48,41 @@ def parse_address(text: str) -> HubAddress:
     return HubAddress(match[1], match[2])
 
 
-def require_writable(text: str) -> None:
-    """Raises MidsightError for the address of a run on the hub, which is only read."""
-    if is_hub_address(text):
+def require_writable(run: str | Place) -> None:
+    """Raises MidsightError for a run on the hub, or for its copy in the hub's cache, which are only read."""
+    address = parse_address(run) if is_hub_address(run) else address_of_copy(run)
+    if address is not None:
         raise MidsightError(
-            f"{text} is on the hub, where a run is only read; download it, change the copy, and `midsight push` that."
+            f"{address} is on the hub, where a run is only read; download it with `hf download {address.repository} "
+            "--repo-type dataset --local-dir FOLDER`, work on that folder, and `midsight push` it."
         )
 
 
-def download_run(address: HubAddress) -> Path:
-    """The folder in the hub's cache with the files of a run, all of one commit.
+def address_of_copy(run: str | Place) -> HubAddress | None:
+    """The address, with its commit, of a run in the hub's cache; None if the folder is another one."""
+    if not isinstance(run, Path) or run.parent.name != "snapshots" or not run.parents[1].name.startswith(_REPOSITORY):
+        return None
+    return HubAddress(run.parents[1].name.removeprefix(_REPOSITORY).replace("--", "/", 1), run.name)
+
+
+def shown_place(run: Place) -> str:
+    """The folder of a run, or its address if it is in the hub's cache."""
+    return str(address_of_copy(run) or run)
+
+
+def download_finding(text: str) -> Path:
+    """The folder in the hub's cache of a finding or its probe, at `hf://datasets/OWNER/NAME/findings/FINDING/probe`.
+
+    Raises MidsightError if the hub refuses, or has no run there.
+    """
+    match = _INSIDE.fullmatch(text)
+    if match is None:
+        raise MidsightError(f"{text} is no place for a probe; write hf://datasets/OWNER/NAME/findings/FINDING/probe.")
+    return download_run(parse_address(match[1]), ("findings/**",)) / match[2]
+
+
+def download_run(address: HubAddress, wanted: Sequence[str] = FILES) -> Path:
+    """The folder in the hub's cache with the `wanted` files of a run and its run.json, all of one commit.
 
     Raises MidsightError if the hub refuses, or has no run there.
     """
@@ -61,7 +93,7 @@ def download_run(address: HubAddress) -> Path:
             address.repository,
             repo_type="dataset",
             revision=address.revision,
-            allow_patterns=[RUN_JSON, f"{PARTS}/*", "annotations/*", "findings/**"],
+            allow_patterns=[RUN_JSON, *wanted],
         )
     if not (Path(folder) / RUN_JSON).is_file():
         raise MidsightError(f"{address} holds no run, because it has no {RUN_JSON}; if an upload broke off, repeat it.")

@@ -14,6 +14,7 @@ from safetensors.numpy import load, save
 from midsight.buckets.path import Place, to_place
 from midsight.errors import DamagedRunError, MidsightError, Option
 from midsight.store.files import open_seal, read_json, sealed_json
+from midsight.store.hub import download_finding, is_hub_address
 from midsight.store.spec import RunSpec
 from midsight.store.typed_json import from_json, to_json
 
@@ -143,7 +144,7 @@ class Probe:
         """Reads a probe.
 
         Args:
-            path: The folder `findings/NAME/probe` of a run, or the finding's.
+            path: The folder `findings/NAME/probe` of a run, or the finding's; also in a bucket or on the hub.
             column: The column; by default the one that inner folds chose most often.
 
         Returns:
@@ -152,7 +153,7 @@ class Probe:
         Raises:
             MidsightError: There is no such probe, or a file is damaged.
         """
-        folder = to_place(path)
+        folder = download_finding(path) if is_hub_address(path) else to_place(path)
         folder = folder / "probe" if (folder / "probe").is_dir() else folder
         try:
             described = _read_description(folder)

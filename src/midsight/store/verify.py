@@ -25,7 +25,7 @@ from midsight.store.commits import (
 from midsight.store.examine import Finding, Tally, blame_strangers, examine_all, spare_whole_parts, within
 from midsight.store.files import RUN_JSON, commit_stem, remedy
 from midsight.store.findings import damaged_findings
-from midsight.store.hub import download_run, is_hub_address, parse_address
+from midsight.store.hub import download_run, is_hub_address, parse_address, require_writable
 from midsight.store.index import Snapshot, extend_index, take_snapshot
 from midsight.store.lock import hold_shards
 from midsight.store.parts import damaged_part
@@ -81,6 +81,7 @@ def drop_bad(path: str | Place) -> VerifyReport:
     Holds the locks of all shards. Raises RunError if one of them is being written, CommitError if the
     disk refuses.
     """
+    require_writable(path)
     path = to_place(path)
     read_spec_or_none(path)
     shards = {shard for suffix in (".json", ".parquet") for shard, _ in list_commits(path, suffix)}

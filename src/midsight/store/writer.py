@@ -37,6 +37,7 @@ from midsight.store.files import (
     validate_shard,
     write_new,
 )
+from midsight.store.hub import require_writable
 from midsight.store.index import INDEX_EVERY, extend_index
 from midsight.store.lock import START_WAIT_S, Lock, make_locks, take_lock, was_replaced
 from midsight.store.numbers import numbers_of
@@ -109,6 +110,7 @@ class RunWriter:
         reads_other_shards: bool = True,
     ) -> None:
         validate_shard(shard)
+        require_writable(path)
         self.path = to_place(path)
         """The run folder."""
         self.spec = spec

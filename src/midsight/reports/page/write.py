@@ -10,6 +10,7 @@ from midsight.reports.page.content import Report
 from midsight.reports.page.html.page import page_of
 from midsight.reports.page.summary.choice import ReportOptions
 from midsight.reports.page.summary.collect import report_of
+from midsight.store.export_target import require_local
 from midsight.store.files import write_atomically
 from midsight.store.reader import Run
 from midsight.store.typed_json import to_json
@@ -47,6 +48,7 @@ def write_report(run: Run, out: Path, options: ReportOptions, json_out: Path | N
 
 def _require_free(path: Path, mark: str, option: str) -> None:
     """Raises MidsightError if the path is something that no earlier report wrote."""
+    require_local(path, option)
     try:
         if not path.exists():
             return

@@ -19,6 +19,7 @@ from midsight.reports.page.summary.samples import extra_columns_of, images_by_ne
 from midsight.reports.reasons import kinds_of_failures
 from midsight.reports.summary import Summary, summarise
 from midsight.store.annotations import read_label_record
+from midsight.store.hub import shown_place
 from midsight.store.reader import Run
 from midsight.store.typed_json import to_json
 
@@ -47,7 +48,7 @@ def report_of(run: Run, options: ReportOptions) -> Report:
     plane, map_notes = map_or_note(run, column, options.column, shown)
     pictures, picture_notes = small_pictures(run, images_by_need(shown, shown_values), options.images)
     return Report(
-        path=str(run.path),
+        path=shown_place(run.path),
         spec=to_json(run.spec),
         counts=Counts(stored=summary.rows, failed=len(summary.failures), dataset_rows=summary.dataset_rows,
                       images=summary.images),
