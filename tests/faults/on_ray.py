@@ -28,7 +28,7 @@ GROUP = "On Ray"
 SAMPLES = 400
 FEW_SAMPLES = 40
 SAMPLES_OF_AN_IMAGE = 4
-KILLS = 2
+SHARDS = 4
 OPTIONS = (
     *("--device", "cpu", "--batch-size", f"{SAMPLES_OF_AN_IMAGE}", "--layers", "0", "--no-answers"),
     *("--commit-seconds", "1"),
@@ -110,11 +110,27 @@ def repeated(
     return run_experiment
 
 
+def divide(whole: Whole, folder: Path, random: np.random.Generator, number: int) -> Mapping[str, int]:
+    """Does four shards one after the other."""
+    for shard in range(SHARDS):
+        whole.by_one_process(folder / "shards", folder / "output", "--shard", f"{shard}/{SHARDS}")
+    return {"rows of shards bit for bit": require_same(folder / "shards", whole.run)}
+
+
+def divide_and_let_work(whole: Whole, folder: Path, random: np.random.Generator, number: int) -> Mapping[str, int]:
+    """Does four shards one after the other, and lets two workers do everything."""
+    with on_ray(whole, folder / "run", folder / "output") as command:
+        pass
+    require_done(command.ended)
+    on_workers = {"rows of workers bit for bit": require_same(folder / "run", whole.run)}
+    return {**divide(whole, folder, random, number), **on_workers}
+
+
 def kill_workers(whole: Whole, folder: Path, random: np.random.Generator, number: int) -> Mapping[str, int]:
-    """Kills a worker some time after the first commit, one more later; the command still finishes."""
-    run, kept = folder / "run", 0
+    """Kills a worker some time after the first commit, every other time one more later; the command still finishes."""
+    run, kept, kills = folder / "run", 0, 1 + number % 2
     with on_ray(whole, run, folder / "output") as command:
-        for _ in range(KILLS):
+        for _ in range(kills):
             time.sleep(random.uniform(0, 0.5))
             kept = len(open_run(run))
             workers = workers_of(command.process)
@@ -122,7 +138,7 @@ def kill_workers(whole: Whole, folder: Path, random: np.random.Generator, number
             wait_for_more(command, run, kept)
     require_done(command.ended)
     require_same(run, whole.run)
-    return {"kills": KILLS, "rows stored before the last of them": kept}
+    return {"kills": kills, "rows stored before the last of them": kept}
 
 
 def wait_for_more(command: Command, run: Path, rows: int) -> None:
@@ -161,6 +177,7 @@ def on_ray(whole: Whole, run: Path, output: Path) -> Iterator[Command]:
         every = command.process.children(recursive=True)
         heard = {at for one in every for at in listening(one)}
         require(bool(heard) and heard <= {*LOOPBACK}, f"Ray listens at {heard}")
+        require(command.folder.stat().st_mode & 0o077 == 0, f"other users can enter {command.folder}")
         yield command
     except BaseException:
         process.kill()  # Ray's processes end with it
@@ -199,16 +216,22 @@ def workers_of(process: psutil.Process) -> list[psutil.Process]:
     return []
 
 
-def require_same(path: Path, whole: Path) -> None:
-    """Requires that two runs have the same rows, each once, and the same vectors but for rounding."""
+def require_same(path: Path, whole: Path) -> int:
+    """Requires that two runs have the same rows, each once, and the same vectors but for rounding.
+
+    Returns the number of rows whose vectors are the same bit for bit.
+    """
     run, expected = open_run(path), open_run(whole)
     require(run.failures() == [], f"{len(run.failures())} samples failed")
     require(run.table().equals(expected.table()), "the rows differ from those of one process")
+    equal = np.ones(len(expected), bool)
     for name in expected.vector_columns:
         vectors, wanted = run.matrix(name), expected.matrix(name)
         error = (np.linalg.norm(vectors - wanted, axis=1) / np.linalg.norm(wanted, axis=1)).max()
         require(error <= 1e-5, f"{name} is off by {error:.1e}")
+        equal &= (vectors == wanted).all(axis=1)
     require_sound(path)
+    return int(equal.sum())
 
 
 def words_of(process: psutil.Process) -> str:
@@ -237,14 +260,16 @@ def require_done(ended: Ended) -> None:
     require(ended.exit_code == 0, f"it ends with {ended.exit_code}: {ended.output}")
 
 
-def experiment(name: str, attempt: Any, full: int) -> Experiment:
-    """An experiment with 400 samples and two workers; in `make test`, with fewer, one, and the made-up model."""
-    return Experiment(
-        GROUP, f"{SAMPLES} samples {name}", repeated(attempt, by_one_process), full, 1, repeated(attempt, made_up)
-    )
+def experiment(name: str, attempt: Any, full: int, *, smaller: Any) -> Experiment:
+    """An experiment with 400 samples and two workers; in `make test`, `smaller` with one and the made-up model."""
+    run, small = repeated(attempt, by_one_process), repeated(smaller, made_up)
+    return Experiment(GROUP, f"{SAMPLES} samples {name}", run, full, 1, small)
 
 
 EXPERIMENTS = (
-    experiment("by two workers, two of them killed one by one", kill_workers, 5),
-    experiment("by two workers, stopped by SIGTERM, resumed without Ray", stop_the_command, 2),
+    experiment("in four shards, and by two workers", divide_and_let_work, 1, smaller=divide),
+    experiment("by two workers, one or two of them killed", kill_workers, 10, smaller=kill_workers),
+    experiment(
+        "by two workers, stopped by SIGTERM, resumed without Ray", stop_the_command, 2, smaller=stop_the_command
+    ),
 )
