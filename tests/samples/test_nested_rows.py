@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from midsight.errors import MidsightError
 from midsight.samples import json_rows, json_shape, nesting
 from midsight.samples.in_memory import memory_table
+from midsight.samples.options import DatasetOptions
 from midsight.samples.tables import read_memory, read_table
-from support.forms import ROWS, add_member, lines
+from support.forms import ROWS, add_member, lines, write
 from support.made_tables import ENCODED
 
 MANY = 5000
@@ -166,6 +167,22 @@ def test_rows_behind_nested_values_are_found_where_they_are(tmp_path, monkeypatc
     begin = f'{{"a": {NESTED[nested]}, "b": {{"c": {NESTED[nested]}, "d": 1}}, "e": [{NESTED[nested]}], "data": '
     (tmp_path / "a.json").write_text(f"{begin}{json.dumps(ROWS)}}}")
     assert json_shape.json_shape(tmp_path / "a.json") == json_rows.JsonShape("array", len(begin), inside=True)
+
+
+@pytest.mark.parametrize("form", ["a.jsonl", "a.csv", "a.parquet", "a.json"])
+def test_ids_that_repeat_in_the_first_rows_are_refused_by_them(tmp_path, monkeypatch, form):
+    monkeypatch.setattr("midsight.samples.sources.LARGE_BYTES", 100)
+    rows = [{"name": f"n{n // 2 if n else 0}", **row} for n, row in enumerate(ROWS * 5)]
+    path = write(tmp_path, form, rows)
+    read = []
+    monkeypatch.setattr("midsight.samples.tables._read", lambda *given: read.append(given))
+    with pytest.raises(
+        MidsightError, match=r"has the id 'n0' twice, in \w+ \d and \w+ \d; make ids unique, choose others"
+    ):
+        read_table(path, DatasetOptions(id_column="name"))
+    assert read == []
+    read_table(path, DatasetOptions(id_column="name"), limit=1)
+    assert len(read) == 1
 
 
 SCALAR = st.integers() | st.booleans() | st.none() | st.text('ab"\\[]{},:\n', max_size=8)

@@ -22,13 +22,13 @@ from PIL import Image
 
 from midsight.buckets.path import Place, is_bucket_address, to_place
 from midsight.errors import MidsightError, Option, RefusedError, RepeatedIdError, SampleError
-from midsight.samples.answers import columns_to_join, join_answers
+from midsight.samples.answers import columns_to_join, join_answers, number_of_id, text_of_id
 from midsight.samples.columns import ColumnSource, prompt_columns
 from midsight.samples.embedded import embedded_bytes
 from midsight.samples.extras import ExtraType, ExtraTypes
 from midsight.samples.folders import image_folder, is_folder
 from midsight.samples.in_memory import digest, memory_table, one_table
-from midsight.samples.locations import ImageUrl
+from midsight.samples.locations import ImageUrl, TextLocation
 from midsight.samples.one_question import with_question
 from midsight.samples.options import DEFAULT_OPTIONS, DatasetOptions, ResolvedOptions, resolved_options
 from midsight.samples.packed import PackedSamples
@@ -38,7 +38,7 @@ from midsight.samples.roles import Roles, assign_roles
 from midsight.samples.row_to_sample import SampleMaker
 from midsight.samples.rows import Table, validate_storable
 from midsight.samples.sample import Failure, ImageSource, Sample, SampleOrFailure, make_sample_id
-from midsight.samples.sources import open_beginning, open_table
+from midsight.samples.sources import BYTES_WITHOUT_ROWS, ROWS_LOOKED_AT, open_beginning, open_table
 from midsight.samples.urls import is_web_address
 
 AcceptColumns = Callable[[Mapping[str, ColumnSource]], object]
@@ -174,11 +174,11 @@ def _open(
         table = image_folder(path, options.question, follow_links=options.follow_links)
         return _with_answers(table, options)
     if beginning := open_beginning(path, options.split, limit):
-        _validate_beginning(with_question(beginning, options), options, accept)
+        _validate_beginning(with_question(beginning, options), options, limit, accept)
     return _with_answers(with_question(open_table(path, options.split, limit), options), options)
 
 
-def _validate_beginning(beginning: Table, options: DatasetOptions, accept: AcceptColumns) -> None:
+def _validate_beginning(beginning: Table, options: DatasetOptions, limit: int | None, accept: AcceptColumns) -> None:
     """Raises MidsightError for a wrong table before all of it is read."""
     if options.answers_from is not None:
         columns_to_join(beginning, options)
@@ -187,6 +187,22 @@ def _validate_beginning(beginning: Table, options: DatasetOptions, accept: Accep
     roles = assign_roles(beginning, options)
     if beginning.kind in ("csv", "tsv", "parquet", "arrow"):  # in JSON, later rows may have other columns
         accept(prompt_columns(dict.fromkeys(_extras(beginning, roles), "string"), roles.as_options()))
+    if roles.id is not None and not roles.id_is_guessed:
+        _validate_first_ids(beginning, roles.id, min(limit or ROWS_LOOKED_AT, ROWS_LOOKED_AT))
+
+
+def _validate_first_ids(table: Table, column: str, most: int) -> None:
+    """Raises RepeatedIdError if one of the first rows, `most` at most, has the id of an earlier one."""
+    seen: dict[str, int] = {}
+    for row in itertools.islice(table.rows(()), most):
+        if isinstance(row.location, TextLocation) and row.location.offset_bytes > BYTES_WITHOUT_ROWS:
+            return
+        try:
+            found = text_of_id(number_of_id(row.cells.get(column), table.kind))
+        except SampleError:
+            continue
+        if found is not None and (first := seen.setdefault(found, row.number)) != row.number:
+            raise _repeated_id(str(table.path), found, f"{table.unit} {first}", f"{table.unit} {row.number}")
 
 
 def _with_answers(table: Table, options: DatasetOptions) -> tuple[Table, DatasetOptions]:
@@ -316,8 +332,11 @@ def _validate_unique_ids(
     for row in sorted(suspects, key=attrgetter("input_index")):
         first = seen.setdefault(row.sample_id, row.input_index)
         if first != row.input_index:
-            problem = (
-                f"{dataset} has the id {row.sample_id!r} twice, in {location(first)} and {location(row.input_index)}"
-            )
-            remedy = ("; make ids unique, choose others with ", Option("id_column"), ", or leave them out.")
-            raise RepeatedIdError(problem, *remedy)
+            raise _repeated_id(dataset, row.sample_id, location(first), location(row.input_index))
+
+
+def _repeated_id(dataset: str, sample_id: str, first: str, second: str) -> RepeatedIdError:
+    problem = f"{dataset} has the id {sample_id!r} twice, in {first} and {second}"
+    return RepeatedIdError(
+        problem, "; make ids unique, choose others with ", Option("id_column"), ", or leave them out."
+    )
