@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 import midsight
 from extraction.test_orders import write_table
 from midsight.buckets import connect
+from midsight.buckets.path import to_place
 from midsight.cli import app
 from midsight.errors import MidsightError
 from midsight.extraction import on_ray
@@ -24,7 +25,7 @@ from support.buckets import BUCKET, ENVIRONMENT, serving_bucket
 from support.ray_nodes import node_arguments, running_cluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # Ray has warnings of its own
-OUT = f"s3://{BUCKET}/run"
+DATA, OUT = f"s3://{BUCKET}/data.jsonl", f"s3://{BUCKET}/run"
 
 
 @pytest.fixture(scope="module")
@@ -51,13 +52,15 @@ def pool(cluster):
         yield workers
 
 
-def test_a_running_cluster_extracts_by_its_address_into_a_bucket(cluster, model, checkpoint, tmp_path):
+def test_a_running_cluster_extracts_by_its_address_from_a_bucket_into_it(cluster, model, checkpoint, tmp_path):
     """This test comes first, because the others connect this process to the cluster."""
     data = write_table(tmp_path)
+    for file in (data, *tmp_path.glob("*.png")):
+        to_place(f"s3://{BUCKET}/{file.name}").write_bytes(file.read_bytes())
     options = ["--layers", "0", "--max-new-tokens", "2", "--device", "cpu"]
     on_cluster = ["--ray", cluster.address, "--workers", "1"]
     done = CliRunner().invoke(
-        app, [*map(str, ["extract", data, "--model", checkpoint, "--out", OUT, *options, *on_cluster])]
+        app, [*map(str, ["extract", DATA, "--model", checkpoint, "--out", OUT, *options, *on_cluster])]
     )
     assert done.exit_code == 1, done.output
     assert "Ray starts 1 worker, each of which loads the model." in done.stderr
