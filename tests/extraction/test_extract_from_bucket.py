@@ -117,3 +117,9 @@ def test_a_worker_of_a_cluster_reads_the_bucket_itself(door, model, checkpoint, 
     worker = Worker(Call(DATA, arguments, {"device": "cpu"}, "auto", 60.0, made.task.data.sha256))
     results = [Result(**json.loads(text)) for text in worker({"order": [str(order) for order in orders]})["result"]]
     assert (sum(result.done for result in results), sum(result.failed for result in results)) == (ROWS, 1)
+    door.fault = lambda asked: "500" if asked.key == "images/5.png" and asked.method == "GET" else None
+    other = Worker(
+        Call(DATA, {**arguments, "out": tmp_path / "other"}, {"device": "cpu"}, "auto", 60.0, made.task.data.sha256)
+    )
+    told = [Result(**json.loads(text)) for order in orders for text in other({"order": [str(order)]})["result"]]
+    assert {(bool(result.error), result.resumable) for result in told} == {(True, True), (False, False)}

@@ -17,7 +17,8 @@ import pytest
 
 from midsight.buckets import connect
 from midsight.buckets.path import BucketPath, to_place
-from midsight.errors import MidsightError, SampleError, UnreachableError
+from midsight.buckets.refusals import explained
+from midsight.errors import MidsightError, RefusedError, SampleError, UnreachableError
 from midsight.samples import columnar, missing, sources
 from midsight.samples.images import decode_image, image_id, resolve_image_path, without_bucket
 from midsight.samples.missing import find_missing
@@ -311,6 +312,25 @@ def test_what_is_not_there_is_said_in_one_sentence(door, data, sentence):
     with pytest.raises(MidsightError) as caught:
         opened(data)
     assert str(caught.value).startswith(sentence)
+
+
+def test_who_may_read_objects_need_not_be_allowed_to_list_them(bucket, door, folder):
+    upload(folder, bucket)
+    door.fault = lambda asked: "403" if asked.key == "?list" else None
+    dataset = opened(f"{bucket}/a.jsonl", images=str(bucket))
+    assert decode_image(dataset.samples[1].images[0]).size == (16, 9)
+    with pytest.raises(RefusedError, match="denies access to it; see to what your credentials may do there"):
+        opened(f"{bucket}/shards", split="test")
+
+
+def test_a_bucket_in_another_region_is_said_with_the_variable_that_helps():
+    malformed = "<Code>AuthorizationHeaderMalformed</Code><Message>the region us-east-1 is wrong</Message>"
+    for said in (
+        malformed,
+        "Received redirect without LOCATION, this normally indicates an incorrectly configured region",
+    ):
+        sentence = str(explained(RuntimeError(said), "s3://shelf/a.png"))
+        assert "and your credentials, set AWS_REGION to the region of the bucket, and run the same" in sentence
 
 
 def test_images_must_be_a_folder_of_the_bucket(bucket, folder):

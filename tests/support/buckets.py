@@ -15,10 +15,11 @@ from typing import Any, NoReturn
 from support.stub_store import StubStore
 
 Fault = str
-"""`500`, `503` or `skewed` (such an answer), `reset` (not done, cut off), `lost` (done, cut off), `half` (done, half of
-the answer), `timeout` (no answer)."""
+"""`500`, `503`, `403` or `skewed` (such an answer), `reset` (not done, cut off), `lost` (done, cut off), `half` (done,
+half of the answer), `timeout` (no answer)."""
 REFUSALS = {
     "500": ("500 Internal Server Error", b""),
+    "403": ("403 Forbidden", b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"),
     "503": ("503 Slow Down", b"<Error><Code>SlowDown</Code></Error>"),
     "skewed": (
         "403 Forbidden",

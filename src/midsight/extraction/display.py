@@ -124,12 +124,13 @@ class Spoken:
 
 def describe_start(progress: Progress) -> str:
     """What a call has to do, in one sentence."""
-    free = "" if progress.free_bytes is None else f" {decimal(progress.free_bytes)} are free."
+    free = None if progress.free_bytes is None else f"{decimal(progress.free_bytes)} are free."
     if progress.samples is None or progress.remaining is None or progress.estimated_bytes is None:
         held = f"A stream of unknown length; the run holds {counted(progress.already, 'sample')}"
-        return f"{held};{free} Its images are looked for as its rows arrive."
+        return f"{held}{'.' if free is None else f'; {free}'} Its images are looked for as its rows arrive."
     failed = f" ({progress.already_failed:,} of them failed)" if progress.already_failed else ""
-    todo = f"{progress.remaining:,} to do; about {decimal(progress.estimated_bytes)} on disk,{free}"
+    where = "in the bucket." if free is None else f"on disk, {free}"
+    todo = f"{progress.remaining:,} to do; about {decimal(progress.estimated_bytes)} {where}"
     return (
         f"{counted(progress.samples, 'sample')} on {counted(progress.images or 0, 'image')}, {progress.already:,} done "
         f"before{failed}, {todo if progress.remaining else 'nothing to do.'}"
