@@ -36,7 +36,7 @@ from midsight.samples.options import DatasetKeywords, DatasetOptions
 from midsight.samples.streams import SampleStream
 from midsight.samples.tables import AcceptColumns, Dataset, accept_all
 from midsight.store.files import Shard, validate_shard
-from midsight.store.hub import require_writable
+from midsight.store.hub import is_hub_address
 from midsight.store.place import validate_place
 from midsight.store.schema import StoreDtype
 
@@ -109,7 +109,11 @@ def make_task(
         request = replace(request, probe=risk.probe)  # it is read once
     n_layers = validate_by_files(request, None if model is None else Path(model))
     validate_template_choice(request.prompt_template)
-    require_writable(out)
+    if is_hub_address(out):
+        raise MidsightError(
+            Option("out", out),
+            " is on the hub, where a run is only read; extract into a folder, and `midsight push` it.",
+        )
     place = to_place(out)
     validate_place(place)
     opened = open_data(data, dataset_options, lambda columns: parse_user_text(request.prompt, columns))
