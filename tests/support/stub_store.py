@@ -24,7 +24,6 @@ class StubStore:
     objects: dict[str, bytes] = field(default_factory=dict)
     """Its objects by key."""
     _lock: Any = field(default_factory=Lock)
-    _sorted: list[str] = field(default_factory=list)
 
     def __call__(self, environ: Any, start_response: Any) -> Iterable[bytes]:
         """Answers a request."""
@@ -45,9 +44,8 @@ class StubStore:
             return self._put(environ, key)
         if method == "POST":
             return self._delete_all(environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"])).decode())
-        if key not in self.objects:
+        if (content := self.objects.get(key)) is None:
             return "404 Not Found", {}, b""
-        content = self.objects[key]
         headers = {"ETag": tag(content), "Last-Modified": LAST_MODIFIED}
         if asked := environ.get("HTTP_RANGE", "").removeprefix("bytes="):
             start, stop = (int(number) for number in asked.split("-"))
@@ -69,21 +67,23 @@ class StubStore:
 
     def _delete_all(self, asked: str) -> tuple[str, dict[str, str], bytes]:
         keys = re.findall("<Key>(.*?)</Key>", asked)
-        for key in keys:
-            self.objects.pop(unescape(key), None)
+        with self._lock:
+            for key in keys:
+                self.objects.pop(unescape(key), None)
         deleted = "".join(f"<Deleted><Key>{key}</Key></Deleted>" for key in keys)
         return "200 OK", {}, f"<DeleteResult>{deleted}</DeleteResult>".encode()
 
     def _page(self, asked: dict[str, str]) -> bytes:
-        if len(self._sorted) != len(self.objects) or not self.objects.keys() >= {*self._sorted[-1:]}:
-            self._sorted = sorted(self.objects)
+        with self._lock:
+            objects = dict(self.objects)
+        names = sorted(objects)
         prefix, delimiter = asked.get("prefix", ""), asked.get("delimiter")
         after = asked.get("continuation-token") or asked.get("start-after", "")
-        first = max(bisect_right(self._sorted, after), bisect_right(self._sorted, prefix) if prefix else 0)
+        first = max(bisect_right(names, after), bisect_right(names, prefix) if prefix else 0)
         keys: list[str] = []
         folders: dict[str, None] = {}
         more = False
-        for key in self._sorted[first:]:
+        for key in names[first:]:
             if not key.startswith(prefix):
                 break
             if len(keys) == PAGE:
@@ -95,7 +95,7 @@ class StubStore:
                 keys.append(key)
         contents = "".join(
             f"<Contents><Key>{escape(key)}</Key><LastModified>2026-01-01T00:00:00.000Z</LastModified>"
-            f"<ETag>{escape(tag(self.objects[key]))}</ETag><Size>{len(self.objects[key])}</Size></Contents>"
+            f"<ETag>{escape(tag(objects[key]))}</ETag><Size>{len(objects[key])}</Size></Contents>"
             for key in keys
         )
         common = "".join(f"<CommonPrefixes><Prefix>{escape(name)}</Prefix></CommonPrefixes>" for name in folders)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 import shlex
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 from rich.console import Console
 
-from midsight.buckets.path import is_bucket_address
+from midsight.buckets.path import to_place
 from midsight.commands.options import (
     MODEL,
     RUNNING,
@@ -221,9 +220,8 @@ def extract(
             "family": family,
         }
         validate_loading(loading)
-        # whether the client of a bucket survives a fork was not tried
-        if needs_supervisor(device) and not dry_run and cluster is None and not is_bucket_address(out):
-            become_worker(Path(out), own)
+        if needs_supervisor(device) and not dry_run and cluster is None:
+            become_worker(to_place(out), own)
         ask = partial(
             make_task,
             data,

@@ -5,16 +5,20 @@ docs/reliability.md has the rules. It never loads torch, so it can fork at any t
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from midsight.buckets.path import Place
 from midsight.commands.outcome import STOPPED, stopped
+from midsight.errors import UnreachableError
 from midsight.extraction.stopping import CRASHES, handling_signals, say
 
 if TYPE_CHECKING:
@@ -29,16 +33,17 @@ MOST_DEATHS = 5
 def needs_supervisor(device: str) -> bool:
     """Whether the option `device` may choose a GPU on this machine, as far as that is known without torch.
 
-    A process that has loaded torch, such as a test or a notebook that calls the command, cannot fork and gets none.
+    A process that has loaded torch or the client of buckets, such as a test or a notebook that calls the command,
+    cannot fork and gets none.
     """
-    if "torch" in sys.modules:
+    if "torch" in sys.modules or "obstore" in sys.modules:
         return False
     if device != "auto":
         return device != "cpu"
     return sys.platform == "darwin" or any(file.exists() for file in GPU_FILES)
 
 
-def become_worker(run: Path, shard: Shard) -> None:
+def become_worker(run: Place, shard: Shard) -> None:
     """Forks; returns in the worker, which extracts. This process starts it again if it dies with samples in work.
 
     This process passes signals on, and ends with the worker's exit code. If it is killed itself, the worker gets
@@ -46,11 +51,11 @@ def become_worker(run: Path, shard: Shard) -> None:
     """
     from midsight.store.attempts import note_seen_death, working_path
 
-    working, parts = Path(str(working_path(run, shard))), run / "parts"
-    deaths, committed = 0, _count(parts)
+    working, parts = working_path(run, shard), run / "parts"
+    deaths, committed = 0, None
     while True:
         alive, held = os.pipe()
-        before = _state(working)
+        before = _ask(working, _state)
         worker = os.fork()
         if worker == 0:
             os.close(held)
@@ -60,20 +65,20 @@ def become_worker(run: Path, shard: Shard) -> None:
         status, is_stopped = _wait(worker)
         os.close(held)
         code = os.waitstatus_to_exitcode(status)
-        left_work = _state(working) not in (None, before)  # an earlier process may have left the file
+        left_work = _ask(working, _state) not in (None, before)  # an earlier process may have left the file
         if code >= 0 and not left_work:
             _end(code)
         if is_stopped:
             say(stopped(run))
             _end(STOPPED)
-        ended = "lost its device" if code == STOPPED else f"ended with {_name(code)}"
+        lost = "lost its device" if isinstance(run, Path) else "lost its device or the network"
+        ended = lost if code == STOPPED else f"ended with {_name(code)}"
         if not left_work:
             say(f"Error: The process that extracts {ended} before it had a sample in work; the same command resumes.")
             _end(STOPPED)
         if -code in CRASHES or (code >= 0 and code != STOPPED):
-            with suppress(OSError):
-                note_seen_death(working)
-        now = _count(parts)
+            _ask(working, note_seen_death)
+        now = _ask(parts, _count)
         deaths, committed = (deaths + 1 if now == committed else 1), now
         if deaths >= MOST_DEATHS:
             say(
@@ -103,19 +108,50 @@ def _stop_with_supervisor(alive: int) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _state(file: Path) -> tuple[int, int] | None:
-    """Changes whenever the file is written; None if there is none."""
-    with suppress(OSError):
+def _ask(place: Place, question: Callable[[Any], Any]) -> Any:
+    """The answer to `question` about a file or folder, which is None if an error comes.
+
+    In a bucket a fork asks, because a process that has used the store's client cannot fork any more: the client's
+    threads are not in the fork, which would wait for them for ever.
+    """
+    if isinstance(place, Path):
+        return _answer(place, question)
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    asking = os.fork()
+    if asking == 0:
+        try:
+            sender.send(_answer(place, question))
+        finally:
+            os._exit(0)
+    sender.close()
+    try:
+        return receiver.recv()
+    except EOFError:
+        return None
+    finally:
+        receiver.close()
+        os.waitpid(asking, 0)
+
+
+def _answer(place: Place, question: Callable[[Any], Any]) -> Any:
+    with suppress(OSError, UnreachableError):
+        return question(place)
+    return None
+
+
+def _state(file: Place) -> Any:
+    """Changes whenever the file is written; raises OSError if there is none."""
+    if isinstance(file, Path):
         status = file.stat()
         return status.st_ino, status.st_mtime_ns
-    return None
+    return {**file.read_with_version()[1]}
 
 
 def _name(code: int) -> str:
     return f"exit code {code}" if code >= 0 else signal.Signals(-code).name
 
 
-def _count(parts: Path) -> int:
+def _count(parts: Place) -> int:
     return sum(1 for _ in parts.glob("*.json"))
 
 
