@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -47,12 +48,15 @@ def start(
     made_up: bool = True,
     behaviour: Behaviour | None = None,
     usage: Path | None = None,
+    prepare: Callable[[], None] | None = None,
 ) -> BaseProcess:
     """Starts the command `midsight ARGUMENTS`, which prints into the file `output`.
 
     With `made_up` every --model is the made-up model. At its end the command writes what it took into the file `usage`.
+    `prepare` is called in the new process first.
     """
-    process = FORKING.Process(target=run_here, args=([*map(str, arguments)], output, fault, made_up, behaviour, usage))
+    words = [*map(str, arguments)]
+    process = FORKING.Process(target=run_here, args=(words, output, fault, made_up, behaviour, usage, prepare))
     process.start()
     return process
 
@@ -81,6 +85,7 @@ def run_here(
     made_up: bool = True,
     behaviour: Behaviour | None = None,
     usage: Path | None = None,
+    prepare: Callable[[], None] | None = None,
 ) -> None:
     """Runs the command in this process, which ends with the command's exit code."""
     # Imported here, because the parent process does not need them.
@@ -92,6 +97,8 @@ def run_here(
     for stream in (1, 2):
         os.dup2(sink, stream)
     faulthandler.dump_traceback_later(TIMEOUT_S, file=sink)
+    if prepare is not None:
+        prepare()
     if made_up:
         replace_forward_pass(behaviour or Behaviour())
         load_made_up_models()

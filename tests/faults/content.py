@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 
 from faults.experiment import require
+from midsight.buckets.path import Place
 from midsight.samples.sample import Failure
 from midsight.store import open_run
 from midsight.store.reader import vectors_of
@@ -23,7 +23,7 @@ class Content:
     """Failures by sample id."""
 
 
-def content_of(path: Path) -> Content:
+def content_of(path: Place) -> Content:
     """Reads a whole run; raises ExperimentError if a sample is in it twice."""
     run = open_run(path)
     rows: dict[str, str] = {}
@@ -39,7 +39,7 @@ def content_of(path: Path) -> Content:
     return Content(rows, {failure.sample_id: failure for failure in run.failures()})
 
 
-def require_part_of(path: Path, whole: Content) -> bool:
+def require_part_of(path: Place, whole: Content) -> bool:
     """Requires that the run at `path` holds a part of `whole`; returns whether there is a run."""
     if not (path / "run.json").exists():
         require(not any(path.glob("parts/*.json")), "there are commits but no run.json")
@@ -50,14 +50,14 @@ def require_part_of(path: Path, whole: Content) -> bool:
     return True
 
 
-def require_sound(path: Path) -> None:
+def require_sound(path: Place) -> None:
     """Requires that verification finds no damage, if there is a run."""
     if (path / "run.json").exists():
         findings = verify_run(path).findings
         require(not findings, f"verify finds: {findings[0].problem if findings else ''}")
 
 
-def require_complete(path: Path, whole: Content) -> None:
+def require_complete(path: Place, whole: Content) -> None:
     """Requires that the run at `path` holds all of `whole`, each sample once, without damage."""
     require(content_of(path) == whole, "the finished run differs from the uninterrupted run")
     require_sound(path)

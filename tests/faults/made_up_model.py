@@ -99,6 +99,8 @@ class Behaviour:
 
     seconds: float = 0.0
     """Time that each sample takes in the model."""
+    waits_for: Path | None = None
+    """File without which no sample gets through the model."""
     deadly: str = ""
     """Id of a sample that ends its process."""
     signal: int = signal.SIGABRT
@@ -117,6 +119,8 @@ def replace_forward_pass(behaviour: Behaviour) -> None:
     """Makes every model of this process prepare and compute samples as the made-up one does."""
 
     def compute(model: LoadedModel, request: Any, call: Call, *_: Any) -> list[Record]:
+        while behaviour.waits_for is not None and not behaviour.waits_for.exists():
+            time.sleep(0.01)
         for seen in call.items:
             time.sleep(behaviour.seconds)
             if seen.sample.sample_id == behaviour.deadly:

@@ -20,6 +20,7 @@ from faults.command import Ended, start, wait_for
 from faults.content import require_sound
 from faults.experiment import Experiment, Outcome, attempts, require, scratch
 from faults.made_up_model import write_dataset
+from midsight.buckets.path import Place
 from midsight.store import open_run
 from midsight.testing import write_phi4_multimodal
 from support.pictures import encoded, picture
@@ -73,13 +74,13 @@ class Command:
 
 
 @contextmanager
-def by_one_process() -> Iterator[Whole]:
+def by_one_process(samples: int = SAMPLES) -> Iterator[Whole]:
     """Makes a dataset and a run of it by one process with a small model; deletes both afterwards."""
     with scratch() as folder:
         data, checkpoint = folder / "data.jsonl", write_phi4_multimodal(folder / "checkpoint")
-        rows = [{"image": f"{i // SAMPLES_OF_AN_IMAGE}.png", "question": f"What is {i}?"} for i in range(SAMPLES)]
+        rows = [{"image": f"{i // SAMPLES_OF_AN_IMAGE}.png", "question": f"What is {i}?"} for i in range(samples)]
         data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        for i in range(SAMPLES // SAMPLES_OF_AN_IMAGE):
+        for i in range(samples // SAMPLES_OF_AN_IMAGE):
             (folder / f"{i}.png").write_bytes(encoded(picture((64, 64), i)))
         whole = Whole(["extract", data, "--model", checkpoint, *OPTIONS], folder / "run", workers=2, made_up=False)
         whole.by_one_process(whole.run, folder / "output")
@@ -216,7 +217,7 @@ def workers_of(process: psutil.Process) -> list[psutil.Process]:
     return []
 
 
-def require_same(path: Path, whole: Path) -> int:
+def require_same(path: Place, whole: Path) -> int:
     """Requires that two runs have the same rows, each once, and the same vectors but for rounding.
 
     Returns the number of rows whose vectors are the same bit for bit.
