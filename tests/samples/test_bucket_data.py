@@ -264,7 +264,7 @@ def test_of_many_objects_a_thousand_are_looked_for(bucket, door, monkeypatch):
     assert len(door.requests) == absent.checked
 
 
-def test_a_large_object_is_refused_before_it_is_downloaded(bucket, door):
+def test_a_large_object_is_refused(bucket, door):
     (bucket / "a.png").write_bytes(ENCODED[0])
     assert decode_image(bucket / "a.png", max_bytes=len(ENCODED[0])).size == (12, 9)
     with pytest.raises(SampleError, match="has more than 10 bytes; make it smaller"):

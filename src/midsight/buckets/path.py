@@ -177,7 +177,7 @@ class BucketPath:
             return content, _version(got.meta)
 
     def read_at_most(self, most: int) -> bytes | None:
-        """The whole object; None if it has more than so many bytes, which are then not downloaded."""
+        """The whole object; None if it has more than so many bytes, and is then not read to its end."""
         if self.content is not None:
             return self.content if len(self.content) <= most else None
         with self._reporting():

@@ -59,7 +59,7 @@ def read_object(path: BucketPath, name: str, max_bytes: int, hint: str) -> bytes
     Args:
         path: The object.
         name: Begins the sentence of an error.
-        max_bytes: Largest size; nothing of a larger object is downloaded.
+        max_bytes: Largest size; a larger object is not read to its end.
         hint: What may be wrong with the name of an object that does not exist.
 
     Returns:
