@@ -130,6 +130,10 @@ def test_the_index_is_merged_and_forgets_what_is_gone(
     bucket.requests()
     assert open_run(bucket.address).commits == open_run(run_of_parts).commits
     assert not [key for _, key in bucket.requests() if "parts/" in key]
+    indexed = {name: content for name, content in objects.items() if "/index/" in name}
+    objects |= {name: content.replace(b'"rows":2', b'"rows":3') for name, content in indexed.items()}
+    assert open_run(bucket.address).commits == open_run(run_of_parts).commits
+    objects |= indexed
     for name in [*later]:
         del objects[name]
     extend_index(bucket.place)
