@@ -134,12 +134,13 @@ def test_the_index_is_merged_and_forgets_what_is_gone(
     objects |= {name: content.replace(b'"rows":2', b'"rows":3') for name, content in indexed.items()}
     assert open_run(bucket.address).commits == open_run(run_of_parts).commits
     objects |= indexed
+    bucket.requests()
     for name in [*later]:
         del objects[name]
     extend_index(bucket.place)
     assert sum("/index/" in name for name in objects) == 2
     assert len(open_run(bucket.address).commits) == PARTS - len(later) // 2
-    assert not [key for _, key in bucket.requests() if key.startswith("parts/0-of-1-0000") and key.endswith("20.json")]
+    assert not [key for _, key in bucket.requests() if "parts/" in key]
 
 
 def test_each_small_part_is_read_once_for_all_columns(bucket: Bucket, run_of_parts: Path) -> None:
