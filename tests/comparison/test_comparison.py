@@ -29,6 +29,8 @@ PHI, LLAMA = "microsoft/Phi-4-multimodal-instruct", "meta-llama/Llama-3.2-11B-Vi
 QWEN2_5, QWEN2 = "Qwen/Qwen2.5-VL-7B-Instruct", "Qwen/Qwen2-VL-7B-Instruct"
 LLAVA, LLAVA_NEXT = "llava-hf/llava-1.5-7b-hf", "llava-hf/llava-v1.6-mistral-7b-hf"
 ONEVISION, FASTVLM = "llava-hf/llava-onevision-qwen2-7b-ov-hf", "KamilaMila/FastVLM-7B"
+QWEN3_5, QWEN3_5_MOE = "Qwen/Qwen3.5-27B", "Qwen/Qwen3.5-35B-A3B"
+GEMMA4, GEMMA3N = "google/gemma-4-E4B-it", "google/gemma-3n-E4B-it"
 GEMMA, INTERNVL = "google/gemma-3-4b-it", "OpenGVLab/InternVL3-1B-hf"
 QWEN3, GLM = "Qwen/Qwen3-VL-8B-Instruct", "zai-org/GLM-4.1V-9B-Thinking"
 QWEN3_MOE = "Qwen/Qwen3-VL-30B-A3B-Instruct"
@@ -50,11 +52,15 @@ PUBLISHED = {
     QWEN3: ("Qwen3-VL", 1152, None, 36, (0, 9, 18, 27, 35), 4096, "<|image_pad|>", 151655),
     GLM: ("GLM-4.1V", 1536, None, 40, (0, 10, 20, 30, 39), 4096, "<|image|>", 151343),
     QWEN3_MOE: ("Qwen3-VL-MoE", 1152, None, 48, (0, 12, 24, 36, 47), 2048, "<|image_pad|>", 151655),
+    QWEN3_5: ("Qwen3.5", 1152, None, 64, (0, 16, 32, 48, 63), 5120, "<|image_pad|>", 248056),
+    QWEN3_5_MOE: ("Qwen3.5-MoE", 1152, None, 40, (0, 10, 20, 30, 39), 2048, "<|image_pad|>", 248056),
     LLAVA: ("LLaVA 1.5", 1024, 336, 32, (0, 8, 16, 24, 31), 4096, "<image>", 32000),
     LLAVA_NEXT: ("LLaVA-NeXT", 1024, 336, 32, (0, 8, 16, 24, 31), 4096, "<image>", 32000),
     ONEVISION: ("LLaVA-OneVision", 1152, 384, 28, (0, 7, 14, 21, 27), 3584, "<image>", 151646),
     FASTVLM: ("FastVLM", 3072, 1024, 28, (0, 7, 14, 21, 27), 3584, "<image>", 151646),
     GEMMA: ("Gemma 3", 1152, 896, 34, (0, 8, 17, 25, 33), 2560, "<image_soft_token>", 262144),
+    GEMMA3N: ("Gemma 3n", 2048, 768, 35, (0, 8, 17, 26, 34), 2048, "<image_soft_token>", 262145),
+    GEMMA4: ("Gemma 4", 768, None, 42, (0, 10, 21, 31, 41), 2560, "<|image|>", 258880),
     IDEFICS3: ("Idefics3", 1152, 364, 32, (0, 8, 16, 24, 31), 4096, "<image>", 128257),
     SMOLVLM2: ("SmolVLM2", 1152, 384, 24, (0, 6, 12, 18, 23), 2048, "<image>", 49190),
     INTERNVL: ("InternVL 3", 1024, 448, 24, (0, 6, 12, 18, 23), 896, "<IMG_CONTEXT>", 151667),
@@ -124,6 +130,10 @@ def test_parameters_are_those_of_the_published_models(rows):
         QWEN3: 8.77,
         GLM: 10.29,
         QWEN3_MOE: 31.07,
+        QWEN3_5: 27.36,
+        QWEN3_5_MOE: 35.11,
+        GEMMA3N: 7.82,
+        GEMMA4: 7.94,
         INTERNVL: 0.94,
         OVIS2: 1.13,
         DEEPSEEK: 1.96,
@@ -150,6 +160,10 @@ def test_image_tokens_are_those_of_an_image_of_640_x_480(rows):
         QWEN3: 20 * 15,
         GLM: 23 * 17,
         QWEN3_MOE: 20 * 15,
+        QWEN3_5: 20 * 15,
+        QWEN3_5_MOE: 20 * 15,
+        GEMMA3N: 256,
+        GEMMA4: 19 * 14,
         LLAVA: 24 * 24,
         LLAVA_NEXT: 2340,
         ONEVISION: 27 * 27 + 40 * (54 + 1),
@@ -345,8 +359,8 @@ def test_what_is_neither_folder_nor_hub_id_is_refused():
 
 
 def shares(row):
-    """PaliGemma's image reads the question."""
-    return "no" if row.name == PALIGEMMA2 else "yes"
+    """PaliGemma's image reads the question, and Qwen3.5 keeps a state."""
+    return "no" if row.name in (PALIGEMMA2, QWEN3_5, QWEN3_5_MOE) else "yes"
 
 
 @pytest.mark.parametrize("width", [80, 140])

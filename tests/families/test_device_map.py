@@ -170,8 +170,7 @@ def test_places_are_said_in_words():
 @pytest.mark.slow
 def test_layers_on_a_second_device(model):
     """On a stand-in for a GPU, every other layer and its cache stay on the CPU; no operation mixes the two."""
-    resolved = resolve(Request(layers="all", positions=POSITIONS, max_new_tokens=6), model.loaded)
-    request = replace(resolved, share=model.loaded.family.decoder.shares_image_prefix)
+    request = resolve(Request(layers="all", positions=POSITIONS, max_new_tokens=6), model.loaded)
     samples = [Sample(str(i), i, (CASES[4].image,), question) for i, question in enumerate(ASKED)]
     items = [item for item in prepare(model.loaded, request, samples) if isinstance(item, PreparedSample)]
     (call,) = plan_whole(items, request)
@@ -184,7 +183,7 @@ def test_layers_on_a_second_device(model):
             add_hook_to_module(layer, AlignDevicesHook(place, skip_keys=["past_key_values", "cache"]))
         add_hook_to_module(norm, AlignDevicesHook("cuda:0"))
         moved = replace(model.loaded, hf_model=hf_model, device=DEVICE)
-        outcomes = extract_call.__wrapped__(moved, request, call, "right")  # pyright: ignore[reportFunctionMemberAccess]
+        outcomes = extract_call.__wrapped__(moved, request, call)  # pyright: ignore[reportFunctionMemberAccess]
     by_id = {outcome.sample_id: outcome for outcome in outcomes}
     for expected in extract_samples(model.loaded, request, samples):
         outcome = by_id[expected.sample_id]

@@ -40,7 +40,7 @@ def expected(reference):
 def compare(expected):
     """Extracts the cases in one batch and asserts parity for each."""
 
-    def run(model, padding_side="right"):
+    def run(model, padding_side=None):
         plan = resolve(EVERYTHING, model.loaded)
         for record in extract_records(model, plan, samples_of(DAMAGED_CASES), padding_side=padding_side):
             assert_parity(record, expected[record.sample_id])
@@ -81,7 +81,9 @@ def test_layer_off_by_one(compare, model, monkeypatch, shift):
 @pytest.mark.slow
 @pytest.mark.parametrize("position", ["vision_token", "query_token"])
 @pytest.mark.parametrize("shift", [-1, 1])
-def test_position_off_by_one(compare, expected, model, monkeypatch, position, shift):
+def test_position_off_by_one(compare, expected, family, model, monkeypatch, position, shift):
+    if (position, shift) == ("query_token", 1) and family.keeps_state:
+        pytest.skip("padding is before its prompts, so that no token follows the last")
     damages.shift_position(monkeypatch, position, shift, last=max(e.prompt_tokens for e in expected.values()) - 1)
     with pytest.raises(AssertionError, match=f"{position}_representation.* is off by"):
         compare(model)

@@ -63,6 +63,10 @@ PUBLISHED_NAMES = {
     "deepseek_vl_hybrid": {},
     "ovis2": {},
     "qwen3_vl_moe": {},
+    "qwen3_5": {},
+    "qwen3_5_moe": {},
+    "gemma3n": {},
+    "gemma4": {},
     "idefics3": {},
     "smolvlm": {},
     "llama4": {},
@@ -110,6 +114,8 @@ def publish_settings(name, folder):
         shorten_rotary_settings(folder / "config.json")
     if name == "llama4":
         edit_json(folder / "config.json", older_rotary_settings)
+    if name == "gemma3n":
+        edit_json(folder / "config.json", lambda config: split_rotary_settings(config["text_config"]))
     if not name.startswith(("mllama", "qwen", "glm4v")):
         replace_file(path, json.dumps(processor).encode())
         template = folder / "chat_template.jinja"
@@ -117,6 +123,13 @@ def publish_settings(name, folder):
         template.unlink()
     else:
         path.unlink()
+
+
+def split_rotary_settings(text):
+    """Those of Gemma 3n, which the published folder has in fields of their own."""
+    rope = text.pop("rope_parameters")
+    text["rope_theta"] = rope["full_attention"]["rope_theta"]
+    text["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
 
 
 def shorten_rotary_settings(path):

@@ -167,8 +167,8 @@ def test_several_questions_on_one_prefix_equal_their_full_forwards(family, model
     resolved = resolve(EVERYTHING, model.loaded)
     items = [item for item in prepare(model.loaded, resolved, samples) if not isinstance(item, Failure)]
     (call,) = plan_whole(items, resolved)
-    assert call.shares_prefixes == family.shares
-    rows = [[0, 2, 4], [1, 3, 5]] if family.shares else [[0], [1], [2], [3], [4], [5]]
+    assert call.shares_prefixes == family.shares_prefix
+    rows = [[0, 2, 4], [1, 3, 5]] if family.shares_prefix else [[0], [1], [2], [3], [4], [5]]
     assert sorted(sorted(int(item.sample.sample_id) for item in row.items) for row in call.rows) == rows
     for record, (images, question) in zip(
         extract_records(model, resolved, samples, padding_side=padding_side), asked, strict=True
@@ -193,4 +193,4 @@ def test_every_declaration_is_proved(family, model):
         "a question on the image's prefix and the whole prompt at once",
         "several questions on one prefix and the whole prompt at once",
     }
-    assert names & on_a_prefix == (on_a_prefix if family.shares else set())
+    assert names & on_a_prefix == (on_a_prefix if family.shares_prefix else set())

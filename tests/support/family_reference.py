@@ -22,6 +22,8 @@ from transformers import (
     DeepseekVLHybridForConditionalGeneration,
     FastVlmForConditionalGeneration,
     Gemma3ForConditionalGeneration,
+    Gemma3nForConditionalGeneration,
+    Gemma4ForConditionalGeneration,
     Glm4vForConditionalGeneration,
     Idefics3ForConditionalGeneration,
     InternVLForConditionalGeneration,
@@ -37,6 +39,8 @@ from transformers import (
     Phi4MultimodalForCausalLM,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2VLForConditionalGeneration,
+    Qwen3_5ForConditionalGeneration,
+    Qwen3_5MoeForConditionalGeneration,
     Qwen3VLForConditionalGeneration,
     Qwen3VLMoeForConditionalGeneration,
     SmolVLMForConditionalGeneration,
@@ -48,6 +52,8 @@ from midsight.testing.deepseek_vl import write_deepseek_vl
 from midsight.testing.deepseek_vl_hybrid import write_deepseek_vl_hybrid
 from midsight.testing.fast_vlm import write_fast_vlm
 from midsight.testing.gemma3 import write_gemma3
+from midsight.testing.gemma3n import write_gemma3n
+from midsight.testing.gemma4 import write_gemma4
 from midsight.testing.glm4v import write_glm4v
 from midsight.testing.idefics3 import write_idefics3, write_smolvlm
 from midsight.testing.internvl import write_internvl
@@ -62,6 +68,7 @@ from midsight.testing.paligemma import write_paligemma
 from midsight.testing.phi4_multimodal import write_phi4_multimodal
 from midsight.testing.pixtral import write_pixtral
 from midsight.testing.qwen2_5_vl import write_qwen2_5_vl, write_qwen2_vl, write_qwen3_vl, write_qwen3_vl_moe
+from midsight.testing.qwen3_5 import write_qwen3_5, write_qwen3_5_moe
 from support.reference import Forward, Reference, mean_over_real_patches
 
 
@@ -130,9 +137,20 @@ def mean_over_packed_patches(output: Any, inputs: Any, model: Any) -> torch.Tens
     return features[kept[kept >= 0].long()].double().mean(dim=0)
 
 
+def mean_over_placed_patches(output: Any, inputs: Any, _model: Any) -> torch.Tensor:
+    """Every patch that has a place in an image; padding has none."""
+    placed = (inputs["image_position_ids"] >= 0).all(dim=-1)
+    return output.last_hidden_state[placed].double().mean(dim=0)
+
+
 def mean_over_map(output: Any, _inputs: Any, _model: Any) -> torch.Tensor:
     """Every place of the feature map of every square."""
     return output.last_hidden_state.double().mean(dim=(0, 2, 3))
+
+
+def mean_over_scaled_map(output: Any, _inputs: Any, model: Any) -> torch.Tensor:
+    """The same, in a map that transformers has scaled in place before this reads it."""
+    return output.last_hidden_state.double().mean(dim=(0, 2, 3)) / model.config.vision_config.hidden_size**0.5
 
 
 def mean_over_scaled_patches(output: Any, inputs: Any, model: Any) -> torch.Tensor:
@@ -195,6 +213,10 @@ class Family:
     """Whether the head is the token embedding, which is not stored twice."""
     shares: bool = True
     """Whether questions on the same images have a prefix in common."""
+    keeps_state: bool = False
+    """Whether some layers keep a state in place of keys: then no prefix is shared, and padding has to come first."""
+    active_stream: int | None = None
+    """Which of several streams is a layer's hidden state; then transformers' last one is before the final norm."""
     tokens_of_every_image: int | None = None
     """Image tokens of an image, if they do not depend on its size."""
     crops: bool = True
@@ -205,6 +227,11 @@ class Family:
     """The ways to resize that the image processor has."""
     misfit: Mapping[str, Any] = field(default_factory=dict)
     """Settings of an image processor that does not fit the encoder."""
+
+    @property
+    def shares_prefix(self) -> bool:
+        """Whether questions on the same images are computed on one prefix."""
+        return self.shares and not self.keeps_state
 
 
 def fix(model: Any) -> None:
@@ -285,6 +312,7 @@ class FamilyReference:
         decoder, tower = map(self.model.get_submodule, (self.family.decoder, self.family.tower))
         hooks = [
             decoder.norm.register_forward_pre_hook(lambda _, args: seen.update(residual=args[0][0].float().numpy())),
+            decoder.norm.register_forward_hook(lambda _, __, output: seen.update(normed=output)),
             tower.register_forward_hook(lambda _, __, output: seen.update(feature=output)),
         ]
         try:
@@ -292,7 +320,11 @@ class FamilyReference:
         finally:
             for hook in hooks:
                 hook.remove()
-        hidden_states = torch.stack(output.hidden_states)[:, 0].float().numpy()
+        states, stream = output.hidden_states, self.family.active_stream
+        if stream is not None:
+            states = [*(one[stream] for one in states[:-1]), seen["normed"]]
+            seen["residual"] = output.hidden_states[-1][stream, 0].float().numpy()
+        hidden_states = torch.stack([*states])[:, 0].float().numpy()
         mean = self.family.vision_mean(seen["feature"], inputs, self.model)
         return Forward(hidden_states, seen["residual"], mean.numpy())
 
@@ -318,6 +350,13 @@ QWEN: dict[str, Any] = {
     "crops": False,
     "refuses_thin": "2 x 450 pixels is more than 200 times as long",
     "misfit": {"patch_size": 18},
+}
+QWEN3_5: dict[str, Any] = {
+    "image_token_id": 248056,
+    "stop_ids": (248044, 248046),
+    "text_in_template": "item.text",
+    "trim": str.rstrip,
+    "keeps_state": True,
 }
 LLAVA: dict[str, Any] = {
     "image_token_id": 32000,
@@ -395,6 +434,8 @@ FAMILIES = {
         text_system=True,
     ),
     "qwen3_vl_moe": Family(write_qwen3_vl_moe, Qwen3VLMoeForConditionalGeneration, **QWEN),
+    "qwen3_5": Family(write_qwen3_5, Qwen3_5ForConditionalGeneration, **QWEN | QWEN3_5),
+    "qwen3_5_moe": Family(write_qwen3_5_moe, Qwen3_5MoeForConditionalGeneration, **QWEN | QWEN3_5),
     "llava": Family(
         write_llava,
         LlavaForConditionalGeneration,
@@ -454,6 +495,38 @@ FAMILIES = {
         tied=True,
         tokens_of_every_image=16,
         misfit={"size": {"height": 70, "width": 70}},
+    ),
+    "gemma3n": Family(
+        write_gemma3n,
+        Gemma3nForConditionalGeneration,
+        image_token_id=262145,
+        tower="model.vision_tower",
+        vision_mean=mean_over_scaled_map,
+        stop_ids=(1, 106),
+        reference=FamilyReference,
+        text_in_template="item['text']",
+        first_by="template",
+        trim=str.strip,
+        tied=True,
+        active_stream=0,
+        tokens_of_every_image=16,
+        misfit={"size": {"height": 70, "width": 70}},
+    ),
+    "gemma4": Family(
+        write_gemma4,
+        Gemma4ForConditionalGeneration,
+        image_token_id=258880,
+        tower="model.vision_tower.encoder",
+        vision_mean=mean_over_placed_patches,
+        stop_ids=(1, 106),
+        reference=FamilyReference,
+        text_in_template="item['text']",
+        text_system=True,
+        first_by="template",
+        trim=str.strip,
+        tied=True,
+        crops=False,
+        misfit={"patch_size": 14},
     ),
     "idefics3": Family(
         write_idefics3,

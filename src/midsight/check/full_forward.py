@@ -22,7 +22,8 @@ class FullForward:
     hidden_states: Tensor
     """float32 [layers + 1, tokens, hidden size]."""
     last_residual: Tensor
-    """float32 [tokens, hidden size]: what enters the final norm."""
+    """float32 [tokens, hidden size]: what enters the final norm, or the state of the last layer if it has several
+    streams."""
     tower_features: list[Tensor]
     """The tower's feature layer of each image, float32 [..., vision width]."""
 
@@ -39,18 +40,29 @@ def full_forward(model: LoadedModel, item: PreparedSample) -> FullForward:
     def keep_residual(_module: object, args: tuple[Tensor, ...]) -> None:
         seen["residual"] = args[0][0].float().cpu()
 
+    def keep_normed(_module: object, _args: object, output: Tensor) -> None:
+        seen["normed"] = output
+
     def keep_feature(_module: object, args: object, output: Any) -> None:
         holder = args if reference.of_input else output
         features.extend(one.float().cpu() for one in reference.tower_feature(holder, item.images))
 
-    hooks = [final_norm.register_forward_pre_hook(keep_residual), tower.register_forward_hook(keep_feature)]
+    hooks = [
+        final_norm.register_forward_pre_hook(keep_residual),
+        final_norm.register_forward_hook(keep_normed),
+        tower.register_forward_hook(keep_feature),
+    ]
     try:
         output = model.hf_model(**transformers_inputs(model, item), output_hidden_states=True, logits_to_keep=1)
     finally:
         for hook in hooks:
             hook.remove()
-    states = torch.cat(output.hidden_states).float().cpu()
-    return FullForward(states, seen["residual"], features)
+    read = model.family.decoder.layer_state
+    states = output.hidden_states if read is None else [read(model.config, one) for one in output.hidden_states]
+    if read is not None:  # the last one is not normed
+        *states, residual = states
+        states, seen["residual"] = [*states, seen["normed"]], residual[0].float().cpu()
+    return FullForward(torch.cat([*states]).float().cpu(), seen["residual"], features)
 
 
 def relative_error(value: np.ndarray, reference: np.ndarray) -> float:

@@ -17,7 +17,7 @@ from midsight.checkpoints.quiet import quiet_transformers
 from midsight.extraction.extract_call import extract_samples
 from midsight.extraction.prefill import continue_prefill, encode_distinct, pad_rows, prefill
 from midsight.extraction.prepare import PreparedSample
-from midsight.extraction.request import PaddingSide
+from midsight.extraction.request import PaddingSide, padding_sides
 from midsight.extraction.sharing import pad_prefixes
 from midsight.families.inputs import continue_positions
 from midsight.prompts.token_layout import Span, TokenLayout
@@ -90,16 +90,19 @@ def tokens_before_image(item: PreparedSample) -> tuple[int, ...]:
 
 
 def check_batches(subject: Subject) -> list[Check]:
-    """All samples in one batch, in either order and padded on either side, against each sample alone."""
+    """All samples in one batch, in either order and padded on either side, against each sample alone.
+
+    On the left only if the model keeps a state, which later padding would change.
+    """
 
     def batch_error(step: int, side: PaddingSide) -> float:
         records = extract_together(subject.model, subject.without_answers, subject.prepared[::step], side)
         return worst(map(largest_error, records, subject.alone[::step]))
 
-    limit = subject.limit
+    limit, side = subject.limit, padding_sides(subject.model)[0]
     return [
         Check("one batch, padded left, and each sample alone", batch_error(1, "left"), limit),
-        Check("one batch in reverse order, padded right, and each alone", batch_error(-1, "right"), limit),
+        Check(f"one batch in reverse order, padded {side}, and each alone", batch_error(-1, side), limit),
     ]
 
 
@@ -125,12 +128,12 @@ def check_prefix(subject: Subject) -> list[Check]:
 def check_continued(subject: Subject) -> list[Check]:
     """Questions on the cache of the image's prefix, one and three at a time, against the whole prompt at once.
 
-    A prefix that is not declared shared is not measured. Neither is a prompt that crosses the longrope threshold after
-    its prefix, because the rotary factors of the two differ.
+    A prefix that is not declared shared is not measured, nor is one whose cache is a state. Neither is a prompt that
+    crosses the longrope threshold after its prefix, because the rotary factors of the two differ.
     """
     model, limit = subject.model, subject.limit
     threshold = model.longrope_threshold
-    if not model.family.decoder.shares_image_prefix:
+    if not model.family.decoder.shares_image_prefix or model.keeps_state:
         return []
     taps = [tap for tap in subject.request.taps if tap.position == "query_token"]
     alone_errors, together_errors = [], []

@@ -126,14 +126,14 @@ def extract_together(
     model: LoadedModel,
     request: ResolvedRequest,
     prepared: Sequence[PreparedSample],
-    side: PaddingSide,
+    side: PaddingSide | None = None,
     *,
     halved: bool = False,
 ) -> list[Record]:
     """The records of the samples, in their order, from as few calls as their kinds allow.
 
-    A call that raises is not halved, as extraction does: that hides errors of calls of several samples. Raises
-    SampleError if a sample fails.
+    `side` is that of the padding, by default the model's usual one. A call that raises is not halved, as extraction
+    does: that hides errors of calls of several samples. Raises SampleError if a sample fails.
     """
     calls: list[Call] = list(plan_whole(prepared, request))
     if halved:

@@ -17,7 +17,7 @@ from midsight.check.vision import vision_error
 from midsight.checkpoints.generation import AnswerSettings
 from midsight.checkpoints.loading import LoadedModel
 from midsight.extraction.prepare import PreparedSample
-from midsight.extraction.request import ResolvedRequest
+from midsight.extraction.request import ResolvedRequest, padding_sides
 from midsight.records import Record
 from midsight.samples.images import decode_image
 from midsight.samples.sample import Sample
@@ -70,13 +70,12 @@ def check_together(subject: Subject) -> list[Check]:
     stopping = answering(subject, AnswerSettings(stop_ids=early_stops(group.generated, images)))
     model, request = stopping.model, stopping.request
     shared = [
-        extract_together(model, request, group.prepared, "right"),
-        extract_together(model, request, group.prepared, "left"),
-        extract_together(model, request, group.prepared, "right", halved=True),
+        *(extract_together(model, request, group.prepared, side) for side in padding_sides(model)),
+        extract_together(model, request, group.prepared, halved=True),
     ]
     whole = replace(request, share=False)
-    alone = [extract_together(model, whole, group.prepared, side) for side in ("left", "right")]
-    full_length = extract_together(endless.model, endless.request, group.prepared, "right")
+    alone = [extract_together(model, whole, group.prepared, side) for side in padding_sides(model)]
+    full_length = extract_together(endless.model, endless.request, group.prepared)
     return [
         *compare_group("questions on two images of one size in one call", stopping, group, shared),
         *compare_group("the same questions, no prefix shared", stopping, group, alone),
@@ -100,7 +99,7 @@ def check_configured(subject: Subject, samples: Sequence[Sample]) -> list[Check]
     if not subject.request.answer_settings.values:
         return []
     group = make_group(subject.model, subject.request, samples)
-    records = extract_together(subject.model, subject.request, group.prepared, "right")
+    records = extract_together(subject.model, subject.request, group.prepared)
     return compare_group("the same questions, as the generation config asks", subject, group, [records])
 
 
@@ -140,7 +139,7 @@ def check_two_images(subject: Subject) -> list[Check]:
     model, request = subject.model, subject.without_answers
     prepared = prepare_all(model, request, subject.pairs)
     forwards = [full_forward(model, item) for item in prepared]
-    records = extract_together(model, request, prepared, "right")
+    records = extract_together(model, request, prepared)
     what = "two images in one sample, in either order"
     return [
         Check(

@@ -99,6 +99,8 @@ def part_of(tensor: str, family: Family) -> str:
         modules.token_embedding: "token embedding",
         modules.lm_head: "language-model head",
     }
+    if not modules.vision_tower.startswith(f"{modules.decoder}."):
+        paths[modules.decoder] = "decoder"  # the rest of it
     return next((part for path, part in paths.items() if tensor.startswith(f"{path}.")), "image projection")
 
 

@@ -27,7 +27,7 @@ from midsight.checkpoints.quiet import quiet_transformers
 from midsight.errors import MidsightError, ModelFileError, Option, counted, first_line, quoted
 from midsight.families.family import Family, apply_fixes
 from midsight.families.family_file import FamilyFile, read_proved_file
-from midsight.families.inputs import attention_chunk, layer_types, sliding_window
+from midsight.families.inputs import attention_chunk, keeps_state, layer_types, sliding_window
 from midsight.families.rotary import rotary_limit
 from midsight.memory import free_memory
 from midsight.prompts.chat_template import ChatTemplate, describe_template, find_template
@@ -103,6 +103,11 @@ class LoadedModel:
     def layer_types(self) -> tuple[str, ...]:
         """The kinds of attention layers that the decoder tells apart by name; empty if it has one kind."""
         return layer_types(self.config)
+
+    @property
+    def keeps_state(self) -> bool:
+        """Whether some layers cache one state of all tokens before in place of keys; then padding stands first."""
+        return keeps_state(self.config)
 
     @property
     def max_prompt_tokens(self) -> int | None:

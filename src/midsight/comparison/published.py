@@ -81,6 +81,7 @@ QWEN_TEXT = {
     "num_attention_heads": 28,
     "num_key_value_heads": 4,
 }
+QWEN3_IMAGES = {"patch_size": 16, "size": {"shortest_edge": 65536, "longest_edge": 16777216}}
 
 PUBLISHED = (
     PublishedModel(
@@ -187,7 +188,7 @@ PUBLISHED = (
             "vision_config": {"out_hidden_size": 4096},
         },
         image_processor="Qwen2VLImageProcessor",
-        image_settings={"patch_size": 16, "size": {"shortest_edge": 65536, "longest_edge": 16777216}},
+        image_settings=QWEN3_IMAGES,
         origin=REPEATED,
     ),
     PublishedModel(
@@ -217,8 +218,37 @@ PUBLISHED = (
             "vision_config": {"out_hidden_size": 2048},
         },
         image_processor="Qwen2VLImageProcessor",
-        image_settings={"patch_size": 16, "size": {"shortest_edge": 65536, "longest_edge": 16777216}},
+        image_settings=QWEN3_IMAGES,
         origin=REPEATED,
+    ),
+    PublishedModel(
+        hub_id="Qwen/Qwen3.5-27B",
+        architecture="Qwen3_5ForConditionalGeneration",
+        config_class="Qwen3_5Config",
+        sizes={
+            "text_config": {
+                "hidden_size": 5120,
+                "intermediate_size": 17408,
+                "num_hidden_layers": 64,
+                "num_attention_heads": 24,
+                "linear_num_value_heads": 48,
+            },
+            "vision_config": {"out_hidden_size": 5120},
+        },
+        image_processor="Qwen2VLImageProcessor",
+        image_settings=QWEN3_IMAGES,
+        origin=REPEATED,
+        also_published="and layers that predict several tokens at once, which transformers leaves out",
+    ),
+    PublishedModel(
+        hub_id="Qwen/Qwen3.5-35B-A3B",
+        architecture="Qwen3_5MoeForConditionalGeneration",
+        config_class="Qwen3_5MoeConfig",
+        sizes={"text_config": {}, "vision_config": {"out_hidden_size": 2048}},
+        image_processor="Qwen2VLImageProcessor",
+        image_settings=QWEN3_IMAGES,
+        origin=REPEATED,
+        also_published="and layers that predict several tokens at once, which transformers leaves out",
     ),
     PublishedModel(
         hub_id="llava-hf/llava-1.5-7b-hf",
@@ -290,6 +320,34 @@ PUBLISHED = (
         },
         image_processor="Gemma3ImageProcessor",
         image_settings={"size": {"height": 896, "width": 896}},
+        origin=REPEATED,
+    ),
+    PublishedModel(
+        hub_id="google/gemma-3n-E4B-it",
+        architecture="Gemma3nForConditionalGeneration",
+        config_class="Gemma3nConfig",
+        sizes={"text_config": {}, "vision_config": {}, "audio_config": {}},
+        image_processor="SiglipImageProcessor",
+        image_settings={"size": {"height": 768, "width": 768}},
+        origin=REPEATED,
+    ),
+    PublishedModel(
+        hub_id="google/gemma-4-E4B-it",
+        architecture="Gemma4ForConditionalGeneration",
+        config_class="Gemma4Config",
+        sizes={
+            "text_config": {
+                "hidden_size": 2560,
+                "intermediate_size": 10240,
+                "num_hidden_layers": 42,
+                "num_key_value_heads": 2,
+                "num_kv_shared_layers": 18,
+                "final_logit_softcapping": 30.0,
+            },
+            "vision_config": {"use_clipped_linears": True},
+            "audio_config": {},
+        },
+        image_processor="Gemma4ImageProcessor",
         origin=REPEATED,
     ),
     PublishedModel(

@@ -12,6 +12,7 @@ from midsight.comparison.published import PUBLISHED, PublishedModel
 from midsight.comparison.sizes import ConfigFacts, count_by_part, count_image_tokens, read_config
 from midsight.families.catalogue import find_family
 from midsight.families.family import missing_package
+from midsight.families.inputs import keeps_state
 from midsight.taps.tap import choose_layers
 
 
@@ -48,7 +49,7 @@ class ModelRow:
     image_tokens: int | None
     """Number of them that stand for an image of 640 x 480; None if the folder has no processor."""
     shares_prefix: bool
-    """Whether questions on the same images share the states up to the last image token."""
+    """Whether questions on the same images share the computation up to the last image token."""
     template: str
     """The prompt for one image and `{question}`."""
     parameters: Mapping[str, int]
@@ -104,7 +105,7 @@ def make_row(name: str, origin: str, facts: ConfigFacts, also_published: str) ->
         image_token=family.prompt.image_token,
         image_token_id=family.prompt.image_token_id(config),
         image_tokens=facts.image_tokens,
-        shares_prefix=family.decoder.shares_image_prefix,
+        shares_prefix=family.decoder.shares_image_prefix and not keeps_state(config),
         template=facts.prompt,
         parameters={} if lacks else count_by_part(family, config),
         left_out=tuple(part for part in left_out_parts(family) if part in family.stored.unused_modules),

@@ -48,16 +48,17 @@ def make_image_mask(model: LoadedModel, prompt_ids: Tensor, blocks: Tensor) -> T
     """The attention mask of whole prompts, one per row, in which the tokens of a block read each other.
 
     `prompt_ids` and `blocks` are int64 [rows, tokens]; `blocks` is as the family's `blocks` numbers them. A sliding
-    window limits what is read outside the block only.
+    window limits what is read outside the block only, except where the family reads ahead in sliding layers only.
     """
     past = readable(prompt_ids[:, :0], prompt_ids)
     inside = (blocks[:, None] == blocks[..., None]) & (blocks[:, None] >= 0)
-    everything = as_bias(past | inside, model.dtype)
     window = model.sliding_window
-    if window is None or prompt_ids.shape[1] <= window:
-        return everything
-    recent = as_bias(last_of(past, window) | inside, model.dtype)
-    return by_kind(model, everything, recent)
+    slides = window is not None and prompt_ids.shape[1] > window
+    recent = last_of(past, window) if slides and window is not None else past
+    if model.family.decoder.only_sliding_layers_read_ahead:
+        return by_kind(model, as_bias(past, model.dtype), as_bias(recent | (inside & ~past), model.dtype))
+    everything = as_bias(past | inside, model.dtype)
+    return by_kind(model, everything, as_bias(recent | inside, model.dtype)) if slides else everything
 
 
 def by_kind(model: LoadedModel, everything: Tensor, recent: Tensor) -> Tensor | dict[str, Tensor]:

@@ -13,7 +13,7 @@ from midsight.checkpoints.generation import AnswerSettings
 from midsight.checkpoints.loading import LoadedModel
 from midsight.extraction.attention import PADDING
 from midsight.extraction.prefill import Prefill, end_states, pad_rows, run_on_cache
-from midsight.families.inputs import KVCache
+from midsight.families.inputs import KVCache, keep_rows
 from midsight.prompts.token_layout import Span, TokenLayout
 from midsight.records import FinishReason
 
@@ -79,7 +79,7 @@ class Continuation:
         left = sorted({self.rows[i] for i in kept})
         rows = torch.tensor(left, dtype=torch.int64)  # on the CPU, because layers may be on several devices
         if kept and len(left) < len(self.prompt_ids):
-            self.cache.batch_select_indices(rows)
+            keep_rows(self.cache, rows)
         prompt_ids = self.prompt_ids[rows]
         is_open = torch.zeros(max(self.ids) + 1, dtype=torch.bool)
         is_open[torch.tensor(ids, dtype=torch.int64)] = True

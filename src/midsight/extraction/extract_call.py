@@ -26,7 +26,7 @@ from midsight.extraction.decode import (
 )
 from midsight.extraction.prefill import Prefill, encode_distinct, pad_rows, prefill
 from midsight.extraction.prepare import PreparedSample, pooled_pixels, prepare
-from midsight.extraction.request import PaddingSide, ResolvedRequest
+from midsight.extraction.request import PaddingSide, ResolvedRequest, padding_sides
 from midsight.extraction.risk import Risk
 from midsight.extraction.sharing import prefill_shared
 from midsight.families.inputs import EncodedImage, continue_positions, mean_over_patches
@@ -44,7 +44,7 @@ def extract_samples(
     request: ResolvedRequest,
     samples: Sequence[Sample],
     *,
-    padding_side: PaddingSide = "right",
+    padding_side: PaddingSide | None = None,
     note: Note = say_nothing,
 ) -> list[Outcome]:
     """One outcome for each sample, in their order, from as few calls of the model as their kinds allow.
@@ -65,7 +65,7 @@ def extract_or_halve(
     request: ResolvedRequest,
     call: Call,
     *,
-    padding_side: PaddingSide = "right",
+    padding_side: PaddingSide | None = None,
     on_memory: Callable[[CallSize, bool], None] = lambda _size, _enough: None,
 ) -> list[Outcome]:
     """One outcome for each sample of the call; a call that fails is halved until the sample at fault is alone.
@@ -122,9 +122,14 @@ def isolate_failures(
 
 
 @torch.inference_mode()
-def extract_call(model: LoadedModel, request: ResolvedRequest, call: Call, padding_side: PaddingSide) -> list[Outcome]:
-    """One outcome for each sample of the call, in its order: one prefill for all, their risks, then their answers."""
-    items = call.items
+def extract_call(
+    model: LoadedModel, request: ResolvedRequest, call: Call, padding_side: PaddingSide | None = None
+) -> list[Outcome]:
+    """One outcome for each sample of the call, in its order: one prefill for all, their risks, then their answers.
+
+    Prompts are padded on the model's usual side by default.
+    """
+    items, padding_side = call.items, padding_side or padding_sides(model)[0]
     images = encode_distinct(model, [item.images for item in items])
     if call.shares_prefixes:
         filled = prefill_shared(model, call, images, request.taps, padding_side)

@@ -129,7 +129,12 @@ def prefill(
     *,
     keep_cache: bool,
 ) -> Prefill:
-    """Runs the decoder once over whole prompts, one per row; keeps the tapped states and what decoding needs."""
+    """Runs the decoder once over whole prompts, one per row; keeps the tapped states and what decoding needs.
+
+    Raises ValueError if there is padding after a prompt, and the model keeps a state, which that would change.
+    """
+    if model.keeps_state and any(layout.prompt.stop < padded.token_ids.shape[1] for layout in padded.layouts):
+        raise ValueError(f"{model.family.name} keeps a state of the tokens before, so pad its prompts on the left.")
     inputs = model.family.decoder.inputs(model.hf_model, padded.token_ids, padded.layouts, images)
     decoder = model.hf_model.get_submodule(model.family.modules.decoder)
     cache_name = name_of_cache(decoder)

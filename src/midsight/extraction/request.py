@@ -209,7 +209,7 @@ def resolve(
             f"{family.name} needs one for its images; load it with sdpa attention."
         )
     risk = request.risk
-    may_share = family.decoder.shares_image_prefix and masks
+    may_share = family.decoder.shares_image_prefix and masks and not model.keeps_state
     return ResolvedRequest(
         taps=taps,
         prompt=prompt,
@@ -225,6 +225,11 @@ def resolve(
         vectors=vectors,
         risk=None if risk is None else risk.resolve(origin_of_call(model, prompt, pixels), vectors),
     )
+
+
+def padding_sides(model: LoadedModel) -> tuple[PaddingSide, ...]:
+    """The sides on which prompts may be padded, the usual one first."""
+    return ("left",) if model.keeps_state else ("right", "left")
 
 
 def origin_of_call(model: LoadedModel, prompt: PromptFormat, pixels: Pixels) -> ProbeOrigin:

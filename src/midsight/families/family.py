@@ -155,6 +155,17 @@ class NumberBlocks(Protocol):
         ...
 
 
+class ReadLayerState(Protocol):
+    """Finds a decoder layer's hidden state in what the layer returns, or in transformers' `hidden_states`."""
+
+    def __call__(self, config: Any, output: Tensor, /) -> Tensor:
+        """`config` is transformers' config of the whole model, `output` model dtype [..., rows, tokens, hidden size].
+
+        Returns [rows, tokens, hidden size].
+        """
+        ...
+
+
 class AdjustLogits(Protocol):
     """Does what transformers' class does to the output of the language-model head."""
 
@@ -305,6 +316,8 @@ class Decoder:
     """Whether an image's tokens read each other in both directions, as in Gemma 3."""
     blocks: NumberBlocks = image_blocks
     """Which tokens they are, if so: by default the image tokens of each image."""
+    only_sliding_layers_read_ahead: bool = False
+    """Whether they do so in sliding layers only, and no further back than the window, as in Gemma 4."""
     image_marks: ReadTokenIds = no_marks
     """Ids of tokens around an image that have embeddings of their own, as Ovis2's end of an image. Those right after an
     image belong to what questions on the same images share."""
@@ -312,6 +325,10 @@ class Decoder:
     """Longest prompt, in tokens, that uses the short rotary factors; None without longrope."""
     attention: str | None = "sdpa"
     """transformers' name of the attention kernel that a folder is loaded with; None is its own choice for each part."""
+    layer_state: ReadLayerState | None = None
+    """Which part of a layer's output is its hidden state, if a layer has several streams, as in Gemma 3n; then the last
+    entry of transformers' `hidden_states` is the last layer's output, before they are joined and normed. None if the
+    output is the hidden state."""
     adjust_logits: AdjustLogits = logits_of_head
     """What transformers' class does to the output of the language-model head."""
 

@@ -31,14 +31,18 @@ PATCH_PX = 64
 
 def validate_config(config: Any) -> None:
     """Raises MidsightError for another encoder than the published one."""
-    vision = config.vision_config
+    require_encoder(config.vision_config, "FastVLM", ENCODER, ENCODER_ARGUMENTS)
+
+
+def require_encoder(vision: Any, family: str, encoder: tuple[str, str], known: set[str]) -> None:
+    """Raises MidsightError for another encoder of timm's than the family's, and for arguments that are not known."""
     used = (vision.model_type, getattr(vision, "architecture", None))
-    arguments = sorted({*(getattr(vision, "model_args", None) or {})} - ENCODER_ARGUMENTS)
-    if used != ENCODER or arguments:
+    arguments = sorted({*(getattr(vision, "model_args", None) or {})} - known)
+    if used != encoder or arguments:
         given = f" and the arguments {', '.join(arguments)}" if arguments else ""
         raise MidsightError(
-            f"config.json has the encoder {used[0]} {used[1]}{given}, and midsight knows FastVLM with "
-            f"{' '.join(ENCODER)} and no arguments but {', '.join(sorted(ENCODER_ARGUMENTS))}; use another model."
+            f"config.json has the encoder {used[0]} {used[1]}{given}, and midsight knows {family} with "
+            f"{' '.join(encoder)} and no arguments but {', '.join(sorted(known))}; use another model."
         )
 
 

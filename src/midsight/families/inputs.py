@@ -18,6 +18,8 @@ CHUNKED = "chunked_attention"
 """transformers' name of layers in which a token reads only its chunk of the prompt."""
 KVCache = Cache
 """Keys and values of every decoder layer, as transformers keeps them."""
+LINEAR = "linear_attention"
+"""transformers' name of layers whose cache is a state."""
 
 
 @dataclass(frozen=True)
@@ -121,13 +123,13 @@ def sliding_window(config: Any) -> int | None:
     `config` is transformers' config of the whole model. Raises MidsightError for layers of kinds that midsight does not
     know, and for windows of several sizes.
     """
-    kinds, layer_arguments = get_layer_types_and_kwargs(config.get_text_config(decoder=True))
+    kinds, layer_arguments = cache_layers(config)
     windows = {
         arguments["sliding_window"]
         for kind, arguments in zip(kinds, layer_arguments, strict=True)
         if "sliding_window" in arguments and kind != CHUNKED
     }
-    others = sorted({*kinds} - {"full_attention", "sliding_attention", CHUNKED})
+    others = sorted({*kinds} - {"full_attention", "sliding_attention", CHUNKED, LINEAR})
     if others or len(windows) > 1:
         found = f"of the kinds {', '.join(others)}" if others else f"with windows of {sorted(windows)} tokens"
         raise MidsightError(f"The decoder has layers {found}, which midsight does not know; use another model.")
@@ -140,7 +142,7 @@ def attention_chunk(config: Any) -> int | None:
     A prompt's chunks follow each other from its first token. `config` is transformers' config of the whole model.
     Raises MidsightError if such layers have no size, or if others slide.
     """
-    kinds, layer_arguments = get_layer_types_and_kwargs(config.get_text_config(decoder=True))
+    kinds, layer_arguments = cache_layers(config)
     if CHUNKED not in kinds:
         return None
     chunk = layer_arguments[kinds.index(CHUNKED)]["sliding_window"]
@@ -150,6 +152,33 @@ def attention_chunk(config: Any) -> int | None:
             "midsight does not know together; use another model."
         )
     return chunk
+
+
+def cache_layers(config: Any) -> tuple[list[str], list[dict[str, Any]]]:
+    """The kind of each decoder layer's cache, and its arguments, without layers that read the keys of earlier ones."""
+    text = config.get_text_config(decoder=True)
+    kinds, layer_arguments = get_layer_types_and_kwargs(text)
+    sharing = getattr(text, "kv_sharing_modes", None) or [None] * len(kinds)
+    own = [index for index, mode in enumerate(sharing) if mode != "reuse"]
+    return [kinds[index] for index in own], [layer_arguments[index] for index in own]
+
+
+def keeps_state(config: Any) -> bool:
+    """Whether some decoder layers cache one state of all tokens before, as linear attention does, in place of keys.
+
+    Padding after a prompt would change the state, and several prompts in one row would share it.
+    """
+    return LINEAR in (getattr(config.get_text_config(), "layer_types", None) or ())
+
+
+def keep_rows(cache: KVCache, rows: Tensor) -> None:
+    """Leaves only some rows in the cache, int64 [rows kept].
+
+    transformers' own method fails on layers with a state, which can only be put in another order.
+    """
+    for layer in cache.layers:
+        method = "batch_select_indices" if hasattr(layer, "batch_select_indices") else "reorder_cache"
+        getattr(layer, method)(rows)
 
 
 def layer_types(config: Any) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -39,8 +40,13 @@ def capture(
     for tap in taps:
         by_module.setdefault(tapped_module(model, family, tap), []).append(tap)
 
+    hf_model: Any = model
+    read, final_norm = family.decoder.layer_state, model.get_submodule(family.modules.final_norm)
+
     def take(module: nn.Module, _inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
         hidden_states = output if isinstance(output, Tensor) else output[0]
+        if read is not None and module is not final_norm:
+            hidden_states = read(hf_model.config, hidden_states)
         for tap in by_module[module]:
             taken[tap] = read_position(hidden_states, layouts, tap.position, rows)
 

@@ -7,6 +7,8 @@ from midsight.testing.deepseek_vl import write_deepseek_vl
 from midsight.testing.deepseek_vl_hybrid import write_deepseek_vl_hybrid
 from midsight.testing.fast_vlm import write_fast_vlm
 from midsight.testing.gemma3 import write_gemma3
+from midsight.testing.gemma3n import write_gemma3n
+from midsight.testing.gemma4 import write_gemma4
 from midsight.testing.glm4v import write_glm4v
 from midsight.testing.idefics3 import write_idefics3, write_smolvlm
 from midsight.testing.internvl import write_internvl
@@ -22,6 +24,7 @@ from midsight.testing.phi4_multimodal import write_phi4_multimodal
 from midsight.testing.phi4mm import write_published_phi4mm
 from midsight.testing.pixtral import write_pixtral
 from midsight.testing.qwen2_5_vl import write_qwen2_5_vl, write_qwen2_vl, write_qwen3_vl, write_qwen3_vl_moe
+from midsight.testing.qwen3_5 import write_qwen3_5, write_qwen3_5_moe
 
 __all__ = [
     "Check",
@@ -31,6 +34,8 @@ __all__ = [
     "write_deepseek_vl_hybrid",
     "write_fast_vlm",
     "write_gemma3",
+    "write_gemma3n",
+    "write_gemma4",
     "write_glm4v",
     "write_idefics3",
     "write_internvl",
@@ -48,6 +53,8 @@ __all__ = [
     "write_published_phi4mm",
     "write_qwen2_5_vl",
     "write_qwen2_vl",
+    "write_qwen3_5",
+    "write_qwen3_5_moe",
     "write_qwen3_vl",
     "write_qwen3_vl_moe",
     "write_smolvlm",

@@ -30,9 +30,12 @@ GATES = (0.4, 1.2)
 """Range of a gate's absolute value before its tanh; its sign is random."""
 VARIANCES = (0.5, 1.5)
 """Range of the variances that a batch norm has seen."""
+SMALLEST_BOUND = 1.5
+"""Smallest value at which activations are cut off, to both sides of 0."""
 
 Gains = Sequence[tuple[str, float]]
-"""Standard deviation of a weight times the square root of its fan-in, by the end of its name; 1 for other names."""
+"""Numbers by the end of a weight's name: its standard deviation times the square root of its fan-in, 1 for other names.
+"""
 
 
 @quiet_transformers()
@@ -49,6 +52,7 @@ def write_checkpoint(
     word_scale: float = 1.0,
     norms_add_one: bool = False,
     modules: Modules = USUAL,
+    offsets: Gains = (),
 ) -> Path:
     """Writes a model folder with random weights; embedding rows without a token are zero.
 
@@ -67,6 +71,7 @@ def write_checkpoint(
             token embedding.
         norms_add_one: Whether the decoder's norms multiply by one plus their weight.
         modules: Where embedding and head are.
+        offsets: What is added to weights, by the end of their name.
 
     Returns:
         The folder.
@@ -85,6 +90,8 @@ def write_checkpoint(
         for name in weights:
             if name.endswith("norm.weight") and not name.startswith("model.vision_tower."):
                 weights[name] -= 1
+    for name in weights:
+        weights[name] += next((offset for end, offset in offsets if name.endswith(end)), 0.0)
     save_weights(weights, folder / "model.safetensors")
     config.save_pretrained(folder)
     generation_config.save_pretrained(folder)
@@ -125,12 +132,14 @@ def draw(name: str, shape: tuple[int, ...], generator: Generator, gains: Gains) 
         return noise.sign() * (smallest + (largest - smallest) * torch.rand(shape, generator=generator))
     if parameter == "running_var":
         return VARIANCES[0] + (VARIANCES[1] - VARIANCES[0]) * torch.rand(shape, generator=generator)
-    if parameter == "weight" and len(shape) == 1:
+    if noise.dim() <= 1 and (parameter == "weight" or parameter.endswith(("scale", "scalar"))):
         return 1 + NORM_SPREAD * noise
+    if parameter.endswith(("_min", "_max")):
+        return (SMALLEST_BOUND + noise.abs()) * (-1 if parameter.endswith("_min") else 1)
     if parameter == "bias":
         return BIAS_STD * noise
     gain = next((gain for end, gain in gains if name.endswith(end)), 1.0)
-    if parameter.endswith("embedding") or (module.endswith("embedding") and len(shape) == 2):
+    if parameter.endswith(("embedding", "embedding_table")) or (module.endswith("embedding") and len(shape) == 2):
         return gain * noise
     fan_in = shape[-1] if module == "experts" else math.prod(shape[1:])  # experts are one tensor, [experts, out, in]
     return noise * (gain / math.sqrt(fan_in))
