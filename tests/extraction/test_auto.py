@@ -254,6 +254,22 @@ def test_needs_are_those_of_the_config():
     assert estimate_needs(config, torch.float32, logits=False).sample_bytes == 0
 
 
+def test_needs_of_layers_that_differ():
+    def layer(inner, key_heads):
+        return {
+            "hidden_size": 8,
+            "intermediate_size": inner,
+            "num_attention_heads": 2,
+            "num_key_value_heads": key_heads,
+        }
+
+    layers = [SimpleNamespace(**layer(16, 1)), SimpleNamespace(**layer(32, 2))]
+    text = SimpleNamespace(hidden_size=8, vocab_size=100, is_heterogeneous=True, per_layer_config=layers)
+    needs = estimate_needs(SimpleNamespace(get_text_config=lambda: text), torch.bfloat16, logits=False)
+    assert needs.token_flops == 2 * (2 * 8 * (8 + 4 + 8 + 8) + 3 * 8 * (16 + 32))
+    assert needs.token_bytes == 2 * (2 * (4 + 8) + 8 * 8 + 4 * 32)
+
+
 @st.composite
 def some_windows(draw):
     """Windows of questions on images; an image's questions are in one window."""

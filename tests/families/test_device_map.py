@@ -181,7 +181,9 @@ def test_layers_on_a_second_device(model):
             place = "cpu" if index % 2 else "cuda:0"
             layer.to(place)
             add_hook_to_module(layer, AlignDevicesHook(place, skip_keys=["past_key_values", "cache"]))
-        add_hook_to_module(norm, AlignDevicesHook("cuda:0"))
+        decoder = hf_model.get_submodule(model.loaded.family.modules.decoder)
+        for module in (norm, *getattr(decoder, "altup_unembed_projections", ())):  # which join Gemma 3n's streams
+            add_hook_to_module(module, AlignDevicesHook("cuda:0"))
         moved = replace(model.loaded, hf_model=hf_model, device=DEVICE)
         outcomes = extract_call.__wrapped__(moved, request, call)  # pyright: ignore[reportFunctionMemberAccess]
     by_id = {outcome.sample_id: outcome for outcome in outcomes}

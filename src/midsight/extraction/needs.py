@@ -35,16 +35,22 @@ def estimate_needs(config: Any, dtype: torch.dtype, *, logits: bool) -> Needs:
     `config` is transformers' config of the whole model. What it leaves out counts as in a usual decoder.
     """
     text = config.get_text_config()
-    layers, hidden = text.num_hidden_layers, text.hidden_size
-    inner = getattr(text, "intermediate_size", 4 * hidden)
-    heads = getattr(text, "num_attention_heads", 1)
-    key_heads = getattr(text, "num_key_value_heads", None) or heads
-    head = getattr(text, "head_dim", None) or hidden // heads
-    cache = 2 * layers * key_heads * head
-    activations = WIDE_TENSORS * hidden + INNER_TENSORS * inner
-    weights = layers * (2 * hidden * head * (heads + key_heads) + 3 * hidden * inner)
+    layers = text.per_layer_config if getattr(text, "is_heterogeneous", False) else [text] * text.num_hidden_layers
+    hidden = text.hidden_size
+    inner = [getattr(layer, "intermediate_size", 4 * hidden) for layer in layers]
+    inner = inner[0] if isinstance(inner[0], list) else inner
+    queries, keys = zip(*(widths(layer) for layer in layers), strict=True)
+    activations = WIDE_TENSORS * hidden + INNER_TENSORS * max(inner)
+    weights = 2 * hidden * (sum(queries) + sum(keys)) + 3 * hidden * sum(inner)
     return Needs(
-        token_bytes=dtype.itemsize * (cache + activations),
+        token_bytes=dtype.itemsize * (2 * sum(keys) + activations),
         sample_bytes=getattr(text, "vocab_size", 0) * (dtype.itemsize + BYTES_PER_LOGIT) if logits else 0,
         token_flops=2 * weights,
     )
+
+
+def widths(layer: Any) -> tuple[int, int]:
+    """Numbers in a token's queries, and in its keys; `layer` is a layer's config."""
+    heads = getattr(layer, "num_attention_heads", 1)
+    head = getattr(layer, "head_dim", None) or layer.hidden_size // heads
+    return heads * head, (getattr(layer, "num_key_value_heads", None) or heads) * head

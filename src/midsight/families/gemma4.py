@@ -59,8 +59,8 @@ def validate_processor(processor: Any, config: Any) -> None:
     makes = (image_processor.patch_size, image_processor.pooling_kernel_size)
     if makes != takes:
         raise ModelFileError(
-            f"processor_config.json has patches of {makes[0]} px, {makes[1]} x {makes[1]} a token, and config.json has "
-            f"{takes[0]} px and {takes[1]} x {takes[1]}"
+            f"preprocessor_config.json has patches of {makes[0]} px, {makes[1]} x {makes[1]} a token, and config.json "
+            f"has {takes[0]} px and {takes[1]} x {takes[1]}"
         )
 
 
@@ -105,7 +105,7 @@ def encode(model: nn.Module, images: Sequence[ImageInputs]) -> Iterator[Tensor]:
     for group in groups_of(images, PATCHES_PER_CALL):
         positions = torch.stack([patch_positions(image) for image in group]).to(device)
         padding = (positions == -1).all(dim=-1)
-        patches = torch.stack([image.pixel_values for image in group]).to(device)
+        patches = torch.stack([image.pixel_values for image in group]).to(tower.patch_embedder.input_proj.weight)
         yield from tower.encoder(
             inputs_embeds=tower.patch_embedder(patches, positions, padding),
             attention_mask=~padding,

@@ -49,6 +49,9 @@ HEAD_SCALES = {**dict.fromkeys(SPECIAL_TOKENS, 0.003), END_OF_TURN: 0.9}
 """Scales of embedding rows, which are those of the head too: `<end_of_turn>` wins now and then, so that answers have
 many lengths, and no answer contains another control token."""
 
+NORM_EPS = 1e-2
+"""Not the published 1e-6: the mean of random streams may be nearly zero, and the last norm would enlarge rounding."""
+
 GAINS = (("embed_tokens_per_layer.weight", 2.5),)
 
 
@@ -56,10 +59,10 @@ def write_gemma3n(folder: str | Path, *, seed: int = 0, layers: int = 6) -> Path
     """Writes a small model folder that `Gemma3nForConditionalGeneration` loads; needs the package timm.
 
     Special tokens, prompt and processor are those of google/gemma-3n-E4B-it, except that images have 192 pixels and 16
-    tokens, and the window of the sliding layers has 40. The encoder has the published blocks with an eighth of their
-    channels at most. The later layers use the keys of earlier ones. The vocabulary is small, and the weights (40 MB,
-    bfloat16) are random. Every third layer reads the whole prompt. The head is the embedding, whose rows without a
-    token are zero.
+    tokens, the window of the sliding layers has 40, and the decoder's norms add 1e-2. The encoder has the published
+    blocks with an eighth of their channels at most. The later layers use the keys of earlier ones. The vocabulary is
+    small, and the weights (40 MB, bfloat16) are random. Every third layer reads the whole prompt. The head is the
+    embedding, whose rows without a token are zero.
 
     Args:
         folder: Where the files go; made if it does not exist.
@@ -110,6 +113,7 @@ def make_config(layers: int) -> Gemma3nConfig:
             layers,
             VOCABULARY_SIZE,
             head_dim=8,
+            rms_norm_eps=NORM_EPS,
             sliding_window=SLIDING_WINDOW,
             layer_types=["full_attention" if layer in whole else "sliding_attention" for layer in range(layers)],
             num_kv_shared_layers=max(0, layers - OWN_LAYERS),
