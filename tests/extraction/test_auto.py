@@ -270,6 +270,13 @@ def test_needs_of_layers_that_differ():
     assert needs.token_bytes == 2 * (2 * (4 + 8) + 8 * 8 + 4 * 32)
 
 
+def test_needs_of_layers_whose_widths_are_a_list():
+    text = SimpleNamespace(num_hidden_layers=2, hidden_size=8, intermediate_size=[16, 32], num_attention_heads=2)
+    needs = estimate_needs(SimpleNamespace(get_text_config=lambda: text), torch.bfloat16, logits=False)
+    assert needs.token_flops == 2 * (2 * 4 * 8 * 8 + 3 * 8 * (16 + 32))
+    assert needs.token_bytes == 2 * (2 * 2 * 8 + 8 * 8 + 4 * 32)
+
+
 @st.composite
 def some_windows(draw):
     """Windows of questions on images; an image's questions are in one window."""
