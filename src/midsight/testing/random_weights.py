@@ -90,8 +90,10 @@ def write_checkpoint(
         for name in weights:
             if name.endswith("norm.weight") and not name.startswith("model.vision_tower."):
                 weights[name] -= 1
-    for name in weights:
-        weights[name] += next((offset for end, offset in offsets if name.endswith(end)), 0.0)
+    for end, offset in offsets:
+        for name in weights:
+            if name.endswith(end):
+                weights[name] += offset
     save_weights(weights, folder / "model.safetensors")
     config.save_pretrained(folder)
     generation_config.save_pretrained(folder)
