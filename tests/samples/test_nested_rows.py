@@ -148,6 +148,21 @@ def test_a_wrong_table_of_nested_rows_is_refused_by_the_first_ones(tmp_path, wor
     assert work.tokens < 5000
 
 
+def test_small_files_of_many_texts_are_read_to_their_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(nesting, "MAX_NESTED", 1000)
+    for name in ("BYTES_LOOKED_AT", "_CHUNK_BYTES"):
+        monkeypatch.setattr(json_shape, name, 1000)
+    images = [{"file_name": f"{n}.png", "license": "none", "date": "2014"} for n in range(200)]
+    (tmp_path / "a.json").write_text(json.dumps({"images": images, "questions": ROWS}))
+    assert [sample.question for sample in read_table(tmp_path / "a.json").samples] == [row["question"] for row in ROWS]
+    talk = {"conversations": [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "A lamp."}]}
+    mix = [*[{"id": "text", **talk}] * 100, {"id": "0", "image": "0.png", **talk}]
+    for name, text in {"mix.json": json.dumps(mix), "mix.jsonl": lines(mix)}.items():
+        (tmp_path / name).write_text(text)
+        read = read_table(tmp_path / name)
+        assert ([sample.image for sample in read.samples], len(read.failures)) == (["0.png"], 100)
+
+
 def test_a_wrong_tar_of_long_texts_is_refused_by_the_first_ones(tmp_path, work, monkeypatch):
     monkeypatch.setattr("midsight.samples.sources.LARGE_BYTES", 4000)
     monkeypatch.setattr("midsight.samples.webdataset.TEXT_BYTES_LOOKED_AT", 10_000)

@@ -14,7 +14,7 @@ from midsight.errors import MidsightError, SampleError
 from midsight.samples import nesting
 from midsight.samples import rows as limits
 from midsight.samples.locations import TextLocation
-from midsight.samples.nesting import STRING, count_nested, too_deep_reason, too_many_reason, too_much_reason
+from midsight.samples.nesting import STRING, count_brackets, too_deep_reason, too_many_reason, too_much_reason
 from midsight.samples.rows import NOT_UTF_8, Row, read_lines, too_long_reason, validate_storable
 from midsight.samples.text_files import open_bytes
 
@@ -55,7 +55,7 @@ def json_columns(
     """Every name that occurs in the first `limit` rows; raises MidsightError if there is none, unless it may be.
 
     With `max_bytes`, the row at that place in the file is the last one that is read; an earlier one is, once the rows
-    hold as many lists, objects and texts as one row may.
+    hold as many lists and objects as one row may.
     """
     columns: dict[str, None] = {}
     first: Row | None = None
@@ -67,7 +67,7 @@ def json_columns(
         if max_bytes is None:
             continue
         location = cast("TextLocation", row.location)
-        nested += count_nested(row.raw_text.encode())
+        nested += count_brackets(row.raw_text.encode())
         if location.offset_bytes + location.length_bytes - shape.offset > max_bytes or nested > nesting.MAX_NESTED:
             break
     if not columns and not may_be_empty:

@@ -21,7 +21,7 @@ from midsight.samples.delimited import delimited_rows, find_delimiter, header
 from midsight.samples.folders import IMAGE_SUFFIXES, describe_left_out, is_folder
 from midsight.samples.json_rows import json_columns, json_rows
 from midsight.samples.json_shape import BYTES_WITHOUT_ROWS, NAMES_OF_SPLITS, choose_split, json_shape
-from midsight.samples.nesting import count_nested
+from midsight.samples.nesting import count_brackets
 from midsight.samples.rows import Row, Table, TableKind, quoted_names
 from midsight.samples.text_files import (
     COMPRESSED,
@@ -94,7 +94,7 @@ def _text_bytes(file: Place) -> int:
 
 
 def _is_nested(files: Iterable[Place]) -> bool:
-    """Whether small JSON files hold so many lists, objects and texts that reading them takes long."""
+    """Whether small JSON files hold so many lists and objects that reading them takes long."""
     nested = 0
     for count in ahead(files, _nested_in):
         nested += count
@@ -105,7 +105,7 @@ def _is_nested(files: Iterable[Place]) -> bool:
 
 def _nested_in(file: Place) -> int:
     is_json = _kind(file) in ("json", "jsonl")
-    return count_nested(file.read_bytes()) if is_json and _text_bytes(file) else 0
+    return count_brackets(file.read_bytes()) if is_json and _text_bytes(file) else 0
 
 
 def open_table(path: Place, split: str | None = None, limit: int | None = None, *, beginning: bool = False) -> Table:
