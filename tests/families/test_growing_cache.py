@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, DynamicCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -62,6 +63,26 @@ def test_attention_in_groups_equals_attention_on_copied_keys(mask_rows, mask_tok
     computed, _ = AttentionInterface()[GROUPED](module, query, key, value, bias, scaling=0.4)
     assert computed.shape == expected.shape
     assert (computed - expected).norm() < 1e-6 * expected.norm()
+
+
+@pytest.mark.parametrize(("tokens", "copied"), [(32, False), (33, True)])
+def test_keys_are_copied_where_copies_of_the_mask_would_be_larger(monkeypatch, tokens, copied):
+    drawn = torch.Generator().manual_seed(0)
+    query = torch.randn(1, 6, tokens, 8, generator=drawn)
+    key, value = torch.randn(2, 1, 2, 40, 8, generator=drawn)
+    heads = []
+
+    def attend(query, key, value, **options):
+        heads.append(key.shape[1])
+        return scaled_dot_product_attention(query, key, value, **options)
+
+    monkeypatch.setattr("midsight.families.grouped_attention.scaled_dot_product_attention", attend)
+    module: Any = SimpleNamespace(num_key_value_groups=3)
+    bias = torch.zeros(1, 1, tokens, 40)
+    expected, _ = sdpa_attention_forward(module, query, key, value, bias)
+    computed, _ = AttentionInterface()[GROUPED](module, query, key, value, bias)
+    assert (computed - expected).norm() < 1e-6 * expected.norm()
+    assert heads == ([] if copied else [2])
 
 
 @pytest.mark.parametrize(

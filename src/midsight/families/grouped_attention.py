@@ -27,13 +27,15 @@ def attend_in_groups(
     """SDPA of queries [rows, heads, tokens, width] on keys and values of fewer heads, [rows, tokens, heads, width].
 
     The queries of all heads that share keys lie in one sequence. transformers does the same for a single token; for
-    more it copies keys and values for every head, which takes longer than attention itself.
+    more it copies keys and values for every head, which takes longer than attention itself if tokens are few. If they
+    are many, that is done here too, because the mask, which is copied in its place, would take more memory.
     """
     groups = getattr(module, "num_key_value_groups", 1)
     changes_scores = any(kwargs.get(name) is not None for name in ("position_bias", "softcap"))
-    if groups == 1 or attention_mask is None or attention_mask.shape[1] > 1 or changes_scores:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     rows, heads, tokens, width = query.shape
+    mask_is_larger = groups * tokens > heads * (width + value.shape[-1])
+    if groups == 1 or attention_mask is None or attention_mask.shape[1] > 1 or changes_scores or mask_is_larger:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     attended = scaled_dot_product_attention(
         query.reshape(rows, heads // groups, groups * tokens, width),
         key,
