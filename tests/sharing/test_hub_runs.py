@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 import midsight
 from midsight import MidsightError, cli
 from midsight.sharing.push import push
+from midsight.store.hub import download_finding
 from midsight.store.probe import Probe
 from midsight.store.verify import verify_run
 from support.hub_stub import connected_hub, read_files
@@ -85,6 +86,14 @@ def test_probes_are_read_there_without_the_parts(hub, local, tmp_path, monkeypat
         Probe.load(f"{TO}/findings/../../x")
     with pytest.raises(MidsightError, match="does not hold a probe"):
         Probe.load(f"{TO}/findings/other/probe")
+
+
+@pytest.mark.parametrize("revision", ["", "@main", "@refs/pr/1", "@user/first"])
+def test_probes_are_read_there_at_any_revision(monkeypatch, revision):
+    asked = []
+    monkeypatch.setattr("midsight.store.hub.download_run", lambda address, _: asked.append(str(address)) or Path("x"))
+    assert download_finding(f"{TO}{revision}/findings/correct/probe") == Path("x/findings/correct/probe")
+    assert asked == [f"{TO}{revision}"]
 
 
 @pytest.mark.slow

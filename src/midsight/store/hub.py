@@ -17,7 +17,7 @@ PREFIX = "hf://"
 FILES = (f"{PARTS}/*", "annotations/*", "findings/**")
 """The files of a run beside run.json."""
 _ADDRESS = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+?)(?:@([^@\s]+))?/?")
-_INSIDE = re.compile(r"(hf://datasets/[^/]+/[^/]+)/(findings/[\w-]+(?:/probe)?)/?")
+_INSIDE = re.compile(r"(hf://datasets/[^/]+/[^/@]+(?:@[^@\s]+?)?)/(findings/[\w-]+(?:/probe)?)/?")
 _REPOSITORY = "datasets--"
 """How the folder of a dataset repository begins in the hub's cache."""
 
