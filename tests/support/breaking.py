@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from transformers import DynamicCache
 
 from midsight import Model
 from midsight.check import subject
@@ -71,10 +70,8 @@ def later_positions(rows: prefill.PaddedRows) -> prefill.PaddedRows:
 
 
 def first_rows_stay(monkeypatch: pytest.MonkeyPatch, _model: Model) -> None:
-    original = DynamicCache.batch_select_indices
-    monkeypatch.setattr(
-        DynamicCache, "batch_select_indices", lambda self, rows: original(self, torch.arange(len(rows)))
-    )
+    original = decode.keep_rows
+    monkeypatch.setattr(decode, "keep_rows", lambda cache, rows: original(cache, torch.arange(len(rows))))
 
 
 def open_padding(monkeypatch: pytest.MonkeyPatch, _model: Model) -> None:
