@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, MllamaForConditionalGeneration
+from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING_NAMES, MODEL_MAPPING_NAMES
 from transformers.models.smolvlm import processing_smolvlm
 
 import midsight
@@ -20,6 +21,7 @@ from midsight.check.full_forward import largest_error, relative_error
 from midsight.checkpoints.hub import refuse_unknown_family
 from midsight.comparison.rows import describe_model
 from midsight.comparison.table import cells
+from midsight.families.family import TIMM
 from midsight.families.mllama import FAMILY
 from midsight.reports.summary import summarise
 from midsight.taps.tap import choose_layers
@@ -315,6 +317,36 @@ def test_an_encoder_of_timms_in_another_family_is_refused(folder, tmp_path):
         said = said_by(call, other)
         assert said is not None
         assert "has the encoder timm_wrapper" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "encoder"),
+    [
+        ("deepseek_vl_hybrid", "high_res_vision_config", "timm_wrapper"),
+        ("llava", "text_config", "timm_wrapper"),
+        ("llava", "vision_config", "gemma3n_vision"),
+        ("fast_vlm", "text_config", "timm_wrapper"),
+    ],
+    indirect=["name"],
+)
+def test_an_encoder_of_timms_in_any_part_of_the_config_is_refused(folder, tmp_path, monkeypatch, part, encoder):
+    """transformers makes the class of a part from its `model_type`, whatever the part is for."""
+    asked = []
+    monkeypatch.setattr("timm.create_model", lambda *args, **options: asked.append(args))
+    other = copy_folder(folder, tmp_path / "model")
+    named = {"model_type": encoder, "architecture": "hf-hub:some/model"}
+    edit_json(other / "config.json", lambda config: config[part].update(named))
+    for call in (midsight.load, read_facts, lambda one: describe_model(str(one))):
+        said = said_by(call, other)
+        assert asked == []
+        assert said is not None
+        assert_sentence(said)
+        assert f"has the encoder {encoder}, which midsight does not know" in said
+
+
+def test_all_types_of_timms_encoders_are_known():
+    classes = {**MODEL_MAPPING_NAMES, **MODEL_FOR_BACKBONE_MAPPING_NAMES}
+    assert {kind for kind, made in classes.items() if "Timm" in str(made)} == {*TIMM}
 
 
 def edit(path, **fields):

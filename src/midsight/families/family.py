@@ -209,11 +209,28 @@ def accept_processor(_processor: Any, _config: Any) -> None:
     """The default: accepts every processor."""
 
 
-def refuse_timm(config: Any) -> None:
-    """The default: refuses encoders of timm's, whose settings may name files and addresses of weights."""
-    encoder = str(getattr(getattr(config, "vision_config", None), "model_type", ""))
-    if encoder.startswith("timm"):
-        raise MidsightError(f"config.json has the encoder {encoder}, which midsight does not know; use another model.")
+TIMM = ("timm_backbone", "timm_wrapper", "gemma3n_vision")
+"""Values of `model_type` for which transformers makes an encoder of timm's."""
+
+
+def refuse_timm(config: Any, *, known: Sequence[str] = ()) -> None:
+    """The default: refuses encoders of timm's, whose settings may name files and addresses of weights.
+
+    They may be in any part of the config: transformers makes the class of a part from its `model_type`, whatever the
+    part is for. `known` are the fields of the whole config whose encoder the family itself compares.
+    """
+    parts = [part for name, part in config.to_dict().items() if name not in known]
+    while parts:
+        part = parts.pop()
+        if isinstance(part, Mapping):
+            if part.get("model_type") in TIMM:
+                raise MidsightError(
+                    f"config.json has the encoder {part['model_type']}, which midsight does not know; use another "
+                    "model."
+                )
+            parts += part.values()
+        elif isinstance(part, list | tuple):
+            parts += part
 
 
 def no_threshold(_config: Any) -> None:

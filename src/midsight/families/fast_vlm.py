@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from midsight.errors import MidsightError, ModelFileError
 from midsight.families import llava
-from midsight.families.family import Family, Reference, Vision
+from midsight.families.family import Family, Reference, Vision, refuse_timm
 from midsight.families.inputs import ImageInputs
 from midsight.families.resizing import Pixels
 from midsight.families.tiles import encode_tiles, split_by_image
@@ -31,11 +31,13 @@ PATCH_PX = 64
 
 def validate_config(config: Any) -> None:
     """Raises MidsightError for another encoder than the published one."""
-    require_encoder(config.vision_config, "FastVLM", ENCODER, ENCODER_ARGUMENTS)
+    require_encoder(config, "FastVLM", ENCODER, ENCODER_ARGUMENTS)
 
 
-def require_encoder(vision: Any, family: str, encoder: tuple[str, str], known: set[str]) -> None:
+def require_encoder(config: Any, family: str, encoder: tuple[str, str], known: set[str]) -> None:
     """Raises MidsightError for another encoder of timm's than the family's, and for arguments that are not known."""
+    refuse_timm(config, known=["vision_config"])
+    vision = config.vision_config
     used = (vision.model_type, getattr(vision, "architecture", None))
     arguments = sorted({*(getattr(vision, "model_args", None) or {})} - known)
     if used != encoder or arguments:

@@ -38,7 +38,7 @@ PLACE_PX = 48
 
 def validate_config(config: Any) -> None:
     """Raises MidsightError for another encoder than the published one."""
-    require_encoder(config.vision_config, "Gemma 3n", ENCODER, ENCODER_ARGUMENTS)
+    require_encoder(config, "Gemma 3n", ENCODER, ENCODER_ARGUMENTS)
 
 
 def validate_processor(processor: Any, config: Any) -> None:
