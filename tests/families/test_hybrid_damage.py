@@ -8,10 +8,15 @@ from torch.nn.functional import interpolate
 
 from midsight import load
 from midsight.check.facts import read_facts
+from midsight.families import deepseek_vl_hybrid
 from support.damages import compare_cases, declaring, failing
 from support.folders import assert_sentence, copy_folder, edit_json, said_by
+from support.parity import rgb
+from support.pictures import CASES
 
 pytestmark = pytest.mark.parametrize("name", ["deepseek_vl_hybrid"], indirect=True)
+
+PICTURE = rgb(CASES[0].image)
 
 
 @pytest.fixture
@@ -66,6 +71,13 @@ def test_the_patches_of_the_large_square_turned(is_off_by, model):
             yield torch.cat([large.view(1, 4, 4, 16).transpose(1, 2).reshape(1, 16, 16), small], dim=-1)
 
     is_off_by(declaring(model, encode=turned))
+
+
+def test_encoders_on_two_devices(model):
+    """As accelerate may place them; the features of both are joined where SigLIP's are."""
+    small, large = torch.zeros((1, 16, 16), device="meta"), torch.zeros(1, 16, 16)
+    images = [deepseek_vl_hybrid.image_inputs(model.loaded.processor, PICTURE, "pil", model.loaded.config)]
+    assert deepseek_vl_hybrid.joined(small, large, images)[0].device == small.device
 
 
 def test_the_parameters_of_both_encoders_count_as_the_encoder(folder, model):

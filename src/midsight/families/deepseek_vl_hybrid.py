@@ -80,7 +80,7 @@ def encode(model: nn.Module, images: Sequence[ImageInputs]) -> Iterator[Tensor]:
 
 def joined(small: Tensor, large: Tensor, images: Sequence[ImageInputs]) -> list[Tensor]:
     """The features of both squares of each patch side by side, as the aligner has them, cut into images."""
-    return split_by_image(torch.cat([large, small], dim=-1), images)
+    return split_by_image(torch.cat([large.to(small.device), small], dim=-1), images)
 
 
 def image_embeddings(model: nn.Module, features: Tensor, _image: ImageInputs) -> Tensor:
