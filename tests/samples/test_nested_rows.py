@@ -130,6 +130,16 @@ def test_what_people_have_in_rows_is_read(tmp_path, work):
         assert [sample.question for sample in read.samples] == [row["question"] for row in rows]
 
 
+def test_a_first_row_that_begins_with_a_long_list_of_bytes_is_read(tmp_path, monkeypatch):
+    for place in ("json_shape.BYTES_WITHOUT_ROWS", "json_shape._CHUNK_BYTES", "sources.LARGE_BYTES"):
+        monkeypatch.setattr(f"midsight.samples.{place}", 100)
+    (tmp_path / "a.jsonl").write_text(lines({"image": list(ENCODED[0]), "question": f"{n}?"} for n in range(2)))
+    assert [sample.question for sample in read_table(tmp_path / "a.jsonl").samples] == ["0?", "1?"]
+    (tmp_path / "a.json").write_text(json.dumps({"image": ["a.png"] * 100, "question": ["What?"] * 100}))
+    with pytest.raises(MidsightError, match="holds columns, not rows"):
+        read_table(tmp_path / "a.json")
+
+
 def test_more_values_than_an_image_has_bytes_fail(tmp_path, work, monkeypatch):
     monkeypatch.setattr(nesting, "MAX_VALUES", 100)
     (tmp_path / "a.jsonl").write_text(lines([*ROWS, {"image": [1] * 200, "question": "What?"}]))

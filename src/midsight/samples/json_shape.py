@@ -187,7 +187,8 @@ def json_shape(path: Place, split: str | None = None, *, beginning: bool = False
 
 def _shape_of_object(path: Place, offset: int, members: _Members, split: str | None) -> JsonShape:
     """The shape of a file that is one object: a row, a table within, or rows by id."""
-    if _holds_columns(members):
+    promises_lines = members.cut_off and table_suffix(path) != ".json"  # its first row may begin with a long list
+    if _holds_columns(members) and not promises_lines:
         raise MidsightError(f"{path} holds columns, not rows; with pandas, write to_json(..., orient='records').")
     if members.is_row:
         return LINES
