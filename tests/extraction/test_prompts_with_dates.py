@@ -76,6 +76,21 @@ def test_a_run_that_is_resumed_on_another_day_has_the_prompts_of_its_first(call,
 
 
 @pytest.mark.slow
+def test_a_run_without_a_time_is_resumed_at_the_present_one(call, model, clock, tmp_path, monkeypatch):
+    with monkeypatch.context() as earlier:
+        earlier.setattr(ChatTemplate, "at", lambda template, _time: template)
+        begun = extract(call, model, tmp_path / "run", limit=2)
+    clock.present = MORNING
+    resumed = extract(call, model, tmp_path / "run")
+    assert resumed.spec == begun.spec
+    assert resumed.spec.prompt.time is None
+    assert len(resumed) == 8
+    other = extract(call, model, tmp_path / "other")
+    name = other.vector_columns[-1]
+    assert np.array_equal(resumed.matrix(name)[2:], other.matrix(name)[2:])
+
+
+@pytest.mark.slow
 def test_shards_that_start_at_different_times_have_the_prompts_of_the_first(call, model, clock, tmp_path):
     whole = extract(call, model, tmp_path / "whole")
     jobs = []
