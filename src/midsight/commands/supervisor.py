@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,8 @@ GPU_FILES = (Path("/dev/nvidiactl"), Path("/dev/kfd"))
 """Linux: there is a GPU if one of them is."""
 MOST_DEATHS = 5
 """Deaths without a commit in between after which the machine is at fault."""
+ASK_S = 600.0
+"""Time limit of a fork that asks about a file in a bucket, in seconds."""
 
 
 def needs_supervisor(device: str) -> bool:
@@ -50,8 +53,11 @@ def become_worker(run: Place, shard: Shard) -> None:
     SIGTERM and so commits.
     """
     from midsight.store.attempts import note_seen_death, working_path
+    from midsight.store.files import shard_name
 
     working, parts = working_path(run, shard), run / "parts"
+    # those of other shards say nothing about this machine
+    count_commits = partial(_count, f"{shard_name(shard)}-*.json")
     deaths, committed = 0, None
     while True:
         alive, held = os.pipe()
@@ -78,8 +84,11 @@ def become_worker(run: Place, shard: Shard) -> None:
             _end(STOPPED)
         if -code in CRASHES or (code >= 0 and code != STOPPED):
             _ask(working, note_seen_death)
-        now = _ask(parts, _count)
-        deaths, committed = (deaths + 1 if now == committed else 1), now
+        now = _ask(parts, count_commits)
+        if now in (None, committed):  # None: the store did not answer
+            deaths += 1
+        else:
+            deaths, committed = 1, now
         if deaths >= MOST_DEATHS:
             say(
                 f"Error: The process that extracts {ended}, {deaths} times without a commit in between, so the machine "
@@ -109,7 +118,7 @@ def _stop_with_supervisor(alive: int) -> None:
 
 
 def _ask(place: Place, question: Callable[[Any], Any]) -> Any:
-    """The answer to `question` about a file or folder, which is None if an error comes.
+    """The answer to `question` about a file or folder, which is None if an error comes, or no answer within ASK_S.
 
     In a bucket a fork asks, because a process that has used the store's client cannot fork any more: the client's
     threads are not in the fork, which would wait for them for ever.
@@ -125,11 +134,12 @@ def _ask(place: Place, question: Callable[[Any], Any]) -> Any:
             os._exit(0)
     sender.close()
     try:
-        return receiver.recv()
+        return receiver.recv() if receiver.poll(ASK_S) else None
     except EOFError:
         return None
     finally:
         receiver.close()
+        os.kill(asking, signal.SIGKILL)
         os.waitpid(asking, 0)
 
 
@@ -151,8 +161,8 @@ def _name(code: int) -> str:
     return f"exit code {code}" if code >= 0 else signal.Signals(-code).name
 
 
-def _count(parts: Place) -> int:
-    return sum(1 for _ in parts.glob("*.json"))
+def _count(pattern: str, parts: Place) -> int:
+    return sum(1 for _ in parts.glob(pattern))
 
 
 def _end(code: int) -> None:
