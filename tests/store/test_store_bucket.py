@@ -299,6 +299,13 @@ def test_a_profile_that_cannot_be_used_is_named(profiles: str, monkeypatch: pyte
         open_run(profiles)
 
 
+def test_an_endpoint_of_a_profile_that_is_no_address_is_named(profiles: str) -> None:
+    file = Path(os.environ["AWS_CONFIG_FILE"])
+    file.write_text(file.read_text().replace("http://", ""))
+    with pytest.raises(MidsightError, match=r"the AWS profile cannot be used: Invalid endpoint: 127.*; correct AWS_"):
+        open_run(profiles)
+
+
 def test_the_environment_wins_over_the_profile(profiles: str, door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
     endpoint = Path(os.environ["AWS_CONFIG_FILE"]).read_text().rpartition("= ")[2].strip()
     for name, value in {**ENVIRONMENT, "AWS_ENDPOINT_URL": endpoint}.items():
@@ -311,6 +318,21 @@ def test_the_environment_wins_over_the_profile(profiles: str, door: Door, monkey
 def test_an_address_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(MidsightError, match="is not an address in a bucket"):
         to_place(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("s3://ID:hid/den@bucket/run", "s3://bucket/run"),
+        ("s3://hidden@bucket/run", "s3://bucket/run"),
+        ("az://box/run?sv=2024&sig=hidden", "az://box/run"),
+    ],
+)
+def test_a_key_or_signature_in_an_address_is_not_repeated(text: str, shown: str) -> None:
+    with pytest.raises(MidsightError) as caught:
+        to_place(text)
+    wanted = f"{text[:2]}://BUCKET/FOLDER, without credentials and without a query."
+    assert str(caught.value) == f"{shown} is not an address in a bucket; write {wanted}"
 
 
 def test_bytes_that_were_changed_are_found_and_dropped(address: str) -> None:

@@ -86,7 +86,7 @@ def _of_profile() -> tuple[Any, str | None]:
         if session.get_credentials() is None:
             return None, None
         endpoint = session.client("s3").meta.endpoint_url
-    except BotoCoreError as error:
+    except (BotoCoreError, ValueError) as error:  # ValueError: of an endpoint that is no address
         raise MidsightError(
             f"the AWS profile cannot be used: {first_line(error)}; correct AWS_PROFILE or the files in ~/.aws."
         ) from error

@@ -17,7 +17,9 @@ from midsight.buckets.connect import import_obstore, open_store
 from midsight.buckets.refusals import explained, unreachable
 from midsight.errors import MidsightError
 
-_ADDRESS = re.compile(r"(s3|gs|az)://([^/?#\s]+)(?:/([^?#]*))?", re.DOTALL)
+_ADDRESS = re.compile(r"(s3|gs|az)://([^/?#@:\s]+)(?:/([^?#]*))?", re.DOTALL)
+_SECRET = re.compile(r"(?<=://)[^/]*:.*@|(?<=://)[^/]*@|\?.*", re.DOTALL)
+"""What may hold a key or a signature in a text that is meant as an address."""
 _SCHEME = re.compile(r"(s3|gs|az)://")
 Version = Mapping[str, Any]
 """What a store calls one content of one object: its ETag, and its generation where it has one."""
@@ -389,7 +391,9 @@ def to_place(path: str | Path | BucketPath) -> Place:
     match = _ADDRESS.fullmatch(str(path))
     parts = (match[3] or "").removesuffix("/").split("/") if match else [""]
     if match is None or (parts != [""] and not all(part and part not in (".", "..") for part in parts)):
-        raise MidsightError(f"{path} is not an address in a bucket; write {str(path)[:2]}://BUCKET/FOLDER.")
+        shown = _SECRET.sub("", str(path))
+        bare = "" if shown == str(path) else ", without credentials and without a query"
+        raise MidsightError(f"{shown} is not an address in a bucket; write {shown[:2]}://BUCKET/FOLDER{bare}.")
     return BucketPath(f"{match[1]}://{match[2]}", "/".join(parts))
 
 
