@@ -11,9 +11,10 @@ from typer.testing import CliRunner
 import midsight
 from midsight import MidsightError, cli
 from midsight.sharing.push import push
+from midsight.store.compact import compact
 from midsight.store.hub import download_finding
 from midsight.store.probe import Probe
-from midsight.store.verify import verify_run
+from midsight.store.verify import drop_bad, verify_run
 from support.hub_stub import connected_hub, read_files
 from support.planted import QUERY, write_planted
 
@@ -132,15 +133,20 @@ def test_extraction_into_the_hub_is_refused_before_anything_is_read(tmp_path, mo
     assert [*tmp_path.iterdir()] == []
 
 
-def test_a_copy_in_the_cache_is_not_changed(hub):
+def test_a_copy_in_the_cache_is_not_changed(hub, monkeypatch):
     run = midsight.open_run(TO)
     assert isinstance(run.path, Path)
+    monkeypatch.chdir(run.path)
     before = read_files(run.path)
     for change in (
         lambda: run.label("yes_no"),
         lambda: run.label_from("verdicts.csv", column="right"),
         lambda: run.probe("correct"),
         lambda: push(run.path, "hf://datasets/me/second"),
+        lambda: push(str(run.path), "hf://datasets/me/second"),
+        lambda: compact(str(run.path)),
+        lambda: compact("."),
+        lambda: drop_bad(str(run.path)),
     ):
         with pytest.raises(MidsightError, match=ONLY_READ):
             change()

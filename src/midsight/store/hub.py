@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeGuard
 
-from midsight.buckets.path import Place
+from midsight.buckets.path import Place, to_place
 from midsight.errors import MidsightError, first_line
 from midsight.store.files import PARTS, RUN_JSON
 
@@ -60,9 +60,13 @@ def require_writable(run: str | Place) -> None:
 
 def address_of_copy(run: str | Place) -> HubAddress | None:
     """The address, with its commit, of a run in the hub's cache; None if the folder is another one."""
-    if not isinstance(run, Path) or run.parent.name != "snapshots" or not run.parents[1].name.startswith(_REPOSITORY):
+    folder = to_place(run).absolute()
+    if not isinstance(folder, Path) or folder.parent.name != "snapshots":
         return None
-    return HubAddress(run.parents[1].name.removeprefix(_REPOSITORY).replace("--", "/", 1), run.name)
+    repository = folder.parents[1].name
+    if not repository.startswith(_REPOSITORY):
+        return None
+    return HubAddress(repository.removeprefix(_REPOSITORY).replace("--", "/", 1), folder.name)
 
 
 def shown_place(run: Place) -> str:
