@@ -15,6 +15,7 @@ from midsight.store import RunWriter, commits, index, parts
 from midsight.store.compact import compact
 from midsight.store.files import commit_stem, sealed_json
 from midsight.store.index import extend_index
+from midsight.store.lease import FREE
 from midsight.store.reader import open_run
 from midsight.store.verify import verify_run
 from support.buckets import BUCKET, ENVIRONMENT, Door, serving_stub
@@ -141,6 +142,41 @@ def test_the_index_is_merged_and_forgets_what_is_gone(
     assert sum("/index/" in name for name in objects) == 2
     assert len(open_run(bucket.address).commits) == PARTS - len(later) // 2
     assert not [key for _, key in bucket.requests() if "parts/" in key]
+
+
+def test_what_writers_add_to_the_index_at_the_same_time_is_merged_too(
+    bucket: Bucket, run_of_parts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index, "INDEX_RECORDS", 16)
+    put(run_of_parts, bucket)
+    objects = bucket.store.objects
+    first = {name: objects.pop(name) for name in sorted(objects) if "/parts/0-of-1-000000." in name}
+    extend_index(bucket.place)
+    of_one = {name: objects.pop(name) for name in sorted(objects) if "/index/" in name}
+    objects |= first
+    extend_index(bucket.place)
+    objects |= of_one
+    assert sum("/index/" in name for name in objects) == 6
+    assert open_run(bucket.address).commits == open_run(run_of_parts).commits
+    extend_index(bucket.place)
+    assert sum("/index/" in name for name in objects) == 3
+    bucket.requests()
+    assert open_run(bucket.address).commits == open_run(run_of_parts).commits
+    assert not [key for _, key in bucket.requests() if "parts/" in key]
+
+
+def test_locks_of_other_shards_that_nobody_holds_are_read_at_once_and_not_taken(
+    bucket: Bucket, run_of_parts: Path
+) -> None:
+    put(run_of_parts, bucket)
+    bucket.store.objects |= {f"run/locks/{number}-of-40.lock": FREE for number in range(40)}
+    bucket.requests()
+    bucket.door.latency_s = 0.02
+    with RunWriter(bucket.address, make_spec()):
+        pass
+    about = [method for method, key in bucket.requests() if "-of-40" in key]
+    assert about == ["GET"] * 40
+    assert bucket.door.most_at_once > 8
 
 
 def test_each_small_part_is_read_once_for_all_columns(bucket: Bucket, run_of_parts: Path) -> None:

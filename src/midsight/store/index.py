@@ -81,7 +81,7 @@ def extend_index(path: Place) -> None:
     folder = path / INDEX
     objects = (path / PARTS).listing()
     found = {name: _valid([copies], objects) for name, copies in _read_index(folder).items()}
-    full = {name for name, copies in found.items() if len(copies) >= INDEX_RECORDS}
+    full = _full(found)
     covered = {record for name in full for record in found[name]}
     copies = {
         record: copy for name, some in found.items() if name not in full for record, copy in some.items()
@@ -96,6 +96,20 @@ def extend_index(path: Place) -> None:
         if name not in found:
             (folder / name).write_bytes(content)
     folder.unlink_in(name for name in found if name not in written)
+
+
+def _full(found: Mapping[str, Mapping[str, _Copy]]) -> set[str]:
+    """The full objects, without those that have little which others of them do not have.
+
+    Writers that extend the index at the same time write many of nearly the same records.
+    """
+    full, covered = set[str](), set[str]()
+    for name in sorted(found):
+        records = found[name].keys()
+        if len(records) >= INDEX_RECORDS and 2 * len(records - covered) > INDEX_RECORDS:
+            full.add(name)
+            covered |= records
+    return full
 
 
 def _make_copies(path: BucketPath, names: Iterable[str], objects: Mapping[str, Stored]) -> dict[str, _Copy]:

@@ -8,7 +8,7 @@ import platform
 import secrets
 import shlex
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from io import FileIO
@@ -17,10 +17,11 @@ from typing import Any
 import psutil
 
 from midsight.buckets.path import BucketPath, Place
+from midsight.buckets.reading import read_all
 from midsight.buckets.trial import require_conditional_writes
 from midsight.errors import LockedError, RunError
 from midsight.store.files import LOCKS, START_LOCK, Shard, shard_name
-from midsight.store.lease import LEASE_S, Lease, take_lease
+from midsight.store.lease import FREE, LEASE_S, Lease, take_lease
 
 try:
     import fcntl
@@ -89,6 +90,12 @@ def hold_shards(path: Place, shards: Iterable[Shard]) -> Iterator[None]:
             for shard in sorted(set(shards)):
                 held.enter_context(take_lock(path / LOCKS / f"{shard_name(shard)}.lock"))
         yield
+
+
+def perhaps_held(locks: Sequence[Place]) -> Sequence[Place]:
+    """Those of the locks that somebody may hold; in a bucket they are read many at a time, and not taken."""
+    contents = read_all(file for file in locks if isinstance(file, BucketPath))
+    return [file for file in locks if contents.get(file.name) != FREE]
 
 
 def make_locks(path: Place) -> None:

@@ -39,7 +39,7 @@ from midsight.store.files import (
 )
 from midsight.store.hub import require_writable
 from midsight.store.index import INDEX_EVERY, extend_index
-from midsight.store.lock import START_WAIT_S, Lock, make_locks, take_lock, was_replaced
+from midsight.store.lock import START_WAIT_S, Lock, make_locks, perhaps_held, take_lock, was_replaced
 from midsight.store.numbers import numbers_of
 from midsight.store.parts import digest_part, encode_part
 from midsight.store.place import validate_no_lost_run
@@ -292,11 +292,10 @@ class RunWriter:
             write_spec(self.path, self.spec)
 
     def _lock_shard(self) -> Lock:
-        for file in (self.path / LOCKS).glob("*-of-*.lock"):
-            # Another number of shards divides the dataset differently, so both would write the same samples.
-            name = parse_shard_name(file.stem)
-            if name is not None and name[1] != self._shard[1]:
-                take_lock(file).close()
+        # Another number of shards divides the dataset differently, so both would write the same samples.
+        locks = ((file, parse_shard_name(file.stem)) for file in (self.path / LOCKS).glob("*-of-*.lock"))
+        for file in perhaps_held([file for file, name in locks if name is not None and name[1] != self._shard[1]]):
+            take_lock(file).close()
         return take_lock(self._lock_path())
 
     def _lock_path(self) -> Place:
