@@ -5,13 +5,14 @@ import subprocess
 import sys
 import textwrap
 import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from midsight.errors import CommitError, DamagedRunError, RunError
-from midsight.store import RunWriter, compact, open_run
+from midsight.store import RunWriter, compact, lock, open_run
 from support.made_up import QUERY_0, content_of, files_of, make_failure, make_record, make_spec, write_run
 
 TESTS = str(Path(__file__).parents[1])
@@ -154,6 +155,28 @@ def test_a_shard_that_is_written_is_not_compacted_and_no_writer_starts_meanwhile
     assert tried
     assert content_of(run_folder) == before
     write_run(run_folder, [])
+
+
+def test_commits_of_a_shard_that_starts_meanwhile_stay_as_they_are(tmp_path, monkeypatch):
+    with RunWriter(tmp_path, make_spec(), shard=(0, 2), commit_seconds=0) as writer:
+        for i in range(4):
+            writer.add(make_record(i))
+
+    @contextmanager
+    def hold_and_start_another(*arguments):
+        with lock.hold_shards(*arguments):
+            with RunWriter(tmp_path, make_spec(), shard=(1, 2), commit_seconds=0) as writer:
+                for i in range(4, 8):
+                    writer.add(make_record(i))
+            yield
+
+    monkeypatch.setattr(compact, "hold_shards", hold_and_start_another)
+    compact.compact(tmp_path)
+    run = open_run(tmp_path)
+    shards = [commit.shard for commit in run.commits]
+    assert shards.count((0, 2)) == 1
+    assert shards.count((1, 2)) > 1
+    assert sorted(run.sample_ids()) == [f"s{i}" for i in range(8)]
 
 
 def test_a_merged_part_that_reads_back_differently_is_not_committed(run_folder, monkeypatch):

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from midsight.cli import app
 from midsight.errors import CommitError, DamagedRunError, MidsightError, RunError
-from midsight.store import RunWriter, open_run
+from midsight.store import RunWriter, open_run, verify
 from midsight.store.commits import Commit, part_path, read_record, write_commit
 from midsight.store.compact import compact
 from midsight.store.parts import digest_part, encode_part
@@ -395,6 +395,23 @@ def test_a_run_that_is_being_written_is_verified_and_not_fixed(run_folder):
         files_of(run_folder, ".parquet")[0].write_bytes(b"")
         with pytest.raises(RunError, match="is being written by process"):
             drop_bad(run_folder)
+
+
+def test_a_shard_that_starts_meanwhile_keeps_the_part_that_it_commits(tmp_path, monkeypatch):
+    with RunWriter(tmp_path, make_spec(), shard=(0, 2)) as writer:
+        writer.add(make_record(0))
+    bad, late = part_path(tmp_path, (0, 2), 0), part_path(tmp_path, (1, 2), 0)
+    bad.write_bytes(b"")
+    examine_all = verify.examine_all
+
+    def examine_while_it_starts(*arguments):
+        late.write_bytes(b"its record comes next")
+        examine_all(*arguments)
+
+    monkeypatch.setattr(verify, "examine_all", examine_while_it_starts)
+    assert drop_bad(tmp_path).sound
+    assert not bad.exists()
+    assert late.exists()
 
 
 def test_a_disk_that_refuses_to_delete_is_reported(run_folder, monkeypatch):

@@ -81,7 +81,8 @@ def compact(path: str | Place, *, target_bytes: int = TARGET_BYTES) -> Compactio
                 counters[shard] = remove_leftovers(path, shard, counter, spec.run_id)
                 remove_replaced(path, shard, before)
             tails = Tails()
-            for group in _groups(path, before, spec, target_bytes, tails):
+            held = [commit for commit in before if commit.shard in shards]  # others were started meanwhile
+            for group in _groups(path, held, spec, target_bytes, tails):
                 shard = group[0].shard
                 _merge(path, spec, group, counters[shard], tails)
                 counters[shard] += 1

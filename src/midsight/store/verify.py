@@ -93,12 +93,13 @@ def drop_bad(path: str | Place) -> VerifyReport:
                 for shard in shards:
                     # First, or deleting a merged commit would bring back files of the commits in it.
                     remove_replaced(path, shard, commits)
+                # A shard that was started meanwhile is not held, and may be about to write the record of its part.
                 there = {*list_commits(path, ".json"), *list_commits(path, ".parquet")}
-                remove_commits(path, [key for key in there if commit_stem(*key) in bad])
+                remove_commits(path, [key for key in there if key[0] in shards and commit_stem(*key) in bad])
                 # The part that a dead writer left may no longer be the next after the newest record.
                 kept = {PurePosixPath(finding.file).stem for finding in report.findings if not finding.droppable}
                 bare = {*list_commits(path, ".parquet")} - {*list_commits(path, ".json")}
-                remove_commits(path, [key for key in bare if commit_stem(*key) not in kept])
+                remove_commits(path, [key for key in bare if key[0] in shards and commit_stem(*key) not in kept])
                 extend_index(path)
     except OSError as error:
         raise CommitError(
