@@ -135,8 +135,14 @@ class RefusedError(UnreachableError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what a library's error says, cut where it is long; the error's type if it says nothing."""
-    return quoted(str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__)
+    """The first line of what a library's error says, cut where it is long; the error's type if it says nothing.
+
+    With the next line if it announces one, as transformers' `Validation error for field 'name':` does.
+    """
+    first, _, rest = str(error).strip().partition("\n")
+    if first.endswith(":") and rest.strip():
+        first = f"{first} {rest.strip().splitlines()[0]}"
+    return quoted(first.rstrip(".") or type(error).__name__)
 
 
 def quoted(text: str, longest: int | None = None) -> str:

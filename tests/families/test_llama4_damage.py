@@ -12,7 +12,7 @@ from midsight.extraction.request import resolve
 from midsight.samples.sample import Sample
 from midsight.testing.llama4 import CHUNK
 from support.damages import DAMAGED_CASES, EVERYTHING, compare_cases, declaring, failing
-from support.folders import copy_folder, edit_json, said_by
+from support.folders import assert_sentence, copy_folder, edit_json, said_by
 from support.parity import LIMIT, assert_parity, expect, extract_records, rgb, samples_of
 from support.pictures import CASES
 from support.reference import relative_error
@@ -132,7 +132,8 @@ def test_a_temperature_that_transformers_does_not_take_is_named(folder, tmp_path
     edit_json(other / "config.json", lambda config: config["text_config"].update(attn_temperature_tuning=4))
     said = said_by(load, other, device="cpu")
     assert said is not None
-    assert "attn_temperature_tuning" in said
+    assert "'attn_temperature_tuning' expected bool, got int (value: 4)" in said
+    assert_sentence(said)
 
 
 def test_features_before_the_norm(is_off_by, model):
