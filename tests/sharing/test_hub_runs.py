@@ -20,8 +20,10 @@ from support.planted import QUERY, write_planted
 
 TO = "hf://datasets/me/first"
 ONLY_READ = (
-    r"hf://datasets/me/first(@\w+)? is on the hub, where a run is only read; download it with `hf download me/first "
-    r"--repo-type dataset --local-dir FOLDER`, work on that folder, and `midsight push` it\."
+    r"hf://datasets/me/first(@(?P<revision>\w+))? is on the hub, where a run is only read; download it with `hf "
+    r"download me/first --repo-type dataset (?(revision)--revision (?P=revision) )--local-dir FOLDER`, work on that "
+    r"folder, and "
+    r"`midsight push` it\."
 )
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # of the hub's client
 
@@ -109,6 +111,7 @@ def test_another_run_is_tested_on_it(hub, tmp_path):
     "arguments",
     [
         ("label", TO, "--judge", "yes_no"),
+        ("label", f"{TO}@main", "--judge", "yes_no"),
         ("probe", TO),
         ("compact", TO),
         ("verify", TO, "--drop-bad"),

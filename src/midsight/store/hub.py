@@ -52,9 +52,10 @@ def require_writable(run: str | Place) -> None:
     """Raises MidsightError for a run on the hub, or for its copy in the hub's cache, which are only read."""
     address = parse_address(run) if is_hub_address(run) else address_of_copy(run)
     if address is not None:
+        revision = f"--revision {address.revision} " if address.revision else ""
         raise MidsightError(
             f"{address} is on the hub, where a run is only read; download it with `hf download {address.repository} "
-            "--repo-type dataset --local-dir FOLDER`, work on that folder, and `midsight push` it."
+            f"--repo-type dataset {revision}--local-dir FOLDER`, work on that folder, and `midsight push` it."
         )
 
 
