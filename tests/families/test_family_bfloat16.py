@@ -78,7 +78,8 @@ def test_batches_differ_from_transformers_by_its_own_spread(family, model, expec
                     errors[kind] = max(errors[kind], relative_error(record.vectors[name], vector))
                 ids, logprobs = record.first_token_top_ids or (), record.first_token_top_logprobs or ()
                 best = dict(zip(ids, logprobs, strict=True))
-                assert max(best.values()) - best[token_id] <= NEAR_TIE_NATS
+                # logits differ by whole steps of bfloat16, and so may by just as much as the limit
+                assert round(max(best.values()) - best[token_id], 9) <= NEAR_TIE_NATS
     limits = {kind: max(ROUNDING, FACTOR * spread[kind]) for kind in errors}
     assert {kind: error for kind, error in errors.items() if error > limits[kind]} == {}
     in_every_batch_alike = model.loaded.config.get_text_config()._attn_implementation == "eager"

@@ -58,7 +58,7 @@ IMAGES: dict[str, tuple[str, str]] = {
     "HTTPS": ("HTTPS://example.org/a.png", "is a URL"),
     "file:": ("file:///etc/passwd", "is a file: address"),
     "data: that is not an image": ("data:image/png;base64," + "A" * 5_000, "contains no PNG"),
-    "s3": ("s3://bucket/a.png", "is a URL"),
+    "s3": ("s3://bucket/a.png", "is in a bucket"),
 }
 TABLES: dict[str, tuple[Any, ...]] = {
     "UTF-16": (".jsonl", json.dumps(GOOD).encode("utf-16"), "UTF-16; save it as UTF-8"),

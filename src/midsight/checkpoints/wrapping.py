@@ -11,7 +11,7 @@ from midsight.checkpoints.fingerprint import weights_fingerprint
 from midsight.checkpoints.generation import as_ids, read_answer_settings, validate_stop_ids
 from midsight.checkpoints.loading import LoadedModel, find_chat_template, missing_lora_note
 from midsight.errors import MidsightError
-from midsight.families.catalogue import FAMILIES, find_family
+from midsight.families.catalogue import FAMILIES, find_family, find_known
 from midsight.families.family import Family, apply_fixes
 from midsight.families.inputs import attention_chunk, sliding_window
 from midsight.families.placement import device_of
@@ -36,8 +36,10 @@ def wrap_model(hf_model: Any, processor: Any) -> LoadedModel:
     kind = type(plain).__name__
     # a subclass that a user wrote counts as the class that it is derived from
     known = [parent.__name__ for parent in type(plain).__mro__ if parent.__name__ in FAMILIES]
+    source = f"The model of class {kind}"
+    architecture = find_known(known or [kind], source)
     config: Any = plain.config
-    family = find_family(known or [kind], config.to_dict(), f"The model of class {kind}")
+    family = find_family([architecture], config.to_dict(), source)
     validate_wrapped_processor(processor, family)
     family.vision.validate_processor(processor, config)
     template, notes = find_chat_template(processor, family, type(processor).__name__)
