@@ -328,6 +328,7 @@ def test_an_encoder_of_timms_in_another_family_is_refused(folder, tmp_path):
         ("fast_vlm", "text_config", "timm_wrapper"),
     ],
     indirect=["name"],
+    scope="package",
 )
 def test_an_encoder_of_timms_in_any_part_of_the_config_is_refused(folder, tmp_path, monkeypatch, part, encoder):
     """transformers makes the class of a part from its `model_type`, whatever the part is for."""
