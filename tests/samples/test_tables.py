@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -527,3 +528,14 @@ def test_reading_tables_needs_neither_torch_nor_transformers():
     program = "import sys, midsight.samples.tables; print(*{'torch', 'transformers'} & set(sys.modules))"
     shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert shown.strip() == ""
+
+
+def test_files_on_a_disk_are_read_one_after_the_other_and_by_this_thread(tmp_path, monkeypatch):
+    """Many at a time would make a disk seek, and Ctrl-C would wait for all of them."""
+    for number in range(3):
+        (tmp_path / f"{number}.jsonl").write_text('{"image": "a.png", "question": "Q"}\n')
+    threads = []
+    original = hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda *a: threads.append(threading.get_ident()) or original(*a))
+    read_table(tmp_path)
+    assert threads == [threading.get_ident()] * 3

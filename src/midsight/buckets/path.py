@@ -173,10 +173,7 @@ class BucketPath:
         """The whole object, and its version for `replace_if`."""
         with self._reporting():
             got = import_obstore().get(self._store, self.key)
-            content = got.bytes().to_bytes()
-            if len(content) != got.meta["size"]:
-                raise unreachable(str(self), "its answer ends early")
-            return content, _version(got.meta)
+            return self._all_of(got.bytes().to_bytes(), got.meta["size"]), _version(got.meta)
 
     def read_at_most(self, most: int) -> bytes | None:
         """The whole object; None if it has more than so many bytes, and is then not read to its end."""
@@ -186,18 +183,19 @@ class BucketPath:
             got = import_obstore().get(self._store, self.key)
             if got.meta["size"] > most:
                 return None
-            content = got.bytes().to_bytes()
-            if len(content) != got.meta["size"]:
-                raise unreachable(str(self), "its answer ends early")
-            return content
+            return self._all_of(got.bytes().to_bytes(), got.meta["size"])
 
     def read_range(self, start: int, stop: int) -> bytes:
         """The bytes from `start` to before `stop`, which must be there."""
         with self._reporting():
             content = import_obstore().get_range(self._store, self.key, start=start, end=stop).to_bytes()
-            if len(content) != stop - start:
-                raise unreachable(str(self), "its answer ends early")
-            return content
+            return self._all_of(content, stop - start)
+
+    def _all_of(self, content: bytes, length: int) -> bytes:
+        """The answer to a request; raises UnreachableError if it has not so many bytes."""
+        if len(content) != length:
+            raise unreachable(str(self), "its answer ends early")
+        return content
 
     def fetched(self) -> BucketPath:
         """The same path with the object in memory, so that it is downloaded once."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain
 from typing import TypeVar
 
 from midsight.buckets.path import BucketPath, Place
@@ -35,12 +36,19 @@ def _read_if_there(file: BucketPath) -> bytes | None:
         return None
 
 
+def each_file(files: Iterable[Place], read: Callable[[Place], R]) -> Iterator[R]:
+    """`read` of each file, in order; of those in a bucket, the next ones are read meanwhile."""
+    rest = iter(files)
+    first = next(rest, None)
+    return iter(()) if first is None else in_turn(first, chain([first], rest), read, size=lambda _: 0)
+
+
 def in_turn(path: Place, items: Iterable[T], read: Callable[[T], R], *, size: Callable[[T], int]) -> Iterator[R]:
     """`read` of each item, in order; if `path` is in a bucket, the next ones are read meanwhile, as `ahead` does."""
     return ahead(items, read, size=size) if isinstance(path, BucketPath) else map(read, items)
 
 
-def ahead(items: Iterable[T], read: Callable[[T], R], *, size: Callable[[T], int] = lambda _: 0) -> Iterator[R]:
+def ahead(items: Iterable[T], read: Callable[[T], R], *, size: Callable[[T], int]) -> Iterator[R]:
     """`read` of each item, in order, while the next ones are read too: PARTS_AHEAD, and AHEAD_BYTES by `size`."""
     waiting: deque[tuple[int, Future[R]]] = deque()
     with ThreadPoolExecutor(PARTS_AHEAD, "midsight-parts") as pool:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from midsight.buckets.blocks import LARGEST_BLOCK, open_in_blocks
 from midsight.buckets.path import BucketPath, Place
-from midsight.buckets.reading import ahead
+from midsight.buckets.reading import each_file
 from midsight.errors import MidsightError
 from midsight.samples.locations import TableLocation
 from midsight.samples.rows import Row, Table, quoted_names
@@ -36,7 +36,7 @@ LocatedCells = tuple[Place, int, int, dict[str, Any]]
 
 def open_parquet(path: Place, files: Sequence[Place], root: Place) -> Table:
     """The rows of Parquet files, one file after the other; raises MidsightError if their columns differ."""
-    schemas = [*ahead(files, lambda file: _read_file(file, _parquet_schema))]
+    schemas = [*each_file(files, lambda file: _read_file(file, _parquet_schema))]
     _validate_columns(files, schemas)
     return Table(
         path, "parquet", "row", tuple(schemas[0].names), lambda: joint_sha256(files),
@@ -50,7 +50,7 @@ def open_arrow(path: Place, files: Sequence[Place], root: Place) -> Table:
 
     Raises MidsightError if their columns differ or are dictionary-encoded.
     """
-    schemas = [*ahead(files, lambda file: _read_file(file, lambda file: _open_arrow(file)[1]))]
+    schemas = [*each_file(files, lambda file: _read_file(file, lambda file: _open_arrow(file)[1]))]
     _validate_columns(files, schemas)
     if encoded := [field.name for field in schemas[0] if _contains_type(field.type, pa.types.is_dictionary)]:
         raise MidsightError(
@@ -68,7 +68,7 @@ def joint_sha256(files: Sequence[Place]) -> str:
 
     An object is not downloaded to hash it.
     """
-    digests = [*ahead(files, _sha256)]
+    digests = [*each_file(files, _sha256)]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from midsight.buckets.path import BucketPath, Place
-from midsight.buckets.reading import ahead
+from midsight.buckets.reading import each_file
 from midsight.errors import MidsightError, Option, first_line
 from midsight.samples import nesting
 from midsight.samples.columnar import joint_sha256, open_arrow, open_parquet
@@ -62,7 +62,7 @@ def open_beginning(path: Place, split: str | None = None, limit: int | None = No
     None if they are small, or if the beginning shows no columns. Raises MidsightError like `open_table`.
     """
     try:
-        is_large = sum(ahead(_files_of(path), _text_bytes)) > LARGE_BYTES or _is_nested(_files_of(path))
+        is_large = sum(each_file(_files_of(path), _text_bytes)) > LARGE_BYTES or _is_nested(_files_of(path))
     except OSError:
         return None
     if not is_large:
@@ -96,7 +96,7 @@ def _text_bytes(file: Place) -> int:
 def _is_nested(files: Iterable[Place]) -> bool:
     """Whether small JSON files hold so many lists and objects that reading them takes long."""
     nested = 0
-    for count in ahead(files, _nested_in):
+    for count in each_file(files, _nested_in):
         nested += count
         if nested > nesting.MAX_NESTED:
             return True
@@ -176,7 +176,7 @@ def _open_files(
         raise MidsightError(f"{path} has tables of several kinds ({names}); name one, or a pattern like '*.jsonl'.")
     kind = _kind(_validate_files(files)[0])
     files = files[:FILES_LOOKED_AT] if beginning else files
-    for _ in ahead(files, partial(require_table, text=kind in ("jsonl", "json", "csv", "tsv"))):
+    for _ in each_file(files, partial(require_table, text=kind in ("jsonl", "json", "csv", "tsv"))):
         pass
     if split is not None and kind != "json":
         raise MidsightError(f"{path} has no splits; leave ", Option("split", split), " out.")
@@ -333,7 +333,7 @@ def _read_object(path: Place) -> dict[str, Any]:
 
 def _validate_files(files: Sequence[Place]) -> Sequence[Place]:
     """The files; raises MidsightError unless all are regular: opening a pipe would wait, and a device may never end."""
-    for file, is_file in zip(files, ahead(files, lambda file: file.is_file()), strict=True):
+    for file, is_file in zip(files, each_file(files, lambda file: file.is_file()), strict=True):
         if not is_file:
             problem = "is not a regular file" if file.exists() else "does not exist"
             raise MidsightError(f"{file} {problem}; give a table file.")
