@@ -5,10 +5,12 @@ from dataclasses import replace
 import peft
 import pytest
 import torch
+from transformers.models.llama4.modeling_llama4 import Llama4CausalLMOutputWithPast
 
 from midsight import load, wrap
 from midsight.extraction import attention, prefill
 from midsight.extraction.request import resolve
+from midsight.families.llama4 import add_image_outputs
 from midsight.samples.sample import Sample
 from midsight.testing.llama4 import CHUNK
 from support.damages import DAMAGED_CASES, EVERYTHING, compare_cases, declaring, failing
@@ -107,6 +109,7 @@ class TestTemperature:
         """PEFT's module takes the place of the projection that was fixed."""
         own, plain = (family.model.from_pretrained(folder, dtype=torch.float32).eval() for _ in range(2))
         wrap(own, model.loaded.processor).extract(IMAGE, QUESTIONS[0], layers=[0], answers=False)
+        add_image_outputs(plain)
         target = r".*layers\.3\.self_attn\.q_proj"
         for one in (own, plain):
             torch.manual_seed(0)
@@ -169,3 +172,14 @@ def test_marks_left_out(model, mark):
         return replace(image, text=image.text.replace(mark, ""))
 
     assert OTHER_PROMPT in failing(declaring(model, image_inputs=unmarked), "prompts")
+
+
+def test_the_whole_class_of_transformers_can_be_called(model):
+    """In transformers 5.24.0 it reads a field that its language model's output lacks; the fix adds it, and no other."""
+    hf_model = model.loaded.hf_model
+    ids = torch.tensor([[200000, 5, 6]])
+    with torch.inference_mode():
+        whole, language_model = hf_model(input_ids=ids), hf_model.language_model(input_ids=ids)
+    assert torch.equal(whole.logits, language_model.logits)
+    needed = "image_outputs" in Llama4CausalLMOutputWithPast.__dataclass_fields__
+    assert any("image_outputs" in fix for fix in model.loaded.fixes) == needed

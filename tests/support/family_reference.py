@@ -47,6 +47,7 @@ from transformers import (
 )
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
+from midsight.families.llama4 import add_image_outputs
 from midsight.testing.aya_vision import write_aya_vision
 from midsight.testing.deepseek_vl import write_deepseek_vl
 from midsight.testing.deepseek_vl_hybrid import write_deepseek_vl_hybrid
@@ -235,7 +236,12 @@ class Family:
 
 
 def fix(model: Any) -> None:
-    """Tokens before the image get nothing from Llama's cross-attention, as in Meta's code."""
+    """Tokens before the image get nothing from Llama's cross-attention, as in Meta's code.
+
+    transformers 5.24 cannot call Llama 4's class without a fix.
+    """
+    if type(model).__name__ == Llama4ForConditionalGeneration.__name__:
+        add_image_outputs(model)
     for layer in model.modules():
         if hasattr(layer, "cross_attn"):
             seen: dict[str, Any] = {}

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from transformers.models.llama4.modeling_llama4 import Llama4TextDecoderLayer
+from transformers.models.llama4.modeling_llama4 import Llama4CausalLMOutputWithPast, Llama4TextDecoderLayer
+from transformers.utils.generic import ModelOutput
 
 from midsight.errors import ModelFileError, counted
 from midsight.families.family import Family, Modules, Reference, StoredTensors, Vision
@@ -107,6 +108,30 @@ def image_embeddings(model: nn.Module, features: Tensor, _image: ImageInputs) ->
     return hf_model.multi_modal_projector(hf_model.vision_model.vision_adapter(features[:, :-1])).flatten(0, 1)
 
 
+def fix_class(model: nn.Module) -> tuple[str, ...]:
+    """Both fixes."""
+    return (*count_positions(model), *add_image_outputs(model))
+
+
+def add_image_outputs(model: nn.Module) -> tuple[str, ...]:
+    """Gives the language model's output the field that the whole class of transformers 5.24 reads, and it lacks.
+
+    Without it every call of the class fails there. midsight calls the decoder alone, and the class as a reference.
+    """
+    language_model: Any = model.get_submodule("language_model")
+    is_read = "image_outputs" in Llama4CausalLMOutputWithPast.__dataclass_fields__
+    if not is_read or hasattr(language_model, "adds_image_outputs"):
+        return ()
+
+    def add(_module: nn.Module, _args: Any, output: Any) -> None:
+        if isinstance(output, ModelOutput) and not hasattr(output, "image_outputs"):
+            output.image_outputs = None
+
+    language_model.register_forward_hook(add)
+    language_model.adds_image_outputs = True
+    return ("language_model: its output has image_outputs, without which transformers 5.24 fails",)
+
+
 def count_positions(model: nn.Module) -> tuple[str, ...]:
     """Makes the attention temperature follow the position of a token in its prompt.
 
@@ -194,6 +219,6 @@ FAMILY = Family(
         crop_px=lambda config: config.vision_config.image_size,
         resizings=("transformers",),
     ),
-    stored=StoredTensors(fixes=count_positions),
+    stored=StoredTensors(fixes=fix_class),
     reference=Reference(tower_feature=split_by_image, module=LAST_NORM),
 )
