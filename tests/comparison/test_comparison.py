@@ -33,6 +33,7 @@ QWEN3_5, QWEN3_5_MOE = "Qwen/Qwen3.5-27B", "Qwen/Qwen3.5-35B-A3B"
 GEMMA4, GEMMA3N = "google/gemma-4-E4B-it", "google/gemma-3n-E4B-it"
 GEMMA, INTERNVL = "google/gemma-3-4b-it", "OpenGVLab/InternVL3-1B-hf"
 QWEN3, GLM = "Qwen/Qwen3-VL-8B-Instruct", "zai-org/GLM-4.1V-9B-Thinking"
+GLM_MOE = "zai-org/GLM-4.5V"
 QWEN3_MOE = "Qwen/Qwen3-VL-30B-A3B-Instruct"
 IDEFICS3, SMOLVLM2 = "HuggingFaceM4/Idefics3-8B-Llama3", "HuggingFaceTB/SmolVLM2-2.2B-Instruct"
 MOLMO2, OVIS2 = "allenai/Molmo2-4B", "thisisiron/Ovis2-1B-hf"
@@ -51,6 +52,7 @@ PUBLISHED = {
     QWEN2: ("Qwen2-VL", 1280, None, 28, (0, 7, 14, 21, 27), 3584, "<|image_pad|>", 151655),
     QWEN3: ("Qwen3-VL", 1152, None, 36, (0, 9, 18, 27, 35), 4096, "<|image_pad|>", 151655),
     GLM: ("GLM-4.1V", 1536, None, 40, (0, 10, 20, 30, 39), 4096, "<|image|>", 151343),
+    GLM_MOE: ("GLM-4.5V", 1536, None, 46, (0, 11, 23, 34, 45), 4096, "<|image|>", 151363),
     QWEN3_MOE: ("Qwen3-VL-MoE", 1152, None, 48, (0, 12, 24, 36, 47), 2048, "<|image_pad|>", 151655),
     QWEN3_5: ("Qwen3.5", 1152, None, 64, (0, 16, 32, 48, 63), 5120, "<|image_pad|>", 248056),
     QWEN3_5_MOE: ("Qwen3.5-MoE", 1152, None, 40, (0, 10, 20, 30, 39), 2048, "<|image_pad|>", 248056),
@@ -129,6 +131,7 @@ def test_parameters_are_those_of_the_published_models(rows):
         SMOLVLM2: 2.25,
         QWEN3: 8.77,
         GLM: 10.29,
+        GLM_MOE: 107.71,
         QWEN3_MOE: 31.07,
         QWEN3_5: 27.36,
         QWEN3_5_MOE: 35.11,
@@ -159,6 +162,7 @@ def test_image_tokens_are_those_of_an_image_of_640_x_480(rows):
         QWEN2: 23 * 17,
         QWEN3: 20 * 15,
         GLM: 23 * 17,
+        GLM_MOE: 23 * 17,
         QWEN3_MOE: 20 * 15,
         QWEN3_5: 20 * 15,
         QWEN3_5_MOE: 20 * 15,

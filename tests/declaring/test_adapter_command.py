@@ -23,7 +23,7 @@ from midsight.declaring.small_copy import scaled, small_config, some_of_each
 from midsight.families import llava
 from midsight.families.catalogue import FAMILIES
 from midsight.families.family_file import installed_versions, proof_path
-from midsight.testing import write_glm4v, write_llava, write_qwen3_vl
+from midsight.testing import write_glm4v, write_glm4v_moe, write_llava, write_qwen3_vl
 from support.folders import copy_folder, edit_json
 from support.once import once
 from support.other_models import write_aya_vision
@@ -283,18 +283,16 @@ def qwen3_vl_moe(folder):
 
 
 @pytest.mark.slow
-def test_glm_with_experts_is_declared_by_glm(tmp_path):
-    """As in GLM-4.5V; no weights are read."""
-    folder = write_glm4v(tmp_path / "moe", layers=3)
+@pytest.mark.parametrize("architecture", ["Glm46VForConditionalGeneration", "Glm4vMoeForConditionalGeneration"])
+def test_glm_of_another_class_is_declared_by_glm(monkeypatch, tmp_path, architecture):
+    """GLM-4.6V-Flash, which midsight does not have; and GLM-4.5V with its experts, as long as it did not."""
+    monkeypatch.delitem(FAMILIES, architecture, raising=False)
+    has_experts = architecture.startswith("Glm4vMoe")
+    folder = (write_glm4v_moe if has_experts else write_glm4v)(tmp_path / "model", layers=3)
     (folder / "model.safetensors").unlink()
-    experts = {"n_routed_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
-
-    def with_experts(config):
-        config.update(model_type="glm4v_moe", architectures=["Glm4vMoeForConditionalGeneration"])
-        config["text_config"].update(model_type="glm4v_moe_text", **experts)
-        config["vision_config"].update(model_type="glm4v_moe_vision")
-
-    edit_json(folder / "config.json", with_experts)
+    if not has_experts:
+        changed = {"model_type": "glm46v", "architectures": [architecture]}
+        edit_json(folder / "config.json", lambda config: config.update(changed))
     outcome = declaring.declare(folder, out=tmp_path / "own.py")
     assert outcome.open == ()
     assert "FAMILY = replace(\n    glm4v.FAMILY,\n" in (tmp_path / "own.py").read_text()

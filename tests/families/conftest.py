@@ -11,6 +11,7 @@ QUICK = ("phi4_multimodal", "mllama", "qwen2_5_vl")
 NEVER_QUICK = (
     "aya_vision",
     "qwen3_vl_moe",
+    "glm4v_moe",
     "qwen3_5",
     "qwen3_5_moe",
     "gemma3n",

@@ -40,6 +40,7 @@ TARGETS = {
     "mllama": r".*language_model\.layers\.\d+\.((self_attn|cross_attn)\.(q|v)_proj|mlp\.down_proj)|lm_head",
     "qwen2_5_vl": r".*language_model\.layers\.\d+\.(self_attn\.(q|v)_proj|mlp\.down_proj)|.*blocks\.\d\.attn\.qkv",
     "qwen2_vl": r".*language_model\.layers\.\d+\.(self_attn\.(q|v)_proj|mlp\.down_proj)|lm_head",
+    "glm4v_moe": r".*language_model\.layers\.\d+\.self_attn\.(q|v)_proj",  # PEFT takes down_proj for that of experts
 }
 OTHER_TARGETS = r".*(language_model|text_model)(\.model)?\.layers\.\d+\.(self_attn\.(q|v)_proj|mlp\.down_proj)"
 CASE = CASES[4]

@@ -532,7 +532,7 @@ class TestLlama:
         }
 
 
-@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen2_vl", "qwen3_vl", "glm4v"], indirect=True)
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen2_vl", "qwen3_vl", "glm4v", "glm4v_moe"], indirect=True)
 class TestQwen:
     """What positions with three axes need."""
 
@@ -569,7 +569,7 @@ class TestQwen:
         compare(model)
 
 
-@pytest.mark.parametrize("name", ["glm4v"], indirect=True)
+@pytest.mark.parametrize("name", ["glm4v", "glm4v_moe"], indirect=True)
 class TestGlm:
     """Its features are those after the encoder's last norm, joined two by two by a convolution."""
 

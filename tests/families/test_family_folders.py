@@ -61,6 +61,7 @@ PUBLISHED_NAMES = {
     "internvl": INTERNVL_NAMES,
     "qwen3_vl": {},
     "glm4v": {},
+    "glm4v_moe": {},
     "deepseek_vl": {},
     "deepseek_vl_hybrid": {},
     "ovis2": {},
@@ -116,6 +117,8 @@ def publish_settings(name, folder):
         shorten_rotary_settings(folder / "config.json")
     if name == "llama4":
         edit_json(folder / "config.json", older_rotary_settings)
+    if name == "glm4v_moe":
+        edit_json(folder / "config.json", lambda config: spread_rotary_settings(config["text_config"]))
     if name == "gemma3n":
         edit_json(folder / "config.json", lambda config: split_rotary_settings(config["text_config"]))
     if not name.startswith(("mllama", "qwen", "glm4v")):
@@ -132,6 +135,13 @@ def split_rotary_settings(text):
     rope = text.pop("rope_parameters")
     text["rope_theta"] = rope["full_attention"]["rope_theta"]
     text["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
+
+
+def spread_rotary_settings(text):
+    """Those of GLM-4.5V, which the published folder has in three fields; and what transformers' config leaves out."""
+    rope = text.pop("rope_parameters")
+    text |= {name: rope.pop(name) for name in ("rope_theta", "partial_rotary_factor")}
+    text |= {"rope_scaling": rope, "use_qk_norm": False}
 
 
 def shorten_rotary_settings(path):

@@ -25,6 +25,7 @@ from transformers import (
     Gemma3nForConditionalGeneration,
     Gemma4ForConditionalGeneration,
     Glm4vForConditionalGeneration,
+    Glm4vMoeForConditionalGeneration,
     Idefics3ForConditionalGeneration,
     InternVLForConditionalGeneration,
     Llama4ForConditionalGeneration,
@@ -56,6 +57,7 @@ from midsight.testing.gemma3 import write_gemma3
 from midsight.testing.gemma3n import write_gemma3n
 from midsight.testing.gemma4 import write_gemma4
 from midsight.testing.glm4v import write_glm4v
+from midsight.testing.glm4v_moe import write_glm4v_moe
 from midsight.testing.idefics3 import write_idefics3, write_smolvlm
 from midsight.testing.internvl import write_internvl
 from midsight.testing.llama4 import write_llama4
@@ -357,6 +359,10 @@ QWEN: dict[str, Any] = {
     "refuses_thin": "2 x 450 pixels is more than 200 times as long",
     "misfit": {"patch_size": 18},
 }
+GLM: dict[str, Any] = QWEN | {
+    "tower": "model.visual.post_layernorm",
+    "vision_mean": lambda output, _inputs, _model: output.double().mean(dim=0),
+}
 QWEN3_5: dict[str, Any] = {
     "image_token_id": 248056,
     "stop_ids": (248044, 248046),
@@ -429,15 +435,15 @@ FAMILIES = {
     "glm4v": Family(
         write_glm4v,
         Glm4vForConditionalGeneration,
-        **QWEN
-        | {
-            "image_token_id": 151343,
-            "tower": "model.visual.post_layernorm",
-            "vision_mean": lambda output, _inputs, _model: output.double().mean(dim=0),
-            "stop_ids": (151329, 151336, 151338, 151348),
-        },
+        **GLM | {"image_token_id": 151343, "stop_ids": (151329, 151336, 151338, 151348)},
         text_in_template="part.text",
         text_system=True,
+    ),
+    "glm4v_moe": Family(
+        write_glm4v_moe,
+        Glm4vMoeForConditionalGeneration,
+        **GLM | {"image_token_id": 151363, "stop_ids": (151329, 151336, 151338)},
+        text_in_template="part.text",
     ),
     "qwen3_vl_moe": Family(write_qwen3_vl_moe, Qwen3VLMoeForConditionalGeneration, **QWEN),
     "qwen3_5": Family(write_qwen3_5, Qwen3_5ForConditionalGeneration, **QWEN | QWEN3_5),

@@ -200,6 +200,17 @@ PUBLISHED = (
         origin=REPEATED,
     ),
     PublishedModel(
+        hub_id="zai-org/GLM-4.5V",
+        architecture="Glm4vMoeForConditionalGeneration",
+        config_class="Glm4vMoeConfig",
+        sizes={
+            "text_config": {"vocab_size": 151552, "head_dim": 128},
+            "vision_config": {"intermediate_size": 10944},
+        },
+        image_processor="Glm4vImageProcessor",
+        origin=REPEATED,
+    ),
+    PublishedModel(
         hub_id="Qwen/Qwen3-VL-30B-A3B-Instruct",
         architecture="Qwen3VLMoeForConditionalGeneration",
         config_class="Qwen3VLMoeConfig",

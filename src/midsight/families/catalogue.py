@@ -19,6 +19,7 @@ FAMILIES = {
     "Qwen2VLForConditionalGeneration": "midsight.families.qwen2_vl",
     "Qwen3VLForConditionalGeneration": "midsight.families.qwen3_vl",
     "Glm4vForConditionalGeneration": "midsight.families.glm4v",
+    "Glm4vMoeForConditionalGeneration": "midsight.families.glm4v_moe",
     "Qwen3VLMoeForConditionalGeneration": "midsight.families.qwen3_vl_moe",
     "Qwen3_5ForConditionalGeneration": "midsight.families.qwen3_5",
     "Qwen3_5MoeForConditionalGeneration": "midsight.families.qwen3_5_moe",

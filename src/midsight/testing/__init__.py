@@ -10,6 +10,7 @@ from midsight.testing.gemma3 import write_gemma3
 from midsight.testing.gemma3n import write_gemma3n
 from midsight.testing.gemma4 import write_gemma4
 from midsight.testing.glm4v import write_glm4v
+from midsight.testing.glm4v_moe import write_glm4v_moe
 from midsight.testing.idefics3 import write_idefics3, write_smolvlm
 from midsight.testing.internvl import write_internvl
 from midsight.testing.llama4 import write_llama4
@@ -37,6 +38,7 @@ __all__ = [
     "write_gemma3n",
     "write_gemma4",
     "write_glm4v",
+    "write_glm4v_moe",
     "write_idefics3",
     "write_internvl",
     "write_llama4",

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from torch import nn
 from transformers import (
     GenerationConfig,
     Glm4vConfig,
@@ -14,7 +17,7 @@ from transformers import (
 )
 
 from midsight.testing.qwen2_5_vl import CONTROL_ROW_SCALE, HIDDEN_SIZE, STOP_ROW_SCALE, VISION_SIZE
-from midsight.testing.random_weights import make_tokenizer, write_checkpoint
+from midsight.testing.random_weights import Gains, make_tokenizer, write_checkpoint
 
 ENDOFTEXT, USER, OBSERVATION, ANSWER_END, IMAGE = 151329, 151336, 151338, 151348, 151343
 SPECIAL_TOKENS = {
@@ -78,10 +81,7 @@ def write_glm4v(folder: str | Path, *, seed: int = 0, layers: int = 6) -> Path:
     Returns:
         The folder.
     """
-    stop_ids = [ENDOFTEXT, USER, OBSERVATION, ANSWER_END]
     text = {
-        "vocab_size": 151552,
-        "hidden_size": HIDDEN_SIZE,
         "intermediate_size": 2 * HIDDEN_SIZE,
         "num_hidden_layers": layers,
         "num_attention_heads": 2,
@@ -92,34 +92,66 @@ def write_glm4v(folder: str | Path, *, seed: int = 0, layers: int = 6) -> Path:
             "partial_rotary_factor": 0.5,
             "mrope_section": [1, 1, 2],
         },
-        "eos_token_id": stop_ids,
-        "pad_token_id": ENDOFTEXT,
     }
-    vision = {
-        "hidden_size": VISION_SIZE,
-        "intermediate_size": 2 * VISION_SIZE,
-        "out_hidden_size": HIDDEN_SIZE,
-        "depth": 3,
-        "num_heads": 2,
-        "image_size": 112,
-    }
-    config = Glm4vConfig(
-        architectures=["Glm4vForConditionalGeneration"], dtype="bfloat16", text_config=text, vision_config=vision
-    )
-    tokenizer = make_tokenizer(
-        SPECIAL_TOKENS, eos_token=SPECIAL_TOKENS[ENDOFTEXT], pad_token=SPECIAL_TOKENS[ENDOFTEXT], model_max_length=65536
-    )
-    size = {"shortest_edge": 112 * 112, "longest_edge": 2 * 28 * 28 * LARGEST_IMAGE_TOKENS}
-    processor = Glm4vProcessor(
-        Glm4vImageProcessor(size=size), tokenizer, Glm4vVideoProcessor(), chat_template=CHAT_TEMPLATE
-    )
-    return write_checkpoint(
+    return write_folder(
         folder,
         Glm4vForConditionalGeneration,
-        config,
-        processor,
-        GenerationConfig(eos_token_id=stop_ids, pad_token_id=ENDOFTEXT),
-        head_scales={**dict.fromkeys(SPECIAL_TOKENS, CONTROL_ROW_SCALE), USER: STOP_ROW_SCALE},
+        Glm4vConfig,
+        text,
+        SPECIAL_TOKENS,
+        CHAT_TEMPLATE,
+        stop_ids=[ENDOFTEXT, USER, OBSERVATION, ANSWER_END],
         gains=(),
+        seed=seed,
+    )
+
+
+def write_folder(
+    folder: str | Path,
+    model: type[nn.Module],
+    config: type[Any],
+    text: Mapping[str, Any],
+    special_tokens: Mapping[int, str],
+    chat_template: str,
+    *,
+    stop_ids: Sequence[int],
+    gains: Gains,
+    seed: int,
+) -> Path:
+    """Writes the files of a checkpoint of this class with these fields of its decoder."""
+    names = {token: token_id for token_id, token in special_tokens.items()}
+    small_config = config(
+        architectures=[model.__name__],
+        dtype="bfloat16",
+        image_token_id=names["<|image|>"],
+        video_token_id=names["<|video|>"],
+        text_config={
+            "vocab_size": 151552,
+            "hidden_size": HIDDEN_SIZE,
+            "eos_token_id": [*stop_ids],
+            "pad_token_id": ENDOFTEXT,
+            **text,
+        },
+        vision_config={
+            "hidden_size": VISION_SIZE,
+            "intermediate_size": 2 * VISION_SIZE,
+            "out_hidden_size": HIDDEN_SIZE,
+            "depth": 3,
+            "num_heads": 2,
+            "image_size": 112,
+        },
+    )
+    end = special_tokens[ENDOFTEXT]
+    tokenizer = make_tokenizer(special_tokens, eos_token=end, pad_token=end, model_max_length=65536)
+    size = {"shortest_edge": 112 * 112, "longest_edge": 2 * 28 * 28 * LARGEST_IMAGE_TOKENS}
+    image_processor = Glm4vImageProcessor(size=size)
+    return write_checkpoint(
+        folder,
+        model,
+        small_config,
+        Glm4vProcessor(image_processor, tokenizer, Glm4vVideoProcessor(), chat_template=chat_template),
+        GenerationConfig(eos_token_id=[*stop_ids], pad_token_id=ENDOFTEXT),
+        head_scales={**dict.fromkeys(special_tokens, CONTROL_ROW_SCALE), USER: STOP_ROW_SCALE},
+        gains=gains,
         seed=seed,
     )
