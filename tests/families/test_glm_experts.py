@@ -1,18 +1,21 @@
 """GLM-4.5V's mixture of experts: transformers computes what is published, and the tests see every part of it."""
 
 from collections.abc import Callable
+from typing import Any
 
+import peft
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from midsight import load
+from midsight import load, wrap
 from midsight.check.full_forward import largest_error
 from midsight.extraction.prepare import prepare
 from midsight.extraction.request import Request, resolve
 from midsight.samples.sample import Failure
 from support.damages import compare_cases
-from support.folders import copy_folder, edit_json, replace_file
+from support.family_reference import FamilyReference
+from support.folders import assert_sentence, copy_folder, edit_json, replace_file, said_by
 from support.glm_layer import layer_as_published, positions_as_published
 from support.parity import LIMIT, rgb, samples_of
 from support.pictures import CASES
@@ -88,6 +91,29 @@ def test_a_part_of_the_mixture_that_is_wrong(model, reference, damage):
     finally:
         for name, original in originals.items():
             state[name].copy_(original)
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_lora_of_experts_is_refused_and_wrap_takes_it(family, folder, tmp_path):
+    """PEFT changes whole tensors then, because transformers joins the experts."""
+
+    def tuned():
+        torch.manual_seed(0)
+        base = family.model.from_pretrained(folder, dtype=torch.float32)
+        targets = ["q_proj", "down_proj"]
+        return peft.get_peft_model(base, peft.LoraConfig(target_modules=targets, init_lora_weights=False)).eval()
+
+    model: Any = tuned()
+    model.save_pretrained(tmp_path)
+    said = said_by(load, tmp_path, device="cpu")
+    assert said is not None
+    assert_sentence(said)
+    assert "is more than a plain LoRA (target_parameters ['down_proj'])" in said
+    assert "midsight.wrap" in said
+    reference = FamilyReference(folder, family)
+    reference.model = tuned().merge_and_unload()
+    compare_cases(wrap(model, reference.processor), reference)
 
 
 def test_thoughts_are_turned_off_by_a_template(folder, model, reference, tmp_path):
