@@ -31,7 +31,7 @@ class StopAfter:
         self._following = torch.full((model.config.vocab_size,), END_ID, device=model.device)
         for token_id, next_id in zip(self._countdown[1:], self._countdown, strict=False):
             self._following[token_id] = next_id
-        self._next: Tensor | None = None
+        self._next: list[Tensor] = []  # of each call of the decoder since the head ran: prompts may come in slices
         self._hooks = [
             model.get_input_embeddings().register_forward_hook(self._read_tokens),
             model.get_output_embeddings().register_forward_hook(self._force_next),
@@ -45,10 +45,10 @@ class StopAfter:
     def _read_tokens(self, _module: object, inputs: tuple[Tensor, ...], _output: Tensor) -> None:
         token_ids = inputs[0]
         if token_ids.shape[1] == 1:
-            self._next = self._following[token_ids[:, 0]]
+            self._next.append(self._following[token_ids[:, 0]])
         else:
             following = [token_id for row in token_ids.tolist() for token_id in self._follow(row)]
-            self._next = torch.tensor(following, device=token_ids.device)
+            self._next.append(torch.tensor(following, dtype=torch.int64, device=token_ids.device))
 
     def _follow(self, row: Sequence[int]) -> list[int]:
         """The next token of each prompt in a row.
@@ -70,6 +70,7 @@ class StopAfter:
 
     def _force_next(self, _module: object, _inputs: object, logits: Tensor) -> None:
         last = logits if logits.dim() == 2 else logits[:, -1]
-        if self._next is None or len(self._next) != len(last):
-            raise RuntimeError(f"The head has {len(last)} rows, but the embedding had another number of prompts.")
-        last[torch.arange(len(last), device=last.device), self._next] = FORCED_LOGIT
+        coming, self._next = torch.cat(self._next) if self._next else self._following[:0], []
+        if len(coming) != len(last):
+            raise RuntimeError(f"The head has {len(last)} rows, but the embedding had {len(coming)} prompts.")
+        last[torch.arange(len(last), device=last.device), coming] = FORCED_LOGIT

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from midsight.extraction import meter, pipeline
-from midsight.extraction.budget import FIRST_CALL_FLOPS, PROMPT_TOKENS, Budget, CallSize, make_budget
+from midsight.extraction.budget import FIRST_CALL_FLOPS, MOST_SAMPLES, Budget, CallSize, make_budget
 from midsight.extraction.calls import Call, fits, kind_of, make_rows, plan_calls, sort_rows
 from midsight.extraction.meter import Usage
 from midsight.extraction.needs import Needs, estimate_needs
@@ -21,12 +21,12 @@ from midsight.extraction.size_search import LONGEST_S
 from midsight.samples.sample import Failure, Sample
 from support.planning import CPU, REQUEST, asked
 
-PREFIX, REST = 100, 10
+PREFIX, REST, PROMPT_TOKENS = 100, 10, 1000
 PLENTY = 2**50
 
 
 def needing(first_samples: int) -> Needs:
-    """What a small model needs, of which `auto` puts so many samples into its first call."""
+    """What a small model needs, of which `auto` puts so many samples of `PROMPT_TOKENS` into its first call."""
     return Needs(1e-3, 0.0, FIRST_CALL_FLOPS["cpu"] / PROMPT_TOKENS / first_samples)
 
 
@@ -51,6 +51,7 @@ class Machine:
 
     def budget(self, first_samples: int, *, free_bytes: float = PLENTY) -> Budget:
         made = make_budget("auto", CPU, needing(first_samples), meter=self.meter)
+        made.begin(1, PROMPT_TOKENS)
         assert made.samples == first_samples
         return replace(made, free_bytes=free_bytes)
 
@@ -211,16 +212,20 @@ def test_after_out_of_memory_calls_are_half_as_large_and_grow_no_more():
     assert (budget.samples, budget.tokens) == (16, 400)
 
 
-def test_without_a_measure_of_memory_calls_grow_to_what_was_estimated(monkeypatch):
+def test_without_a_measure_of_memory_calls_grow_to_what_was_estimated(monkeypatch, extract):
     """As on macOS, on Apple's GPUs, and in containers that hide the peak of a process."""
-    monkeypatch.setattr("midsight.extraction.budget.free_memory", lambda: 80_000)
+    monkeypatch.setattr("midsight.extraction.budget.free_memory", lambda: 16_000)
     needs, machine = replace(needing(8), token_bytes=1.0), Machine(bytes=lambda _: None)
     budget = make_budget("auto", CPU, needs, meter=machine.meter)
-    assert (budget.samples, budget.tokens) == (8, 20_000)
-    assert machine.calls(budget, 5) == [8, 16, 20, 20, 20], "20 prompts of usual length; these are shorter"
-    assert budget.tokens == 20_000
+    budget.begin(1, PROMPT_TOKENS)
+    assert (budget.samples, budget.tokens) == (4, 4000)
+    prompt = PREFIX + REST + REQUEST.answer_tokens
+    assert max(extract(machine, budget, images=200, questions=1)) == 4000 // prompt
+    assert budget.tokens == 4000
     slow = Machine(seconds=lambda size: size.samples**2, bytes=lambda _: None)
-    assert slow.calls(make_budget("auto", CPU, needs, meter=slow.meter), 6) == [8, 16, 16, 4, 2, 1]
+    budget = make_budget("auto", CPU, needs, meter=slow.meter)
+    budget.begin(1, PROMPT_TOKENS)
+    assert slow.calls(budget, 5) == [4, 8, 8, 2, 1]
 
 
 def test_a_machine_that_cannot_tell_the_peak_measures_time_alone(monkeypatch, tmp_path):
@@ -232,14 +237,47 @@ def test_a_machine_that_cannot_tell_the_peak_measures_time_alone(monkeypatch, tm
         assert usage.seconds > 0
 
 
-@pytest.mark.parametrize(("kind", "free", "tokens"), [("cpu", 8e9, 2e4), ("cpu", 2e9, 5e3)])
-def test_the_first_size_follows_from_the_model_and_the_free_memory(monkeypatch, kind, free, tokens):
+@pytest.mark.parametrize(("free", "tokens", "samples"), [(8e9, 2e4, 8), (2e9, 5e3, 2)])
+def test_the_first_size_follows_from_the_model_and_the_free_memory(monkeypatch, free, tokens, samples):
     monkeypatch.setattr("midsight.extraction.budget.free_memory", lambda: int(free))
     large = Needs(token_bytes=1e5, sample_bytes=1e8, token_flops=1e6)
-    budget = make_budget("auto", torch.device(kind), large)
+    budget = make_budget("auto", CPU, large)
     assert budget.tokens == tokens
-    assert budget.samples == {2e4: 8, 5e3: 2}[tokens]
-    assert make_budget("auto", torch.device(kind), replace(large, token_flops=1e12)).samples == 1, "a slow model"
+    budget.begin(3, 3 * PROMPT_TOKENS)
+    assert budget.samples == samples
+    budget.begin(1, 1)
+    assert budget.samples == samples, "it begins once"
+    slow = make_budget("auto", CPU, replace(large, token_flops=1e12))
+    slow.begin(1, PROMPT_TOKENS)
+    assert slow.samples == 1
+
+
+def test_the_first_size_follows_from_the_lengths_of_the_first_samples(extract):
+    """What questions share on an image is work that is done once, so that more of them go into the first call."""
+    alone, together = PREFIX + REST + REQUEST.answer_tokens, PREFIX + 10 * (REST + REQUEST.answer_tokens)
+    needs = replace(needing(1), token_flops=FIRST_CALL_FLOPS["cpu"] / (16 * alone))
+    machine = Machine()
+    assert extract(machine, make_budget("auto", CPU, needs, meter=machine.meter), images=100, questions=1)[:2] == [
+        16,
+        32,
+    ]
+    machine = Machine()
+    budget = make_budget("auto", CPU, needs, meter=machine.meter)
+    first = extract(machine, budget, images=100, questions=10)[0]
+    assert 16 * alone * 10 / together / 2 <= first <= 16 * alone * 10 / together
+
+
+def test_a_first_size_that_cannot_grow_is_compared_with_smaller_ones():
+    most = MOST_SAMPLES["cpu"]
+    machine = Machine()
+    assert machine.calls(machine.budget(most), 5) == [most, most // 2, most // 2, most, most]
+    machine = Machine(seconds=lambda size: size.samples**2 / 1e6)
+    assert machine.calls(machine.budget(most), 3) == [most, most // 2, most // 4]
+
+
+def test_a_small_dataset_is_one_call(extract):
+    machine = Machine()
+    assert extract(machine, make_budget("auto", CPU, needing(8), meter=machine.meter), images=5, questions=10) == [50]
 
 
 def test_needs_are_those_of_the_config():

@@ -111,7 +111,14 @@ def test_the_budget_may_change_between_two_calls():
 
 def test_the_model_waits_for_one_call_and_more_and_more_is_planned_together():
     rows: list[list[PreparedSample | Failure]] = [[asked(n, n, 10, 1)] for n in range(100)]
-    assert [len(window) for window in pipeline.windows(rows, Budget(CPU, 4, 8), 2**20)] == [4, 8, 16, 32, 32, 8]
+    assert [len(window) for window in pipeline.windows(rows, REQUEST, Budget(CPU, 4, 8), 2**20)] == [
+        4,
+        8,
+        16,
+        32,
+        32,
+        8,
+    ]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,9 @@ from itertools import product
 import pytest
 
 from midsight.check.processor import processor_inputs
+from midsight.extraction import prefill
 from midsight.extraction.calls import plan_whole
+from midsight.extraction.prefill import prefill_together
 from midsight.extraction.prepare import prepare
 from midsight.extraction.request import Request, resolve
 from midsight.samples.sample import Failure, Sample
@@ -49,6 +51,26 @@ def test_batches_of_mixed_sizes_equal_the_full_forward(model, expected, batch_si
         batch = samples[start : start + batch_size]
         for record in extract_records(model, resolved, batch, padding_side=padding_side):
             assert_parity(record, expected[record.sample_id])
+
+
+@pytest.mark.slow
+def test_rows_that_go_through_the_decoder_one_by_one(model, expected, monkeypatch):
+    """As on a CPU with long prompts. Every question comes twice, so that rows of shared prefixes are there, too."""
+    calls = []
+
+    def watched(*args, **options):
+        calls.append(len(args[1].rows))
+        return prefill_together(*args, **options)
+
+    monkeypatch.setattr(prefill, "SLICE_TOKENS", 0)
+    monkeypatch.setattr(prefill, "prefill_together", watched)
+    samples = samples_of(USED)
+    again = [replace(sample, sample_id=f"{sample.sample_id} again") for sample in samples]
+    records = extract_records(model, resolve(EVERYTHING, model.loaded), [*samples, *again], padding_side="left")
+    for record in records:
+        assert_parity(record, expected[record.sample_id.removesuffix(" again")])
+    goes_together = model.loaded.keeps_state or model.loaded.family.decoder.pads_images
+    assert (max(calls) == 1) != goes_together
 
 
 @pytest.mark.slow

@@ -17,10 +17,6 @@ from midsight.memory import free_memory
 
 FIRST_CALL_FLOPS = {"cpu": 4e12, "cuda": 5e14}
 """Work of the first call of `auto` in the decoder, by device: up to a minute on two cores, seconds on a GPU."""
-FIRST_SAMPLES = 32
-"""Maximum for the first call of `auto`."""
-PROMPT_TOKENS = 1000
-"""Length of a prompt with an image of 640 x 480 pixels, about."""
 MOST_SAMPLES = {"cpu": 128, "cuda": 256}
 """Maximum for `auto`, by device. From there on a decode step computes longer than it reads weights."""
 MEMORY_SHARE = {"cpu": 0.5, "cuda": 0.8}
@@ -57,12 +53,12 @@ class Budget:
     """Memory that a sample takes beyond its tokens, as a number of tokens: mostly its logits."""
     free_bytes: float = math.inf
     """Bytes that a call may take in addition to the weights; infinite if the batch size is fixed."""
+    first_tokens: float = math.inf
+    """Tokens of the first call, by its work; infinite if the batch size is fixed."""
     search: SizeSearch | None = None
-    """The search for the fastest size; None if the batch size is fixed."""
+    """The search for the fastest size; None before the first call, and if the batch size is fixed."""
     meter: Meter = measured
     """Measures calls."""
-    estimated_samples: float = math.inf
-    """Maximum number of samples by estimate, which counts if memory cannot be measured."""
     least_used: float = math.inf
     """Fewest bytes in use when a call began. Later calls begin with memory that earlier ones left to be used again."""
     largest: float = 0.0
@@ -77,6 +73,18 @@ class Budget:
     def holds(self, size: CallSize) -> bool:
         """Whether a call may have this size."""
         return size.samples <= self.samples and self.load(size) <= self.tokens
+
+    def begin(self, samples: int, tokens: int) -> None:
+        """Sets the size of the first call; `tokens` are those of the first samples, answers included.
+
+        Does nothing if the batch size is fixed, or a size is known.
+        """
+        if math.isinf(self.first_tokens) or self.search is not None:
+            return
+        by_work = self.first_tokens * samples / tokens
+        by_memory = self.tokens / (tokens / samples + self.sample_tokens)
+        first = 2 ** math.floor(math.log2(max(1.0, min(by_work, by_memory, self.most_samples))))
+        self.samples, self.search = first, SizeSearch(first, self.most_samples)
 
     @contextmanager
     def watching(self, size: CallSize) -> Iterator[None]:
@@ -93,12 +101,11 @@ class Budget:
     def _learn_from(self, size: CallSize, usage: Usage, search: SizeSearch) -> None:
         """Memory is taken from the largest call so far, because part of a call's memory does not grow with its size.
 
-        Without a measure of memory, calls grow up to what was estimated at the start.
+        Without a measure of memory, `tokens` stay what was estimated at the start.
         """
         search.add(size.samples, size.unpadded, usage.seconds)
         self.samples = search.samples
         if usage.bytes is None:
-            self.samples = max(1, math.floor(min(self.samples, self.estimated_samples)))
             return
         self.least_used = min(self.least_used, usage.before)
         taken, load = usage.before + usage.bytes - self.least_used, self.load(size)
@@ -124,21 +131,15 @@ def make_budget(
         return Budget(device, int(batch_size), int(batch_size))
     kind = device.type if device.type in MEMORY_SHARE else "cpu"
     free_bytes = MEMORY_SHARE[kind] * free_on(device)
-    tokens = UNMEASURED_SHARE * free_bytes / needs.token_bytes
-    sample_tokens = needs.sample_bytes / needs.token_bytes
-    by_work = FIRST_CALL_FLOPS[kind] / (PROMPT_TOKENS * needs.token_flops)
-    by_memory = tokens / (PROMPT_TOKENS + sample_tokens)
-    first = 2 ** math.floor(math.log2(max(1.0, min(by_work, by_memory, FIRST_SAMPLES))))
     return Budget(
         device,
-        first,
         MOST_SAMPLES[kind],
-        tokens=tokens,
-        sample_tokens=sample_tokens,
+        MOST_SAMPLES[kind],
+        tokens=UNMEASURED_SHARE * free_bytes / needs.token_bytes,
+        sample_tokens=needs.sample_bytes / needs.token_bytes,
         free_bytes=free_bytes,
-        search=SizeSearch(first, MOST_SAMPLES[kind]),
+        first_tokens=FIRST_CALL_FLOPS[kind] / needs.token_flops,
         meter=meter,
-        estimated_samples=by_memory,
     )
 
 

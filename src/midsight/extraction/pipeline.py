@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
@@ -70,7 +71,7 @@ def extract_all(
     try:
         with ThreadPoolExecutor(WORKERS, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             is_opening = True
-            for window in prefetch(windows(in_order(pool, prepared, rows), budget, most_bytes)):
+            for window in prefetch(windows(in_order(pool, prepared, rows), request, budget, most_bytes)):
                 first, later = failures_around_samples(window)
                 if waiting:  # samples that came before all of them
                     first, later = [], [*first, *later]
@@ -119,22 +120,27 @@ def by_image(samples: Iterable[Sample | Failure], budget: Budget) -> Iterator[li
 
 
 def windows(
-    prepared: Iterable[list[PreparedSample | Failure]], budget: Budget, most_bytes: int
+    prepared: Iterable[list[PreparedSample | Failure]], request: ResolvedRequest, budget: Budget, most_bytes: int
 ) -> Iterator[list[PreparedSample | Failure]]:
     """Windows: the samples that are planned together, enough for a few calls or for `most_bytes` of pixels.
 
-    The first window is a single call, so that the model starts early. Each later one may be twice as large as the one
-    that is in the model while it is prepared.
+    The first window is a single call, so that the model starts early; its lengths say how large. Each later one may be
+    twice as large as the one that is in the model while it is prepared.
     """
     window: list[PreparedSample | Failure] = []
-    held, full = 0, budget.samples
+    held, tokens, full, most_tokens = 0, 0, budget.samples, budget.first_tokens
     for group in prepared:
-        images = {id(i): i for item in group if isinstance(item, PreparedSample) for i in item.images}
+        ready = [item for item in group if isinstance(item, PreparedSample)]
+        images = {id(i): i for item in ready for i in item.images}
         held += sum(image.nbytes for image in images.values())
+        tokens += sum(row.prefix + row.suffix for row in make_rows(ready, request))
         window += group
-        if len(window) >= full or held >= most_bytes:
+        if len(window) >= full or held >= most_bytes or tokens >= most_tokens:
+            if tokens and math.isfinite(most_tokens):
+                budget.begin(sum(isinstance(item, PreparedSample) for item in window), tokens)
+                full, most_tokens = budget.samples, math.inf
             yield window
-            window, held, full = [], 0, min(2 * full, WINDOW_CALLS * budget.most_samples)
+            window, held, tokens, full = [], 0, 0, min(2 * full, WINDOW_CALLS * budget.most_samples)
     if window:
         yield window
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import signature
 from typing import Any
 
@@ -15,11 +15,15 @@ from midsight.extraction.attention import PADDING, SHARED, make_image_mask, make
 from midsight.extraction.request import PaddingSide
 from midsight.families.family import encode_images
 from midsight.families.grouped_attention import grouped_attention
-from midsight.families.growing_cache import growing_cache
+from midsight.families.growing_cache import growing_cache, put_rows
 from midsight.families.inputs import EncodedImage, ImageInputs, KVCache
 from midsight.prompts.token_layout import TokenLayout
 from midsight.taps.capture import capture
 from midsight.taps.tap import Tap
+
+SLICE_TOKENS = 512
+"""Tokens for each thread of a CPU that go through the decoder together. With more, what a layer leaves no longer stays
+in the processor's cache until the next step reads it."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,18 @@ class PaddedRows:
     """Per prompt: the row it lies in."""
     ends: Tensor
     """int64 [2, prompts]: row and index of each prompt's last token."""
+
+    def part(self, start: int, stop: int) -> PaddedRows:
+        """Some of the rows; every prompt must have a row of its own."""
+        return PaddedRows(
+            token_ids=self.token_ids[start:stop],
+            prompt_ids=self.prompt_ids[start:stop],
+            position_ids=self.position_ids[..., start:stop, :],
+            position_offsets=self.position_offsets[start:stop],
+            layouts=self.layouts[start:stop],
+            rows=tuple(range(stop - start)),
+            ends=self.ends[:, start:stop] - torch.tensor([[start], [0]], device=self.ends.device),
+        )
 
 
 @dataclass(frozen=True)
@@ -129,12 +145,52 @@ def prefill(
     *,
     keep_cache: bool,
 ) -> Prefill:
-    """Runs the decoder once over whole prompts, one per row; keeps the tapped states and what decoding needs.
+    """Runs the decoder over whole prompts, one per row; keeps the tapped states and what decoding needs.
 
     Raises ValueError if there is padding after a prompt, and the model keeps a state, which that would change.
     """
     if model.keeps_state and any(layout.prompt.stop < padded.token_ids.shape[1] for layout in padded.layouts):
         raise ValueError(f"{model.family.name} keeps a state of the tokens before, so pad its prompts on the left.")
+    rows, at_once = len(padded.rows), rows_at_once(model, padded)
+    if at_once >= rows:
+        return prefill_together(model, padded, images, taps, keep_cache=keep_cache)
+    cache = growing_cache(model.config) if keep_cache else None
+    slices: list[Prefill] = []
+    for start in range(0, rows, at_once):
+        stop = min(start + at_once, rows)
+        part = prefill_together(model, padded.part(start, stop), images[start:stop], taps, keep_cache=keep_cache)
+        if cache is not None and part.cache is not None:
+            put_rows(cache, part.cache, start, rows)
+        slices.append(replace(part, cache=None))
+    return Prefill(
+        states={tap: torch.cat([part.states[tap] for part in slices]) for tap in slices[0].states},
+        end_states=torch.cat([part.end_states for part in slices]),
+        cache=cache,
+        later={},
+        prompt_ids=padded.prompt_ids,
+        rows=padded.rows,
+        lengths=tuple(length for part in slices for length in part.lengths),
+        position_offsets=padded.position_offsets,
+    )
+
+
+def rows_at_once(model: LoadedModel, padded: PaddedRows) -> int:
+    """How many rows of whole prompts go through the decoder together."""
+    rows, tokens = padded.token_ids.shape
+    if model.device.type != "cpu" or model.keeps_state or model.family.decoder.pads_images:
+        return rows
+    return max(1, SLICE_TOKENS * torch.get_num_threads() // tokens)
+
+
+def prefill_together(
+    model: LoadedModel,
+    padded: PaddedRows,
+    images: Sequence[Sequence[EncodedImage]],
+    taps: Sequence[Tap],
+    *,
+    keep_cache: bool,
+) -> Prefill:
+    """Runs the decoder once over rows of whole prompts."""
     inputs = model.family.decoder.inputs(model.hf_model, padded.token_ids, padded.layouts, images)
     decoder = model.hf_model.get_submodule(model.family.modules.decoder)
     cache_name = name_of_cache(decoder)

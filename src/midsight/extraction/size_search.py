@@ -54,7 +54,7 @@ class SizeSearch:
     trial: Trial | None = None
     """The size that is tried, as far as its calls are done."""
     shrinks: bool = False
-    """Whether smaller sizes are tried, because the second one was not better than the first."""
+    """Whether smaller sizes are tried, because a larger one than the first is not better, or too large."""
     is_settled: bool = False
     """Whether the search is over."""
 
@@ -83,8 +83,9 @@ class SizeSearch:
         return seen.speed >= GAIN * best.speed if seen.can_be_compared(best) else not self.shrinks
 
     def _go_on(self, best: Trial) -> None:
+        may_grow = 2 * best.samples <= self.most_samples and 2 * best.seconds <= LONGEST_S
+        self.shrinks = self.shrinks or (not may_grow and best.samples == self._first)
         following = best.samples // 2 if self.shrinks else 2 * best.samples
-        may_grow = following <= self.most_samples and 2 * best.seconds <= LONGEST_S
         is_possible = following >= 1 if self.shrinks else may_grow
         self.best, self.trial, self.is_settled = best, None, not is_possible
         self.samples = following if is_possible else best.samples

@@ -338,6 +338,8 @@ class Decoder:
     image_marks: ReadTokenIds = no_marks
     """Ids of tokens around an image that have embeddings of their own, as Ovis2's end of an image. Those right after an
     image belong to what questions on the same images share."""
+    pads_images: bool = False
+    """Whether an image's states are padded to those of the other rows, in the cache, too, as in Llama 3.2 Vision."""
     longrope_threshold: ReadThreshold = no_threshold
     """Longest prompt, in tokens, that uses the short rotary factors; None without longrope."""
     attention: str | None = "sdpa"

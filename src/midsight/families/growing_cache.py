@@ -47,6 +47,16 @@ class GrowingLayer(DynamicLayer):
             self.whole = keys[indices], values[indices]
             self.show(length)
 
+    def put(self, key_states: Tensor, value_states: Tensor, start: int, rows: int) -> None:
+        """Takes the states of all tokens of some of the `rows`, those from `start` on."""
+        length = key_states.shape[-2]
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self.whole = with_room(key_states, rows, length), with_room(value_states, rows, length)
+        for whole, states in zip(self.whole, (key_states, value_states), strict=True):
+            whole[start : start + len(states), :, :length] = states
+        self.show(length)
+
     def show(self, length: int) -> tuple[Tensor, Tensor]:
         """Makes the first `length` tokens the keys and values, and returns these."""
         keys, values = self.whole
@@ -58,12 +68,16 @@ def append(whole: Tensor, length: int, states: Tensor) -> Tensor:
     """`whole`, of which `length` tokens are taken, with the states of new tokens after them; larger if it must be."""
     after = length + states.shape[-2]
     if after > whole.shape[-2]:
-        with_room = after + max(ROOM, after // SHARE_OF_ROOM)
-        larger = states.new_empty(*states.shape[:-2], with_room, states.shape[-1])
+        larger = with_room(states, len(states), after)
         larger[..., :length, :] = whole[..., :length, :]
         whole = larger
     whole[..., length:after, :] = states
     return whole
+
+
+def with_room(states: Tensor, rows: int, tokens: int) -> Tensor:
+    """An empty tensor like `states` for so many rows and tokens, and for some tokens more."""
+    return states.new_empty(rows, states.shape[1], tokens + max(ROOM, tokens // SHARE_OF_ROOM), states.shape[-1])
 
 
 def growing_cache(config: Any) -> KVCache:
@@ -77,3 +91,12 @@ def growing_cache(config: Any) -> KVCache:
         GrowingLayer() if type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) else layer for layer in cache.layers
     ]
     return cache
+
+
+def put_rows(cache: KVCache, part: KVCache, start: int, rows: int) -> None:
+    """Copies the cache of some of the `rows`, those from `start` on, into the growing cache of all of them."""
+    for layer, layer_of_part in zip(cache.layers, part.layers, strict=True):
+        if not isinstance(layer, GrowingLayer) or not isinstance(layer_of_part, GrowingLayer):
+            raise ValueError(f"Rows cannot be put into a layer of type {type(layer).__name__}; run them together.")
+        if layer_of_part.keys is not None and layer_of_part.values is not None:
+            layer.put(layer_of_part.keys, layer_of_part.values, start, rows)

@@ -231,7 +231,7 @@ FAMILY = Family(
         validate_processor=validate_processor,
         crop_px=lambda config: config.vision_config.image_size,
     ),
-    decoder=Decoder(inputs=decoder_inputs),
+    decoder=Decoder(inputs=decoder_inputs, pads_images=True),
     stored=StoredTensors(
         older_names={
             r"^language_model\.lm_head\.": "lm_head.",

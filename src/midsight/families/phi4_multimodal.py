@@ -41,7 +41,7 @@ CHAT_TEMPLATE = """\
 {%- endif -%}
 """
 """Renders what the published template renders, for a folder without one."""
-CROPS_PER_CALL = 16
+CROPS_PER_CALL = 8
 """Crops that go through the encoder together, which bounds its memory."""
 
 
