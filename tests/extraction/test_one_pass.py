@@ -3,11 +3,18 @@
 import pytest
 import torch
 
+from midsight.extraction import prefill
 from midsight.extraction.request import Request, resolve
 from support.parity import answer_ids, extract_records, samples_of
 from support.pictures import CASES
 
 SAMPLES = samples_of([CASES[0], CASES[8], CASES[7]])
+
+
+@pytest.fixture(autouse=True)
+def rows_together(monkeypatch):
+    """All rows of a call go through the decoder together, as they do on a GPU."""
+    monkeypatch.setattr(prefill, "SLICE_TOKENS", 10**6)
 
 
 @pytest.fixture
@@ -42,6 +49,16 @@ def test_one_prefill_then_single_tokens(model, calls):
     assert layer[0][:2] == (len(SAMPLES), longest)
     assert all(shape[1] == 1 for shape in layer[1:])
     assert len(layer) == max(len(answer_ids(record)) for record in records)
+
+
+@pytest.mark.parametrize(("slice_tokens", "rows"), [(1, [1, 1, 1]), (2, [2, 1]), (3, [3])])
+def test_on_a_cpu_few_rows_are_prefilled_together(model, calls, monkeypatch, slice_tokens, rows):
+    longest = max(record.prompt_tokens for record in extract(model, answers=False))
+    monkeypatch.setattr(prefill, "SLICE_TOKENS", slice_tokens * longest / torch.get_num_threads())
+    layer = calls("model.layers.0")
+    records = extract(model, max_new_tokens=6)
+    assert [shape[:2] for shape in layer[: len(rows)]] == [(n, longest) for n in rows]
+    assert len(layer) == len(rows) - 1 + max(len(answer_ids(record)) for record in records)
 
 
 def test_rows_that_stopped_leave_the_batch(model, calls):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import midsight
-from midsight.extraction import sharing
+from midsight.extraction import prefill, sharing
 from midsight.extraction.calls import plan_whole
 from midsight.extraction.extract_call import extract_samples
 from midsight.extraction.prepare import PreparedSample, prepare
@@ -41,6 +41,12 @@ def records(model, plan, samples, **options):
     outcomes = extract_samples(model.loaded, plan, samples, **options)
     assert all(isinstance(outcome, midsight.Record) for outcome in outcomes), outcomes
     return [outcome for outcome in outcomes if isinstance(outcome, midsight.Record)]
+
+
+@pytest.fixture(autouse=True)
+def rows_together(monkeypatch):
+    """All rows of a call go through the decoder together, as they do on a GPU."""
+    monkeypatch.setattr(prefill, "SLICE_TOKENS", 10**6)
 
 
 @pytest.fixture(scope="module")

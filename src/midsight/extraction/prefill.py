@@ -179,7 +179,7 @@ def rows_at_once(model: LoadedModel, padded: PaddedRows) -> int:
     rows, tokens = padded.token_ids.shape
     if model.device.type != "cpu" or model.keeps_state or model.family.decoder.pads_images:
         return rows
-    return max(1, SLICE_TOKENS * torch.get_num_threads() // tokens)
+    return max(1, int(SLICE_TOKENS * torch.get_num_threads() / tokens))
 
 
 def prefill_together(
