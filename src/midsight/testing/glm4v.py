@@ -20,7 +20,7 @@ from midsight.testing.qwen2_5_vl import CONTROL_ROW_SCALE, HIDDEN_SIZE, STOP_ROW
 from midsight.testing.random_weights import Gains, make_tokenizer, write_checkpoint
 
 ENDOFTEXT, USER, OBSERVATION, ANSWER_END, IMAGE = 151329, 151336, 151338, 151348, 151343
-SPECIAL_TOKENS = {
+TOKENS_OF_ALL = {
     ENDOFTEXT: "<|endoftext|>",
     151331: "[gMASK]",
     151333: "<sop>",
@@ -32,6 +32,10 @@ SPECIAL_TOKENS = {
     151340: "<|end_of_image|>",
     151341: "<|begin_of_video|>",
     151342: "<|end_of_video|>",
+}
+"""The published ids and tokens that GLM-4.1V and GLM-4.5V have in common."""
+SPECIAL_TOKENS = {
+    **TOKENS_OF_ALL,
     IMAGE: "<|image|>",
     151344: "<|video|>",
     151345: "<think>",

@@ -9,21 +9,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import Glm4vMoeConfig, Glm4vMoeForConditionalGeneration
 
-from midsight.testing.glm4v import ENDOFTEXT, OBSERVATION, USER, write_folder
+from midsight.testing.glm4v import ENDOFTEXT, OBSERVATION, TOKENS_OF_ALL, USER, write_folder
 from midsight.testing.qwen2_5_vl import HIDDEN_SIZE
 
 SPECIAL_TOKENS = {
-    ENDOFTEXT: "<|endoftext|>",
-    151331: "[gMASK]",
-    151333: "<sop>",
-    151335: "<|system|>",
-    USER: "<|user|>",
-    151337: "<|assistant|>",
-    OBSERVATION: "<|observation|>",
-    151339: "<|begin_of_image|>",
-    151340: "<|end_of_image|>",
-    151341: "<|begin_of_video|>",
-    151342: "<|end_of_video|>",
+    **TOKENS_OF_ALL,
     151350: "<think>",
     151351: "</think>",
     151360: "/nothink",
