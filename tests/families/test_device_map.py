@@ -18,6 +18,7 @@ import midsight
 from midsight.check.full_forward import largest_error
 from midsight.checkpoints import device_map
 from midsight.checkpoints.device_map import describe_places, fill_devices
+from midsight.extraction import prefill
 from midsight.extraction.calls import plan_whole
 from midsight.extraction.extract_call import extract_call, extract_samples
 from midsight.extraction.prepare import PreparedSample, prepare
@@ -64,6 +65,20 @@ def test_batches_and_shared_prefixes_equal_the_full_forward(folder, reference, p
     assert_all(model, samples_of([CASES[0], CASES[3], CASES[4], CASES[1]]), reference, padding_side=padding_side)
     asked = [Sample(str(i), i, (CASES[4].image,), question) for i, question in enumerate(ASKED)]
     assert_all(model, asked, reference, padding_side=padding_side)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["phi4_multimodal"], indirect=True)
+def test_weights_on_disk_are_read_once_for_all_rows(folder, monkeypatch):
+    """Rows that go through the decoder in slices, as in memory, would read them once for each slice."""
+    monkeypatch.setattr(prefill, "SLICE_TOKENS", 0)
+    calls: list[int] = []
+    for model in (midsight.load(folder, device="cpu"), split(folder)):
+        layer = decoder_layers(model.loaded.hf_model, model.loaded.family)[1]
+        layer.register_forward_pre_hook(lambda _layer, inputs: calls.append(len(inputs[0])))
+        request = resolve(Request(layers=[0], answers=False, share=False), model.loaded)
+        extract_samples(model.loaded, request, samples_of(CASES[:3]))
+    assert calls == [1, 1, 1, 3]
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from midsight.checkpoints.loading import LoadedModel
 from midsight.extraction.attention import PADDING, SHARED, make_image_mask, make_mask
 from midsight.extraction.request import PaddingSide
-from midsight.families.family import encode_images
+from midsight.families.family import decoder_layers, encode_images
 from midsight.families.grouped_attention import grouped_attention
 from midsight.families.growing_cache import growing_cache, put_rows
 from midsight.families.inputs import EncodedImage, ImageInputs, KVCache
@@ -175,9 +175,11 @@ def prefill(
 
 
 def rows_at_once(model: LoadedModel, padded: PaddedRows) -> int:
-    """How many rows of whole prompts go through the decoder together."""
+    """How many rows of whole prompts go through the decoder together: few on a CPU that holds the weights in memory."""
     rows, tokens = padded.token_ids.shape
-    if model.device.type != "cpu" or model.keeps_state or model.family.decoder.pads_images:
+    layers = decoder_layers(model.hf_model, model.family)
+    on_cpu = all(weight.device.type == "cpu" for layer in layers for weight in layer.parameters())
+    if not on_cpu or model.keeps_state or model.family.decoder.pads_images:
         return rows
     return max(1, int(SLICE_TOKENS * torch.get_num_threads() / tokens))
 
