@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from benchmarks import gpu_sections, page
+from benchmarks import gpu_sections, page, sweep
 from benchmarks.cost import matrix_peak, watched_memory
 from benchmarks.data import ask, cross_section, distinct, stop_length, write_drawn
 from benchmarks.figure import curves_svg
@@ -215,6 +215,21 @@ def test_the_default_and_fixed_sizes_are_compared_by_the_same_time(rows):
 
     speeds = measure_sweep("demo", "cpu", rows, made_up)["speeds"]
     assert speeds == {"auto": 0.7, "auto, later": 2.0, **{str(size): float(size) for size in SIZES}}
+
+
+def test_small_fixed_sizes_get_fewer_samples_unless_these_share_images(monkeypatch, rows):
+    taken = {}
+
+    def made_up(task):
+        taken[task.batch_size] = len(task.rows)
+        return Measured(seconds=1.0, cpu_seconds=1.0, peak_bytes=1, machine={}, calls=[(1, 1.0, 1)])
+
+    monkeypatch.setattr(sweep, "cross_section", lambda rows, count: rows[:count])
+    many = [replace(rows[0], image=f"{n}.png") for n in range(120)]
+    measure_sweep("demo", "cpu", many, made_up)
+    assert taken == {"auto": 120, 1: 24, 2: 24, 4: 24, 8: 24, 16: 32, 32: 64, 64: 120, 128: 120}
+    measure_sweep("demo", "cpu", [replace(row, image=f"{n // 2}.png") for n, row in enumerate(many)], made_up)
+    assert {*taken.values()} == {120}
 
 
 @pytest.mark.slow
