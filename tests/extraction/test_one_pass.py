@@ -54,7 +54,7 @@ def test_one_prefill_then_single_tokens(model, calls):
 @pytest.mark.parametrize(("slice_tokens", "rows"), [(1, [1, 1, 1]), (2, [2, 1]), (3, [3])])
 def test_on_a_cpu_few_rows_are_prefilled_together(model, calls, monkeypatch, slice_tokens, rows):
     longest = max(record.prompt_tokens for record in extract(model, answers=False))
-    monkeypatch.setattr(prefill, "SLICE_TOKENS", slice_tokens * longest / torch.get_num_threads())
+    monkeypatch.setattr(prefill, "SLICE_TOKENS", (slice_tokens * longest + 1) / torch.get_num_threads())
     layer = calls("model.layers.0")
     records = extract(model, max_new_tokens=6)
     assert [shape[:2] for shape in layer[: len(rows)]] == [(n, longest) for n in rows]

@@ -7,7 +7,7 @@ from itertools import product
 import pytest
 
 from midsight.check.processor import processor_inputs
-from midsight.extraction import prefill
+from midsight.extraction import extract_call, prefill
 from midsight.extraction.calls import plan_whole
 from midsight.extraction.prefill import prefill_together
 from midsight.extraction.prepare import prepare
@@ -64,6 +64,7 @@ def test_rows_that_go_through_the_decoder_one_by_one(model, expected, monkeypatc
 
     monkeypatch.setattr(prefill, "SLICE_TOKENS", 0)
     monkeypatch.setattr(prefill, "prefill_together", watched)
+    monkeypatch.setattr(extract_call, "isolate_failures", lambda call, extract, _works: extract(call))  # no halves
     samples = samples_of(USED)
     again = [replace(sample, sample_id=f"{sample.sample_id} again") for sample in samples]
     records = extract_records(model, resolve(EVERYTHING, model.loaded), [*samples, *again], padding_side="left")
@@ -71,6 +72,16 @@ def test_rows_that_go_through_the_decoder_one_by_one(model, expected, monkeypatc
         assert_parity(record, expected[record.sample_id.removesuffix(" again")])
     goes_together = model.loaded.keeps_state or model.loaded.family.decoder.pads_images
     assert (max(calls) == 1) != goes_together
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mllama"], indirect=True)
+def test_what_later_calls_take_is_joined(model, expected, monkeypatch):
+    """Images of equal states, in a family that does not say that it pads them, as a file of a user's may not."""
+    monkeypatch.setattr(prefill, "rows_at_once", lambda _model, _padded: 1)
+    monkeypatch.setattr(extract_call, "isolate_failures", lambda call, extract, _works: extract(call))
+    for record in extract_records(model, resolve(EVERYTHING, model.loaded), samples_of(USED)):
+        assert_parity(record, expected[record.sample_id])
 
 
 @pytest.mark.slow

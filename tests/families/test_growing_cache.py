@@ -39,6 +39,16 @@ def test_appending_and_dropping_rows_equal_the_cache_of_transformers(steps):
             assert torch.equal(ours.values, theirs.layers[0].values)
 
 
+def test_rows_that_are_put_together_have_the_same_number_of_tokens():
+    layer: Any = GrowingLayer()
+    first, second = states(2, 5, 0), states(1, 5, 1)
+    layer.put(first, first, 0, 3)
+    layer.put(second, second, 2, 3)
+    assert torch.equal(layer.keys, torch.cat([first, second]))
+    with pytest.raises(ValueError, match=r"These rows have 4 tokens, and others 5; run them together\."):
+        layer.put(states(1, 4, 1), states(1, 4, 1), 2, 3)
+
+
 def test_a_step_copies_its_own_token_only():
     layer = GrowingLayer()
     layer.update(states(2, 100, 0), states(2, 100, 1))

@@ -166,7 +166,7 @@ def prefill(
         states={tap: torch.cat([part.states[tap] for part in slices]) for tap in slices[0].states},
         end_states=torch.cat([part.end_states for part in slices]),
         cache=cache,
-        later={},
+        later={name: torch.cat([part.later[name] for part in slices]) for name in slices[0].later},
         prompt_ids=padded.prompt_ids,
         rows=padded.rows,
         lengths=tuple(length for part in slices for length in part.lengths),

@@ -48,11 +48,16 @@ class GrowingLayer(DynamicLayer):
             self.show(length)
 
     def put(self, key_states: Tensor, value_states: Tensor, start: int, rows: int) -> None:
-        """Takes the states of all tokens of some of the `rows`, those from `start` on."""
+        """Takes the states of all tokens of some of the `rows`, those from `start` on.
+
+        Raises ValueError if rows that came before have another number of tokens.
+        """
         length = key_states.shape[-2]
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self.whole = with_room(key_states, rows, length), with_room(value_states, rows, length)
+        elif length != self.get_seq_length():
+            raise ValueError(f"These rows have {length} tokens, and others {self.get_seq_length()}; run them together.")
         for whole, states in zip(self.whole, (key_states, value_states), strict=True):
             whole[start : start + len(states), :, :length] = states
         self.show(length)
@@ -94,9 +99,13 @@ def growing_cache(config: Any) -> KVCache:
 
 
 def put_rows(cache: KVCache, part: KVCache, start: int, rows: int) -> None:
-    """Copies the cache of some of the `rows`, those from `start` on, into the growing cache of all of them."""
+    """Copies the cache of some of the `rows`, those from `start` on, into the growing cache of all of them.
+
+    Raises ValueError for layers that do not keep keys and values of every token.
+    """
     for layer, layer_of_part in zip(cache.layers, part.layers, strict=True):
-        if not isinstance(layer, GrowingLayer) or not isinstance(layer_of_part, GrowingLayer):
+        if isinstance(layer, GrowingLayer) and isinstance(layer_of_part, GrowingLayer):
+            if layer_of_part.keys is not None and layer_of_part.values is not None:
+                layer.put(layer_of_part.keys, layer_of_part.values, start, rows)
+        elif getattr(layer_of_part, "keys", part) is not None:  # else it reads the keys of an earlier layer, or none
             raise ValueError(f"Rows cannot be put into a layer of type {type(layer).__name__}; run them together.")
-        if layer_of_part.keys is not None and layer_of_part.values is not None:
-            layer.put(layer_of_part.keys, layer_of_part.values, start, rows)
