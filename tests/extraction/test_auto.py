@@ -270,9 +270,26 @@ def test_the_first_size_follows_from_the_lengths_of_the_first_samples(extract):
 def test_a_first_size_that_cannot_grow_is_compared_with_smaller_ones():
     most = MOST_SAMPLES["cpu"]
     machine = Machine()
-    assert machine.calls(machine.budget(most), 5) == [most, most // 2, most // 2, most, most]
+    assert machine.calls(machine.budget(most), 5) == [most, most, most // 2, most // 2, most]
     machine = Machine(seconds=lambda size: size.samples**2 / 1e6)
-    assert machine.calls(machine.budget(most), 3) == [most, most // 2, most // 4]
+    assert machine.calls(machine.budget(most), 4) == [most, most, most // 2, most // 4]
+
+
+def test_a_slow_first_call_does_not_make_calls_smaller():
+    """A process makes its kernels ready in its first call."""
+    most, slow = MOST_SAMPLES["cpu"], iter([3] + [1] * 20)
+    machine = Machine(seconds=lambda size: (1 + size.unpadded / 1000) * next(slow))
+    assert machine.calls(machine.budget(most), 6) == [most, most, most // 2, most // 2, most, most]
+
+
+def test_workers_that_do_order_after_order_go_on_with_the_size_that_they_found(extract):
+    """Each order is a stream of its own; the first ones may be smaller than a first call."""
+    machine = Machine()
+    prompt = PREFIX + REST + REQUEST.answer_tokens
+    budget = make_budget("auto", CPU, Needs(1e-3, 0.0, FIRST_CALL_FLOPS["cpu"] / (16 * prompt)), meter=machine.meter)
+    assert extract(machine, budget, images=10, questions=1) == [10]
+    assert extract(machine, budget, images=250, questions=1)[1:] == [16, 32, 64, 128, 10]
+    assert extract(machine, budget, images=250, questions=1)[6:] == [128, 122]
 
 
 def test_a_small_dataset_is_one_call(extract):

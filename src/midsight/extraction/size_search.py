@@ -73,6 +73,8 @@ class SizeSearch:
             fastest = max(self.trial, seen, key=lambda trial: trial.speed)
             seen = replace(fastest, calls=self.trial.calls + 1)
         self.trial = seen
+        if self.best is None and not self._may_grow(seen) and seen.calls < TRIES:
+            return  # the first call of a process is slower than others of its size, which smaller ones would beat
         if self.best is None or self._is_better(seen, self.best):
             self._go_on(seen)
         elif seen.calls == TRIES:
@@ -82,8 +84,11 @@ class SizeSearch:
         """Whether a size is faster; where the two cannot be compared, the larger one is the better guess."""
         return seen.speed >= GAIN * best.speed if seen.can_be_compared(best) else not self.shrinks
 
+    def _may_grow(self, best: Trial) -> bool:
+        return 2 * best.samples <= self.most_samples and 2 * best.seconds <= LONGEST_S
+
     def _go_on(self, best: Trial) -> None:
-        may_grow = 2 * best.samples <= self.most_samples and 2 * best.seconds <= LONGEST_S
+        may_grow = self._may_grow(best)
         self.shrinks = self.shrinks or (not may_grow and best.samples == self._first)
         following = best.samples // 2 if self.shrinks else 2 * best.samples
         is_possible = following >= 1 if self.shrinks else may_grow
