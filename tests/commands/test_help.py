@@ -41,6 +41,12 @@ def test_the_options_of_extract_are_in_groups():
     assert [name for name, group in groups.items() if group not in PANELS and name not in ("data", "debug")] == []
 
 
+def test_layers_say_what_a_layers_output_is():
+    """Where the encoder adds to image tokens between the decoder's layers."""
+    (option,) = (p for p in COMMANDS["extract"].params if p.name == "layers")
+    assert "before what Qwen3-VL adds to image tokens after its first layers (deepstack)" in str(vars(option)["help"])
+
+
 def test_completion_can_be_installed():
     assert "--install-completion" in CliRunner().invoke(cli.app, ["--help"]).output
 

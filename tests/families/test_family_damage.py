@@ -34,6 +34,7 @@ FIRST_TOKEN_BY_TEMPLATE = [
     for name, family in FAMILIES.items()
     if family.first_by == "template" and name not in ("mllama", "smolvlm")  # whose tokenizer adds none
 ]
+NO_FIRST_TOKEN_ADDED = [name for name, family in FAMILIES.items() if family.first_by == "none"]
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +164,14 @@ class TestPrompts:
     @pytest.mark.parametrize("name", FIRST_TOKEN_BY_TEMPLATE, indirect=True)
     def test_the_templates_first_token_doubled_is_caught(self, model, monkeypatch):
         monkeypatch.setattr(prompt, "adds_special_tokens", lambda *args: True)
+        assert self.CAUGHT in failing(model, "prompts")
+
+    @pytest.mark.parametrize("name", [*NO_FIRST_TOKEN_ADDED, "mllama", "smolvlm"], indirect=True)
+    def test_a_first_token_written_twice_is_caught(self, model, reference, monkeypatch):
+        """As GLM's `[gMASK]`, which a template writes and no tokenizer adds."""
+        first_id = reference.inputs([rgb(CASES[0].image)], "What?")["input_ids"][0, :1]
+        first = reference.processor.tokenizer.decode(first_id)
+        render_differently(lambda text: f"{first}{text}")(monkeypatch, model)
         assert self.CAUGHT in failing(model, "prompts")
 
     @pytest.mark.parametrize("name", FIRST_TOKEN_BY_TOKENIZER, indirect=True)

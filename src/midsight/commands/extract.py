@@ -105,7 +105,9 @@ def extract(
     layers: Annotated[
         str,
         typer.Option(
-            help="Decoder layers: default (first, quarters, last), all, or numbers like 0,8,-1.", rich_help_panel=WHAT
+            help="Decoder layers: default (first, quarters, last), all, or numbers like 0,8,-1. Stored is what a layer "
+            "itself puts out, before what Qwen3-VL adds to image tokens after its first layers (deepstack).",
+            rich_help_panel=WHAT,
         ),
     ] = "default",
     positions: Annotated[

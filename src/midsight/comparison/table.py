@@ -56,12 +56,13 @@ def cells(row: ModelRow) -> dict[str, str]:
 
 
 def render_overview(rows: Sequence[ModelRow]) -> RenderableType:
-    """A line for each model, with what a choice between families depends on."""
+    """A line for each model, with what a choice between families depends on; of the encoder, its name."""
     numbers = {"vision width": 6, "hidden width": 6, "layers": 6}
     names = {"family": None, "vision encoder": None, **numbers, "image tokens": 6, "shares prefix": 6}
-    table = Table(*(Column(name, width=width, overflow="fold") for name, width in names.items()), show_lines=True)
+    table = Table(*(Column(name, width=width, overflow="fold") for name, width in names.items()), padding=(0, 1, 0, 0))
     for row in rows:
-        values = {**cells(row), "layers": str(row.layers)}
+        encoder = row.vision_encoder.partition(",")[0]
+        values = {**cells(row), "vision encoder": encoder, "layers": str(row.layers)}
         table.add_row(*(Text(values[name], overflow="fold") for name in names))
     published = ", ".join(row.name for row in rows)
     return Group(

@@ -35,7 +35,8 @@ class Request:
 
     Args:
         layers: Decoder layers whose hidden states are stored: `default` (the first, the quarters and the last), `all`,
-            or numbers from 0, as a list or like `0,8,-1`; -1 is the last. Default: `default`.
+            or numbers from 0, as a list or like `0,8,-1`; -1 is the last. Stored is what a layer itself puts out,
+            before what Qwen3-VL adds to image tokens after its first layers (deepstack). Default: `default`.
         positions: Tokens whose hidden states are stored, one or several of `vision_token` (the last of the image),
             `query_token` (the last of the prompt) and `image_mean` (all of the image, averaged). Default:
             `vision_token` and `query_token`.

@@ -20,7 +20,7 @@ from midsight.families.family import Reference
 from midsight.families.inputs import ImageInputs
 from midsight.families.placement import device_of
 from midsight.families.resizing import Pixels, with_own_resizing
-from midsight.families.squares import describe_squares
+from midsight.families.squares import encoder_name
 from midsight.families.tiles import groups_of, split_by_image
 
 IMAGES_PER_CALL = 2
@@ -102,11 +102,13 @@ def forward_inputs(_config: Any, _token_ids: Tensor, images: Sequence[ImageInput
 
 def describe_encoder(config: Any) -> str:
     """What the vision encoders are, in words."""
-    large = config.high_res_vision_config
-    return (
-        f"{describe_squares(config)}; {large.model_type}, {large.num_hidden_layers} layers, squares of "
-        f"{large.image_size} px in patches of {large.patch_size}"
+    encoders = config.vision_config, config.high_res_vision_config
+    names = " and ".join(map(encoder_name, encoders))
+    layers, squares, patches = (
+        " and ".join(str(getattr(encoder, size)) for encoder in encoders)
+        for size in ("num_hidden_layers", "image_size", "patch_size")
     )
+    return f"{names}, {layers} layers, squares of {squares} px in patches of {patches}"
 
 
 FAMILY = replace(

@@ -20,6 +20,8 @@ from midsight.families.inputs import ImageInputs
 from midsight.families.resizing import Pixels, with_own_resizing
 from midsight.families.tiles import encode_tiles, split_by_image
 
+ENCODERS = {"clip_vision_model": "CLIP", "siglip_vision_model": "SigLIP", "sam_vision_model": "SAM"}
+"""`model_type` of an encoder to its name."""
 LAST = "last_hidden_state"
 """The encoder's output after its last norm, if it has one."""
 
@@ -39,11 +41,17 @@ def patches_per_side(config: Any) -> int:
     return image_px(config) // first(config.vision_config.patch_size)
 
 
+def encoder_name(vision: Any) -> str:
+    """What an encoder is called: its `model_type`, if no name is known."""
+    kind: str = vision.model_type
+    return ENCODERS.get(kind, kind)
+
+
 def describe_squares(config: Any) -> str:
     """What the vision encoder is, in words."""
     vision = config.vision_config
     size = f"{image_px(config)} px in patches of {first(vision.patch_size)}"
-    return f"{vision.model_type}, {vision.num_hidden_layers} layers, squares of {size}"
+    return f"{encoder_name(vision)}, {vision.num_hidden_layers} layers, squares of {size}"
 
 
 @dataclass(frozen=True, kw_only=True)
