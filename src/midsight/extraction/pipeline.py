@@ -124,8 +124,8 @@ def windows(
 ) -> Iterator[list[PreparedSample | Failure]]:
     """Windows: the samples that are planned together, enough for a few calls or for `most_bytes` of pixels.
 
-    The first window is a single call, so that the model starts early; its lengths say how large. Each later one may be
-    twice as large as the one that is in the model while it is prepared.
+    The first window is about a single call, so that the model starts early; the lengths of its prompts say how large
+    calls are. Each later one may be twice as large as the one that is in the model while it is prepared.
     """
     window: list[PreparedSample | Failure] = []
     held, tokens, full, most_tokens = 0, 0, budget.samples, budget.first_tokens
