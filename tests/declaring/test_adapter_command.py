@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoProcessor, AyaVisionConfig, AyaVisionForConditionalGeneration
+from transformers import AutoProcessor, AyaVisionConfig, AyaVisionForConditionalGeneration, Glm4vConfig
 from typer.testing import CliRunner
 
 import midsight
@@ -293,9 +293,20 @@ def test_glm_of_another_class_is_declared_by_glm(monkeypatch, tmp_path, architec
     if not has_experts:
         changed = {"model_type": "glm46v", "architectures": [architecture]}
         edit_json(folder / "config.json", lambda config: config.update(changed))
+    edit_json(folder / "config.json", widen_glm)
     outcome = declaring.declare(folder, out=tmp_path / "own.py")
     assert outcome.open == ()
     assert "FAMILY = replace(\n    glm4v.FAMILY,\n" in (tmp_path / "own.py").read_text()
+
+
+def widen_glm(config):
+    """The published widths; half of each head is turned."""
+    text = config["text_config"]
+    text.update(hidden_size=4096, num_attention_heads=32, num_key_value_heads=2)
+    text["rope_parameters"]["mrope_section"] = [8, 12, 12]
+    if "head_dim" in text:
+        text["head_dim"] = 128
+    config["vision_config"].update(hidden_size=1536, num_heads=12, out_hidden_size=4096)
 
 
 def test_a_copy_is_small_and_has_every_kind_of_layer():
@@ -310,6 +321,14 @@ def test_a_copy_is_small_and_has_every_kind_of_layer():
     assert config.get_text_config().num_hidden_layers == 40
     assert some_of_each(["a"] * 10 + ["b", "c"], 4) == ["a", "a", "c", "b"]
     assert scaled([24, 20, 20], 8) == [3, 2, 3]
+
+
+@pytest.mark.parametrize(("part", "sections"), [(1.0, [2, 3, 3]), (0.5, [1, 1, 2])])
+def test_positions_with_three_axes_fit_the_part_of_a_head_that_is_turned(part, sections):
+    """GLM turns half of each head."""
+    rope = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": part, "mrope_section": [8, 12, 12]}
+    decoder = small_config(Glm4vConfig(text_config={"rope_parameters": rope})).get_text_config()
+    assert decoder.rope_parameters["mrope_section"] == sections
 
 
 @pytest.mark.slow

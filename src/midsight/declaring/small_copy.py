@@ -109,7 +109,8 @@ def shrink(fields: Mapping[str, Any]) -> dict[str, Any]:
             small[name] = list(range(min(len(fields[name]), ENCODER_LAYERS - 1)))
     rope = fields.get("rope_parameters")
     if isinstance(rope, dict) and isinstance(rope.get("mrope_section"), list) and wide > WIDTH:
-        small["rope_parameters"] = {**rope, "mrope_section": scaled(rope["mrope_section"], HEAD_WIDTH // 2)}
+        pairs = int(HEAD_WIDTH * rope.get("partial_rotary_factor", 1.0)) // 2
+        small["rope_parameters"] = {**rope, "mrope_section": scaled(rope["mrope_section"], pairs)}
     return small
 
 
