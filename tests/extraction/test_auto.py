@@ -13,10 +13,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from midsight.extraction import meter, pipeline
-from midsight.extraction.budget import FIRST_CALL_FLOPS, MOST_SAMPLES, Budget, CallSize, make_budget
+from midsight.extraction.budget import (
+    FIRST_CALL_FLOPS,
+    FIRST_SAMPLES,
+    MOST_SAMPLES,
+    PREPARED_SAMPLES,
+    Budget,
+    CallSize,
+    make_budget,
+)
 from midsight.extraction.calls import Call, fits, kind_of, make_rows, plan_calls, sort_rows
 from midsight.extraction.meter import Usage
 from midsight.extraction.needs import Needs, estimate_needs
+from midsight.extraction.prepare import PreparedSample
 from midsight.extraction.size_search import LONGEST_S
 from midsight.samples.sample import Failure, Sample
 from support.planning import CPU, REQUEST, asked
@@ -290,6 +299,18 @@ def test_workers_that_do_order_after_order_go_on_with_the_size_that_they_found(e
     assert extract(machine, budget, images=10, questions=1) == [10]
     assert extract(machine, budget, images=250, questions=1)[1:] == [16, 32, 64, 128, 10]
     assert extract(machine, budget, images=250, questions=1)[6:] == [128, 122]
+
+
+def test_a_model_that_is_faster_than_preparing_begins_early(extract):
+    """Samples are prepared while earlier ones are in the model, so a large first call would let it wait."""
+    needs = replace(needing(1), token_flops=FIRST_CALL_FLOPS["cpu"] / PREPARED_SAMPLES / (PREFIX + 15))
+    rows: list[list[PreparedSample | Failure]] = [[asked(n, n, PREFIX, 10)] for n in range(1, 100)]
+    for faster, first in ((0.9, FIRST_SAMPLES), (1.1, 99)):
+        budget = make_budget("auto", CPU, replace(needs, token_flops=faster * needs.token_flops))
+        assert len(next(iter(pipeline.windows(rows, REQUEST, budget, 2**40)))) == first
+    machine = Machine()
+    budget = make_budget("auto", CPU, replace(needs, token_flops=needs.token_flops / 2), meter=machine.meter)
+    assert extract(machine, budget, images=200, questions=1)[:3] == [FIRST_SAMPLES, 2 * FIRST_SAMPLES, 104]
 
 
 def test_a_small_dataset_is_one_call(extract):

@@ -17,6 +17,9 @@ from midsight.memory import free_memory
 
 FIRST_CALL_FLOPS = {"cpu": 4e12, "cuda": 5e14}
 """Work of the first call of `auto` in the decoder, by device: up to a minute on two cores, seconds on a GPU."""
+PREPARED_SAMPLES, FIRST_SAMPLES = 2000, 32
+"""Samples that are prepared in the time of that work, about; and maximum for the first call if the work is that of more
+samples. Then preparing takes longer than the model, which should begin early."""
 MOST_SAMPLES = {"cpu": 128, "cuda": 256}
 """Maximum for `auto`, by device. From there on a decode step computes longer than it reads weights."""
 MEMORY_SHARE = {"cpu": 0.5, "cuda": 0.8}
@@ -74,6 +77,14 @@ class Budget:
         """Whether a call may have this size."""
         return size.samples <= self.samples and self.load(size) <= self.tokens
 
+    def may_begin(self, samples: int, tokens: int) -> bool:
+        """Whether samples with this many tokens, answers included, are enough for the first call."""
+        return tokens >= self.first_tokens or samples >= self._most_at_first(samples, tokens)
+
+    def _most_at_first(self, samples: int, tokens: int) -> int:
+        waits_for_samples = self.first_tokens * samples > PREPARED_SAMPLES * tokens
+        return FIRST_SAMPLES if waits_for_samples else self.most_samples
+
     def begin(self, samples: int, tokens: int) -> None:
         """Sets the size of the first call; `tokens` are those of the first samples, answers included.
 
@@ -83,7 +94,7 @@ class Budget:
             return
         by_work = self.first_tokens * samples / tokens
         by_memory = self.tokens / (tokens / samples + self.sample_tokens)
-        first = 2 ** math.floor(math.log2(max(1.0, min(by_work, by_memory, self.most_samples))))
+        first = 2 ** math.floor(math.log2(max(1.0, min(by_work, by_memory, self._most_at_first(samples, tokens)))))
         self.samples, self.search = first, SizeSearch(first, self.most_samples)
 
     @contextmanager

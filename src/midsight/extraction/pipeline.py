@@ -128,19 +128,20 @@ def windows(
     calls are. Each later one may be twice as large as the one that is in the model while it is prepared.
     """
     window: list[PreparedSample | Failure] = []
-    held, tokens, full, most_tokens = 0, 0, budget.samples, budget.first_tokens
+    held, count, tokens, full, is_first = 0, 0, 0, budget.samples, math.isfinite(budget.first_tokens)
     for group in prepared:
         ready = [item for item in group if isinstance(item, PreparedSample)]
         images = {id(i): i for item in ready for i in item.images}
         held += sum(image.nbytes for image in images.values())
+        count += len(ready)
         tokens += sum(row.prefix + row.suffix for row in make_rows(ready, request))
         window += group
-        if len(window) >= full or held >= most_bytes or tokens >= most_tokens:
-            if tokens and math.isfinite(most_tokens):
-                budget.begin(sum(isinstance(item, PreparedSample) for item in window), tokens)
-                full, most_tokens = budget.samples, math.inf
+        if len(window) >= full or held >= most_bytes or (is_first and budget.may_begin(count, tokens)):
+            if is_first and count:
+                budget.begin(count, tokens)
+                full, is_first = budget.samples, False
             yield window
-            window, held, tokens, full = [], 0, 0, min(2 * full, WINDOW_CALLS * budget.most_samples)
+            window, held, count, tokens, full = [], 0, 0, 0, min(2 * full, WINDOW_CALLS * budget.most_samples)
     if window:
         yield window
 
