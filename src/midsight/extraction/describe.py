@@ -6,6 +6,7 @@ import json
 import platform
 import subprocess
 from contextlib import suppress
+from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 
@@ -77,11 +78,16 @@ def describe_run(
 
 def installed_versions() -> dict[str, str]:
     """Version of every recorded package that is installed."""
-    versions: dict[str, str] = {}
-    for name in RECORDED_PACKAGES:
-        with suppress(PackageNotFoundError):
-            versions[name] = version(name)
-    return versions
+    versions = {name: version_in_use(name) for name in RECORDED_PACKAGES}
+    return {name: found for name, found in versions.items() if found is not None}
+
+
+@cache
+def version_in_use(package: str) -> str | None:
+    """Version of an installed package, which stays the same in a process; None if it is not installed."""
+    with suppress(PackageNotFoundError):
+        return version(package)
+    return None
 
 
 def describe_model(model: LoadedModel) -> ModelSpec:
