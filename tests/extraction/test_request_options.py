@@ -143,8 +143,7 @@ def test_an_installed_copy_records_the_commit_that_pip_knows(monkeypatch, tmp_pa
     assert describe.midsight_commit() == "c0ffee"
 
 
-def test_a_copy_inside_another_repository_records_none(monkeypatch, tmp_path):
+def test_a_copy_inside_another_repository_records_none(tmp_path):
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
     (tmp_path / "version.py").write_text("")
-    monkeypatch.setattr(describe, "PACKAGE", tmp_path)
-    assert describe.checkout_commit() is None
+    assert describe.checkout_commit(tmp_path) is None

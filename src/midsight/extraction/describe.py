@@ -153,14 +153,18 @@ def midsight_commit() -> str | None:
     try:
         recorded = distribution("midsight").read_text("direct_url.json")
         commit = json.loads(recorded or "{}").get("vcs_info", {}).get("commit_id")
-        return commit or checkout_commit()
+        return commit or checkout_commit(PACKAGE)
     except (PackageNotFoundError, ValueError):
-        return checkout_commit()
+        return checkout_commit(PACKAGE)
 
 
-def checkout_commit() -> str | None:
-    """The commit of the checkout that holds this package; None if its files are not under version control."""
-    git = ["git", "-C", str(PACKAGE)]
+@cache
+def checkout_commit(package: Path) -> str | None:
+    """The commit of the checkout that holds a package; None if its files are not under version control.
+
+    Asked once in a process, because its code does not change with the files.
+    """
+    git = ["git", "-C", str(package)]
     try:
         tracked = subprocess.run(  # noqa: S603  (a fixed command)
             [*git, "ls-files", "--error-unmatch", "version.py"], capture_output=True, timeout=10
