@@ -82,3 +82,11 @@ def no_waiting(monkeypatch):
     from midsight.store import lock
 
     monkeypatch.setattr(lock, "SHARD_WAIT_S", 0.0)
+
+
+@pytest.fixture
+def no_halves(monkeypatch):
+    """A call that raises is not halved down to single samples, whose numbers are right."""
+    from midsight.extraction import extract_call
+
+    monkeypatch.setattr(extract_call, "isolate_failures", lambda call, extract, _works: extract(call))

@@ -13,6 +13,7 @@ from support.parity import answer_ids, assert_parity, expect, extract_records, r
 from support.pictures import CASES
 from support.reference import Reference, relative_error
 
+pytestmark = pytest.mark.usefixtures("no_halves")
 THRESHOLD = 560
 REQUEST = Request(layers="all", residual=True, positions=POSITIONS, max_new_tokens=8)
 IMAGE = CASES[0].image

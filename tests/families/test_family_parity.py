@@ -7,7 +7,7 @@ from itertools import product
 import pytest
 
 from midsight.check.processor import processor_inputs
-from midsight.extraction import extract_call, prefill
+from midsight.extraction import prefill
 from midsight.extraction.calls import plan_whole
 from midsight.extraction.prefill import prefill_together
 from midsight.extraction.prepare import prepare
@@ -19,6 +19,7 @@ from support.family_reference import FAMILIES
 from support.parity import NEW_TOKENS, assert_parity, expect, extract_records, samples_of
 from support.pictures import CASES, encoded, picture
 
+pytestmark = pytest.mark.usefixtures("no_halves")
 EVERYTHING = Request(layers="all", residual=True, positions=POSITIONS, max_new_tokens=NEW_TOKENS)
 USED = [case for case in CASES if not case.slow]
 
@@ -64,7 +65,6 @@ def test_rows_that_go_through_the_decoder_one_by_one(model, expected, monkeypatc
 
     monkeypatch.setattr(prefill, "SLICE_TOKENS", 0)
     monkeypatch.setattr(prefill, "prefill_together", watched)
-    monkeypatch.setattr(extract_call, "isolate_failures", lambda call, extract, _works: extract(call))  # no halves
     samples = samples_of(USED)
     again = [replace(sample, sample_id=f"{sample.sample_id} again") for sample in samples]
     records = extract_records(model, resolve(EVERYTHING, model.loaded), [*samples, *again], padding_side="left")
@@ -79,7 +79,6 @@ def test_rows_that_go_through_the_decoder_one_by_one(model, expected, monkeypatc
 def test_what_later_calls_take_is_joined(model, expected, monkeypatch):
     """Images of equal states, in a family that does not say that it pads them, as a file of a user's may not."""
     monkeypatch.setattr(prefill, "rows_at_once", lambda _model, _padded: 1)
-    monkeypatch.setattr(extract_call, "isolate_failures", lambda call, extract, _works: extract(call))
     for record in extract_records(model, resolve(EVERYTHING, model.loaded), samples_of(USED)):
         assert_parity(record, expected[record.sample_id])
 
