@@ -28,6 +28,7 @@ from support.breaking import (
     last_by_place,
     later_positions,
     mean_without_last,
+    mix_regimes,
     nearest,
     no_refill,
     on_first_prefix,
@@ -328,7 +329,7 @@ EXTRACTION = [
     ),
     Breakage(
         "both regimes in one call",
-        patch(calls, "kind_of", lambda f: lambda row: (False, f(row)[1])),
+        mix_regimes,
         "longrope",
         LOW_THRESHOLD,
         on="phi4_multimodal",

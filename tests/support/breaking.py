@@ -10,7 +10,7 @@ from PIL import Image
 
 from midsight import Model
 from midsight.check import subject
-from midsight.extraction import attention, decode, extract_call, prefill, prepare
+from midsight.extraction import attention, calls, decode, extract_call, prefill, prepare
 from midsight.families import inputs
 from midsight.prompts import prompt
 from midsight.samples import images
@@ -27,6 +27,13 @@ def patch(
         monkeypatch.setattr(owner, name, change(getattr(owner, name)))
 
     return damage
+
+
+def mix_regimes(monkeypatch: pytest.MonkeyPatch, _model: Model) -> None:
+    """Plans prompts on both sides of the longrope threshold into one call, whose rows go through together."""
+    kind_of = calls.kind_of
+    monkeypatch.setattr(calls, "kind_of", lambda row: (False, kind_of(row)[1]))
+    monkeypatch.setattr(prefill, "SLICE_TOKENS", 10**6)  # one by one, each would have its own factors
 
 
 def after(owner: Any, name: str, edit: Callable[[Any], Any]) -> Callable[[pytest.MonkeyPatch, Model], None]:
