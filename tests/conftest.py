@@ -90,3 +90,11 @@ def no_halves(monkeypatch):
     from midsight.extraction import extract_call
 
     monkeypatch.setattr(extract_call, "isolate_failures", lambda call, extract, _works: extract(call))
+
+
+@pytest.fixture
+def rows_together(monkeypatch):
+    """All rows of a call go through the decoder together, as they do on a GPU."""
+    from midsight.extraction import prefill
+
+    monkeypatch.setattr(prefill, "SLICE_TOKENS", 10**6)

@@ -8,13 +8,8 @@ from midsight.extraction.request import Request, resolve
 from support.parity import answer_ids, extract_records, samples_of
 from support.pictures import CASES
 
+pytestmark = pytest.mark.usefixtures("rows_together")
 SAMPLES = samples_of([CASES[0], CASES[8], CASES[7]])
-
-
-@pytest.fixture(autouse=True)
-def rows_together(monkeypatch):
-    """All rows of a call go through the decoder together, as they do on a GPU."""
-    monkeypatch.setattr(prefill, "SLICE_TOKENS", 10**6)
 
 
 @pytest.fixture

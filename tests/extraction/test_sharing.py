@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import midsight
-from midsight.extraction import prefill, sharing
+from midsight.extraction import sharing
 from midsight.extraction.calls import plan_whole
 from midsight.extraction.extract_call import extract_samples
 from midsight.extraction.prepare import PreparedSample, prepare
@@ -17,6 +17,7 @@ from midsight.taps.tap import POSITIONS
 from support.damages import declaring
 from support.pictures import encoded, picture
 
+pytestmark = pytest.mark.usefixtures("rows_together")
 QUESTIONS = ["What?", "Is there a red circle in the image? Answer yes or no.", "How many are there?", "And now?"]
 EVERYTHING = Request(layers="all", residual=True, positions=POSITIONS, max_new_tokens=8)
 
@@ -41,12 +42,6 @@ def records(model, plan, samples, **options):
     outcomes = extract_samples(model.loaded, plan, samples, **options)
     assert all(isinstance(outcome, midsight.Record) for outcome in outcomes), outcomes
     return [outcome for outcome in outcomes if isinstance(outcome, midsight.Record)]
-
-
-@pytest.fixture(autouse=True)
-def rows_together(monkeypatch):
-    """All rows of a call go through the decoder together, as they do on a GPU."""
-    monkeypatch.setattr(prefill, "SLICE_TOKENS", 10**6)
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-HEADS, HEAD_SIZE, AXES, THETA, EPS = 3, 32, (0, 0, 1, 1, 1, 2, 2, 2), 1e4, 1e-5
-"""Of the small checkpoint; `AXES` has the axis of positions that turns each pair of values."""
+HEAD_SIZE, THETA, EPS = 32, 1e4, 1e-5
+"""The small checkpoint's head size, base of the rotary frequencies, and epsilon of the norms."""
+AXES = (0, 0, 1, 1, 1, 2, 2, 2)
+"""For each pair of values that is rotated: time, row or column, whose position gives the angle."""
 CHOSEN = 2
 """Experts that compute a token."""
 

@@ -77,25 +77,27 @@ class Budget:
         """Whether a call may have this size."""
         return size.samples <= self.samples and self.load(size) <= self.tokens
 
+    @property
+    def seeks_first_size(self) -> bool:
+        """Whether the size of the first call is still to be found."""
+        return self.search is None and math.isfinite(self.first_tokens)
+
     def may_begin(self, samples: int, tokens: int) -> bool:
         """Whether samples with this many tokens, answers included, are enough for the first call."""
         return tokens >= self.first_tokens or samples >= self._most_at_first(samples, tokens)
 
-    def _most_at_first(self, samples: int, tokens: int) -> int:
-        waits_for_samples = self.first_tokens * samples > PREPARED_SAMPLES * tokens
-        return FIRST_SAMPLES if waits_for_samples else self.most_samples
-
     def begin(self, samples: int, tokens: int) -> None:
-        """Sets the size of the first call; `tokens` are those of the first samples, answers included.
-
-        Does nothing if the batch size is fixed, or a size is known.
-        """
-        if math.isinf(self.first_tokens) or self.search is not None:
+        """Sets the size of the first call, unless it is known; `tokens` are those of the first samples."""
+        if not self.seeks_first_size:
             return
         by_work = self.first_tokens * samples / tokens
         by_memory = self.tokens / (tokens / samples + self.sample_tokens)
         first = 2 ** math.floor(math.log2(max(1.0, min(by_work, by_memory, self._most_at_first(samples, tokens)))))
         self.samples, self.search = first, SizeSearch(first, self.most_samples)
+
+    def _most_at_first(self, samples: int, tokens: int) -> int:
+        model_waits = self.first_tokens * samples > PREPARED_SAMPLES * tokens
+        return FIRST_SAMPLES if model_waits else self.most_samples
 
     @contextmanager
     def watching(self, size: CallSize) -> Iterator[None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
@@ -128,20 +127,23 @@ def windows(
     calls are. Each later one may be twice as large as the one that is in the model while it is prepared.
     """
     window: list[PreparedSample | Failure] = []
-    held, count, tokens, full, is_first = 0, 0, 0, budget.samples, math.isfinite(budget.first_tokens)
+    held, count, tokens, full = 0, 0, 0, budget.samples
     for group in prepared:
         ready = [item for item in group if isinstance(item, PreparedSample)]
         images = {id(i): i for item in ready for i in item.images}
         held += sum(image.nbytes for image in images.values())
-        count += len(ready)
-        tokens += sum(row.prefix + row.suffix for row in make_rows(ready, request))
         window += group
-        if len(window) >= full or held >= most_bytes or (is_first and budget.may_begin(count, tokens)):
-            if is_first and count:
+        is_full = len(window) >= full or held >= most_bytes
+        if budget.seeks_first_size and ready:
+            count += len(ready)
+            tokens += sum(row.prefix + row.suffix for row in make_rows(ready, request))
+            is_full = is_full or budget.may_begin(count, tokens)
+            if is_full:
                 budget.begin(count, tokens)
-                full, is_first = budget.samples, False
+                full = budget.samples
+        if is_full:
             yield window
-            window, held, count, tokens, full = [], 0, 0, 0, min(2 * full, WINDOW_CALLS * budget.most_samples)
+            window, held, full = [], 0, min(2 * full, WINDOW_CALLS * budget.most_samples)
     if window:
         yield window
 

@@ -42,7 +42,7 @@ CHAT_TEMPLATE = """\
 """
 """Renders what the published template renders, for a folder without one."""
 CROPS_PER_CALL = 8
-"""Crops that go through the encoder together, which bounds its memory."""
+"""Crops that go through the encoder together, which bounds its memory; more of them take longer on a CPU."""
 
 
 def crop_grid(width_px: int, height_px: int, crop_px: int, max_crops: int) -> tuple[int, int]:
