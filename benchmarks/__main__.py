@@ -117,7 +117,8 @@ def time_procedure(case: Case, chosen: argparse.Namespace, procedure: Procedure,
 def sweep_case(case: Case, chosen: argparse.Namespace) -> dict[str, Any]:
     """Midsight's speed on one case, by batch size."""
     with tempfile.TemporaryDirectory() as folder:
-        rows = case.rows(Path(folder), chosen.samples or case.count, case.new_tokens)
+        count = chosen.samples or case.sweep_count or case.count
+        rows = case.rows(Path(folder), count, case.new_tokens)
         return {"name": case.name, **measure_sweep(case.size, chosen.device, rows, measure_in_process)}
 
 

@@ -32,14 +32,26 @@ class Case:
     """Batch size of plain batches; midsight has its default."""
     target: float | None = None
     """Target ratio to the original's speed; None without a target."""
+    sweep_count: int | None = None
+    """Number of samples in a sweep, more than the first calls of `auto` take; None for `count`."""
 
 
 CASES = (
-    Case("mid", "distinct images, 20 new tokens", distinct, 120, 16, 20, 8, 3.2),
+    Case("mid", "distinct images, 20 new tokens", distinct, 120, 16, 20, 8, 3.2, sweep_count=160),
     Case("mid", "10 questions per image, 20 new tokens", ten_drawn, 120, 16, 20, 8, 25.0),
     Case("mid", "10 questions per image (easy-vqa), 20 new tokens", ten_easy_vqa, 120, 16, 20, 16, 15.0),
-    Case("mid", "mixed sizes, no answers", mixed_sizes, 120, 16, 0, 8, 2.1),
-    Case("demo", "10 questions per image (easy-vqa), 5 new tokens", ten_easy_vqa, 120, 40, 5, 40, 10.0),
+    Case("mid", "mixed sizes, no answers", mixed_sizes, 120, 16, 0, 8, 2.1, sweep_count=48),
+    Case(
+        "demo",
+        "10 questions per image (easy-vqa), 5 new tokens",
+        ten_easy_vqa,
+        120,
+        40,
+        5,
+        40,
+        10.0,
+        sweep_count=960,
+    ),
     Case("full", "distinct images, 20 new tokens", distinct, 256, 16, 20, 16, 10.0),
     Case("full", "distinct images, 200 new tokens", distinct, 256, 16, 200, 16, 10.0),
     Case("full", "10 questions per image, 20 new tokens", ten_drawn, 640, 16, 20, 16, 40.0),

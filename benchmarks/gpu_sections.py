@@ -161,7 +161,7 @@ def measure_speed(measuring: Measuring, speed: Speed) -> dict[str, Any]:
             stop.remove()
     tokens = sum(row.new_tokens for row in rows)
     decode_s = ours["phases"]["decode"] * ours["seconds"]
-    bytes_read = decoder_bytes(measuring.hf_model) * sum(steps for _, _, steps in ours["calls"])
+    bytes_read = decoder_bytes(measuring.hf_model) * sum(steps for _, _, steps, _ in ours["calls"])
     return {
         "samples": len(rows),
         "samples_of_original": len(few),

@@ -55,8 +55,9 @@ class Measured:
     """Share of midsight's time in each phase, on the thread that runs the model."""
     background: dict[str, float] = field(default_factory=dict)
     """Share of midsight's time in each phase, on other threads."""
-    calls: list[tuple[int, float, int]] = field(default_factory=list)
-    """Number of samples, seconds and decode steps of each of midsight's calls of the model."""
+    calls: list[tuple[int, float, int, int]] = field(default_factory=list)
+    """Each of midsight's calls of the model: samples, seconds, decode steps, and tokens without padding, each answer
+    at its longest."""
     peak_shares: dict[str, float] = field(default_factory=dict)
     """Speed of vision, prefill and decode, as a share of `peak_flops`."""
     peak_flops: float = 0.0

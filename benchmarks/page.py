@@ -78,14 +78,15 @@ def phase_table(report: dict[str, Any]) -> list[str]:
         + " | ".join(PHASES)
         + " | "
         + " | ".join(f"{name}, share of peak" for name in SHARES)
-        + " |",
-        "| --- |" + " ---: |" * (len(PHASES) + len(SHARES) + 2),
+        + " | fastest matrix product, GFLOP/s |",
+        "| --- |" + " ---: |" * (len(PHASES) + len(SHARES) + 3),
     ]
     for case in report["cases"]:
         midsight = case["midsight"]
         cells = [f"{100 * midsight['phases'][name]:.0f} %" for name in PHASES]
         shares = midsight["peak_shares"]
         cells += [f"{100 * shares[name]:.0f} %" if name in shares else "" for name in SHARES]
+        cells.append(f"{midsight['peak_flops'] / 1e9:,.0f}")
         sizes = ", ".join(str(samples) for samples, *_ in midsight["calls"])
         lines.append(f"| {case['name']} | {case['samples']} | {sizes} | " + " | ".join(cells) + " |")
     return lines
@@ -105,27 +106,25 @@ def sweep_table(report: dict[str, Any]) -> list[str]:
     """Table of midsight's speed by batch size, one row per case."""
     sizes = list(report["cases"][0]["speeds"])
     lines = [
-        f"| {report['size']}, {report['device']}: samples per second | "
+        f"| {report['size']}, {report['device']}: samples per second | samples of auto | "
         + " | ".join(sizes)
         + " | auto, later, share of the best |",
-        "| --- |" + " ---: |" * (len(sizes) + 1),
+        "| --- |" + " ---: |" * (len(sizes) + 2),
     ]
     for case in report["cases"]:
         speeds = case["speeds"]
         best = max(speed for name, speed in speeds.items() if not name.startswith("auto"))
         cells = [*(f"{speeds[name]:.3g}" for name in sizes), f"{100 * speeds['auto, later'] / best:.0f} %"]
-        lines.append(f"| {case['name']} | " + " | ".join(cells) + " |")
+        lines.append(f"| {case['name']} | {case['samples']} | " + " | ".join(cells) + " |")
     return lines
 
 
 def describe_machine(report: dict[str, Any]) -> str:
     """The command, its date and the machine, in one sentence."""
     machine = report["cases"][0]["midsight"]["machine"]
-    peak = max(case["midsight"]["peak_flops"] for case in report["cases"])
     return (
         f"`{report['command']}` on {report['date']}: {machine['processor']}, {machine['threads']} threads of "
-        f"{machine['cores']} cores, {machine['memory_gb']:.0f} GB, torch {machine['torch']}; fastest matrix "
-        f"product {peak / 1e9:,.0f} GFLOP/s."
+        f"{machine['cores']} cores, {machine['memory_gb']:.0f} GB, torch {machine['torch']}."
     )
 
 

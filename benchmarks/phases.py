@@ -93,17 +93,18 @@ def clocked() -> Iterator[Clock]:
 
 
 @contextmanager
-def watched_calls() -> Iterator[list[tuple[int, float, int]]]:
-    """Notes number of samples, seconds and decode steps of every call of the model inside the context."""
+def watched_calls() -> Iterator[list[tuple[int, float, int, int]]]:
+    """Notes every call of the model inside the context, as in `Measured.calls`."""
     from midsight.extraction import extract_call
 
-    original, calls = extract_call.extract_call, list[tuple[int, float, int]]()
+    original, calls = extract_call.extract_call, list[tuple[int, float, int, int]]()
 
     def watched(model: Any, request: Any, call: Any, *args: Any) -> Any:
         began = time.perf_counter()
         outcomes = original(model, request, call, *args)
         answers = [getattr(outcome, "answer_token_ids", None) or () for outcome in outcomes]
-        calls.append((len(call.items), time.perf_counter() - began, max(map(len, answers))))
+        took = time.perf_counter() - began
+        calls.append((len(call.items), took, max(map(len, answers)), call.size.unpadded))
         return outcomes
 
     extract_call.extract_call = watched

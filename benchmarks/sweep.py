@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,10 +11,12 @@ from benchmarks.data import Row, cross_section
 from benchmarks.measure import Measured, Task
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+CallMade = tuple[int, float, int, int]
+"""A call of the model, as in Measured."""
 STARTING_CALLS = 2
 """Calls in which `auto` finds its size."""
 LEAST_SAMPLES, LEAST_CALLS = 24, 2
-"""A fixed size gets so many samples and calls, or all samples if they share images."""
+"""Samples and calls of a fixed size that does not get all samples."""
 
 
 def measure_sweep(size: str, device: str, rows: Sequence[Row], measure: Callable[[Task], Measured]) -> dict[str, Any]:
@@ -22,20 +25,30 @@ def measure_sweep(size: str, device: str, rows: Sequence[Row], measure: Callable
     for batch_size in ("auto", *SIZES):
         some = rows if batch_size == "auto" else enough(rows, int(batch_size))
         calls = measure(Task("midsight", size, device, list(some), batch_size)).calls
-        speeds[str(batch_size)] = speed_of(calls)
-        print(f"batch size {batch_size}: {speed_of(calls):.3g} samples per second", file=sys.stderr, flush=True)
+        speeds[str(batch_size)] = speed_of(calls, of=calls)
+        print(f"batch size {batch_size}: {speeds[str(batch_size)]:.3g} samples per second", file=sys.stderr, flush=True)
         if batch_size == "auto":
-            speeds["auto, later"] = speed_of(calls[STARTING_CALLS:] or calls)
+            speeds["auto, later"] = speed_of(calls[STARTING_CALLS:] or calls, of=calls)
     return {"samples": len(rows), "speeds": speeds}
 
 
 def enough(rows: Sequence[Row], batch_size: int) -> Sequence[Row]:
-    """The rows that tell the speed of a fixed batch size: a cross-section of them if every image has one question."""
+    """The rows that tell the speed of a fixed batch size.
+
+    A cross-section of them if every image has one question; the first images if an image has more questions than a
+    call; else all.
+    """
     count = max(LEAST_SAMPLES, LEAST_CALLS * batch_size)
-    shares_images = len({row.image for row in rows}) < len(rows)
-    return rows if shares_images or count >= len(rows) else cross_section(rows, count)
+    most_questions = max(Counter(row.image for row in rows).values())
+    if count >= len(rows) or 1 < most_questions <= batch_size:
+        return rows
+    if most_questions == 1:
+        return cross_section(rows, count)
+    images = {row.image for row in rows[:count]}
+    return [row for row in rows if row.image in images]
 
 
-def speed_of(calls: Sequence[tuple[int, float, int]]) -> float:
-    """Samples per second of some calls."""
-    return sum(samples for samples, _, _ in calls) / sum(seconds for _, seconds, _ in calls)
+def speed_of(some: Sequence[CallMade], *, of: Sequence[CallMade]) -> float:
+    """Samples per second of some calls, if their samples had the mean length of all: short ones come first."""
+    samples_per_token = sum(samples for samples, *_ in of) / sum(tokens for *_, tokens in of)
+    return samples_per_token * sum(tokens for *_, tokens in some) / sum(seconds for _, seconds, *_ in some)

@@ -89,7 +89,22 @@ def no_halves(monkeypatch):
     """A call that raises is not halved down to single samples, whose numbers are right."""
     from midsight.extraction import extract_call
 
-    monkeypatch.setattr(extract_call, "isolate_failures", lambda call, extract, _works: extract(call))
+    monkeypatch.setattr(extract_call, "isolate_failures", lambda call, extract, *_: extract(call))
+
+
+@pytest.fixture
+def together_fails(monkeypatch):
+    """Calls of several samples raise; the same samples alone do not."""
+    from midsight.extraction import extract_call
+
+    whole = extract_call.extract_call
+
+    def only_alone(loaded, request, call, side):
+        if len(call.items) > 1:
+            raise ValueError("a shape")
+        return whole(loaded, request, call, side)
+
+    monkeypatch.setattr(extract_call, "extract_call", only_alone)
 
 
 @pytest.fixture

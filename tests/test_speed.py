@@ -77,7 +77,7 @@ def test_midsight_is_measured_through_the_entry_point_of_a_process(rows, tmp_pat
     assert sum(measured.phases.values()) == pytest.approx(1)
     assert all(0 < share < 1.5 for share in measured.peak_shares.values())
     assert measured.peak_shares.keys() == {"vision", "prefill", "decode"}
-    assert [(samples, steps) for samples, _, steps in measured.calls] == [(3, max(row.new_tokens for row in rows))]
+    assert [(samples, steps) for samples, _, steps, _ in measured.calls] == [(3, max(row.new_tokens for row in rows))]
 
 
 def test_answers_of_other_lengths_are_an_error(rows):
@@ -151,7 +151,7 @@ def test_results_replace_the_text_between_the_marks_of_the_page(tmp_path, monkey
         "machine": {"processor": "P", "threads": 2, "cores": 2, "memory_gb": 8, "torch": "2"},
         "phases": shares,
         "peak_shares": {"vision": 0.5, "prefill": 0.25},
-        "calls": [(3, 1.0, 2), (1, 1.0, 2)],
+        "calls": [(3, 1.0, 2, 30), (1, 1.0, 2, 10)],
         "peak_flops": 1e11,
     }
     case = {"name": "a case", "samples": 4, "samples_of_others": 2, "target": 3.0, "original": one, "batches": one}
@@ -172,8 +172,8 @@ def test_results_replace_the_text_between_the_marks_of_the_page(tmp_path, monkey
     text = page.PAGE.read_text()
     assert "| a case | 0.25 | 0.25 | 2 | 1.0 x | **8.0 x** (7.5 to 9.0) | 3.0 x |" in text
     assert "| another | 0.25 | 0.25 | 2 | 1.0 x | **1.0 x** (one run) | 3.0 x |" in text
-    assert "| a case | 4 | 3, 1 | 20 % | 20 % | 20 % | 20 % | 20 % | 50 % | 25 % |  |" in text
-    assert "| a case | 3 | 3.8 | 2 | 4 | 95 % |" in text
+    assert "| a case | 4 | 3, 1 | 20 % | 20 % | 20 % | 20 % | 20 % | 50 % | 25 % |  | 100 |" in text
+    assert "| a case | 4 | 3 | 3.8 | 2 | 4 | 95 % |" in text
     assert "| new tokens: 20 | 2.000 | 2.000 |" in text
     assert (text.startswith("before\n"), text.endswith("\nafter\n"), "former" in text) == (True, True, False)
     assert page.FIGURE.read_text() == curves_svg(points)
@@ -207,29 +207,30 @@ def test_the_gpu_report_says_which_packages_are_missing():
 
 
 def test_the_default_and_fixed_sizes_are_compared_by_the_same_time(rows):
-    """What passes between the calls counts for none of them."""
+    """What passes between the calls counts for none of them; nor do longer samples in later calls."""
 
     def made_up(task):
-        calls = [(1, 4.0, 1), (2, 4.0, 1), (4, 2.0, 1)] if task.batch_size == "auto" else [(task.batch_size, 1.0, 1)]
+        fixed = [(task.batch_size, 1.0, 1, 10 * task.batch_size)]
+        calls = [(1, 4.0, 1, 5), (2, 4.0, 1, 10), (4, 2.0, 1, 55)] if task.batch_size == "auto" else fixed
         return Measured(seconds=100.0, cpu_seconds=1.0, peak_bytes=1, machine={}, calls=calls)
 
     speeds = measure_sweep("demo", "cpu", rows, made_up)["speeds"]
-    assert speeds == {"auto": 0.7, "auto, later": 2.0, **{str(size): float(size) for size in SIZES}}
+    assert speeds == pytest.approx({"auto": 0.7, "auto, later": 2.75, **{str(size): size for size in SIZES}})
 
 
-def test_small_fixed_sizes_get_fewer_samples_unless_these_share_images(monkeypatch, rows):
+def test_fixed_sizes_get_fewer_samples_unless_they_take_whole_images(monkeypatch, rows):
     taken = {}
 
     def made_up(task):
         taken[task.batch_size] = len(task.rows)
-        return Measured(seconds=1.0, cpu_seconds=1.0, peak_bytes=1, machine={}, calls=[(1, 1.0, 1)])
+        return Measured(seconds=1.0, cpu_seconds=1.0, peak_bytes=1, machine={}, calls=[(1, 1.0, 1, 1)])
 
     monkeypatch.setattr(sweep, "cross_section", lambda rows, count: rows[:count])
     many = [replace(rows[0], image=f"{n}.png") for n in range(120)]
     measure_sweep("demo", "cpu", many, made_up)
     assert taken == {"auto": 120, 1: 24, 2: 24, 4: 24, 8: 24, 16: 32, 32: 64, 64: 120, 128: 120}
-    measure_sweep("demo", "cpu", [replace(row, image=f"{n // 2}.png") for n, row in enumerate(many)], made_up)
-    assert {*taken.values()} == {120}
+    measure_sweep("demo", "cpu", [replace(row, image=f"{n // 5}.png") for n, row in enumerate(many)], made_up)
+    assert taken == {"auto": 120, 1: 25, 2: 25, 4: 25, 8: 120, 16: 120, 32: 120, 64: 120, 128: 120}
 
 
 @pytest.mark.slow

@@ -85,7 +85,7 @@ def extract(monkeypatch):
         def prepare(_model, _request, samples, _note):
             return [asked(sample.input_index, int(sample.image), PREFIX, REST) for sample in samples]
 
-        def compute(_model, _request, call, *, on_memory):
+        def compute(_model, _request, call, **_):
             machine.sizes.append(call.size)
             return [Failure(item.sample.sample_id, item.sample.input_index, "made up") for item in call.items]
 

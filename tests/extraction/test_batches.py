@@ -151,6 +151,37 @@ def test_a_call_without_memory_is_halved_and_later_ones_are_smaller(model, monke
         assert record.answer_token_ids == other.answer_token_ids
 
 
+@pytest.mark.parametrize(
+    ("error", "bad", "is_told"),
+    [(ValueError("a shape"), None, True), (ValueError("a shape"), "2", False), (MemoryError(), None, False)],
+)
+def test_samples_that_fail_only_together_are_told_once(model, monkeypatch, error, bad, is_told):
+    """Halving makes their numbers right, and would hide that every call is made more than once."""
+    whole = extract_call.extract_call
+
+    def fail(loaded, request, call, side):
+        ids = [item.sample.sample_id for item in call.items]
+        if bad in ids or (bad is None and len(ids) > 1):
+            raise error
+        return whole(loaded, request, call, side)
+
+    monkeypatch.setattr(extract_call, "extract_call", fail)
+    samples = [Sample(str(n), n, (encoded(picture((64, 64), n)),), "?") for n in range(8)]
+    plan, said = resolve(Request(layers=[0], answers=False), model.loaded), list[str]()
+    calls = pipeline.extract_all(model.loaded, plan, samples, make_budget(4, CPU), say=said.append)
+    failed = [outcome.sample_id for call in calls for outcome in call if isinstance(outcome, Failure)]
+    assert failed == ([bad] if bad else [])
+    assert len(said) == is_told
+    assert all("A call of 2 samples failed (ValueError: a shape)" in sentence for sentence in said)
+
+
+def test_the_library_warns_of_samples_that_fail_only_together(model, together_fails):
+    pairs = [(encoded(picture((64, 64), n)), "?") for n in range(4)]
+    with pytest.warns(UserWarning, match="A call of 2 samples failed") as warned:
+        records = model.extract_many(pairs, layers=[0], answers=False, batch_size=2)
+    assert (len(warned), len(records)) == (1, 4)
+
+
 def test_other_errors_leave_the_budget_as_it_is(model, monkeypatch):
     def fail(*_):
         raise ValueError("a shape")

@@ -437,3 +437,10 @@ def progress(done):
 
 def test_a_line_of_progress_says_what_is_left():
     assert display.describe_progress(progress(done=1), 2.0) == "1 of 4 samples, 0 failed, 0.5 per second, 0:00:06 left"
+
+
+def test_a_run_says_once_that_samples_fail_only_together(checkpoint, tmp_path, together_fails):
+    write_images(tmp_path, ["0.png"])
+    done = command(write_data(tmp_path, ["0.png"] * 4), checkpoint, tmp_path / "run", "--batch-size", 2)
+    assert done.exit_code == 0
+    assert done.output.count("A call of 2 samples failed (ValueError: a shape)") == 1

@@ -124,6 +124,16 @@ def test_a_worker_does_its_orders_once_each_though_one_is_given_twice(data, argu
         assert relative_error(one, other) < 1e-5
 
 
+@pytest.mark.slow
+def test_a_worker_says_once_that_samples_fail_only_together(data, arguments, model, monkeypatch, together_fails):
+    made = make_job(make_task(data, **arguments), model.loaded)
+    orders = make_orders(dataset_of(made.task), look_ahead(made).work.todo, 2)
+    monkeypatch.setattr(on_ray, "open_model", lambda *_, **__: model.loaded)
+    told = do(Worker(call_of(data, arguments)), *orders)
+    assert len(orders) > 1
+    assert sum("failed (ValueError: a shape)" in sentence for one in told for sentence in one.about_model) == 1
+
+
 def test_a_worker_says_in_one_sentence_why_it_cannot_work(data, arguments):
     """The sentence names options as the caller spells them, and what was resumable stays so."""
     order = Order((0, 1), (0,), ())
@@ -269,10 +279,10 @@ class Shown(Silent):
         self.seen, self.said = [], []
         super().__init__(self.seen.append)
 
-    def result(self, sentence):
+    def say(self, sentence):
         self.said.append(sentence)
 
-    note = result
+    note = say
 
 
 def drive(data, arguments, shown, *, keep_going=False):

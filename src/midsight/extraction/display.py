@@ -52,8 +52,8 @@ class Display(Protocol):
     def end(self, notes: Sequence[str]) -> None:
         """Says what a user should know about the data after they were read."""
 
-    def result(self, sentence: str) -> None:
-        """Says what came of the run."""
+    def say(self, sentence: str) -> None:
+        """Says a sentence about the model or the run."""
 
 
 class Silent:
@@ -71,7 +71,7 @@ class Silent:
     def end(self, notes: Sequence[str]) -> None:
         """Says nothing."""
 
-    def result(self, sentence: str) -> None:
+    def say(self, sentence: str) -> None:
         """Says nothing."""
 
     def loading(self, model: LoadedModel, load: Callable[[], Job]) -> Job:  # noqa: ARG002  (nothing is said of it)
@@ -109,8 +109,8 @@ class Spoken:
         for sentence in notes:
             self._say(f"Note: {sentence}")
 
-    def result(self, sentence: str) -> None:
-        """Says what came of the run."""
+    def say(self, sentence: str) -> None:
+        """Says a sentence about the model or the run."""
         self._say(sentence)
 
     def loading(self, model: LoadedModel, load: Callable[[], Job]) -> Job:

@@ -67,11 +67,13 @@ def extract_or_halve(
     *,
     padding_side: PaddingSide | None = None,
     on_memory: Callable[[CallSize, bool], None] = lambda _size, _enough: None,
+    on_apart: Callable[[int, str], None] = lambda _size, _problem: None,
 ) -> list[Outcome]:
     """One outcome for each sample of the call; a call that fails is halved until the sample at fault is alone.
 
     If a call of several samples runs out of memory, `on_memory` gets its size and False. From then on it also gets the
-    size of each call that fits, and True. Raises BrokenOffError if the device is lost.
+    size of each call that fits, and True. If the samples of a call fail only together, `on_apart` gets their number and
+    the error. Raises BrokenOffError if the device is lost.
     """
     ran_out = False
 
@@ -88,7 +90,7 @@ def extract_or_halve(
             on_memory(part.size, True)
         return outcomes
 
-    return isolate_failures(call, extract, lambda: still_works(model.device))
+    return isolate_failures(call, extract, lambda: still_works(model.device), on_apart)
 
 
 def still_works(device: torch.device) -> bool:
@@ -100,25 +102,33 @@ def still_works(device: torch.device) -> bool:
 
 
 def isolate_failures(
-    call: Call, extract: Callable[[Call], list[Outcome]], device_works: Callable[[], bool]
+    call: Call,
+    extract: Callable[[Call], list[Outcome]],
+    device_works: Callable[[], bool],
+    on_apart: Callable[[int, str], None],
 ) -> list[Outcome]:
     """Calls `extract`; if it raises, tries again with halves, down to single samples.
 
-    Raises BrokenOffError if the device is lost: then no sample is at fault.
+    If no sample fails then, `on_apart` gets the number of samples and the error, unless memory was missing. Raises
+    BrokenOffError if the device is lost: then no sample is at fault.
     """
     try:
         return extract(call)
     except Exception as error:  # a model may raise anything for a sample; the others are still extracted
+        problem, no_memory = f"{type(error).__name__}: {first_line(error)}", is_out_of_memory(error)
         if not device_works():
             raise BrokenOffError(
-                f"The device was lost ({type(error).__name__}: {first_line(error)}); the same call resumes from what "
-                "is stored."
+                f"The device was lost ({problem}); the same call resumes from what is stored."
             ) from error
         if len(call.items) == 1:
             sample = call.items[0].sample
-            reason = f"The model failed on this sample: {type(error).__name__}: {first_line(error)}."
-            return [Failure(sample.sample_id, sample.input_index, reason)]
-    return [outcome for half in call.halves() for outcome in isolate_failures(half, extract, device_works)]
+            return [Failure(sample.sample_id, sample.input_index, f"The model failed on this sample: {problem}.")]
+    # not inside `except`, where the error would hold the memory of the call that failed
+    parts = [isolate_failures(half, extract, device_works, on_apart) for half in call.halves()]
+    outcomes = [outcome for part in parts for outcome in part]
+    if not no_memory and not any(isinstance(outcome, Failure) for outcome in outcomes):
+        on_apart(len(call.items), problem)
+    return outcomes
 
 
 @torch.inference_mode()

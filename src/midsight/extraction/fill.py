@@ -64,11 +64,13 @@ def fill(
     keep_going: bool,
     on_progress: Callable[[Progress], None],
     note: Note = say_nothing,
+    say: Note = say_nothing,
 ) -> None:
     """Extracts what is to do, and stores finished samples while the next ones are in the model.
 
-    Samples that were in work when a process died come last, and alone. Signals commit what is computed, and end the
-    process. Raises AllFailedError if a run without rows begins with failures only, unless it is to keep going.
+    Samples that were in work when a process died come last, and alone. `note` is told of images that come out nearly
+    black, and `say` once of samples that fail only together. Signals commit what is computed, and end the process.
+    Raises AllFailedError if a run without rows begins with failures only, unless it is to keep going.
     """
     progress = job.before(todo)
     on_progress(progress)
@@ -91,7 +93,8 @@ def fill(
             else:
                 yield row
 
-    calls = extract_all(job.model, job.request, unsuspected(todo.rows), budget, writer.attempts.working_on, note)
+    in_work = writer.attempts.working_on
+    calls = extract_all(job.model, job.request, unsuspected(todo.rows), budget, in_work, note, say)
     with stopping_on_signals(results.stop):
         try:
             collected = collect(calls, results.waiting)

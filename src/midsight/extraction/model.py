@@ -170,7 +170,8 @@ class Model:
         resolved = resolve(request, self.loaded, prompt_columns(dataset.extras, dataset.options))
         needs = estimate_needs(self.loaded.config, self.loaded.dtype, logits=resolved.reads_first_token)
         budget = make_budget(batch_size, self.loaded.device, needs)
-        calls = extract_all(self.loaded, resolved, group_by_image(dataset.samples), budget, note=warnings.warn)
+        samples = group_by_image(dataset.samples)
+        calls = extract_all(self.loaded, resolved, samples, budget, note=warnings.warn, say=warnings.warn)
         outcomes = [outcome for call in calls for outcome in call]
         return sorted([*outcomes, *dataset.failures], key=lambda outcome: outcome.input_index)
 

@@ -56,6 +56,7 @@ class Worker:
         self._goes_on = call.keep_going
         self._problem: MidsightError | None = None
         self._about_model: list[str] = []
+        self._told_of_calls = False
         try:
             self._load(gpus)
         except MidsightError as error:  # Ray would wrap it in its own, and start this worker again
@@ -100,16 +101,27 @@ class Worker:
 
     def _do(self, order: Order) -> Result:
         """Does an order, of which an earlier worker may have done a part."""
-        job, data, notes = self._job, dataset_of(self._job.task), list[str]()
+        job, data, notes, about_calls = self._job, dataset_of(self._job.task), list[str](), list[str]()
         with ExitStack() as held:
             writer = self._start_writing(order, held)
             job = self._job = job.as_started(writer.spec)
             todo = order.todo(data, writer.done)
-            going = {"keep_going": self._goes_on, "on_progress": lambda _: None, "note": notes.append}
-            fill(writer, job, todo, budget=self._budget, **going)
+            fill(
+                writer,
+                job,
+                todo,
+                budget=self._budget,
+                keep_going=self._goes_on,
+                on_progress=lambda _: None,
+                note=notes.append,
+                say=about_calls.append,
+            )
             failed = len(writer.failed.intersection(order.ids(data)))
         self._goes_on = self._goes_on or failed < order.size
         about_model, self._about_model = self._about_model, []
+        if not self._told_of_calls:
+            about_model += about_calls
+        self._told_of_calls = self._told_of_calls or bool(about_calls)
         return Result(
             node=platform.node(), done=order.size - failed, failed=failed, notes=notes, about_model=about_model
         )
@@ -146,7 +158,7 @@ class Result:
     notes: Sequence[str] = ()
     """What a user should know about images."""
     about_model: Sequence[str] = ()
-    """What a user should know about the model, with the first result of a worker."""
+    """What a user should know about the model: with the first result of a worker, and once of its calls."""
     error: Sequence[str | Sequence[Any]] = ()
     """The parts of the sentence that says why the worker cannot do orders: texts, and options as name and value."""
     resumable: bool = False
@@ -238,7 +250,7 @@ def extract_on_ray(task: Task, call: Call, where: Ray, work: Work | None, *, kee
     said = set[str]()
     with connected(where) as pool:
         orders = make_orders(dataset_of(task), work.todo, pool.workers)
-        shown.result(f"Ray starts {counted(min(pool.workers, len(orders)), 'worker')}, each of which loads the model.")
+        shown.say(f"Ray starts {counted(min(pool.workers, len(orders)), 'worker')}, each of which loads the model.")
         for result in results(orders, call, pool):
             tell(result, shown, said)
             progress = replace(progress, done=progress.done + result.done, failed=progress.failed + result.failed)
@@ -249,7 +261,7 @@ def extract_on_ray(task: Task, call: Call, where: Ray, work: Work | None, *, kee
     shown.end(())
     run = open_run(task.out)
     for sentence in tell_abstention(run, job):
-        shown.result(sentence)
+        shown.say(sentence)
     return run
 
 
@@ -260,7 +272,7 @@ def tell(result: Result, shown: Display, said: set[str]) -> None:
         parts = [part if isinstance(part, str) else Option(*part) for part in result.error]
         raise (BrokenOffError if result.resumable else MidsightError)(where, *parts)
     for sentence in set(result.about_model) - said:
-        shown.result(sentence)
+        shown.say(sentence)
     said.update(result.about_model)
     for sentence in result.notes:
         shown.note(sentence)

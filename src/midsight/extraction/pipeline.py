@@ -45,12 +45,14 @@ def extract_all(
     budget: Budget,
     in_work: InWork = lambda _: nullcontext(),
     note: Note = say_nothing,
+    say: Note = say_nothing,
 ) -> Generator[list[Outcome]]:
     """One outcome for each sample, one list per call of the model; failures pass through.
 
     Samples on one image should follow each other. `in_work` is entered for samples that are prepared, and again while
-    they are in the model. `note` is told of images that come out nearly black. If a stream of samples breaks off, the
-    samples before that are extracted, and then the error is raised.
+    they are in the model. `note` is told of images that come out nearly black, and `say` once of samples that fail
+    only together. If a stream of samples breaks off, the samples before that are extracted, and then the error is
+    raised.
     """
 
     def prepared(rows: Sequence[Sample | Failure]) -> list[PreparedSample | Failure]:
@@ -60,8 +62,15 @@ def extract_all(
 
     def extract(call: Call) -> list[Outcome]:
         with in_work([item.sample.sample_id for item in call.items]), budget.watching(call.size):
-            return extract_or_halve(model, request, call, on_memory=budget.learn)
+            return extract_or_halve(model, request, call, on_memory=budget.learn, on_apart=tell_once)
 
+    def tell_once(samples: int, problem: str) -> None:
+        nonlocal is_told
+        if not is_told:
+            say(describe_apart(samples, problem))
+        is_told = True
+
+    is_told = False
     threads = torch.get_num_threads()
     broken: list[MidsightError] = []
     waiting: list[CacheRow] = []
@@ -88,6 +97,14 @@ def extract_all(
         torch.set_num_threads(threads)
     if broken:
         raise broken[0]
+
+
+def describe_apart(samples: int, problem: str) -> str:
+    """The sentence for samples that fail only together."""
+    return (
+        f"A call of {samples} samples failed ({problem}), and smaller calls of the same samples did not. No sample is "
+        "lost; if many calls fail, a smaller batch size is faster."
+    )
 
 
 def failures_around_samples(window: Sequence[PreparedSample | Failure]) -> tuple[list[Outcome], list[Outcome]]:

@@ -55,12 +55,21 @@ def run_job(
         if fingerprint(writer.done) != start.work.done:
             todo = todo_of(task, writer.done, writer.failed)
         try:
-            fill(writer, job, todo, budget=budget, keep_going=keep_going, on_progress=shown.progress, note=shown.note)
+            fill(
+                writer,
+                job,
+                todo,
+                budget=budget,
+                keep_going=keep_going,
+                on_progress=shown.progress,
+                note=shown.note,
+                say=shown.say,
+            )
         finally:
             shown.end(task.data.notes_of_rows() if isinstance(task.data, SampleStream) else ())
     run = open_run(task.out)
     for sentence in tell_abstention(run, job):
-        shown.result(sentence)
+        shown.say(sentence)
     return run
 
 
