@@ -40,7 +40,7 @@ CASES = (
     Case("mid", "distinct images, 20 new tokens", distinct, 120, 16, 20, 8, 3.2, sweep_count=160),
     Case("mid", "10 questions per image, 20 new tokens", ten_drawn, 120, 16, 20, 8, 25.0),
     Case("mid", "10 questions per image (easy-vqa), 20 new tokens", ten_easy_vqa, 120, 16, 20, 16, 15.0),
-    Case("mid", "mixed sizes, no answers", mixed_sizes, 120, 16, 0, 8, 2.1, sweep_count=48),
+    Case("mid", "mixed sizes, no answers", mixed_sizes, 120, 16, 0, 8, 2.1, sweep_count=32),
     Case(
         "demo",
         "10 questions per image (easy-vqa), 5 new tokens",

@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from multiprocessing import get_context
 from types import SimpleNamespace
 from typing import Any
 
@@ -402,15 +404,23 @@ def test_whole_images_and_full_calls(windows, samples, tokens, sample_tokens, an
             assert sum(bool(of_row & {item.sample.sample_id for item in call.items}) for call in done) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (meter.PROCESS / "clear_refs").exists(), reason="only Linux says the peak of a process")
 def test_the_peak_is_that_of_the_call_and_not_of_an_earlier_one():
     size = 200 * 2**20
-    before = meter.start_peak(CPU)
-    if before is None:
+    with ProcessPoolExecutor(1, get_context("spawn")) as new_process:  # here, memory of other tests may be freed
+        large, small = new_process.submit(peaks_of, size, size // 10).result()
+    if large is None or small is None:
         pytest.skip("this machine does not let a process set its peak back")
-    torch.ones(size // 4)
-    assert 0.9 * size < meter.peak(CPU) - before < 1.5 * size
-    before = meter.start_peak(CPU)
-    assert before is not None
-    torch.ones(size // 40)
-    assert meter.peak(CPU) - before < 0.5 * size
+    assert 0.9 * size < large < 1.5 * size
+    assert small < 0.5 * size
+
+
+def peaks_of(*sizes):
+    """The memory that calls take which fill so many bytes, as it is measured; None if it cannot be."""
+    peaks = []
+    for size in sizes:
+        with meter.measured(CPU) as usage:
+            torch.ones(size // 4)
+        peaks.append(usage.bytes)
+    return peaks

@@ -23,7 +23,8 @@ from support.parity import answer_ids, extract_records
 from support.pictures import CASES
 
 REQUEST = Request(layers="all", residual=True, positions=POSITIONS, max_new_tokens=8)
-LIMIT = 3e-6
+LIMIT = 1e-5
+"""As for all numbers. The kernels for the two devices differ by up to 4.1e-6 on a processor without AVX-512."""
 PLAIN = AnswerSettings()
 SAMPLES = [
     Sample(f"{image}-{question}", 2 * image + question, (CASES[case].image,), text)
