@@ -1,7 +1,4 @@
-"""bfloat16 on the CPU: midsight is as close to transformers as transformers is to itself in another batch shape.
-
-Some processors round alike in every batch shape. There midsight is as close to transformers as bfloat16 is to float32.
-"""
+"""bfloat16 on the CPU: midsight is as close to transformers as transformers is to itself in another batch shape."""
 
 import random
 from collections import defaultdict
@@ -22,6 +19,8 @@ EVERYTHING = Request(layers="all", residual=True, positions=POSITIONS, max_new_t
 USED = [case for case in CASES if case.name in ("tiny", "gray", "rgba", "exif")]
 SHAPES = ((3, 0), (1, 1), (1, 7), (2, 33))
 """Batches in which transformers is compared with itself: copies of a sample, and tokens of padding before each."""
+LONG_SHAPES = ((1, 300), (1, 600))
+"""More of them, for processors on which transformers rounds alike in all others."""
 FACTOR = 2
 """The largest of some errors against the largest of others that are spread alike."""
 ROUNDING = torch.finfo(torch.bfloat16).eps / 2
@@ -51,17 +50,6 @@ def in_bfloat16(inputs, copies=1, padding=0):
     return {name: batch(name, value) for name, value in inputs.items()}
 
 
-def rounding_of(family, folder, alone):
-    """By kind of vector: how far transformers in bfloat16 is from itself in float32."""
-    reference, rounding = family.reference(folder, family, dtype=torch.float32), defaultdict(float)
-    for case in USED:
-        inputs = reference.inputs([rgb(case.image)], case.question)
-        for name, precise in vectors_of(reference, inputs).items():
-            kind = name.partition(".")[0]
-            rounding[kind] = max(rounding[kind], relative_error(alone[case.name][0][name], precise))
-    return rounding
-
-
 def is_bfloat16(vector):
     """Whether all values are numbers of bfloat16."""
     values = torch.from_numpy(vector)
@@ -71,19 +59,26 @@ def is_bfloat16(vector):
 @pytest.fixture(scope="module")
 def expected(reference):
     """What transformers gives for each sample alone; and by kind of vector, how far other batch shapes are from it."""
-    alone, spread = {}, defaultdict(float)
-    for case in USED:
-        inputs = reference.inputs([rgb(case.image)], case.question)
-        vectors = vectors_of(reference, in_bfloat16(inputs))
-        alone[case.name] = vectors, reference.answer(in_bfloat16(inputs), 1)[0]
-        for copies, padding in SHAPES:
-            for name, other in vectors_of(reference, in_bfloat16(inputs, copies, padding)).items():
-                kind = name.partition(".")[0]
-                spread[kind] = max(spread[kind], relative_error(other, vectors[name]))
-    return alone, spread
+    inputs = {case.name: reference.inputs([rgb(case.image)], case.question) for case in USED}
+    alone = {
+        name: (vectors_of(reference, in_bfloat16(one)), reference.answer(in_bfloat16(one), 1)[0])
+        for name, one in inputs.items()
+    }
+
+    def spread_between(shapes):
+        spread = defaultdict(float)
+        for name, one in inputs.items():
+            for copies, padding in shapes:
+                for column, other in vectors_of(reference, in_bfloat16(one, copies, padding)).items():
+                    kind = column.partition(".")[0]
+                    spread[kind] = max(spread[kind], relative_error(other, alone[name][0][column]))
+        return spread
+
+    spread = spread_between(SHAPES)
+    return alone, spread if any(spread.values()) else spread_between(LONG_SHAPES)
 
 
-def test_batches_differ_from_transformers_by_its_own_spread(family, folder, model, expected):
+def test_batches_differ_from_transformers_by_its_own_spread(family, model, expected):
     alone, spread = expected
     resolved = resolve(EVERYTHING, model.loaded)
     errors = defaultdict(float)
@@ -102,8 +97,6 @@ def test_batches_differ_from_transformers_by_its_own_spread(family, folder, mode
                 assert round(max(best.values()) - best[token_id], 9) <= NEAR_TIE_NATS
                 states = [vector for name, vector in record.vectors.items() if name.startswith("query_token")]
                 assert states
-                assert all(map(is_bfloat16, states))
-    rounds_alike = not any(spread.values())
-    rounding = rounding_of(family, folder, alone) if rounds_alike else defaultdict(float)
-    limits = {kind: max(ROUNDING, FACTOR * spread[kind], rounding[kind]) for kind in errors}
+                assert all(map(is_bfloat16, states)), "computed in bfloat16"
+    limits = {kind: max(ROUNDING, FACTOR * spread[kind]) for kind in errors}
     assert {kind: error for kind, error in errors.items() if error > limits[kind]} == {}

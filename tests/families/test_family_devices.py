@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from midsight import load
 from midsight.check.full_forward import relative_error
@@ -23,8 +24,7 @@ from support.parity import answer_ids, extract_records
 from support.pictures import CASES
 
 REQUEST = Request(layers="all", residual=True, positions=POSITIONS, max_new_tokens=8)
-LIMIT = 1e-5
-"""As for all numbers. The kernels for the two devices differ by up to 4.1e-6 on a processor without AVX-512."""
+LIMIT = 3e-6
 PLAIN = AnswerSettings()
 SAMPLES = [
     Sample(f"{image}-{question}", 2 * image + question, (CASES[case].image,), text)
@@ -59,7 +59,8 @@ def on_device(model, request):
 def assert_rules_and_numbers(model, share, settings=PLAIN):
     request = requested(model, share, settings)
     records, waited = on_device(model, request)
-    expected = extract_records(model, request, SAMPLES)
+    with sdpa_kernel(SDPBackend.MATH):  # as on the stand-in: kernels differ by 4e-6 on processors without AVX-512
+        expected = extract_records(model, request, SAMPLES)
     for one in expected:
         record = records[one.sample_id]
         assert isinstance(record, Record), record.reason
