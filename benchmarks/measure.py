@@ -16,6 +16,8 @@ from PIL import Image
 from benchmarks.data import Row, write_dataset
 
 Procedure = Literal["original", "batches", "midsight"]
+CallMade = tuple[int, float, int, int]
+"""A call of the model: samples, seconds, decode steps, and tokens without padding, each answer at its longest."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,8 @@ class Measured:
     """Share of midsight's time in each phase, on the thread that runs the model."""
     background: dict[str, float] = field(default_factory=dict)
     """Share of midsight's time in each phase, on other threads."""
-    calls: list[tuple[int, float, int, int]] = field(default_factory=list)
-    """Each of midsight's calls of the model: samples, seconds, decode steps, and tokens without padding, each answer
-    at its longest."""
+    calls: list[CallMade] = field(default_factory=list)
+    """Midsight's calls of the model."""
     peak_shares: dict[str, float] = field(default_factory=dict)
     """Speed of vision, prefill and decode, as a share of `peak_flops`."""
     peak_flops: float = 0.0

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from benchmarks.measure import CallMade
+
 PHASES = {
     "vision": ("midsight.families.family:encode_images",),
     "prefill": ("midsight.extraction.prefill:prefill", "midsight.extraction.prefill:continue_prefill"),
@@ -93,11 +95,11 @@ def clocked() -> Iterator[Clock]:
 
 
 @contextmanager
-def watched_calls() -> Iterator[list[tuple[int, float, int, int]]]:
-    """Notes every call of the model inside the context, as in `Measured.calls`."""
+def watched_calls() -> Iterator[list[CallMade]]:
+    """Notes every call of the model inside the context."""
     from midsight.extraction import extract_call
 
-    original, calls = extract_call.extract_call, list[tuple[int, float, int, int]]()
+    original, calls = extract_call.extract_call, list[CallMade]()
 
     def watched(model: Any, request: Any, call: Any, *args: Any) -> Any:
         began = time.perf_counter()

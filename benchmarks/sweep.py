@@ -8,11 +8,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from benchmarks.data import Row, cross_section
-from benchmarks.measure import Measured, Task
+from benchmarks.measure import CallMade, Measured, Task
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
-CallMade = tuple[int, float, int, int]
-"""A call of the model, as in Measured."""
 STARTING_CALLS = 2
 """Calls in which `auto` finds its size."""
 LEAST_SAMPLES, LEAST_CALLS = 24, 2
